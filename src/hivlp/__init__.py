@@ -1,0 +1,31 @@
+"""Coarse-to-fine image-text retrieval: a short vector scans everything, a long one decides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Embeddings", "HiVLP", "HivlpError", "Index", "Level", "__version__"]
+
+if TYPE_CHECKING:
+    from hivlp.encode.hub import HiVLP
+    from hivlp.errors import HivlpError
+    from hivlp.index import Index
+    from hivlp.levels import Embeddings, Level
+
+_HOMES = {
+    "Embeddings": "hivlp.levels",
+    "HiVLP": "hivlp.encode.hub",
+    "HivlpError": "hivlp.errors",
+    "Index": "hivlp.index",
+    "Level": "hivlp.levels",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `hivlp --help` should not wait for ONNX Runtime."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,7 @@
+"""`python -m hivlp`."""
+
+import sys
+
+from hivlp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,129 @@
+"""How many pictures a second ``hivlp index`` takes, and where the time goes."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hivlp.bench.machine import describe
+from hivlp.data.pictures import decode, fit
+from hivlp.encode.base import Encoder
+from hivlp.index import Index
+
+SIDE = 400
+SAMPLE = 64
+
+
+def run(model: Encoder, pictures: int, repeats: int = 3) -> dict[str, Any]:
+    """Index ``pictures`` distinct 400×400 RGBA PNGs, ``repeats`` times into new indexes.
+
+    The pictures are the demo's, enlarged and slightly tinted, so that no two have the same content.
+
+    Returns:
+        ``pictures_per_second`` (median), the milliseconds of one core that each stage takes a picture, the peak
+        resident memory while indexing in MB, and the machine.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "pictures"
+        folder.mkdir()
+        paths = _make(folder, pictures)
+        rates, peaks = [], []
+        for repeat in range(repeats + 1):
+            with Index.create(Path(scratch) / f"run{repeat}", model=model) as index, _PeakMemory() as memory:
+                started = time.perf_counter()
+                report = index.add(folder)
+                seconds = time.perf_counter() - started
+            if report.added != pictures:
+                raise RuntimeError(f"indexed {report.added} of {pictures} pictures")
+            if repeat:  # the first run opens the model and warms the caches
+                rates.append(pictures / seconds)
+                peaks.append(memory.peak)
+        sample = paths[:SAMPLE]
+        data = [path.read_bytes() for path in sample]
+        images = [decode(content, target=model.picture.size) for content in data]
+        pixels = np.stack([fit(image, model.picture) for image in images])
+        stages = {
+            "read": _milliseconds(lambda: [path.read_bytes() for path in sample]),
+            "decode": _milliseconds(lambda: [decode(content, target=model.picture.size) for content in data]),
+            "fit": _milliseconds(lambda: [fit(image, model.picture) for image in images]),
+            "model": _milliseconds(lambda: model.encode_pixels(pixels)),
+        }
+    return {
+        "pictures": pictures,
+        "pictures_per_second": round(statistics.median(rates), 1),
+        "runs": [round(rate, 1) for rate in rates],
+        "core_ms_per_picture": stages,
+        "peak_resident_mb": round(max(peaks), 1),
+        "model": model.name,
+        "machine": describe("onnxruntime", "pillow", "numpy"),
+        "command": " ".join(["hivlp", *sys.argv[1:]]),
+    }
+
+
+def format_text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    stages = ", ".join(f"{name} {value:.2f} ms" for name, value in result["core_ms_per_picture"].items())
+    machine = result["machine"]
+    return (
+        f"{result['pictures_per_second']} pictures/s (median of {result['runs']}), "
+        f"{result['pictures']} PNGs of {SIDE}×{SIDE}, {result['model']}\n"
+        f"one core, one picture: {stages}\n"
+        f"peak resident memory {result['peak_resident_mb']} MB\n"
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {machine['versions']}"
+    )
+
+
+def _make(folder: Path, count: int) -> list[Path]:
+    shipped = sorted(Path(str(resources.files("hivlp") / "assets" / "pictures")).glob("*.[pw]*"))
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        with Image.open(shipped[number % len(shipped)]) as image:
+            large = image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        tinted = np.asarray(large).copy()
+        tinted[..., :3] = np.clip(tinted[..., :3].astype(np.int16) + rng.integers(-12, 13, 3), 0, 255)
+        path = folder / f"{number:05}.png"
+        Image.fromarray(tinted).save(path)
+        paths.append(path)
+    return paths
+
+
+def _milliseconds(action: Callable[[], object], repeats: int = 5) -> float:
+    """Median time of one picture."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        action()
+        times.append((time.perf_counter() - started) / SAMPLE * 1000)
+    return round(statistics.median(times), 3)
+
+
+class _PeakMemory:
+    """Largest resident size, in MB, of this process while the block runs, sampled every 10 ms (Linux)."""
+
+    def __enter__(self) -> _PeakMemory:
+        self.peak = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        statm = Path("/proc/self/statm")
+        while statm.exists() and not self._stop.wait(0.01):
+            pages = int(statm.read_text().split()[1])
+            self.peak = max(self.peak, pages * 4096 / 1e6)

@@ -1,0 +1,330 @@
+"""The command line: thin verbs over the library.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure with a one-line reason, 2 wrong usage.
+Heavy modules are imported inside the verb that needs them, so that ``hivlp --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hivlp
+from hivlp.errors import HivlpError, MissingExtraError
+
+if TYPE_CHECKING:
+    from hivlp.encode import HiVLP
+    from hivlp.index import Index
+
+DEFAULT_MODEL = "hivlp-mini"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="hivlp: %(message)s", stream=sys.stderr)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except HivlpError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was reported is stored", code=130)
+    except BrokenPipeError:
+        # The reader of our output (such as `head`) has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "transformers", "safetensors", "yaml", "onnx", "tensorboard"):
+            return _fail(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
+        raise
+    except (OSError, sqlite3.Error) as error:
+        return _fail(str(error))
+
+
+def _fail(message: str, code: int = 1) -> int:
+    # One line whatever a path in it may contain, and printable whatever the terminal's encoding.
+    line = " ".join(message.split())
+    sys.stderr.write(f"hivlp: error: {line.encode('utf-8', 'backslashreplace').decode('utf-8')}\n")
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their options."""
+    parser = argparse.ArgumentParser(prog="hivlp", description=hivlp.__doc__)
+    parser.add_argument("--version", action="version", version=f"hivlp {hivlp.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb("demo", run_demo, "Index the pictures that ship with hivlp, search them, and write a page.")
+    sub.add_argument("-o", "--out", type=Path, default=Path("hivlp-demo"), help="folder for the page and its index")
+    sub.add_argument("--model", default=DEFAULT_MODEL)
+
+    sub = verb("index", run_index, "Add pictures to an index; run again to add only what is new or changed.")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="pictures or folders of pictures")
+    sub.add_argument("-o", "--out", type=Path, required=True, metavar="INDEX", help="index folder")
+    sub.add_argument("--model", help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+
+    sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
+    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("text", nargs="?", metavar="TEXT", help="what to look for, in words")
+    sub.add_argument("--image", type=Path, metavar="FILE", help="look for pictures like this one")
+    sub.add_argument("--like", type=int, metavar="ID", help="look for pictures like this item")
+    sub.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
+    sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
+    sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
+    sub.add_argument("--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata")
+    sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
+    sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")
+    sub.add_argument("--model", help="model name or folder (default: the index's own)")
+
+    sub = verb("remove", run_remove, "Remove items from an index; the pictures themselves stay.")
+    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("items", nargs="+", metavar="ID|PATH")
+
+    sub = verb("info", run_info, "What an index holds.")
+    sub.add_argument("index", type=Path, metavar="INDEX")
+
+    sub = verb("compact", run_compact, "Give back the space of removed and replaced items.")
+    sub.add_argument("index", type=Path, metavar="INDEX")
+
+    sub = verb("merge", run_merge, "Add the items of one index to another of the same model.")
+    sub.add_argument("index", type=Path, metavar="INDEX", help="the index that grows")
+    sub.add_argument("other", type=Path, metavar="OTHER", help="the index that is read")
+
+    sub = verb("evaluate", run_evaluate, "Recall of a model on pictures with captions.")
+    sub.add_argument("data", metavar="DATA", help="stamps, or a folder, parquet, webdataset, captions or Karpathy file")
+    sub.add_argument("--model", default=DEFAULT_MODEL)
+    sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
+    sub.add_argument("--shortlist", type=int, default=20, metavar="N")
+
+    sub = verb("train", run_train, "Train a model from a recipe.")
+    sub.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    sub.add_argument("-o", "--out", type=Path, help="model folder (default: runs/NAME)")
+    sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+
+    sub = verb("export", run_export, "Write a model's ONNX graphs beside its weights (float32).")
+    sub.add_argument("model", type=Path, metavar="MODEL")
+
+    sub = verb("bench", run_bench, "Measure.")
+    sub.add_argument("name", choices=["index"], help="index: pictures a second, and where the time goes")
+    sub.add_argument("--pictures", type=int, default=400, metavar="N")
+    sub.add_argument("--model", default=DEFAULT_MODEL)
+    return parser
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """``hivlp demo``."""
+    from hivlp import demo
+
+    result = demo.run_demo(arguments.out, _model(arguments.model))
+    _print(arguments, result.to_json, lambda: demo.format_text(result))
+    return 0
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    """``hivlp index``: exit 1 only if nothing could be done; broken pictures are part of the result."""
+    from tqdm import tqdm
+
+    from hivlp.data.walk import find_pictures
+    from hivlp.index import Index
+
+    for path in arguments.paths:
+        if not path.exists():
+            raise HivlpError(f"{path} does not exist")
+    with _open_or_create(arguments.out, arguments.model) as index:
+        assert Index and find_pictures
+        with tqdm(desc="pictures", unit="", disable=None) as bar:
+            report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done - bar.n))
+    data = report.to_json()
+
+    def text() -> str:
+        lines = [f"failed: {failure['path']}: {failure['error']}" for failure in data["failed"]]
+        lines.append(
+            f"{data['added']} added, {data['updated']} updated, {data['skipped']} skipped, {len(data['failed'])} failed; "
+            f"{data['items']} items in {arguments.out} ({data['seconds']:.1f} s)"
+        )
+        return "\n".join(lines)
+
+    _print(arguments, report.to_json, text)
+    return 0
+
+
+def run_search(arguments: argparse.Namespace) -> int:
+    """``hivlp search``."""
+    given = [name for name in ("text", "image", "like") if getattr(arguments, name) is not None]
+    if len(given) != 1:
+        sys.stderr.write("hivlp search: error: give exactly one of TEXT, --image FILE, --like ID\n")
+        return 2
+    from hivlp.index import Index
+
+    with Index.open(arguments.index) as index:
+        if arguments.like is None:
+            index.attach(_index_model(index, arguments.model))
+        result = index.search(
+            arguments.text,
+            image=arguments.image,
+            like=arguments.like,
+            k=arguments.k,
+            shortlist=arguments.shortlist,
+            exact=arguments.exact,
+            where=arguments.where,
+            offset=arguments.offset,
+            threshold=arguments.threshold,
+        )
+    _print(arguments, result.to_json, lambda: str(result))
+    return 0
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    """``hivlp remove``."""
+    from hivlp.index import Index
+
+    wanted = [int(item) if item.isdecimal() else Path(item) for item in arguments.items]
+    with Index.open(arguments.index) as index:
+        removed = index.remove(wanted)
+        items = len(index)
+    _print(arguments, lambda: {"removed": removed, "items": items}, lambda: f"{removed} removed; {items} items left")
+    return 0
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    """``hivlp info``."""
+    from hivlp.index import Index
+
+    with Index.open(arguments.index) as index:
+        info = index.info()
+    _print(arguments, lambda: info, lambda: "\n".join(f"{name}: {value}" for name, value in info.items()))
+    return 0
+
+
+def run_compact(arguments: argparse.Namespace) -> int:
+    """``hivlp compact``."""
+    from hivlp.index import Index
+
+    with Index.open(arguments.index) as index:
+        freed = index.compact()
+        items = len(index)
+    _print(arguments, lambda: {"freed": freed, "items": items}, lambda: f"{freed} rows freed; {items} items")
+    return 0
+
+
+def run_merge(arguments: argparse.Namespace) -> int:
+    """``hivlp merge``."""
+    from hivlp.index import Index
+
+    with Index.open(arguments.index) as index:
+        merged = index.merge(arguments.other)
+        items = len(index)
+    _print(arguments, lambda: {"added": merged, "items": items}, lambda: f"{merged} added; {items} items")
+    return 0
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """``hivlp evaluate``."""
+    from hivlp.data.pairs import load_pairs
+    from hivlp.evaluate import evaluate
+
+    if arguments.shortlist < 1:
+        raise HivlpError("--shortlist must be at least 1")
+    pairs = load_pairs(arguments.data, arguments.split)
+    if arguments.split is None and any(pair.split == "test" for pair in pairs):
+        pairs = [pair for pair in pairs if pair.split == "test"]
+    result = evaluate(pairs, _model(arguments.model), shortlist=arguments.shortlist)
+    _print(arguments, lambda: result, lambda: _recall_table(result))
+    return 0
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """``hivlp train``."""
+    from hivlp.train.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe)
+    out = arguments.out or Path("runs") / recipe.name
+    from hivlp.train.job import train
+
+    metrics = train(recipe, out, resume=arguments.resume)
+
+    def text() -> str:
+        tables = [f"{split}\n{_recall_table(metrics[split])}" for split in ("validation", "test") if split in metrics]
+        return "\n".join([*tables, f"model written to {out} ({metrics['seconds']:.0f} s)"])
+
+    _print(arguments, lambda: {"model": str(out), **metrics}, text)
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """``hivlp export``."""
+    from hivlp.encode import HiVLP
+    from hivlp.export import export
+
+    export(arguments.model)
+    fingerprint = HiVLP.from_pretrained(arguments.model).fingerprint
+    result = {"model": str(arguments.model), "graphs": ["image.onnx", "text.onnx"], "fingerprint": fingerprint}
+    _print(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {arguments.model}")
+    return 0
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """``hivlp bench``."""
+    from hivlp.bench import indexing
+
+    result = indexing.run(_model(arguments.model), arguments.pictures)
+    _print(arguments, lambda: result, lambda: indexing.format_text(result))
+    return 0
+
+
+def _model(name: str | Path) -> HiVLP:
+    from hivlp.encode import HiVLP
+
+    return HiVLP.from_pretrained(name)
+
+
+def _open_or_create(path: Path, model: str | None) -> Index:
+    from hivlp.index import Index
+
+    if Index.exists(path):
+        index = Index.open(path)
+        index.attach(_index_model(index, model))
+        return index
+    return Index.create(path, model=_model(model or DEFAULT_MODEL), source=str(model or DEFAULT_MODEL))
+
+
+def _index_model(index: Index, model: str | None) -> HiVLP:
+    return _model(model or index.model_source)
+
+
+def _print(arguments: argparse.Namespace, data: Callable[[], Any], text: Callable[[], str]) -> None:
+    output = json.dumps(data(), ensure_ascii=False) if arguments.json else text()
+    # A file name may hold bytes that are no text; they are shown escaped instead of failing.
+    sys.stdout.buffer.write(output.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _recall_table(result: dict[str, Any]) -> str:
+    rows = [*result["levels"].items(), (f"cascade ({result['cascade']['shortlist']})", result["cascade"])]
+    lines = [f"{result['images']} pictures, {result['captions']} captions", f"{'':16}text→image          image→text       AR"]
+    for name, row in rows:
+        cells = [" ".join(f"{value:5.1f}" for value in row[d].values()) for d in ("text_to_image", "image_to_text")]
+        lines.append(f"{name:14}{cells[0]}   {cells[1]}  {row['AR']:5.1f}")
+    retained = result["cascade"]["retained"]["text_to_image"]["R@10"]
+    lines.append(f"the cascade keeps {100 * retained:.1f}% of the finest level's text→image R@10")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Finding a model by the name a person gives, and loading it."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+
+from hivlp.encode.onnx import OnnxEncoder
+from hivlp.errors import MissingExtraError, ModelError
+
+SHIPPED = "hivlp-mini"
+MODEL_FILES = ("*.json", "*.onnx", "text.bin", "*.safetensors", "README.md")
+
+
+def resolve_folder(name: str | Path) -> Path:
+    """The folder of a model: one on disk, the one that ships with the package, or one from the Hugging Face hub.
+
+    Raises:
+        ModelError: if there is no such model.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if str(name) == SHIPPED:
+        shipped = Path(str(resources.files("hivlp"))) / "assets" / SHIPPED
+        if shipped.is_dir():
+            return shipped
+        raise ModelError(f"this installation lacks the {SHIPPED} model; reinstall hivlp")
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
+        return _download(str(name))
+    raise ModelError(f"no model {str(name)!r}: give {SHIPPED}, a model folder, or a hub id such as owner/name")
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError as error:
+        raise MissingExtraError(f"loading {hub_id} from the hub", "hub") from error
+    try:
+        # Only our own files: a hub repository may also hold pickles and code.
+        return Path(snapshot_download(hub_id, allow_patterns=list(MODEL_FILES)))
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"the hub has no model {hub_id!r}, and there is no such folder") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{hub_id} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
+
+
+class HiVLP(OnnxEncoder):
+    """A ready model: pictures and texts in, vectors at every level out.
+
+    >>> model = HiVLP.from_pretrained("hivlp-mini")
+    >>> [(level.name, level.dim) for level in model.levels]
+    [('coarse', 64), ('fine', 384)]
+    >>> vectors = model.encode_text(["a red car", "a sleeping cat"])
+    >>> vectors.coarse.shape, vectors.fine.shape
+    ((2, 64), (2, 384))
+    """
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> HiVLP:
+        """Load ``hivlp-mini``, a model folder, or a model from the hub.
+
+        Raises:
+            ModelError: if there is no such model or its folder is incomplete.
+        """
+        return cls(resolve_folder(name))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the model's files into ``folder``."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for pattern in MODEL_FILES:
+            for file in self.folder.glob(pattern):
+                shutil.copyfile(file, target / file.name)

@@ -1,0 +1,1 @@
+"""The networks, in torch: towers, heads, and the model that joins them."""

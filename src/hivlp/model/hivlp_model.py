@@ -1,0 +1,131 @@
+"""The model: two towers and, for each level, a head on either."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hivlp.config import HiVLPConfig
+from hivlp.errors import ModelError
+from hivlp.model.heads import build_head
+from hivlp.model.towers import Features, build_towers
+
+WEIGHTS = "model.safetensors"
+LevelVectors = dict[str, Tensor]
+
+
+class HiVLPModel(nn.Module):
+    """Pictures and texts to unit vectors at every level.
+
+    Each level reads one layer of each tower (:class:`hivlp.levels.Level`): an early one for a coarse level, the last
+    for the finest, as in HiVLP (arXiv 2205.12105).
+    """
+
+    def __init__(self, config: HiVLPConfig) -> None:
+        """Build with random weights.
+
+        Raises:
+            ModelError: if a level reads a layer that its tower does not have, or a head does not fit.
+        """
+        super().__init__()
+        self.config = config
+        self.image_tower, self.text_tower = build_towers(config.image_tower, config.text_tower)
+        self.image_heads, self.text_heads = nn.ModuleDict(), nn.ModuleDict()
+        prototypes = int(config.image_tower.options.get("prototypes", 1000))
+        for level in config.levels:
+            for heads, tower, layer, settings in (
+                (self.image_heads, self.image_tower, level.image_layer, config.image_tower),
+                (self.text_heads, self.text_tower, level.text_layer, config.text_tower),
+            ):
+                if layer > tower.depth:
+                    raise ModelError(f"level {level.name} reads layer {layer} of a tower of {tower.depth}")
+                kind = settings.heads.get(level.name, "linear")
+                try:
+                    heads[level.name] = build_head(kind, tower.widths[layer - 1], level.dim, prototypes)
+                except ValueError as error:
+                    raise ModelError(f"level {level.name}: {error}") from error
+
+    @property
+    def image_layers(self) -> tuple[int, ...]:
+        """Layers of the image tower that some level reads, ascending."""
+        return tuple(sorted({level.image_layer for level in self.config.levels}))
+
+    @property
+    def text_layers(self) -> tuple[int, ...]:
+        """Layers of the text tower that some level reads, ascending."""
+        return tuple(sorted({level.text_layer for level in self.config.levels}))
+
+    def project_image(self, features: Mapping[int, Tensor]) -> LevelVectors:
+        """Layer -> (B, width) features to level -> (B, dim) unit vectors."""
+        return {level.name: self.image_heads[level.name](features[level.image_layer]) for level in self.config.levels}
+
+    def project_text(self, features: Mapping[int, Tensor]) -> LevelVectors:
+        """Layer -> (B, width) features to level -> (B, dim) unit vectors."""
+        return {level.name: self.text_heads[level.name](features[level.text_layer]) for level in self.config.levels}
+
+    def image_features(self, pixels: Tensor) -> Features:
+        """Tower features, layer -> (B, width), of (B, size, size, 3) uint8 RGB pixels."""
+        settings = self.config.picture
+        mean = torch.tensor(settings.mean, device=pixels.device)
+        std = torch.tensor(settings.std, device=pixels.device)
+        normalised = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+        features: Features = self.image_tower(normalised, self.image_layers)
+        return features
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        """Tower features, layer -> (B, width), of (B, T) int64 ids and mask."""
+        features: Features = self.text_tower(input_ids, attention_mask, self.text_layers)
+        return features
+
+    def encode_image(self, pixels: Tensor) -> LevelVectors:
+        """(B, size, size, 3) uint8 RGB -> level -> (B, dim) unit vectors."""
+        return self.project_image(self.image_features(pixels))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> LevelVectors:
+        """(B, T) int64 ids and mask -> level -> (B, dim) unit vectors."""
+        return self.project_text(self.text_features(input_ids, attention_mask))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> HiVLPModel:
+        """Load configuration and weights from a model folder.
+
+        Raises:
+            ModelError: if the folder is incomplete or its weights do not fit its configuration.
+        """
+        folder = Path(folder)
+        model = cls(HiVLPConfig.load(folder))
+        path = folder / WEIGHTS
+        if not path.is_file():
+            raise ModelError(f"{folder} has graphs but no {WEIGHTS}; train it again (`hivlp train`) to get weights")
+        try:
+            state = load_file(path)
+            names: dict[int, str] = {}
+            for name, tensor in model.state_dict(keep_vars=True).items():
+                first = names.setdefault(id(tensor), name)
+                if first != name and first in state:
+                    state[name] = state[first]
+            model.load_state_dict(state)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise ModelError(f"{path} does not fit config.json: {str(error).splitlines()[0]}") from error
+        return model.eval()
+
+    def save_pretrained(self, folder: Path | str, tokenizer: Path | None = None) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, if given, a copy of the tokenizer."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(self.config.to_json(), encoding="utf-8")
+        # A dual encoder is one module seen from two towers; a tensor with two names is stored under the first.
+        seen: dict[int, str] = {}
+        state = {}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if seen.setdefault(id(tensor), name) == name:
+                state[name] = tensor.detach().contiguous()
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        if tokenizer is not None and tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+            shutil.copyfile(tokenizer, folder / "tokenizer.json")

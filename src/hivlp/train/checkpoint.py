@@ -1,0 +1,59 @@
+"""Checkpoints: safetensors and JSON, written so that a crash leaves the one before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hivlp.train.recipe import Recipe, RecipeError
+
+FOLDER = "checkpoint"
+
+
+def save(folder: Path, recipe: Recipe, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    """Write parameters, optimizer moments and the step, all in one file that replaces the last one at once."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in modules.items():
+        for name, tensor in module.state_dict().items():
+            tensors[f"{prefix}.{name}"] = tensor.contiguous().clone()
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).clone()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "checkpoint.partial"
+    save_file(tensors, temporary, metadata={"hivlp": json.dumps({"step": step, "recipe": recipe.digest()})})
+    temporary.replace(folder / "checkpoint.safetensors")
+
+
+def load(folder: Path, recipe: Recipe, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    """Restore what :func:`save` wrote and return its step; 0 if there is no checkpoint yet.
+
+    Raises:
+        RecipeError: if the checkpoint belongs to another recipe.
+    """
+    from safetensors import safe_open
+
+    path = folder / "checkpoint.safetensors"
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["hivlp"])
+    if about["recipe"] != recipe.digest():
+        raise RecipeError(f"{folder} was begun by another recipe; train into a new folder, or without --resume")
+    tensors = load_file(path)
+    for prefix, module in modules.items():
+        start = f"{prefix}."
+        module.load_state_dict({name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            moments.setdefault(int(index), {})[key] = value
+    whole = optimizer.state_dict()
+    whole["state"] = moments
+    optimizer.load_state_dict(whole)
+    return int(about["step"])

@@ -1,0 +1,169 @@
+"""Inputs of a training step: pixels and token ids, or, for frozen towers, their features computed once."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from hivlp.config import PictureConfig
+from hivlp.data.pairs import Pair
+from hivlp.data.pictures import load_pixels
+from hivlp.encode.onnx import open_session
+from hivlp.encode.stream import default_workers
+from hivlp.errors import DataError, PictureError
+from hivlp.export import export_image_features
+from hivlp.model.hivlp_model import HiVLPModel
+from hivlp.model.towers import Features
+from hivlp.train.augment import bare, caption_variants, plain_view, random_view
+from hivlp.train.recipe import Augment
+
+logger = logging.getLogger(__name__)
+MASTER = 256  # side, in pixels, at which decoded pictures are kept for augmentation
+BATCH = 8
+
+
+@dataclass
+class Corpus:
+    """Decoded pictures and tokenised captions of a training set.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8, memory-mapped.
+        repeat: (N,) how often an epoch visits each picture.
+        texts: every caption variant; ``ids`` and ``mask`` (M, T) are their tokens.
+        variants: for each picture, which rows of ``texts`` describe it.
+        caption_ids: (N,) equal for pictures with the same first caption.
+    """
+
+    pixels: NDArray[np.uint8]
+    repeat: NDArray[np.int64]
+    texts: list[str]
+    ids: Tensor
+    mask: Tensor
+    variants: list[list[int]]
+    caption_ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def build_corpus(
+    pairs: list[tuple[Pair, int]], picture: PictureConfig, tokenizer: Tokenizer, augment: Augment, cache: Path
+) -> Corpus:
+    """Decode every picture once into ``cache`` and tokenise every caption.
+
+    Broken pictures are logged and left out.
+
+    Args:
+        pairs: each pair and how often an epoch visits it.
+        picture: preparation; its size is raised to ``MASTER`` so that crops keep detail.
+        tokenizer: with truncation and padding already set.
+        augment: which caption variants to make.
+        cache: folder for the memory-mapped pixels.
+
+    Raises:
+        DataError: if nothing is left.
+    """
+    side = max(MASTER, picture.size) if picture.size > 64 else 2 * picture.size
+    master = PictureConfig(side, picture.fit, picture.mean, picture.std)
+    cache.mkdir(parents=True, exist_ok=True)
+    pixels = np.lib.format.open_memmap(cache / "pixels.npy", "w+", np.uint8, (len(pairs), side, side, 3))
+
+    def decode(pair: Pair) -> NDArray[np.uint8] | PictureError:
+        try:
+            return load_pixels(pair.read(), master)
+        except PictureError as error:
+            return error
+
+    kept: list[tuple[Pair, int]] = []
+    with ThreadPoolExecutor(default_workers()) as pool:
+        for start in tqdm(range(0, len(pairs), 256), desc="decode", unit="×256 pictures"):
+            part = pairs[start : start + 256]
+            for (pair, repeat), loaded in zip(part, pool.map(decode, [pair for pair, _ in part]), strict=True):
+                if isinstance(loaded, PictureError):
+                    logger.warning("skipped %s: %s", pair.id, loaded)
+                    continue
+                pixels[len(kept)] = loaded
+                kept.append((pair, repeat))
+    if not kept:
+        raise DataError("the recipe's data holds no readable picture with a caption")
+    numbers: dict[str, int] = {}
+    variants = [
+        [numbers.setdefault(text, len(numbers)) for text in caption_variants(pair, augment)] for pair, _ in kept
+    ]
+    texts = list(numbers)
+    encodings = tokenizer.encode_batch(texts)
+    same: dict[str, int] = {}
+    caption_ids = [same.setdefault(bare(pair.captions[0]).casefold(), len(same)) for pair, _ in kept]
+    return Corpus(
+        pixels=pixels[: len(kept)],
+        repeat=np.array([repeat for _, repeat in kept]),
+        texts=texts,
+        ids=torch.tensor([encoding.ids for encoding in encodings]),
+        mask=torch.tensor([encoding.attention_mask for encoding in encodings]),
+        variants=variants,
+        caption_ids=np.array(caption_ids),
+    )
+
+
+def frozen_image_features(model: HiVLPModel, corpus: Corpus, augment: Augment, seed: int, cache: Path) -> list[Features]:
+    """Features of each view of each picture: one plain view and ``augment.views`` random ones.
+
+    A view that an earlier, interrupted run finished is read back instead of computed again.
+
+    Returns:
+        One ``layer -> (N, width)`` a view.
+    """
+    from safetensors.torch import load_file, save_file
+
+    size, layers = model.config.picture.size, model.image_layers
+    graph = cache / "features.onnx"
+    export_image_features(model, graph)
+    session = open_session(graph)
+
+    def features(start: int, view: int) -> list[NDArray[np.float32]]:
+        rows = range(start, min(start + BATCH, len(corpus)))
+        batch = [
+            plain_view(corpus.pixels[row], size)
+            if view == 0
+            else random_view(corpus.pixels[row], size, augment, np.random.default_rng([seed, view, row]))
+            for row in rows
+        ]
+        result: list[NDArray[np.float32]] = session.run(None, {"pixels": np.stack(batch)})
+        return result
+
+    views: list[Features] = []
+    for view in range(augment.views + 1):
+        path = cache / f"view{view}.safetensors"
+        if not path.is_file():
+            starts = range(0, len(corpus), BATCH)
+            with ThreadPoolExecutor(default_workers()) as pool:
+                mapped = pool.map(features, starts, [view] * len(starts))
+                parts = list(tqdm(mapped, f"image features {view + 1}/{augment.views + 1}", len(starts)))
+            arrays = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
+            temporary = path.with_suffix(".partial")
+            save_file({str(layer): array for layer, array in zip(layers, arrays, strict=True)}, temporary)
+            temporary.replace(path)
+        views.append({int(layer): tensor for layer, tensor in load_file(path).items()})
+    graph.unlink()
+    return views
+
+
+@torch.no_grad()
+def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
+    """``layer -> (M, width)`` for every caption variant."""
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in model.text_layers}
+    for start in tqdm(range(0, len(corpus.texts), 128), desc="text features"):
+        mask = corpus.mask[start : start + 128]
+        length = int(mask.sum(1).max())
+        for layer, features in model.text_features(corpus.ids[start : start + 128, :length], mask[:, :length]).items():
+            parts[layer].append(features)
+    return {layer: torch.cat(chunks) for layer, chunks in parts.items()}
