@@ -1,0 +1,212 @@
+"""From folders to items: what is new or changed is read once, decoded, encoded, and committed a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.data.pictures import load_pixels
+from hivlp.data.walk import Found, find_pictures
+from hivlp.encode.base import Encoder
+from hivlp.encode.stream import encode_stream
+from hivlp.index.catalog import Item, NewItem, Stamp
+from hivlp.levels import Embeddings
+
+if TYPE_CHECKING:
+    from hivlp.index.index import Index
+
+COMMIT_ITEMS = 256
+COMMIT_SECONDS = 2.0
+MAX_FILE_BYTES = 1 << 29
+# A file changed within this time of being read may change again without its time stamp showing it (git's "racy" rule).
+RACY_NS = 2_000_000_000
+CAPTION_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file or folder that could not be indexed, and why."""
+
+    path: str
+    error: str
+
+
+@dataclass
+class AddReport:
+    """What :meth:`hivlp.index.Index.add` did. ``items`` is the size of the index afterwards."""
+
+    added: int = 0
+    updated: int = 0
+    skipped: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    items: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seen(self) -> int:
+        """Pictures dealt with, whatever became of them."""
+        return self.added + self.updated + self.skipped + len(self.failed)
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape that ``hivlp index --json`` prints."""
+        failed = [{"path": failure.path, "error": failure.error} for failure in self.failed]
+        return {
+            "added": self.added,
+            "updated": self.updated,
+            "skipped": self.skipped,
+            "failed": failed,
+            "items": self.items,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass
+class _Job:
+    """A picture whose content is new to the index."""
+
+    item: NewItem
+    data: bytes
+
+
+def add_pictures(
+    index: Index,
+    encoder: Encoder,
+    roots: Iterable[Path],
+    *,
+    captions: Mapping[str, str] | None = None,
+    on_progress: Callable[[AddReport], None] | None = None,
+    workers: int | None = None,
+) -> AddReport:
+    """The job behind :meth:`hivlp.index.Index.add`."""
+    started = time.perf_counter()
+    adding = _Adding(index, captions or {}, on_progress)
+    jobs = adding.jobs(_outermost(roots))
+
+    def load(job: _Job) -> NDArray[np.uint8]:
+        return load_pixels(job.data, encoder.picture)
+
+    for batch in encode_stream(encoder, jobs, load, workers=workers):
+        for job, error in batch.failures:
+            adding.fail(job.item.path, str(error))
+        adding.store([job.item for job in batch.jobs], batch.embeddings)
+    adding.commit()
+    adding.report.items = len(index)
+    adding.report.seconds = time.perf_counter() - started
+    return adding.report
+
+
+class _Adding:
+    """What has been found since the last commit, and the report of what was committed."""
+
+    def __init__(
+        self, index: Index, captions: Mapping[str, str], on_progress: Callable[[AddReport], None] | None
+    ) -> None:
+        self._index, self._captions, self._on_progress = index, captions, on_progress
+        self.report = AddReport()
+        self._items: list[NewItem] = []
+        self._vectors: list[Embeddings] = []
+        self._restamp: list[tuple[int, Stamp]] = []
+        self._skipped = 0
+        self._failed: list[Failure] = []
+        self._committed = time.monotonic()
+
+    def jobs(self, roots: list[Path]) -> Iterator[_Job]:
+        """Pictures to encode. Those known by their content are dealt with here, without decoding them."""
+        for found in find_pictures(roots):
+            if not isinstance(found, Found):
+                self.fail(os.fspath(found.path), found.error)
+                continue
+            path = os.path.abspath(found.path)
+            try:
+                status = os.stat(path)
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError("is not a regular file")
+                if status.st_size > MAX_FILE_BYTES:
+                    raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
+                before = self._index.catalog.at(path)
+                if before is not None and _unchanged(before, status):
+                    self._skipped += 1
+                    continue
+                stamp = Stamp.of(status)
+                data = Path(path).read_bytes()
+            except OSError as error:
+                self.fail(path, error.strerror or str(error))
+                continue
+            content = hashlib.sha256(data).digest()
+            if before is not None and before.hash == content:
+                self._restamp.append((before.id, stamp))
+                self._skipped += 1
+                continue
+            item = NewItem(path, content, self._caption(path), {}, stamp)
+            twin = self._index.catalog.with_hash(content)
+            if twin is not None:
+                self.store([item], self._index.embeddings(twin.row))
+                continue
+            yield _Job(item, data)
+            if time.monotonic() - self._committed > COMMIT_SECONDS:
+                self.commit()
+
+    def fail(self, path: str, error: str) -> None:
+        """Note a failure."""
+        self._failed.append(Failure(_printable(path), error))
+
+    def store(self, items: list[NewItem], embeddings: Embeddings) -> None:
+        """Note encoded items, and commit when there are enough."""
+        if items:
+            self._items += items
+            self._vectors.append(embeddings)
+        if len(self._items) >= COMMIT_ITEMS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make all that was noted durable, then report it."""
+        updated = 0
+        if self._items or self._restamp:
+            vectors = Embeddings.concatenate(self._vectors) if self._vectors else None
+            updated = self._index.append(self._items, vectors, restamp=self._restamp)
+        self.report.added += len(self._items) - updated
+        self.report.updated += updated
+        self.report.skipped += self._skipped
+        self.report.failed += self._failed
+        self._items, self._vectors, self._restamp, self._skipped, self._failed = [], [], [], 0, []
+        self._committed = time.monotonic()
+        if self._on_progress is not None:
+            self._on_progress(self.report)
+
+    def _caption(self, path: str) -> str | None:
+        """The given caption, or the first line of a text file beside the picture."""
+        if path in self._captions:
+            return self._captions[path]
+        try:
+            with Path(path).with_suffix(".txt").open(encoding="utf-8", errors="replace") as file:
+                return file.readline(CAPTION_CHARACTERS).strip() or None
+        except (OSError, ValueError):
+            return None
+
+
+def _unchanged(item: Item, status: os.stat_result) -> bool:
+    stamp = item.stamp
+    if (stamp.size, stamp.mtime, stamp.ctime) != (status.st_size, status.st_mtime_ns, status.st_ctime_ns):
+        return False
+    return stamp.checked - max(stamp.mtime, stamp.ctime) > RACY_NS
+
+
+def _outermost(roots: Iterable[Path]) -> list[Path]:
+    """The roots without those that lie inside another one, so that no picture is met twice."""
+    kept: dict[Path, Path] = {}
+    for root in roots:
+        kept.setdefault(Path(os.path.abspath(root)), root)
+    return [root for place, root in kept.items() if not any(parent in kept for parent in place.parents)]
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,79 @@
+"""Finding the best rows of one level by looking at all of them.
+
+This is the engine that a faster one replaces: anything with the two functions of :class:`Scanner` will do.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.levels import Vectors
+
+Rows = NDArray[np.int64]
+BLOCK_FLOATS = 1 << 22  # 16 MB of vectors at once: memory stays bounded, whatever the size of the index
+
+
+class Scanner(Protocol):
+    """An engine over the vectors of one level."""
+
+    def top(self, query: Vectors, count: int, allowed: NDArray[np.bool_] | None) -> tuple[Rows, Vectors]:
+        """The ``count`` best rows, best first, with their scores; equal scores in row order."""
+
+    def rescore(self, query: Vectors, rows: Rows) -> Vectors:
+        """(len(rows),) scores of the given rows."""
+
+
+class ExhaustiveScanner:
+    """Dot products with every row of a (rows, dim) array, memory-mapped or not."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._vectors = vectors
+
+    def top(self, query: Vectors, count: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Rows, Vectors]:
+        """The best rows among those allowed.
+
+        Args:
+            query: (dim,) float32.
+            count: how many; fewer come back if there are not so many.
+            allowed: (rows,) bool, or None for all.
+
+        Returns:
+            (n,) int64 rows and (n,) float32 scores, best first; equal scores in row order.
+        """
+        total, dim = self._vectors.shape
+        step = max(1, BLOCK_FLOATS // dim)
+        rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        for start in range(0, total, step):
+            block = self._vectors[start : start + step]
+            if allowed is None:
+                here = np.arange(start, start + len(block))
+            else:
+                here = start + np.flatnonzero(allowed[start : start + step])
+                if len(here) == 0:
+                    continue
+                if len(here) < len(block):
+                    block = self._vectors[here]
+            rows = np.concatenate([rows, here])
+            scores = np.concatenate([scores, block @ query])
+            if len(rows) > count:
+                best = _best(rows, scores, count)
+                rows, scores = rows[best], scores[best]
+        order = np.lexsort((rows, -scores))
+        return rows[order], scores[order]
+
+    def rescore(self, query: Vectors, rows: Rows) -> Vectors:
+        """(n,) float32 dot products of the query with the given rows."""
+        result: Vectors = self._vectors[rows] @ query
+        return result
+
+
+def _best(rows: Rows, scores: Vectors, count: int) -> Rows:
+    """Positions of the ``count`` best; of equal scores at the edge, those of the lowest rows."""
+    edge = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > edge)
+    level = np.flatnonzero(scores == edge)
+    level = level[np.argsort(rows[level], kind="stable")][: count - len(above)]
+    return np.concatenate([above, level])

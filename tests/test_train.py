@@ -1,0 +1,171 @@
+"""The training job: recipes, exact resume, a real kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+yaml = pytest.importorskip("yaml")
+
+from PIL import Image, ImageDraw  # noqa: E402
+from tiny import BERT, write_tokenizer  # noqa: E402
+
+from hivlp.config import PictureConfig  # noqa: E402
+from hivlp.data.pairs import Pair  # noqa: E402
+from hivlp.train.augment import bare, caption_variants, random_view  # noqa: E402
+from hivlp.train.recipe import Augment, RecipeError, load_recipe  # noqa: E402
+from hivlp.train.warmstart import ridge  # noqa: E402
+
+pytestmark = pytest.mark.train
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """Forty pictures of coloured shapes with captions, a tokenizer, and a recipe that trains on them."""
+    pictures = tmp_path / "pictures" / "shapes"
+    pictures.mkdir(parents=True)
+    for number in range(40):
+        colour, shape = ("red", "green", "blue")[number % 3], ("circle", "square")[number % 2]
+        image = Image.new("RGB", (48, 48), "white")
+        draw = ImageDraw.Draw(image)
+        box = (8 + number % 5, 8, 38, 38 - number % 7)
+        (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=colour)
+        image.save(pictures / f"{number:02}.png")
+        (pictures / f"{number:02}.txt").write_text(f"A {colour} {shape}.")
+    write_tokenizer(tmp_path / "tokenizer")
+    recipe = {
+        "name": "shapes",
+        "levels": [
+            {"name": "coarse", "dim": 4, "image_layer": 6, "text_layer": 1},
+            {"name": "fine", "dim": 16, "image_layer": 8, "text_layer": 3},
+        ],
+        "image_tower": {"kind": "efficientnet_lite", "options": {"variant": "lite0"}},
+        "text_tower": {"kind": "bert", "options": BERT},
+        "picture": {"size": 32},
+        "text": {"max_tokens": 12},
+        "init": {"tokenizer": str(tmp_path / "tokenizer")},
+        "train": [{"source": str(tmp_path / "pictures")}],
+        "validation": str(tmp_path / "pictures"),
+        "augment": {"views": 2, "colour": 0.2},
+        "optim": {"epochs": 3, "batch_size": 10, "lr": 1e-2, "feature_dropout": 0.2, "checkpoint_every": 3},
+        "quantize": False,
+    }
+    return tmp_path, recipe
+
+
+def run_train(folder: Path, recipe: dict, out: str, *more: str) -> subprocess.Popen:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "hivlp", "train", str(path), "-o", str(folder / out), "--json", *more]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def losses(folder: Path, out: str) -> list[dict]:
+    path = folder / out / "run" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.parametrize("tower_lr", [0.0, 1e-3], ids=["frozen", "tuned"])
+def test_a_killed_run_resumes_with_the_same_losses(workplace, tower_lr):
+    folder, recipe = workplace
+    recipe["optim"]["tower_lr"] = tower_lr
+    whole = run_train(folder, recipe, "whole")
+    out, err = whole.communicate(timeout=240)
+    assert whole.returncode == 0, err
+    result = json.loads(out)
+    assert result["validation"]["captions"] == 40
+    assert (folder / "whole" / "README.md").read_text().startswith("# shapes")
+    reference = losses(folder, "whole")
+    assert [row["step"] for row in reference] == list(range(12))
+
+    # Kill it for real once a checkpoint lies behind it and steps after that checkpoint are logged.
+    victim = run_train(folder, recipe, "killed")
+    while len(losses(folder, "killed")) < 5 and victim.poll() is None:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    resumed = run_train(folder, recipe, "killed", "--resume")
+    _, err = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, err
+    assert losses(folder, "killed") == reference
+    weights = [(folder / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_is_not_overwritten_nor_resumed_by_another_recipe(workplace):
+    folder, recipe = workplace
+    recipe["optim"]["epochs"] = 1
+    first = run_train(folder, recipe, "run1")
+    assert first.wait(240) == 0, first.stderr.read()
+    again = run_train(folder, recipe, "run1")
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 1 and "--resume" in err and "Traceback" not in err
+    recipe["seed"] = 1
+    other = run_train(folder, recipe, "run1", "--resume")
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 1 and "another recipe" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nlevel: []", "unknown key level"),
+        ("- a\n- b", "does not hold a mapping"),
+        ("name: [", "cannot be read"),
+        ("name: x", "missing"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_a_sentence(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="no recipe"):
+        load_recipe(tmp_path / "nosuch.yaml")
+
+
+@pytest.mark.parametrize("name", ["mini", "tiny_cpu"])
+def test_shipped_recipes_load(name):
+    recipe = load_recipe(SOURCE.parent / "recipes" / f"{name}.yaml")
+    assert [level.name for level in recipe.levels] == ["coarse", "fine"]
+    assert isinstance(recipe.picture, PictureConfig)
+
+
+def test_random_views_keep_size_and_repeat_with_their_seed():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    config = Augment(zoom=(0.5, 1.4))
+    views = [random_view(pixels, 32, config, np.random.default_rng([0, seed])) for seed in range(20)]
+    assert all(view.shape == (32, 32, 3) and view.dtype == np.uint8 for view in views)
+    assert len({view.tobytes() for view in views}) > 15
+    again = random_view(pixels, 32, config, np.random.default_rng([0, 3]))
+    np.testing.assert_array_equal(views[3], again)
+
+
+def test_caption_variants():
+    pair = Pair("animals/big_cats/tiger.png", b"", ("A Bengal tiger.",))
+    assert bare("The cat.") == "cat" and bare("Another cat") == "Another cat"
+    assert caption_variants(pair, Augment()) == [
+        "A Bengal tiger.",
+        "Bengal tiger",
+        "Bengal tiger, big cats",
+        "Bengal tiger, big cats, animals",
+    ]
+    assert caption_variants(pair, Augment(folders=False)) == ["A Bengal tiger.", "Bengal tiger"]
+
+
+def test_ridge_recovers_a_linear_map():
+    torch.manual_seed(0)
+    inputs = torch.randn(200, 6) + 3
+    weight, bias = torch.randn(4, 6), torch.randn(4)
+    got_weight, got_bias = ridge(inputs, inputs @ weight.T + bias, 1e-8)
+    assert torch.allclose(got_weight, weight, atol=1e-3)
+    assert torch.allclose(got_bias, bias, atol=1e-2)
