@@ -130,6 +130,7 @@ class Catalog:
             raise IndexFolderError(f"{folder} is not an index: it has no {FILE}")
         self._db = self._connect(self._path)
         try:
+            self._tune(self._db)
             meta = self._meta()
         except sqlite3.DatabaseError as error:
             self._db.close()
@@ -145,6 +146,7 @@ class Catalog:
         """Write a new catalog into an empty folder."""
         db = Catalog._connect(folder / FILE)
         try:
+            Catalog._tune(db)
             db.executescript(f"BEGIN;{SCHEMA}")
             values = {
                 "format": FORMAT,
@@ -163,10 +165,12 @@ class Catalog:
 
     @staticmethod
     def _connect(path: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+
+    @staticmethod
+    def _tune(db: sqlite3.Connection) -> None:
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA trusted_schema=OFF")
-        return db
 
     def close(self) -> None:
         """Close the connection."""

@@ -319,7 +319,7 @@ class Index:
         like: int | None = None,
         vector: Mapping[str, Any] | None = None,
         k: int = 10,
-        shortlist: int | None = None,
+        shortlist: int | Sequence[int] | None = None,
         exact: bool = False,
         where: str | None = None,
         offset: int = 0,
@@ -333,7 +333,8 @@ class Index:
             like: id of an item, which is itself left out.
             vector: level name -> (dim,) or (1, dim), for every level.
             k: how many hits.
-            shortlist: candidates that the coarse level hands on (default 200, never less than ``k``).
+            shortlist: candidates that the coarse level hands on (default 200, never less than ``k``); with more than
+                two levels, one number for each level but the finest makes a funnel.
             exact: rank everything by the finest level instead.
             where: SQL condition over ``id``, ``path``, ``caption`` and ``metadata`` (JSON) that hits must meet.
             offset: hits to skip; pages of the same query and shortlist fit together.
@@ -343,8 +344,9 @@ class Index:
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
-        for name, value, least in (("k", k, 1), ("offset", offset, 0), ("shortlist", shortlist, 1)):
-            if value is not None and value < least:
+        shortlists = self._shortlists(shortlist)
+        for name, value, least in (("k", k, 1), ("offset", offset, 0), *(("shortlist", size, 1) for size in shortlists)):
+            if value < least:
                 raise QueryError(f"{name} must be at least {least}, not {value}")
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
@@ -369,9 +371,7 @@ class Index:
             assert encoded is not None
             count = min(k, state.rows)
             stages = (scanners[-1:], encoded[-1:]) if exact else (scanners, encoded)
-            rows = cascade(
-                *stages, allowed, first=offset, count=count, shortlist=shortlist or DEFAULT_SHORTLIST, watch=watch
-            )
+            rows = cascade(*stages, allowed, first=offset, count=count, shortlists=shortlists, watch=watch)
             if exact and len(scanners) > 1:
                 watch.timings["fine"], watch.timings["coarse"] = watch.timings["coarse"], 0.0
             scores = [scanner.rescore(part, rows).tolist() for scanner, part in zip(scanners, encoded, strict=True)]
@@ -384,6 +384,14 @@ class Index:
         return SearchResult(hits, watch.finish())
 
     # Inside.
+
+    def _shortlists(self, shortlist: int | Sequence[int] | None) -> list[int]:
+        stages = len(self.levels) - 1
+        if shortlist is None or isinstance(shortlist, int):
+            return [DEFAULT_SHORTLIST if shortlist is None else shortlist] * stages
+        if len(shortlist) != stages:
+            raise QueryError(f"{len(shortlist)} shortlists for {len(self.levels)} levels: one for each but the finest")
+        return list(shortlist)
 
     def _encode(
         self, query: str | None, image: Picture | str | None, vector: Mapping[str, Any] | None

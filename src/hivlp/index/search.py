@@ -98,15 +98,15 @@ def cascade(
     *,
     first: int,
     count: int,
-    shortlist: int,
+    shortlists: Sequence[int],
     watch: Stopwatch,
 ) -> Rows:
     """Rows ``first`` to ``first + count`` of the cascade's ranking.
 
-    The coarsest level ranks everything. Its best ``shortlist`` rows are ordered by the finest level; with more than two
-    levels, each level between halves the way (on a logarithmic scale) from the shortlist to ``count``, and what it
-    drops keeps its place behind what it kept. The next ``shortlist`` rows of the coarse ranking follow in the same
-    manner, so that the ranking has no end but the collection's, and pages of it fit together.
+    The coarsest level ranks everything; its best ``shortlists[0]`` rows go to the next level, whose best
+    ``shortlists[1]`` go to the next, until the finest level orders what is left. What a level drops keeps its place
+    behind what it kept, and the next ``shortlists[0]`` rows of the coarse ranking follow in the same manner: the
+    ranking has no end but the collection's, and pages of it fit together.
 
     Args:
         scanners: one a level, coarse to fine.
@@ -114,21 +114,22 @@ def cascade(
         allowed: (rows,) bool, or None for all.
         first: rows to skip.
         count: rows wanted.
-        shortlist: size of a block; at least ``count``, so that one page is ordered throughout.
+        shortlists: what each level but the finest hands on; raised to ``count``, so that one page is in order.
         watch: charged ``coarse`` and ``fine``.
     """
     if len(scanners) == 1:
         rows, _ = scanners[0].top(query[0], first + count, allowed)
         watch.lap("coarse")
         return rows[first : first + count]
-    shortlist = max(shortlist, count)
-    block_first = first // shortlist * shortlist
-    block_last = -(-(first + count) // shortlist) * shortlist
+    shortlists = [max(shortlist, count) for shortlist in shortlists]
+    block = shortlists[0]
+    block_first = first // block * block
+    block_last = -(-(first + count) // block) * block
     coarse, _ = scanners[0].top(query[0], block_last, allowed)
     watch.lap("coarse")
     ordered = [
-        _funnel(scanners[1:], query[1:], coarse[start : start + shortlist], count)
-        for start in range(block_first, len(coarse), shortlist)
+        _funnel(scanners[1:], query[1:], shortlists[1:], coarse[start : start + block])
+        for start in range(block_first, len(coarse), block)
     ]
     watch.lap("fine")
     if not ordered:
@@ -136,17 +137,18 @@ def cascade(
     return np.concatenate(ordered)[first - block_first : first - block_first + count]
 
 
-def _funnel(scanners: Sequence[Scanner], query: Sequence[Vectors], rows: Rows, count: int) -> Rows:
-    """Order one block by ever finer levels, each looking at fewer rows than the last."""
+def _funnel(scanners: Sequence[Scanner], query: Sequence[Vectors], shortlists: Sequence[int], rows: Rows) -> Rows:
+    """Order one block by ever finer levels, each looking at no more rows than the one before."""
     dropped: list[Rows] = []
     for position, (scanner, vector) in enumerate(zip(scanners, query, strict=True)):
+        finest = position == len(scanners) - 1
+        if not finest and len(rows) <= shortlists[position]:
+            continue  # nothing to drop: the finest level will order them anyway
         scores = scanner.rescore(vector, rows)
         rows = rows[np.lexsort((rows, -scores))]
-        left = len(scanners) - 1 - position
-        if left and len(rows) > count:
-            keep = max(count, round(len(rows) * (count / len(rows)) ** (1 / (left + 1))))
-            dropped.insert(0, rows[keep:])
-            rows = rows[:keep]
+        if not finest:
+            dropped.insert(0, rows[shortlists[position] :])
+            rows = rows[: shortlists[position]]
     return np.concatenate([rows, *dropped])
 
 
