@@ -450,3 +450,21 @@ def test_folders_nested_deeper_than_the_stack(tmp_path: Path) -> None:
         assert found(tmp_path) == [path]
     finally:
         sys.setrecursionlimit(limit)
+
+
+def test_every_format_is_known_in_a_new_process(tmp_path):
+    """Saving a picture makes Pillow load its plug-ins, so only a process that saves nothing shows what we load."""
+    import subprocess
+    import sys
+
+    image = Image.new("RGB", (8, 8), "red")
+    names = ["a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "a.tif", "a.ppm", "a.ico"]
+    for name in names:
+        image.save(tmp_path / name)
+    script = (
+        "import sys; from pathlib import Path; from hivlp.data.pictures import decode\n"
+        "for name in sys.argv[1:]: assert decode(Path(name)).size == (8, 8), name"
+    )
+    source = str(Path(__file__).parent.parent / "src")
+    command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in names)]
+    subprocess.run(command, check=True, env={"PYTHONPATH": source})

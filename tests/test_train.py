@@ -55,7 +55,7 @@ def workplace(tmp_path):
         "train": [{"source": str(tmp_path / "pictures")}],
         "validation": str(tmp_path / "pictures"),
         "augment": {"views": 2, "colour": 0.2},
-        "optim": {"epochs": 3, "batch_size": 10, "lr": 1e-2, "feature_dropout": 0.2, "checkpoint_every": 3},
+        "optim": {"epochs": 3, "batch_size": 10, "lr": 1e-2, "feature_dropout": {"fine": 0.2}, "checkpoint_every": 3},
         "quantize": False,
     }
     return tmp_path, recipe

@@ -150,7 +150,7 @@ def run_index(arguments: argparse.Namespace) -> int:
     with _open_or_create(arguments.out, arguments.model) as index:
         assert Index and find_pictures
         with tqdm(desc="pictures", unit="", disable=None) as bar:
-            report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done - bar.n))
+            report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
     data = report.to_json()
 
     def text() -> str:

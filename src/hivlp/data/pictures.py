@@ -43,7 +43,7 @@ it is decoded at a fraction of its size.
 _PLUGINS = {
     "JPEG": "Jpeg",
     "PNG": "Png",
-    "WEBP": "Webp",
+    "WEBP": "WebP",
     "GIF": "Gif",
     "BMP": "Bmp",
     "TIFF": "Tiff",

@@ -327,8 +327,6 @@ class Catalog:
         self._db.set_authorizer(authorize)
         self._db.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
         try:
-            # The expression must be whole by itself: a bracket closed here must have been opened here.
-            self._db.execute(f"SELECT ({condition}\n) FROM items LIMIT 0")
             return [row for (row,) in self._db.execute(f"SELECT row FROM items WHERE ({condition}\n)")]
         except sqlite3.OperationalError as error:
             if "interrupted" in str(error):

@@ -61,9 +61,13 @@ class HiVLPModel(nn.Module):
         """Layers of the text tower that some level reads, ascending."""
         return tuple(sorted({level.text_layer for level in self.config.levels}))
 
-    def project_image(self, features: Mapping[int, Tensor]) -> LevelVectors:
-        """Layer -> (B, width) features to level -> (B, dim) unit vectors."""
-        return {level.name: self.image_heads[level.name](features[level.image_layer]) for level in self.config.levels}
+    def project_image(self, features: Mapping[int, Tensor], dropout: Mapping[str, float] | None = None) -> LevelVectors:
+        """Layer -> (B, width) features to level -> (B, dim) unit vectors, with dropout on some levels' features."""
+        vectors = {}
+        for level in self.config.levels:
+            part = nn.functional.dropout(features[level.image_layer], (dropout or {}).get(level.name, 0.0))
+            vectors[level.name] = self.image_heads[level.name](part)
+        return vectors
 
     def project_text(self, features: Mapping[int, Tensor]) -> LevelVectors:
         """Layer -> (B, width) features to level -> (B, dim) unit vectors."""

@@ -154,14 +154,10 @@ def parameter_groups(model: HiVLPModel, objective: nn.Module, recipe: Recipe) ->
         if isinstance(head, PrototypeHead):
             prototypes += [*head.keys.parameters(), head.values]
     special = {id(parameter) for parameter in prototypes}
-    heads = [
-        parameter
-        for module in (model.image_heads, model.text_heads)
-        for parameter in module.parameters()
-        if id(parameter) not in special
-    ]
+    image_heads = [parameter for parameter in model.image_heads.parameters() if id(parameter) not in special]
     groups = [
-        {"params": heads, "peak": optim.lr, "weight_decay": optim.weight_decay},
+        {"params": image_heads, "peak": optim.lr, "weight_decay": optim.weight_decay},
+        {"params": list(model.text_heads.parameters()), "peak": optim.text_lr, "weight_decay": optim.weight_decay},
         {"params": prototypes, "peak": optim.prototype_lr, "weight_decay": 0.0},
         {"params": list(objective.parameters()), "peak": 1e-3, "weight_decay": 0.0},
     ]
@@ -215,9 +211,8 @@ def forward(
         mask = corpus.mask[texts]
         length = int(mask.sum(1).max())
         text = model.text_features(corpus.ids[texts, :length], mask[:, :length])
-    dropout = recipe.optim.feature_dropout
-    image = {layer: nn.functional.dropout(features, dropout) for layer, features in image.items()}
-    return model.project_image(image), model.project_text(text)
+    hidden = recipe.optim.feature_dropout
+    return model.project_image(image, dropout=hidden), model.project_text(text)
 
 
 class MetricLog:

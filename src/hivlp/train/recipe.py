@@ -52,23 +52,25 @@ class Optim:
     Attributes:
         epochs: passes through the data.
         batch_size: pairs in one step.
-        lr: peak learning rate of the heads.
+        lr: peak learning rate of the image heads.
+        text_lr: peak learning rate of the text heads.
         prototype_lr: peak learning rate of a prototype head's keys and values.
         tower_lr: peak learning rate of the towers; 0 freezes them, and their features are computed once.
         weight_decay: decoupled weight decay of the heads.
         warmup_steps: steps to the peak.
-        feature_dropout: share of the image features hidden from the heads in each step.
+        feature_dropout: level name -> share of the image features hidden from its head in each step.
         checkpoint_every: steps between checkpoints, beside the one after each epoch.
     """
 
     epochs: int = 20
     batch_size: int = 512
     lr: float = 3e-4
+    text_lr: float = 3e-4
     prototype_lr: float = 3e-5
     tower_lr: float = 0.0
     weight_decay: float = 0.1
     warmup_steps: int = 20
-    feature_dropout: float = 0.0
+    feature_dropout: Mapping[str, float] = field(default_factory=dict)
     checkpoint_every: int = 1000
 
 
