@@ -169,3 +169,39 @@ def test_ridge_recovers_a_linear_map():
     got_weight, got_bias = ridge(inputs, inputs @ weight.T + bias, 1e-8)
     assert torch.allclose(got_weight, weight, atol=1e-3)
     assert torch.allclose(got_bias, bias, atol=1e-2)
+
+
+def test_a_slim_vocabulary_spells_the_rest_in_smaller_tokens(tmp_path):
+    from tokenizers import Tokenizer
+
+    from hivlp.train.backbones import slim_vocabulary
+
+    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "cat", "##s", "1999", "1", "##9", "н", "##ии", "a"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    data = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": words.index(token), "content": token, "special": True, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False} for token in special
+        ],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                       "strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                       {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {t: {"id": t, "ids": [words.index(t)], "tokens": [t]} for t in ("[CLS]", "[SEP]")},
+        },
+        "decoder": None, "truncation": None, "padding": None,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": {word: i for i, word in enumerate(words)}},
+    }  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    kept = slim_vocabulary(tmp_path / "old.json", tmp_path / "new.json")
+    assert [words[i] for i in kept] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "##s", "1", "##9", "a"]
+    old, new = (Tokenizer.from_file(str(tmp_path / name)) for name in ("old.json", "new.json"))
+    assert [kept[i] for i in new.encode("A cats").ids] == old.encode("A cats").ids
+    assert new.encode("1999").tokens == ["[CLS]", "1", "##9", "##9", "##9", "[SEP]"]
+    assert new.encode("н").tokens == ["[CLS]", "[UNK]", "[SEP]"]

@@ -19,6 +19,7 @@ from hivlp.model.hivlp_model import HiVLPModel
 
 OPSET = 17
 CALIBRATION_BATCH = 8
+LARGE = 10_000  # elements
 
 
 class _ImageGraph(nn.Module):
@@ -183,7 +184,29 @@ def _quantize_image(path: Path, calibration: NDArray[np.uint8]) -> Path:
         per_channel=True,
         nodes_to_exclude=sorted(set(heads)),
     )
+    _compress_heads(quantized)
     return quantized
+
+
+def _compress_heads(path: Path) -> None:
+    """Store what is left of large float weights as int8 with a scale a row; they are computed with as float."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    for weight in [w for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT]:
+        values = numpy_helper.to_array(weight)
+        if values.ndim != 2 or values.size < LARGE:
+            continue
+        scale = np.abs(values).max(1).clip(1e-12) / 127
+        codes = np.rint(values / scale[:, None]).astype(np.int8)
+        graph.initializer.remove(weight)
+        graph.initializer.append(numpy_helper.from_array(codes, f"{weight.name}.int8"))
+        graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{weight.name}.scale"))
+        inputs = [f"{weight.name}.int8", f"{weight.name}.scale"]
+        graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [weight.name], axis=0))
+    onnx.save(model, str(path))
 
 
 def _quantize_text(path: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import torch
@@ -50,12 +52,44 @@ def minilm_folder() -> Path:
     return _package(MINILM) / "model"
 
 
-def minilm_state() -> dict[str, Tensor]:
-    """State dict of :class:`hivlp.model.towers.BertTextTower` with the MiniLM weights."""
+def minilm_state(kept: list[int]) -> dict[str, Tensor]:
+    """State dict of :class:`hivlp.model.towers.BertTextTower` with the MiniLM weights, for the kept tokens alone."""
     from safetensors.torch import load_file
 
     state = load_file(minilm_folder() / "model.safetensors")
-    return {f"bert.{key}": value for key, value in state.items() if not key.startswith("pooler.") and "position_ids" not in key}
+    words = "embeddings.word_embeddings.weight"
+    state[words] = state[words][kept].contiguous()
+    wanted = {key for key in state if not key.startswith("pooler.") and "position_ids" not in key}
+    return {f"bert.{key}": state[key] for key in wanted}
+
+
+def slim_vocabulary(tokenizer: Path, out: Path) -> list[int]:
+    """Write the tokenizer without tokens that English descriptions of pictures do without, and say which were kept.
+
+    Unused slots, tokens with letters outside ASCII (the normaliser strips accents; other scripts mean nothing to this
+    encoder) and numbers of three or more digits go. What they spelled is split into smaller tokens instead.
+
+    Returns:
+        Old ids of the kept tokens, in the order of their new ids.
+    """
+    data = json.loads(tokenizer.read_text(encoding="utf-8"))
+    vocabulary: dict[str, int] = data["model"]["vocab"]
+    special = {token["content"] for token in data["added_tokens"]}
+    kept = [
+        token
+        for token in sorted(vocabulary, key=vocabulary.__getitem__)
+        if token in special
+        or not (token.startswith("[unused") or not token.isascii() or re.fullmatch(r"(##)?\d{3,}\w*", token))
+    ]
+    new = {token: number for number, token in enumerate(kept)}
+    data["model"]["vocab"] = new
+    for token in data["added_tokens"]:
+        token["id"] = new[token["content"]]
+    for name, token in data["post_processor"]["special_tokens"].items():
+        token["ids"] = [new[name]]
+    data["truncation"] = data["padding"] = None
+    out.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return [vocabulary[token] for token in kept]
 
 
 def class_names() -> list[str]:

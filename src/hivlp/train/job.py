@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -34,6 +36,7 @@ from hivlp.train.recipe import Recipe, RecipeError
 from hivlp.train.warmstart import warm_start
 
 logger = logging.getLogger(__name__)
+QUANTIZATION_LOSS = 0.5
 
 
 @dataclass
@@ -69,7 +72,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
 
     # Model and data.
-    model, tokenizer, tokenizer_file = build_model(recipe)
+    model, tokenizer, tokenizer_file = build_model(recipe, run)
     pairs = [(pair, source.repeat) for source in recipe.train for pair in load_pairs(source.source, "train")]
     pairs = [(pair, repeat) for pair, repeat in pairs if pair.captions][: recipe.limit]
     corpus = build_corpus(pairs, recipe.picture, tokenizer, recipe.augment, run)
@@ -117,8 +120,10 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     model.eval()
     model.save_pretrained(out, tokenizer_file)
     calibration = corpus.pixels[np.random.default_rng(recipe.seed).permutation(len(corpus))[:128]]
-    export(out, calibration=calibration if recipe.quantize else None)
-    metrics = measure(recipe, out)
+    export(out)
+    if recipe.quantize:
+        quantize_where_harmless(recipe, out, calibration)
+    metrics = measure(recipe, out, ("validation", "test"))
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     metrics["pairs"] = len(corpus)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -126,20 +131,22 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     return metrics
 
 
-def build_model(recipe: Recipe) -> tuple[HiVLPModel, Tokenizer, Path]:
+def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, Tokenizer, Path]:
     """The recipe's model with its initial weights, and its tokenizer, padded and truncated as the model wants."""
-    config = HiVLPConfig(
-        recipe.name, recipe.levels, recipe.image_tower, recipe.text_tower, recipe.picture, recipe.text
+    path, text_tower, text_state = run / "tokenizer.json", recipe.text_tower, None
+    if recipe.init.text == "registry":
+        kept = backbones.slim_vocabulary(tokenizer_path(backbones.minilm_folder()), path)
+        text_tower = replace(text_tower, options={**text_tower.options, "vocab_size": len(kept)})
+        text_state = backbones.minilm_state(kept)
+    else:
+        shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer)), path)
+    model = HiVLPModel(
+        HiVLPConfig(recipe.name, recipe.levels, recipe.image_tower, text_tower, recipe.picture, recipe.text)
     )
-    model = HiVLPModel(config)
     if recipe.init.image == "registry":
         model.image_tower.load_state_dict(backbones.efficientnet_state())
-    if recipe.init.text == "registry":
-        model.text_tower.load_state_dict(backbones.minilm_state())
-        folder = backbones.minilm_folder()
-    else:
-        folder = resolve_folder(recipe.init.tokenizer)
-    path = tokenizer_path(folder)
+    if text_state is not None:
+        model.text_tower.load_state_dict(text_state)
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(recipe.text.max_tokens)
     tokenizer.enable_padding(pad_id=recipe.text.pad_id)
@@ -242,14 +249,31 @@ class MetricLog:
         self._board.close()
 
 
-def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Recalls of the exported graphs on the recipe's validation and test sets."""
+def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[np.uint8]) -> None:
+    """int8 for each tower, unless mean recall on validation falls by more than ``QUANTIZATION_LOSS`` points."""
+    if recipe.validation is None:
+        raise RecipeError("to quantise, a recipe needs a validation set that shows what it costs")
+    best = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
+    chosen = {"quantize_image": False, "quantize_text": False}
+    for tower in chosen:
+        tried = {**chosen, tower: True}
+        export(folder, calibration=calibration, **tried)
+        reached = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
+        if reached >= best - QUANTIZATION_LOSS:
+            chosen = tried
+        else:
+            logger.warning("%s: int8 costs %.2f points of AR on validation; kept float32", tower, best - reached)
+    export(folder, calibration=calibration, **chosen)
+
+
+def measure(recipe: Recipe, folder: Path, splits: tuple[str, ...]) -> dict[str, Any]:
+    """Recalls of the exported graphs on the recipe's validation and test sets, if it names them."""
     from hivlp.encode import HiVLP
 
     metrics: dict[str, Any] = {}
     model = HiVLP.from_pretrained(folder)
     for split, source in (("validation", recipe.validation), ("test", recipe.test)):
-        if source is not None:
+        if source is not None and split in splits:
             name, _, part = source.partition(":")
             pairs: list[Pair] = load_pairs(name, part or None)
             metrics[split] = evaluate(pairs, model, shortlist=recipe.shortlist)

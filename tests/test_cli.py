@@ -1,0 +1,169 @@
+"""The command line, as a person runs it: with the model that ships, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hivlp.demo import pictures_folder
+from hivlp.encode import HiVLP
+
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+
+
+def hivlp(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "hivlp", *(os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments)]
+    result = subprocess.run(
+        command, capture_output=True, cwd=cwd, timeout=120, env={**os.environ, "PYTHONPATH": str(SOURCE)}
+    )
+    assert b"Traceback" not in result.stderr, result.stderr.decode("utf-8", "replace")
+    return result
+
+
+def answer(*arguments: object) -> dict:
+    result = hivlp(*arguments, "--json")
+    assert result.returncode == 0, result.stderr.decode("utf-8", "replace")
+    return json.loads(result.stdout)
+
+
+def refusal(*arguments: object, code: int = 1) -> str:
+    result = hivlp(*arguments)
+    text = result.stderr.decode("utf-8", "replace")
+    assert result.returncode == code, text
+    if code == 1:
+        assert text.count("\n") == 1 and text.startswith("hivlp: error: "), text
+    return text
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("red-sports-car", "blue-car", "slice-of-pepperoni-pizza", "beagle-sniffing-the-ground", "cello"):
+        shutil.copyfile(pictures_folder() / f"{name}.webp", folder / f"{name}.webp")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(photos, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("index") / "x.hivlp"
+    assert answer("index", photos, "-o", place)["added"] == 5
+    return place
+
+
+def test_the_main_job(photos, tmp_path):
+    place = tmp_path / "x.hivlp"
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    first = answer("index", folder, "-o", place)
+    assert set(first) == {"added", "updated", "skipped", "failed", "items", "seconds"}
+    assert (first["added"], first["items"], first["failed"]) == (5, 5, [])
+    assert answer("index", folder, "-o", place)["skipped"] == 5
+    shutil.copyfile(folder / "cello.webp", folder / "blue-car.webp")
+    changed = answer("index", folder, "-o", place)
+    assert (changed["added"], changed["updated"], changed["skipped"]) == (0, 1, 4)
+    found = answer("search", place, "a red car", "-k", 2)
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2]
+    assert found["hits"][0]["path"].endswith("red-sports-car.webp")
+    assert set(found["hits"][0]["scores"]) == {"coarse", "fine"}
+    assert set(found["timings_ms"]) == {"encode", "coarse", "fine", "total"}
+
+
+def test_search_by_picture_item_and_page(index, photos):
+    by_picture = answer("search", index, "--image", photos / "cello.webp")
+    assert by_picture["hits"][0]["path"].endswith("cello.webp")
+    item = by_picture["hits"][0]["id"]
+    like = answer("search", index, "--like", item, "-k", 9)
+    assert len(like["hits"]) == 4 and item not in [hit["id"] for hit in like["hits"]]
+    everything = answer("search", index, "food", "-k", 100)["hits"]
+    pages = [hit for offset in (0, 2, 4) for hit in answer("search", index, "food", "-k", 2, "--offset", offset)["hits"]]
+    assert [hit["id"] for hit in pages] == [hit["id"] for hit in everything]
+    assert everything[0]["path"].endswith("pizza.webp")
+    assert answer("search", index, "food", "--exact")["hits"][0]["id"] == everything[0]["id"]
+    dogs = answer("search", index, "food", "--where", "path LIKE '%beagle%'")["hits"]
+    assert len(dogs) == 1
+
+
+def test_remove_info_compact_merge(index, photos, tmp_path):
+    mine = tmp_path / "mine.hivlp"
+    shutil.copytree(index, mine)
+    assert answer("info", mine)["items"] == 5
+    assert answer("remove", mine, photos / "cello.webp")["removed"] == 1
+    assert answer("compact", mine) == {"freed": 1, "items": 4}
+    assert answer("merge", mine, index) == {"added": 1, "items": 5}
+    assert "no item 777" in refusal("remove", mine, 777)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "{index}", ""], "the query is empty"),
+        (["search", "{index}", "x", "-k", "0"], "k must be at least 1"),
+        (["search", "{index}", "--like", "12345"], "no item 12345"),
+        (["search", "{index}", "x", "--where", "nosuch = 1"], "nosuch"),
+        (["search", "{index}", "--image", "{missing}"], "cannot be read"),
+        (["search", "{missing}", "x"], "is not an index"),
+        (["index", "{missing}", "-o", "{new}"], "does not exist"),
+        (["index", "{photos}", "-o", "{photos}"], "is not an index"),
+        (["index", "{photos}", "-o", "{new}", "--model", "nosuch"], "no model 'nosuch'"),
+        (["index", "{photos}", "-o", "/proc/nosuch/x"], "cannot be created"),
+        (["evaluate", "{missing}"], "does not exist"),
+        (["evaluate", "{photos}"], "no"),
+        (["train", "{missing}"], "no recipe"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, message):
+    places = {"index": index, "photos": photos, "missing": tmp_path / "missing", "new": tmp_path / "new"}
+    assert message in refusal(*(argument.format(**places) for argument in arguments))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["search"], ["search", "{index}"], ["index", "x"],
+                                       ["search", "{index}", "x", "--like", "1"], ["search", "{index}", "x", "-k", "a"]])  # fmt: skip
+def test_wrong_usage_exits_with_two(index, arguments):
+    refusal(*(argument.format(index=index) for argument in arguments), code=2)
+
+
+def test_an_index_of_another_model_is_refused(index, photos, tmp_path):
+    other = tmp_path / "other"
+    HiVLP.from_pretrained("hivlp-mini").save_pretrained(other)
+    config = json.loads((other / "config.json").read_text())
+    config["name"] = "other"
+    (other / "config.json").write_text(json.dumps(config))
+    assert "was made with model hivlp-mini, not other" in refusal("search", index, "x", "--model", other)
+    assert "was made with model hivlp-mini, not other" in refusal("index", photos, "-o", index, "--model", other)
+
+
+def test_a_long_query_and_odd_words(index):
+    assert len(answer("search", index, "word " * 2000)["hits"]) == 5
+    assert len(answer("search", index, "🦊 \n ünïcödé 狐")["hits"]) == 5
+
+
+def test_evaluate_on_a_folder(photos, tmp_path):
+    folder = tmp_path / "pairs"
+    shutil.copytree(photos, folder)
+    for path in folder.glob("*.webp"):
+        path.with_suffix(".txt").write_text("a " + path.stem.replace("-", " "))
+    result = answer("evaluate", folder, "--shortlist", 3)
+    assert (result["images"], result["captions"]) == (5, 5)
+    for row in (*result["levels"].values(), result["cascade"]):
+        assert set(row["text_to_image"]) == {"R@1", "R@5", "R@10"}
+        assert row["rsum"] == pytest.approx(6 * row["AR"], abs=0.1)
+    assert result["levels"]["fine"]["text_to_image"]["R@5"] == 100
+    assert result["cascade"]["shortlist"] == 3 and "retained" in result["cascade"]
+
+
+def test_the_core_runs_without_torch(index):
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'pyarrow', 'onnx', 'resvg_py']))\n"
+        "from hivlp.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "search", str(index), "a red car", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["hits"][0]["path"].endswith("red-sports-car.webp")
