@@ -22,8 +22,8 @@ class FakeEncoder:
 
     def __init__(self, name: str = "fake", dims: Sequence[int] = (16, 64), seed: int = 0) -> None:
         self.name = name
-        self.levels = tuple(Level(f"level{n}" if len(dims) > 2 else ("coarse", "fine")[n - len(dims)], dim, n + 1, n + 1)
-                            for n, dim in enumerate(dims))  # fmt: skip
+        names = ("coarse", "fine")[-len(dims) :] if len(dims) <= 2 else [f"level{n}" for n in range(len(dims))]
+        self.levels = tuple(Level(name, dim, n, n) for n, (name, dim) in enumerate(zip(names, dims, strict=True), 1))
         self.picture = PictureConfig(size=SIZE)
         self.fingerprint = hashlib.sha256(f"{name} {dims} {seed}".encode()).hexdigest()
         rng = np.random.default_rng(seed)

@@ -81,7 +81,9 @@ def test_search_by_picture_item_and_page(index, photos):
     like = answer("search", index, "--like", item, "-k", 9)
     assert len(like["hits"]) == 4 and item not in [hit["id"] for hit in like["hits"]]
     everything = answer("search", index, "food", "-k", 100)["hits"]
-    pages = [hit for offset in (0, 2, 4) for hit in answer("search", index, "food", "-k", 2, "--offset", offset)["hits"]]
+    pages = [
+        hit for offset in (0, 2, 4) for hit in answer("search", index, "food", "-k", 2, "--offset", offset)["hits"]
+    ]
     assert [hit["id"] for hit in pages] == [hit["id"] for hit in everything]
     assert everything[0]["path"].endswith("pizza.webp")
     assert answer("search", index, "food", "--exact")["hits"][0]["id"] == everything[0]["id"]
@@ -123,10 +125,12 @@ def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, mes
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["search"], ["search", "{index}"], ["index", "x"],
-                                       ["search", "{index}", "x", "--like", "1"], ["search", "{index}", "x", "-k", "a"]])  # fmt: skip
-def test_wrong_usage_exits_with_two(index, arguments):
-    refusal(*(argument.format(index=index) for argument in arguments), code=2)
+@pytest.mark.parametrize(
+    "line",
+    ["", "nosuch", "search", "search {index}", "index x", "search {index} x --like 1", "search {index} x -k a"],
+)
+def test_wrong_usage_exits_with_two(index, line):
+    refusal(*(part.format(index=index) for part in line.split()), code=2)
 
 
 def test_an_index_of_another_model_is_refused(index, photos, tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FakeEncoder, write_pictures
 
+from conftest import FakeEncoder, write_pictures
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
 
@@ -77,7 +77,7 @@ def test_killed_while_adding(tmp_path):
         if Index.exists(place):
             with Index.open(place, encoder) as index:
                 assert check(index, encoder) >= reported
-    assert 0 < reported
+    assert reported > 0
     process = writer(place, pictures, "add")
     out, err = process.communicate(timeout=60)
     assert out.endswith("done\n"), err

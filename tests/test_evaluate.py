@@ -86,7 +86,10 @@ def test_any_cascade_equals_the_naive_one(seed, images, captions, shortlist, lev
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 20), extra=st.integers(0, 10))
 def test_a_shortlist_of_everything_is_the_fine_level(seed, images, extra):
     rng = np.random.default_rng(seed)
-    coarse, fine = (Embeddings({"c": level(rng.normal(size=(images, 3))), "f": level(rng.normal(size=(images, 6)))}) for _ in range(2))
+    coarse, fine = (
+        Embeddings({"c": level(rng.normal(size=(images, 3))), "f": level(rng.normal(size=(images, 6)))})
+        for _ in range(2)
+    )
     result = score(coarse, fine, np.arange(images), images + extra)
     assert result["cascade"]["text_to_image"] == result["levels"]["f"]["text_to_image"]
     assert result["cascade"]["image_to_text"] == result["levels"]["f"]["image_to_text"]

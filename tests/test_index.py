@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FakeEncoder, write_pictures
 from filelock import FileLock
 
+from conftest import FakeEncoder, write_pictures
 from hivlp.errors import HivlpError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index import adding as adding_module
@@ -69,7 +69,7 @@ def test_same_size_change_within_the_clocks_tick_is_seen(index, pictures):
     path = pictures / "00003.png"
     item = index.catalog.at(str(path))
     data = bytearray(path.read_bytes())
-    status = os.stat(path)
+    status = path.stat()
     data[-1] ^= 1
     with path.open("r+b") as file:
         file.write(data)
@@ -178,7 +178,7 @@ def test_remove_by_id_path_and_folder(index, encoder, pictures):
 
 
 def test_compact_changes_nothing_but_the_size(index, encoder, pictures):
-    index.remove([path for path in sorted(pictures.iterdir())[:20:2]])
+    index.remove(sorted(pictures.iterdir())[:20:2])
     before = index.search("some words", k=50)
     size = index.info()["bytes"]
     with Index.open(index.path, encoder) as reader:
@@ -240,7 +240,10 @@ def test_damage_is_named(index, encoder):
     vectors = sorted(index.path.glob("fine.*.f32"))[0]
     whole = vectors.read_bytes()
     vectors.write_bytes(whole[:-100])
-    with Index.open(index.path, encoder) as damaged, pytest.raises(IndexFolderError, match=r"fine\.0\.f32 holds 29 of 30"):
+    with (
+        Index.open(index.path, encoder) as damaged,
+        pytest.raises(IndexFolderError, match=r"fine\.0\.f32 holds 29 of 30"),
+    ):
         damaged.search("x")
     vectors.unlink()
     with Index.open(index.path, encoder) as damaged, pytest.raises(IndexFolderError, match="missing"):
@@ -299,7 +302,15 @@ def test_readers_see_whole_commits_while_another_process_writes(tmp_path, encode
     )
     Index.create(tmp_path / "x", model=encoder).close()
     source = str(Path(__file__).parent.parent / "src")
-    command = [sys.executable, "-c", script, str(tmp_path / "x"), str(tmp_path / "p"), str(Path(__file__).parent), source]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(tmp_path / "x"),
+        str(tmp_path / "p"),
+        str(Path(__file__).parent),
+        source,
+    ]
     sizes = []
     with Index.open(tmp_path / "x", encoder) as reader:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:

@@ -7,17 +7,24 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny import BERT, save_tiny, tiny_config, write_tokenizer  # noqa: E402
-
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.export import export  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.efficientnet import EfficientNetLite  # noqa: E402
-from hivlp.model.heads import PrototypeHead, ResidualHead, build_head  # noqa: E402
+from hivlp.model.heads import (  # noqa: E402
+    ANCHOR,
+    CLASSES,
+    AnchoredPrototypeHead,
+    AnchoredResidualHead,
+    PrototypeHead,
+    ResidualHead,
+    build_head,
+)
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.model.towers import BertTextTower  # noqa: E402
+from tiny import BERT, save_tiny, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -30,7 +37,7 @@ def folder(tmp_path_factory):
 def test_lite2_has_the_published_size():
     tower = EfficientNetLite("lite2")
     assert sum(p.numel() for p in tower.parameters()) == 6_092_072
-    assert tower.widths == [16, 24, 48, 88, 120, 208, 352, 1280]
+    assert tower.widths == [16, 24, 48, 88, 120, 208, 352, 2280]
 
 
 @pytest.mark.parametrize("size", [32, 33, 47])
@@ -74,17 +81,31 @@ def test_the_text_tower_is_the_transformers_model_and_ignores_padding():
 
 def test_heads_give_unit_vectors_and_start_as_documented():
     features = torch.randn(5, 8)
-    for kind, dim in (("linear", 3), ("mlp", 3), ("prototype", 3), ("residual", 8), ("identity", 8)):
-        out = build_head(kind, 8, dim, prototypes=4)(features)
+    for kind, dim in (("linear", 3), ("mlp", 3), ("residual", 8), ("anchored_residual", 16), ("identity", 8)):
+        out = build_head(kind, 8, dim)(features)
         assert out.shape == (5, dim)
         assert torch.allclose(out.norm(dim=1), torch.ones(5), atol=1e-5)
     unit = torch.nn.functional.normalize(features, dim=-1)
     assert torch.allclose(ResidualHead(8, 8)(features), unit, atol=1e-6)
-    head = PrototypeHead(8, 3, 4)
+    head = PrototypeHead(8, 3, classes=4)
     torch.nn.init.zeros_(head.project.weight)
     torch.nn.init.zeros_(head.project.bias)
-    expected = (features @ head.keys.weight.T + head.keys.bias).softmax(1) @ head.values
+    expected = features[:, 4:].softmax(1) @ head.values
     assert torch.allclose(head(features), torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
+
+
+def test_an_anchored_similarity_is_the_weighted_sum_of_both():
+    torch.manual_seed(0)
+    image_head, text_head = AnchoredPrototypeHead(CLASSES + 6, 16), AnchoredResidualHead(8, 16)
+    torch.nn.init.normal_(image_head.anchor)
+    torch.nn.init.normal_(text_head.trained.project.weight)
+    images, texts = torch.randn(3, CLASSES + 6), torch.randn(4, 8)
+    unit = torch.nn.functional.normalize
+    anchor = unit(images[:, 6:].softmax(1) @ image_head.anchor, dim=-1) @ unit(texts, dim=-1).T
+    expected = (image_head.trained(images) @ text_head.trained(texts).T + ANCHOR * anchor) / (1 + ANCHOR)
+    got = image_head(images) @ text_head(texts).T
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.allclose(image_head(images).norm(dim=1), torch.ones(3), atol=1e-5)
 
 
 def test_a_folder_gives_back_the_same_model(folder):

@@ -15,13 +15,13 @@ torch = pytest.importorskip("torch")
 yaml = pytest.importorskip("yaml")
 
 from PIL import Image, ImageDraw  # noqa: E402
-from tiny import BERT, write_tokenizer  # noqa: E402
 
 from hivlp.config import PictureConfig  # noqa: E402
 from hivlp.data.pairs import Pair  # noqa: E402
 from hivlp.train.augment import bare, caption_variants, random_view  # noqa: E402
 from hivlp.train.recipe import Augment, RecipeError, load_recipe  # noqa: E402
 from hivlp.train.warmstart import ridge  # noqa: E402
+from tiny import BERT, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 SOURCE = Path(__file__).resolve().parent.parent / "src"

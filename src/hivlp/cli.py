@@ -141,23 +141,18 @@ def run_index(arguments: argparse.Namespace) -> int:
     """``hivlp index``: exit 1 only if nothing could be done; broken pictures are part of the result."""
     from tqdm import tqdm
 
-    from hivlp.data.walk import find_pictures
-    from hivlp.index import Index
-
     for path in arguments.paths:
         if not path.exists():
             raise HivlpError(f"{path} does not exist")
-    with _open_or_create(arguments.out, arguments.model) as index:
-        assert Index and find_pictures
-        with tqdm(desc="pictures", unit="", disable=None) as bar:
-            report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
+    with _open_or_create(arguments.out, arguments.model) as index, tqdm(desc="pictures", unit="", disable=None) as bar:
+        report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
     data = report.to_json()
 
     def text() -> str:
         lines = [f"failed: {failure['path']}: {failure['error']}" for failure in data["failed"]]
         lines.append(
-            f"{data['added']} added, {data['updated']} updated, {data['skipped']} skipped, {len(data['failed'])} failed; "
-            f"{data['items']} items in {arguments.out} ({data['seconds']:.1f} s)"
+            f"{data['added']} added, {data['updated']} updated, {data['skipped']} skipped, "
+            f"{len(data['failed'])} failed; {data['items']} items in {arguments.out} ({data['seconds']:.1f} s)"
         )
         return "\n".join(lines)
 
@@ -317,7 +312,10 @@ def _print(arguments: argparse.Namespace, data: Callable[[], Any], text: Callabl
 
 def _recall_table(result: dict[str, Any]) -> str:
     rows = [*result["levels"].items(), (f"cascade ({result['cascade']['shortlist']})", result["cascade"])]
-    lines = [f"{result['images']} pictures, {result['captions']} captions", f"{'':16}text→image          image→text       AR"]
+    lines = [
+        f"{result['images']} pictures, {result['captions']} captions",
+        f"{'':16}text→image          image→text       AR",
+    ]
     for name, row in rows:
         cells = [" ".join(f"{value:5.1f}" for value in row[d].values()) for d in ("text_to_image", "image_to_text")]
         lines.append(f"{name:14}{cells[0]}   {cells[1]}  {row['AR']:5.1f}")

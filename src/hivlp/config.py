@@ -49,7 +49,7 @@ class TowerConfig:
     Attributes:
         kind: ``efficientnet_lite`` (images), ``bert`` (texts) or ``dual_encoder`` (both).
         options: the network's own settings.
-        heads: level name -> ``linear``, ``mlp``, ``prototype``, ``residual`` or ``identity`` (default ``linear``).
+        heads: level name -> a name in :data:`hivlp.model.heads.HEADS` (default ``linear``).
     """
 
     kind: str
@@ -84,7 +84,9 @@ class HiVLPConfig:
         """
         try:
             if data["format"] != FORMAT:
-                raise ModelError(f"model format {data['format']} is not the {FORMAT} that this hivlp reads; upgrade hivlp")
+                raise ModelError(
+                    f"model format {data['format']} is not the {FORMAT} that this hivlp reads; upgrade hivlp"
+                )
             picture = dict(data["picture"])
             picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
             return cls(

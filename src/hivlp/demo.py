@@ -103,7 +103,9 @@ def run_demo(out: Path, model: Encoder) -> DemoResult:
 def format_text(result: DemoResult) -> str:
     """The answers for a terminal."""
     report = result.report
-    lines = [f"{report.added} pictures indexed in {report.seconds:.1f} s ({report.added / report.seconds:.0f} a second)"]
+    lines = [
+        f"{report.added} pictures indexed in {report.seconds:.1f} s ({report.added / report.seconds:.0f} a second)"
+    ]
     for title, hits in result.answers:
         timings = ", ".join(f"{stage} {value:.2f} ms" for stage, value in hits.timings_ms.items())
         lines += ["", f"{title}   [{timings}]"]

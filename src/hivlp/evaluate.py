@@ -27,9 +27,7 @@ CUTOFFS = (1, 5, 10)
 BLOCK = 1024  # queries scored at once: bounds memory at BLOCK × gallery floats
 
 
-def evaluate(
-    pairs: Sequence[Pair], model: Encoder, *, shortlist: int = 20, progress: bool = True
-) -> dict[str, Any]:
+def evaluate(pairs: Sequence[Pair], model: Encoder, *, shortlist: int = 20, progress: bool = True) -> dict[str, Any]:
     """Encode pictures and captions, then report recalls in the shape that the command prints.
 
     Broken pictures are left out with a warning, and counted in ``skipped``.

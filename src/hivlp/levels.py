@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
     names = [level.name for level in levels]
     if len(set(names)) != len(names):
         raise ValueError(f"level names must differ: {', '.join(names)}")
-    for coarse, fine in zip(levels, levels[1:], strict=False):
+    for coarse, fine in pairwise(levels):
         if coarse.image_layer > fine.image_layer or coarse.text_layer > fine.text_layer:
             raise ValueError(f"levels go from coarse to fine: {coarse.name} reads a later layer than {fine.name}")
     return tuple(levels)

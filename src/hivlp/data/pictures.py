@@ -29,6 +29,7 @@ __all__ = [
     "fit",
     "load_pixels",
     "picture_size",
+    "to_rgb",
 ]
 
 MAX_PIXELS = 178_956_970
@@ -122,6 +123,20 @@ def fit(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
     left, top = (size - scaled[0]) // 2, (size - scaled[1]) // 2
     square[top : top + scaled[1], left : left + scaled[0]] = pixels
     return square
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An open PIL image as upright RGB, transparent parts over white.
+
+    Raises:
+        PictureError: if it cannot be converted.
+    """
+    try:
+        rgb = _shrunk_rgb(image, None)
+        turn = _UPRIGHT.get(_orientation(image))
+        return rgb if turn is None else rgb.transpose(turn)
+    except Exception as error:
+        raise PictureError(f"cannot be converted to RGB: {error}") from error
 
 
 def load_pixels(data: bytes | Path, config: PictureConfig) -> NDArray[np.uint8]:

@@ -36,7 +36,7 @@ class Encoder(Protocol):
         """How pictures must be prepared for :meth:`encode_pixels`."""
 
     def encode_text(self, texts: Sequence[str], *, levels: Sequence[str] | None = None) -> Embeddings:
-        """Unit vectors of the texts at the named levels (default: all); layers above the deepest one named are not run."""
+        """Unit vectors of the texts at the named levels (default: all), running no layer that they do not need."""
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
         """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB."""

@@ -52,10 +52,10 @@ class HiVLP(OnnxEncoder):
 
     >>> model = HiVLP.from_pretrained("hivlp-mini")
     >>> [(level.name, level.dim) for level in model.levels]
-    [('coarse', 64), ('fine', 384)]
+    [('coarse', 64), ('fine', 768)]
     >>> vectors = model.encode_text(["a red car", "a sleeping cat"])
     >>> vectors.coarse.shape, vectors.fine.shape
-    ((2, 64), (2, 384))
+    ((2, 64), (2, 768))
     """
 
     @classmethod

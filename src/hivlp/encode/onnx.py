@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from PIL import Image
 from tokenizers import Tokenizer
 
 from hivlp.config import HiVLPConfig, PictureConfig
-from hivlp.data.pictures import load_pixels
+from hivlp.data.pictures import fit, load_pixels, to_rgb
 from hivlp.encode.base import Picture
 from hivlp.errors import ModelError
 from hivlp.levels import Embeddings, Level
@@ -116,10 +117,15 @@ class OnnxEncoder:
             PictureError: if one cannot be decoded.
         """
         parts = [
-            self.encode_pixels(np.stack([load_pixels(picture, self.picture) for picture in pictures[start : start + 8]]))
+            self.encode_pixels(np.stack([self._pixels(picture) for picture in pictures[start : start + 8]]))
             for start in range(0, len(pictures), 8)
         ]
         return Embeddings.concatenate(parts) if parts else self._empty(self._names(None))
+
+    def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        if isinstance(picture, Image.Image):
+            return fit(to_rgb(picture), self.picture)
+        return load_pixels(picture, self.picture)
 
     def _names(self, levels: Sequence[str] | None) -> list[str]:
         known = [level.name for level in self.levels]

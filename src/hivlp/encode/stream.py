@@ -90,8 +90,8 @@ def encode_stream(
         try:
             for chunk in _chunks(jobs, batch_size):
                 pending.append(pool.submit(work, chunk))
-                # Twice the workers keeps all of them busy while the caller stores a batch.
-                if len(pending) >= 2 * workers:
+                # One batch waiting keeps the workers busy while the caller stores another; more would only hold memory.
+                if len(pending) > workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.data.pictures import load_pixels
-from hivlp.data.walk import Found, find_pictures
+from hivlp.data.walk import PICTURE_SUFFIXES, Found, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.index.catalog import Item, NewItem, Stamp
@@ -88,11 +88,12 @@ def add_pictures(
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
-    adding = _Adding(index, captions or {}, on_progress)
+    adding = _Adding(index, {stored_path(path): text for path, text in (captions or {}).items()}, on_progress)
     jobs = adding.jobs(_outermost(roots))
 
     def load(job: _Job) -> NDArray[np.uint8]:
-        return load_pixels(job.data, encoder.picture)
+        data, job.data = job.data, b""  # let go of the file as soon as it is decoded
+        return load_pixels(data, encoder.picture)
 
     for batch in encode_stream(encoder, jobs, load, workers=workers):
         for job, error in batch.failures:
@@ -122,12 +123,14 @@ class _Adding:
     def jobs(self, roots: list[Path]) -> Iterator[_Job]:
         """Pictures to encode. Those known by their content are dealt with here, without decoding them."""
         for found in find_pictures(roots):
+            if time.monotonic() - self._committed > COMMIT_SECONDS:
+                self.commit()
             if not isinstance(found, Found):
                 self.fail(os.fspath(found.path), found.error)
                 continue
-            path = os.path.abspath(found.path)
+            path = stored_path(found.path)
             try:
-                status = os.stat(path)
+                status = os.stat(path)  # noqa: PTH116 (a Path for every file is slow)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("is not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
@@ -146,14 +149,15 @@ class _Adding:
                 self._restamp.append((before.id, stamp))
                 self._skipped += 1
                 continue
-            item = NewItem(path, content, self._caption(path), {}, stamp)
+            caption, metadata = self._caption(path), {}
+            if before is not None:  # what was known of the picture outlives its content
+                caption, metadata = before.caption if caption is None else caption, before.metadata
+            item = NewItem(path, content, caption, metadata, stamp)
             twin = self._index.catalog.with_hash(content)
             if twin is not None:
                 self.store([item], self._index.embeddings(twin.row))
                 continue
             yield _Job(item, data)
-            if time.monotonic() - self._committed > COMMIT_SECONDS:
-                self.commit()
 
     def fail(self, path: str, error: str) -> None:
         """Note a failure."""
@@ -186,8 +190,12 @@ class _Adding:
         """The given caption, or the first line of a text file beside the picture."""
         if path in self._captions:
             return self._captions[path]
+        beside = Path(path).with_suffix(".txt")
         try:
-            with Path(path).with_suffix(".txt").open(encoding="utf-8", errors="replace") as file:
+            # A link could show any file of this machine as a caption; a pipe would never end.
+            if not stat.S_ISREG(beside.lstat().st_mode):
+                return None
+            with beside.open(encoding="utf-8-sig", errors="replace") as file:
                 return file.readline(CAPTION_CHARACTERS).strip() or None
         except (OSError, ValueError):
             return None
@@ -201,11 +209,30 @@ def _unchanged(item: Item, status: os.stat_result) -> bool:
 
 
 def _outermost(roots: Iterable[Path]) -> list[Path]:
-    """The roots without those that lie inside another one, so that no picture is met twice."""
+    """The roots without those that are met when another one is walked, so that no picture is met twice."""
     kept: dict[Path, Path] = {}
     for root in roots:
-        kept.setdefault(Path(os.path.abspath(root)), root)
-    return [root for place, root in kept.items() if not any(parent in kept for parent in place.parents)]
+        kept.setdefault(Path(os.path.abspath(root)), root)  # noqa: PTH100 (links stay as they are)
+    return [root for place, root in kept.items() if not any(_is_met(place, outer) for outer in kept)]
+
+
+def _is_met(place: Path, outer: Path) -> bool:
+    """Whether walking ``outer`` comes by ``place``, which hidden names, links and odd suffixes prevent."""
+    if place == outer or not place.is_relative_to(outer):
+        return False
+    inside = place.relative_to(outer)
+    if any(part.startswith(".") for part in inside.parts):
+        return False
+    if Path(os.path.realpath(place)) != Path(os.path.realpath(outer)) / inside:
+        return False
+    return place.is_dir() or place.suffix.lower() in PICTURE_SUFFIXES
+
+
+def stored_path(path: Path | str) -> str:
+    """The one path under which a file is stored: its folder resolved, so that links lead to one item, itself not."""
+    # os.path, because a Path for every file is slow.
+    folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
+    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
 
 
 def _printable(path: str) -> str:

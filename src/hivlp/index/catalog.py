@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.levels import Level
 
@@ -24,6 +27,9 @@ FILE = "items.db"
 FORMAT = 1
 BUSY_SECONDS = 30.0
 WHERE_SECONDS = 5.0
+# No value that a condition makes may be longer: time limits do not reach inside a function such as zeroblob().
+WHERE_BYTES = 1 << 24
+WHERE_TABLES = ("items", "json_each", "json_tree")
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -126,9 +132,13 @@ class Catalog:
             IndexFolderError: if there is none, it is damaged, or of another format.
         """
         self._path = folder / FILE
-        if not self._path.is_file():
-            raise IndexFolderError(f"{folder} is not an index: it has no {FILE}")
-        self._db = self._connect(self._path)
+        try:
+            if not self._path.is_file():
+                raise IndexFolderError(f"{folder} is not an index: it has no {FILE}")
+            self._db = self._connect(self._path)
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise IndexFolderError(f"{self._path} cannot be read: {reason}") from error
         try:
             self._tune(self._db)
             meta = self._meta()
@@ -137,7 +147,9 @@ class Catalog:
             raise IndexFolderError(f"{self._path} is damaged: {error}") from error
         if meta.get("format") != str(FORMAT):
             self._db.close()
-            raise IndexFolderError(f"{folder} has index format {meta.get('format')}, this hivlp reads {FORMAT}: upgrade")
+            raise IndexFolderError(
+                f"{folder} has index format {meta.get('format')}, this hivlp reads {FORMAT}: upgrade"
+            )
         levels = tuple(Level(**level) for level in json.loads(meta["levels"]))
         self.about = About(meta["model"], meta["source"], meta["fingerprint"], levels)
 
@@ -169,7 +181,9 @@ class Catalog:
 
     @staticmethod
     def _tune(db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA synchronous=FULL")
+        # EXTRA also syncs the folder once the journal is gone; with FULL a power cut could bring the journal, and with
+        # it the state before the commit, back.
+        db.execute("PRAGMA synchronous=EXTRA")
         db.execute("PRAGMA trusted_schema=OFF")
 
     def close(self) -> None:
@@ -179,11 +193,15 @@ class Catalog:
     @contextmanager
     def reading(self) -> Iterator[State]:
         """One consistent view: nobody's commit is seen, or succeeds, before the block ends."""
-        self._db.execute("BEGIN")
         try:
-            yield self.state()
-        finally:
-            self._db.execute("COMMIT")
+            self._db.execute("BEGIN")
+            try:
+                yield self.state()
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise IndexFolderError(f"{self._path} cannot be read: {error}") from error
 
     @contextmanager
     def writing(self) -> Iterator[State]:
@@ -214,7 +232,10 @@ class Catalog:
 
     def count(self) -> int:
         """Number of items."""
-        return int(self._db.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+        try:
+            return int(self._db.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+        except sqlite3.DatabaseError as error:
+            raise IndexFolderError(f"{self._path} cannot be read: {error}") from error
 
     def dead(self) -> list[int]:
         """Rows that belong to no item any more, ascending."""
@@ -222,7 +243,7 @@ class Catalog:
 
     def get(self, item_id: int) -> Item | None:
         """An item by its id."""
-        return self._one("id = ?", item_id)
+        return self._one("id = ?", item_id) if 0 < item_id < 1 << 63 else None
 
     def at(self, path: str) -> Item | None:
         """An item by its path."""
@@ -252,6 +273,11 @@ class Catalog:
                 found[item.row] = item
         return [found[row] for row in rows]
 
+    def live(self) -> NDArray[np.int64]:
+        """(items, 2) of row and id, by row."""
+        pairs = self._db.execute("SELECT row, id FROM items ORDER BY row")
+        return np.fromiter(pairs, np.dtype((np.int64, 2)))
+
     def all_items(self) -> Iterator[Item]:
         """Every item, by row; do not write while this runs."""
         for values in self._db.execute(f"SELECT {self.COLUMNS} FROM items ORDER BY row"):
@@ -259,11 +285,17 @@ class Catalog:
 
     def under(self, path: str) -> list[Item]:
         """The item at a path, and all items in the folder of that name."""
-        folder = os.fsencode(path.rstrip("/") + "/")
-        found = self._db.execute(
-            f"SELECT {self.COLUMNS} FROM items WHERE path = ? OR substr(CAST(path AS BLOB), 1, ?) = ?",
-            (pack_path(path), len(folder), folder),
-        )
+        folder = path.rstrip("/")
+        # "0" is the character after "/". Text sorts before blobs, so each kind has a range of its own in the index; a
+        # folder whose own name is not UTF-8 holds blobs alone.
+        first, last = os.fsencode(folder) + b"/", os.fsencode(folder) + b"0"
+        ranges: list[tuple[str | bytes, str | bytes]] = [(first, last)]
+        if isinstance(pack_path(folder), str):
+            ranges.append((folder + "/", folder + "0"))
+        select = f"SELECT {self.COLUMNS} FROM items WHERE"
+        found = self._db.execute(f"{select} path = ?", (pack_path(path),)).fetchall()
+        for bounds in ranges:
+            found += self._db.execute(f"{select} path >= ? AND path < ?", bounds).fetchall()
         return [self._item(values) for values in found]
 
     def put(self, item: NewItem, row: int) -> int:
@@ -317,18 +349,24 @@ class Catalog:
         def authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
             if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
                 return sqlite3.SQLITE_OK
-            if action == sqlite3.SQLITE_READ and first == "items":
+            if action == sqlite3.SQLITE_READ and first in WHERE_TABLES:
                 return sqlite3.SQLITE_OK
             # load_extension is off by default in this library; refused here all the same.
             if action == sqlite3.SQLITE_FUNCTION and second not in ("load_extension", "writefile", "readfile"):
                 return sqlite3.SQLITE_OK
             return sqlite3.SQLITE_DENY
 
+        # SQLite builds a table-valued function once, with rights that a condition does not get.
+        self._db.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')").fetchall()
+        longest = self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, WHERE_BYTES)
         self._db.set_authorizer(authorize)
         self._db.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
         try:
+            # Only a whole expression fits both here and below: one that closes a bracket early to add a query of its
+            # own, such as `0) UNION SELECT (1`, cannot stand inside CAST.
+            self._db.execute(f"SELECT CAST(({condition}\n) AS INTEGER) FROM items LIMIT 0")
             return [row for (row,) in self._db.execute(f"SELECT row FROM items WHERE ({condition}\n)")]
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, sqlite3.DataError) as error:
             if "interrupted" in str(error):
                 raise QueryError(f"--where took longer than {WHERE_SECONDS:.0f} s") from error
             raise QueryError(f"--where is not a condition on id, path, caption, metadata: {error}") from error
@@ -337,3 +375,4 @@ class Catalog:
         finally:
             self._db.set_authorizer(None)
             self._db.set_progress_handler(None, 0)
+            self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hivlp.encode.base import Encoder, Picture
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import catalog as catalog_module
-from hivlp.index.adding import AddReport, add_pictures
+from hivlp.index.adding import AddReport, add_pictures, stored_path
 from hivlp.index.catalog import About, Catalog, Item, NewItem, Stamp, State
 from hivlp.index.scan import ExhaustiveScanner
 from hivlp.index.search import DEFAULT_SHORTLIST, Hit, SearchResult, Stopwatch, cascade, check_vector
@@ -39,7 +39,8 @@ class Index:
 
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open; see :meth:`open`."""
-        self.path = path
+        self.path = path.absolute()
+        self._lock = FileLock(self.path / LOCK)
         self.catalog = Catalog(path)
         self._model: Encoder | None = None
         self._state: State | None = None
@@ -55,7 +56,7 @@ class Index:
     @staticmethod
     def exists(path: Path | str) -> bool:
         """Whether there is an index in this folder."""
-        return (Path(path) / catalog_module.FILE).is_file()
+        return os.path.isfile(Path(path) / catalog_module.FILE)  # noqa: PTH113 (Path.is_file raises if access is denied)
 
     @classmethod
     def create(cls, path: Path | str, *, model: Encoder, source: str | None = None) -> Index:
@@ -72,8 +73,11 @@ class Index:
         path = Path(path)
         if cls.exists(path):
             raise IndexFolderError(f"{path} is already an index: open it instead")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise IndexFolderError(f"{path} exists and is not an index: choose another folder")
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise IndexFolderError(f"{path} exists and is not an index: choose another folder")
+        except OSError as error:
+            raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
         place = Path(source) if source is not None and Path(source).is_dir() else None
         about = About(
             model.name, str(place.resolve()) if place else source or model.name, model.fingerprint, model.levels
@@ -87,6 +91,7 @@ class Index:
                     _vector_file(scratch, level, 0).create()
                 Catalog.create(scratch, about)
                 scratch.chmod(0o755)
+                _sync_folder(scratch)
                 scratch.rename(path)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -147,7 +152,7 @@ class Index:
 
     def add(
         self,
-        *paths: Path | str,
+        *paths: Path | str | Iterable[Path | str],
         captions: Mapping[str, str] | None = None,
         on_progress: Callable[[AddReport], None] | None = None,
         workers: int | None = None,
@@ -155,8 +160,8 @@ class Index:
         """Add pictures and folders of pictures; what is there already and unchanged is skipped.
 
         Args:
-            paths: files and folders.
-            captions: absolute path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
+            paths: files and folders, or collections of them.
+            captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
             on_progress: called after each commit with what is stored by then.
             workers: threads that decode and encode; default one a core.
 
@@ -165,10 +170,14 @@ class Index:
             DataError: if a path does not exist.
         """
         model = self._need_model()
+        roots: list[Path] = []
+        for path in paths:
+            roots += [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
         with self._writer():
-            return add_pictures(
-                self, model, [Path(path) for path in paths], captions=captions, on_progress=on_progress, workers=workers
-            )
+            try:
+                return add_pictures(self, model, roots, captions=captions, on_progress=on_progress, workers=workers)
+            except sqlite3.DatabaseError as error:
+                raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
     def append(
         self, items: Sequence[NewItem], embeddings: Embeddings | None, *, restamp: Iterable[tuple[int, Stamp]] = ()
@@ -219,7 +228,7 @@ class Index:
                     item = self.catalog.get(wanted)
                     found = [] if item is None else [item]
                 else:
-                    found = self.catalog.under(os.path.abspath(wanted))
+                    found = self.catalog.under(stored_path(wanted)) or self.catalog.under(os.path.realpath(wanted))
                 if not found:
                     raise QueryError(f"{self.path} has no item {wanted}")
                 chosen.update({item.id: item for item in found})
@@ -237,11 +246,11 @@ class Index:
         """
         with self._writer(), self._guard():
             with self.catalog.writing() as state:
-                items = list(self.catalog.all_items())
-                freed = state.rows - len(items)
+                live, ids = self.catalog.live().T
+                freed = state.rows - len(live)
                 if freed == 0:
+                    self._drop_old_files()  # a compaction that was killed may have left some
                     return 0
-                live = np.array([item.row for item in items], np.int64)
                 generation = state.generation + 1
                 for level in self.levels:
                     old = _vector_file(self.path, level, state.generation).map(state.rows)
@@ -251,8 +260,8 @@ class Index:
                     for start in range(0, len(live), CHUNK):
                         new.write(start, old[live[start : start + CHUNK]])
                 _sync_folder(self.path)
-                self.catalog.renumber((row, item.id) for row, item in enumerate(items))
-                self.catalog.set_rows(len(items), generation)
+                self.catalog.renumber(enumerate(ids.tolist()))
+                self.catalog.set_rows(len(live), generation)
             self._drop_old_files()
         return freed
 
@@ -268,7 +277,9 @@ class Index:
         with Index.open(other) as source:
             mine, theirs = self.catalog.about, source.catalog.about
             if (mine.fingerprint, mine.levels) != (theirs.fingerprint, theirs.levels):
-                raise IndexFolderError(f"{other} was made with {theirs.model}, {self.path} with {mine.model}: not merged")
+                raise IndexFolderError(
+                    f"{other} was made with {theirs.model}, {self.path} with {mine.model}: not merged"
+                )
             if source.path.resolve() == self.path.resolve():
                 raise IndexFolderError(f"{other} is the same index")
             added = 0
@@ -308,8 +319,9 @@ class Index:
 
     def embeddings(self, row: int) -> Embeddings:
         """The stored vectors of one row, (1, dim) a level."""
-        self._refresh(self.catalog.state())
-        return self._rows([row])
+        with self.catalog.reading() as state:
+            self._refresh(state)
+            return self._rows([row])
 
     def search(
         self,
@@ -345,7 +357,11 @@ class Index:
             PictureError: if ``image`` cannot be decoded.
         """
         shortlists = self._shortlists(shortlist)
-        for name, value, least in (("k", k, 1), ("offset", offset, 0), *(("shortlist", size, 1) for size in shortlists)):
+        for name, value, least in (
+            ("k", k, 1),
+            ("offset", offset, 0),
+            *(("shortlist", size, 1) for size in shortlists),
+        ):
             if value < least:
                 raise QueryError(f"{name} must be at least {least}, not {value}")
         if sum(given is not None for given in (query, image, like, vector)) != 1:
@@ -431,7 +447,9 @@ class Index:
         for level in self.levels:
             array = embeddings[level.name]
             if array.shape != (len(items), level.dim):
-                raise ValueError(f"level {level.name}: {array.shape} vectors for {len(items)} items of {level.dim} dims")
+                raise ValueError(
+                    f"level {level.name}: {array.shape} vectors for {len(items)} items of {level.dim} dims"
+                )
             norms = np.linalg.norm(array, axis=1)
             bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))  # a NaN compares false
             if len(bad):
@@ -440,19 +458,18 @@ class Index:
     @contextmanager
     def _writer(self) -> Iterator[None]:
         """Be the only writer; nests."""
-        lock = getattr(self, "_lock", None)
-        if lock is None:
-            lock = self._lock = FileLock(self.path / LOCK)
         try:
-            lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise IndexFolderError(f"{self.path} is being written by another process: try again when it is done") from error
+            raise IndexFolderError(
+                f"{self.path} is being written by another process: try again when it is done"
+            ) from error
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}") from error
         try:
             yield
         finally:
-            lock.release()
+            self._lock.release()
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -460,7 +477,9 @@ class Index:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}; nothing of it was stored") from error
+            raise IndexFolderError(
+                f"{self.path} cannot be written: {_reason(error)}; nothing of it was stored"
+            ) from error
 
     def _drop_old_files(self) -> None:
         current = {_vector_file(self.path, level, self.catalog.state().generation).path for level in self.levels}

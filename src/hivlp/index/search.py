@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ class Hit:
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp search --json`` prints."""
-        return {"rank": self.rank, "id": self.id, "path": self.path, "caption": self.caption, "scores": self.scores}
+        # A name that is no text is shown escaped: a JSON response must be UTF-8.
+        path = os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        return {"rank": self.rank, "id": self.id, "path": path, "caption": self.caption, "scores": self.scores}
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,8 @@ def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Ve
             vector = vector[0]
         if vector.shape != (level.dim,):
             raise QueryError(f"level {level.name}: a vector of shape {vector.shape} where ({level.dim},) is needed")
-        norm = float(np.linalg.norm(vector))
+        norm = float(np.linalg.norm(vector.astype(np.float64)))  # squares of float32 may not fit float32
         if not np.isfinite(norm) or norm == 0:
             raise QueryError(f"level {level.name}: the vector is {'zero' if norm == 0 else 'not finite'}")
-        checked.append(vector / np.float32(norm))
+        checked.append((vector.astype(np.float64) / norm).astype(np.float32))
     return checked

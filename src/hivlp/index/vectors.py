@@ -35,12 +35,17 @@ class VectorFile:
             size = self.path.stat().st_size
         except FileNotFoundError as error:
             raise IndexFolderError(f"the index is damaged: {self.path} is missing") from error
+        except OSError as error:
+            raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
         if size < rows * self.dim * DTYPE.itemsize:
             held = size // (self.dim * DTYPE.itemsize)
             raise IndexFolderError(f"the index is damaged: {self.path} holds {held} of {rows} vectors")
         if rows == 0:
             return np.empty((0, self.dim), DTYPE)
-        return np.memmap(self.path, DTYPE, "r", shape=(rows, self.dim))
+        try:
+            return np.memmap(self.path, DTYPE, "r", shape=(rows, self.dim))
+        except OSError as error:
+            raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def write(self, first: int, vectors: Vectors) -> None:
         """Write rows from ``first`` on, whatever lay there, and wait until they are on disk.
@@ -50,7 +55,7 @@ class VectorFile:
         Raises:
             OSError: if the disk is full or fails; the file then may hold a part, which nobody will read.
         """
-        data = memoryview(np.ascontiguousarray(vectors, DTYPE)).cast("B")
+        data = memoryview(np.ascontiguousarray(vectors, DTYPE).tobytes())
         offset = first * self.dim * DTYPE.itemsize
         handle = os.open(self.path, os.O_WRONLY)
         try:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hivlp.model.tower import Tower
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -90,15 +92,15 @@ class InvertedBottleneck(nn.Module):
         """(B, C, H, W) -> (B, C', H', W')."""
         y = F.relu6(self.expand(x)) if self.expand is not None else x
         y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        result: Tensor = x + y if self.residual else y
+        return result
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(Tower):
     """The seven stages and the 1280-channel head; layer ``i`` is the pooled output of stage ``i``.
 
-    Layers are counted as in :class:`hivlp.levels.Level`: 1…7 are the stages, 8 is the head.
-    ``classifier`` is the ImageNet layer; it takes no part in the tower's output and is kept because its
-    rows are the only words these weights know (see :mod:`hivlp.warmstart`).
+    Layers are counted as in :class:`hivlp.levels.Level`: 1…7 are the stages; 8 is the head, 1,280 features followed by
+    the classifier's 1,000 logits, the only words that these weights know (see :mod:`hivlp.train.warmstart`).
     """
 
     def __init__(self, variant: str = "lite2") -> None:
@@ -109,7 +111,7 @@ class EfficientNetLite(nn.Module):
         channels = STEM_CHANNELS
         self.stem = _conv_bn(3, channels, 3, 2)
         self.stages = nn.ModuleList()
-        self.widths: list[int] = []
+        self.widths = []
         for number, stage in enumerate(B0_STAGES):
             outputs = _round_channels(stage.channels * width)
             # The Lite family does not deepen its first and last stage.
@@ -123,13 +125,9 @@ class EfficientNetLite(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
             self.widths.append(outputs)
         self.head = _conv_bn(channels, HEAD_CHANNELS)
-        self.widths.append(HEAD_CHANNELS)
+        self.widths.append(HEAD_CHANNELS + CLASSES)
+        self.depth = len(self.widths)
         self.classifier = nn.Linear(HEAD_CHANNELS, CLASSES)
-
-    @property
-    def depth(self) -> int:
-        """Number of layers that a level can name."""
-        return len(self.widths)
 
     def forward(self, pixels: Tensor, layers: tuple[int, ...]) -> dict[int, Tensor]:
         """Pooled features of the named layers; nothing deeper than the last of them is computed.
@@ -149,7 +147,8 @@ class EfficientNetLite(nn.Module):
                 features[number] = x.mean((2, 3))
             if number == max(layers):
                 return features
-        features[self.depth] = F.relu6(self.head(x)).mean((2, 3))
+        pooled = F.relu6(self.head(x)).mean((2, 3))
+        features[self.depth] = torch.cat([pooled, self.classifier(pooled)], 1)
         return features
 
 
@@ -176,7 +175,7 @@ def from_registry_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _stage_sizes(state: dict[str, Tensor]) -> list[int]:
     """Blocks a stage, read off where the block's output width changes."""
-    widths = []
+    widths: list[int] = []
     while (weight := state.get(f"_blocks.{len(widths)}._project_conv.weight")) is not None:
         widths.append(weight.shape[0])
     sizes: list[int] = []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+CLASSES = 1000
+ANCHOR = 0.5  # weight of the untrained similarity; chosen on validation among 0, 0.25, 0.5, 1
 
 
 class LinearHead(nn.Module):
@@ -34,23 +39,47 @@ class MLPHead(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """A linear map plus soft attention over prototypes.
+    """A linear map of the features plus class values weighted by a classifier's softmax.
 
-    ``value = softmax(keys · features) @ values``: with a classifier's rows as keys and its class names' text
-    embeddings as values this is ConSE (Norouzi et al., 2014, eq. 3), which needs no image-text pair at all, as a
-    differentiable head that training starts from.
+    The last ``classes`` inputs are the classifier's logits. With its class names' text embeddings as values, the second
+    term is ConSE (Norouzi et al., 2014, eq. 3), which needs no image-text pair at all; training starts from there.
     """
 
-    def __init__(self, width: int, dim: int, prototypes: int) -> None:
+    def __init__(self, width: int, dim: int, classes: int = CLASSES) -> None:
         super().__init__()
-        self.project = nn.Linear(width, dim)
-        self.keys = nn.Linear(width, prototypes)
-        self.values = nn.Parameter(torch.randn(prototypes, dim) / dim**0.5)
+        self.classes = classes
+        self.project = nn.Linear(width - classes, dim)
+        self.values = nn.Parameter(torch.randn(classes, dim) / dim**0.5)
+        self.sharpness = nn.Parameter(torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, dim), rows of unit length."""
-        attention = self.keys(features).softmax(-1)
-        return F.normalize(self.project(features) + attention @ self.values, dim=-1)
+        pooled, logits = features[:, : -self.classes], features[:, -self.classes :]
+        attention = (self.sharpness * logits).softmax(-1)
+        return F.normalize(self.project(pooled) + attention @ self.values, dim=-1)
+
+
+class AnchoredPrototypeHead(nn.Module):
+    """A prototype head beside an untrained one, half the dimensions each.
+
+    The anchor stays what no pair has taught: on a few thousand pairs the trained half gains on what it saw and forgets
+    some of what it did not, and the sum of both similarities is better than either. Its partner on the text side is
+    :class:`AnchoredResidualHead`; their dot product is ``(trained + ANCHOR * untrained) / (1 + ANCHOR)``.
+    """
+
+    anchor: Tensor
+    anchor_sharpness: Tensor
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.trained = PrototypeHead(width, dim // 2)
+        self.register_buffer("anchor", torch.zeros(CLASSES, dim // 2))
+        self.register_buffer("anchor_sharpness", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, width) -> (B, dim), rows of unit length."""
+        attention = (self.anchor_sharpness * features[:, -CLASSES:]).softmax(-1)
+        return anchored(self.trained(features), F.normalize(attention @ self.anchor, dim=-1))
 
 
 class ResidualHead(nn.Module):
@@ -69,30 +98,58 @@ class ResidualHead(nn.Module):
         return F.normalize(unit + self.project(unit), dim=-1)
 
 
+class AnchoredResidualHead(nn.Module):
+    """A residual head beside the features themselves, half the dimensions each."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.trained = ResidualHead(width, dim // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, width) -> (B, 2 width), rows of unit length."""
+        return anchored(self.trained(features), F.normalize(features, dim=-1))
+
+
+def anchored(trained: Tensor, untrained: Tensor) -> Tensor:
+    """Join two unit vectors into one, so that dot products add up in the ratio 1 : ``ANCHOR``."""
+    share = 1 / (1 + ANCHOR)
+    return torch.cat([share**0.5 * trained, (1 - share) ** 0.5 * untrained], -1)
+
+
 class IdentityHead(nn.Module):
     """The features as they are, for a level that is another model's own embedding."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        if width != dim:
+            raise ValueError(f"an identity head keeps the width: {width} is not {dim}")
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, width), rows of unit length."""
         return F.normalize(features, dim=-1)
 
 
-def build_head(kind: str, width: int, dim: int, prototypes: int = 1000) -> nn.Module:
-    """A head by name: linear, mlp, prototype, residual or identity.
+def build_head(kind: str, width: int, dim: int) -> nn.Module:
+    """A head by name.
 
     Raises:
         ValueError: if the kind is unknown or does not fit the sizes.
     """
-    if kind == "linear":
-        return LinearHead(width, dim)
-    if kind == "mlp":
-        return MLPHead(width, dim)
-    if kind == "prototype":
-        return PrototypeHead(width, dim, prototypes)
-    if kind == "residual":
-        return ResidualHead(width, dim)
-    if kind == "identity":
-        if width != dim:
-            raise ValueError(f"an identity head keeps the width: {width} is not {dim}")
-        return IdentityHead()
-    raise ValueError(f"unknown head {kind!r}; known: linear, mlp, prototype, residual, identity")
+    if kind not in HEADS:
+        raise ValueError(f"unknown head {kind!r}; known: {', '.join(HEADS)}")
+    if kind in ("prototype", "anchored_prototype") and width <= CLASSES:
+        raise ValueError(f"a {kind} head reads features and {CLASSES} logits, not {width} numbers")
+    if kind.startswith("anchored") and dim % 2:
+        raise ValueError(f"a {kind} head needs an even number of dims, not {dim}")
+    return HEADS[kind](width, dim)
+
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": LinearHead,
+    "mlp": MLPHead,
+    "prototype": PrototypeHead,
+    "residual": ResidualHead,
+    "anchored_prototype": AnchoredPrototypeHead,
+    "anchored_residual": AnchoredResidualHead,
+    "identity": IdentityHead,
+}

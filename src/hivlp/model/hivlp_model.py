@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hivlp.config import HiVLPConfig
 from hivlp.errors import ModelError
 from hivlp.model.heads import build_head
-from hivlp.model.towers import Features, build_towers
+from hivlp.model.tower import Features
+from hivlp.model.towers import build_towers
 
 WEIGHTS = "model.safetensors"
 LevelVectors = dict[str, Tensor]
@@ -37,7 +38,6 @@ class HiVLPModel(nn.Module):
         self.config = config
         self.image_tower, self.text_tower = build_towers(config.image_tower, config.text_tower)
         self.image_heads, self.text_heads = nn.ModuleDict(), nn.ModuleDict()
-        prototypes = int(config.image_tower.options.get("prototypes", 1000))
         for level in config.levels:
             for heads, tower, layer, settings in (
                 (self.image_heads, self.image_tower, level.image_layer, config.image_tower),
@@ -47,7 +47,7 @@ class HiVLPModel(nn.Module):
                     raise ModelError(f"level {level.name} reads layer {layer} of a tower of {tower.depth}")
                 kind = settings.heads.get(level.name, "linear")
                 try:
-                    heads[level.name] = build_head(kind, tower.widths[layer - 1], level.dim, prototypes)
+                    heads[level.name] = build_head(kind, tower.widths[layer - 1], level.dim)
                 except ValueError as error:
                     raise ModelError(f"level {level.name}: {error}") from error
 

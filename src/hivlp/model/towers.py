@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +16,10 @@ from torch import Tensor, nn
 from hivlp.config import TowerConfig
 from hivlp.errors import ModelError
 from hivlp.model.efficientnet import EfficientNetLite
-
-Features = dict[int, Tensor]
-
-
-class ImageTower(Protocol):
-    """(B, 3, H, W) normalised pixels -> layer -> (B, width)."""
-
-    depth: int
-    widths: list[int]
-
-    def __call__(self, pixels: Tensor, layers: tuple[int, ...]) -> Features: ...
+from hivlp.model.tower import Features, Tower
 
 
-class TextTower(Protocol):
-    """(B, T) token ids and (B, T) mask -> layer -> (B, width)."""
-
-    depth: int
-    widths: list[int]
-
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, layers: tuple[int, ...]) -> Features: ...
-
-
-class BertTextTower(nn.Module):
+class BertTextTower(Tower):
     """A BERT encoder whose layers are mean-pooled over the tokens (Reimers & Gurevych, 2019)."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -78,12 +59,12 @@ class DualEncoder(nn.Module):
         config = AutoConfig.for_model(**options)
         if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
             raise ModelError(f"{config.model_type} is not a dual encoder: it lacks a vision or a text tower")
-        self.network = AutoModel.from_config(config)
+        self.network = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         self.embedding_dim = int(getattr(config, "projection_dim", 0) or config.text_config.hidden_size)
         self.is_siglip = "siglip" in config.model_type
 
 
-class DualEncoderImageTower(nn.Module):
+class DualEncoderImageTower(Tower):
     """The vision half of a :class:`DualEncoder`."""
 
     def __init__(self, dual: DualEncoder) -> None:
@@ -108,7 +89,7 @@ class DualEncoderImageTower(nn.Module):
         return features
 
 
-class DualEncoderTextTower(nn.Module):
+class DualEncoderTextTower(Tower):
     """The text half of a :class:`DualEncoder`."""
 
     def __init__(self, dual: DualEncoder) -> None:
@@ -136,7 +117,7 @@ class DualEncoderTextTower(nn.Module):
         return features
 
 
-def build_towers(image: TowerConfig, text: TowerConfig) -> tuple[nn.Module, nn.Module]:
+def build_towers(image: TowerConfig, text: TowerConfig) -> tuple[Tower, Tower]:
     """The two towers that a configuration names, with random weights.
 
     Raises:

@@ -14,7 +14,9 @@ from hivlp.train.recipe import Recipe, RecipeError
 FOLDER = "checkpoint"
 
 
-def save(folder: Path, recipe: Recipe, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+def save(
+    folder: Path, recipe: Recipe, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> None:
     """Write parameters, optimizer moments and the step, all in one file that replaces the last one at once."""
     tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():

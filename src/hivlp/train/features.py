@@ -22,7 +22,7 @@ from hivlp.encode.stream import default_workers
 from hivlp.errors import DataError, PictureError
 from hivlp.export import export_image_features
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.towers import Features
+from hivlp.model.tower import Features
 from hivlp.train.augment import bare, caption_variants, plain_view, random_view
 from hivlp.train.recipe import Augment
 
@@ -114,7 +114,9 @@ def build_corpus(
     )
 
 
-def frozen_image_features(model: HiVLPModel, corpus: Corpus, augment: Augment, seed: int, cache: Path) -> list[Features]:
+def frozen_image_features(
+    model: HiVLPModel, corpus: Corpus, augment: Augment, seed: int, cache: Path
+) -> list[Features]:
     """Features of each view of each picture: one plain view and ``augment.views`` random ones.
 
     A view that an earlier, interrupted run finished is read back instead of computed again.

@@ -27,7 +27,8 @@ from hivlp.evaluate import evaluate
 from hivlp.export import export
 from hivlp.model.heads import PrototypeHead
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.towers import Features, tokenizer_path
+from hivlp.model.tower import Features
+from hivlp.model.towers import tokenizer_path
 from hivlp.objective import HierarchicalObjective
 from hivlp.train import backbones, checkpoint
 from hivlp.train.augment import random_view
@@ -83,10 +84,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
         inputs.views = frozen_image_features(model, corpus, recipe.augment, recipe.seed, run)
         inputs.texts = frozen_text_features(model, corpus)
     if recipe.init.warm_start:
-        if inputs.views is None or inputs.texts is None:
+        if inputs.texts is None:
             raise RecipeError("warm_start works on frozen towers: set optim.tower_lr to 0")
-        pictures = {layer: torch.cat([view[layer] for view in inputs.views]) for layer in model.image_layers}
-        warm_start(model, tokenizer, pictures, inputs.texts)
+        warm_start(model, tokenizer, inputs.texts)
     objective = HierarchicalObjective(tuple(level.name for level in recipe.levels), recipe.objective)
 
     # Optimise.
@@ -157,9 +157,9 @@ def parameter_groups(model: HiVLPModel, objective: nn.Module, recipe: Recipe) ->
     """AdamW groups with their peak learning rates; frozen towers are left out and need no gradient."""
     optim = recipe.optim
     prototypes: list[nn.Parameter] = []
-    for head in model.image_heads.values():
+    for head in model.image_heads.modules():
         if isinstance(head, PrototypeHead):
-            prototypes += [*head.keys.parameters(), head.values]
+            prototypes += [head.values, head.sharpness]
     special = {id(parameter) for parameter in prototypes}
     image_heads = [parameter for parameter in model.image_heads.parameters() if id(parameter) not in special]
     groups = [

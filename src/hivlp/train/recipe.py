@@ -54,7 +54,7 @@ class Optim:
         batch_size: pairs in one step.
         lr: peak learning rate of the image heads.
         text_lr: peak learning rate of the text heads.
-        prototype_lr: peak learning rate of a prototype head's keys and values.
+        prototype_lr: peak learning rate of a prototype head's values and sharpness.
         tower_lr: peak learning rate of the towers; 0 freezes them, and their features are computed once.
         weight_decay: decoupled weight decay of the heads.
         warmup_steps: steps to the peak.
@@ -102,12 +102,12 @@ class Recipe:
     train: tuple[Source, ...]
     validation: str | None = None
     test: str | None = None
-    picture: PictureConfig = PictureConfig()
-    text: TextConfig = TextConfig()
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     init: Init = Init()
     augment: Augment = Augment()
     optim: Optim = Optim()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     seed: int = 0
     shortlist: int = 20
     limit: int | None = None

@@ -4,8 +4,8 @@ All it takes is an image classifier, the names of its classes, and a sentence en
 
 * the finest image head is ConSE (Norouzi et al., 2014, eq. 3): the class names' text vectors, weighted by the
   classifier's softmax;
-* a coarser level is the same in fewer dimensions, the principal directions of the text vectors; and where it reads
-  an earlier layer, ridge regression makes that layer say what the last one says.
+* a coarser level is the same in fewer dimensions, the principal directions of the text vectors; and where its text
+  side reads an earlier layer, ridge regression makes that layer say what the last one says.
 """
 
 from __future__ import annotations
@@ -16,67 +16,67 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from hivlp.errors import ModelError
-from hivlp.model.heads import LinearHead, MLPHead, PrototypeHead, ResidualHead
+from hivlp.model.heads import (
+    AnchoredPrototypeHead,
+    AnchoredResidualHead,
+    LinearHead,
+    MLPHead,
+    PrototypeHead,
+    ResidualHead,
+)
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.towers import Features
+from hivlp.model.tower import Features
 from hivlp.train.backbones import class_names
 
-SHARPNESS = 0.5  # inverse temperature on the classifier's logits; chosen on validation among 0.5, 1
-IMAGE_RIDGE, TEXT_RIDGE = 0.1, 0.01  # relative to the mean squared feature
+# Inverse temperatures on the classifier's logits, chosen on validation: where training starts, and of the anchor.
+SHARPNESS, ANCHOR_SHARPNESS = 0.5, 0.75
+RIDGE = 0.01  # relative to the mean squared feature
 
 
 @torch.no_grad()
-def warm_start(model: HiVLPModel, tokenizer: Tokenizer, images: Features, texts: Features) -> None:
+def warm_start(model: HiVLPModel, tokenizer: Tokenizer, texts: Features) -> None:
     """Set every head as the module describes.
 
     Args:
-        model: its image tower must have a ``classifier``, its image heads must be prototype heads.
+        model: its image heads must be prototype heads, its finest text head a residual one (anchored or not).
         tokenizer: of the text tower, padding included.
-        images: layer -> (N, width), of any pictures.
-        texts: layer -> (M, width), of any texts; their captions need not belong to ``images``.
+        texts: layer -> (M, width), of any texts.
 
     Raises:
-        ModelError: if the model's towers or heads do not allow it.
+        ModelError: if the model's heads do not allow it.
     """
-    names = [f"A {name}." for name in class_names()]
-    classifier = getattr(model.image_tower, "classifier", None)
-    if classifier is None or classifier.out_features != len(names):
-        raise ModelError("a warm start needs an image tower with an ImageNet classifier")
-    last_image, last_text = model.image_tower.depth, model.text_tower.depth
-    finest = model.config.levels[-1]
-    if (finest.image_layer, finest.text_layer) != (last_image, last_text):
-        raise ModelError("a warm start needs a finest level that reads the last layers")
-    if not isinstance(model.text_heads[finest.name], ResidualHead):
-        raise ModelError("a warm start needs a residual text head at the finest level")
-
-    classes = model.text_features(*_tokens(tokenizer, names))
-    everything = {layer: torch.cat([texts[layer], classes[layer]]) for layer in model.text_layers}
-    target = F.normalize(everything[last_text], dim=-1)
-    values = F.normalize(classes[last_text], dim=-1)
-    logits = classifier(images[last_image])
+    names = class_names()
+    sentences = model.text_features(*_tokens(tokenizer, [f"A {name}." for name in names]))
+    last = model.text_tower.depth
+    everything = {layer: torch.cat([texts[layer], sentences[layer]]) for layer in model.text_layers}
+    target = F.normalize(everything[last], dim=-1)
+    values = F.normalize(sentences[last], dim=-1)
     # Uncentred: vectors are compared by their angle to the origin.
     directions = torch.linalg.eigh(target.T @ target).eigenvectors.flip(1)
     for level in model.config.levels:
         image_head, text_head = model.image_heads[level.name], model.text_heads[level.name]
-        if not isinstance(image_head, PrototypeHead) or image_head.keys.out_features != len(names):
-            raise ModelError(f"level {level.name}: a warm start needs {len(names)} prototypes in the image head")
-        basis = torch.eye(values.shape[1]) if level is finest else directions[:, : level.dim]
+        basis = torch.eye(values.shape[1])
+        if isinstance(image_head, AnchoredPrototypeHead) and isinstance(text_head, AnchoredResidualHead):
+            bare = model.text_features(*_tokens(tokenizer, names))[last]
+            image_head.anchor.copy_(F.normalize(bare, dim=-1))
+            image_head.anchor_sharpness.fill_(ANCHOR_SHARPNESS)
+            image_head = image_head.trained
+        elif isinstance(text_head, (LinearHead, MLPHead)):
+            basis = directions[:, : level.dim]
+            weight, bias = ridge(everything[level.text_layer], target @ basis, RIDGE)
+            text_head.project.weight.copy_(weight)
+            text_head.project.bias.copy_(bias)
+            if isinstance(text_head, MLPHead):
+                text_head.out.weight.zero_()
+                text_head.out.bias.zero_()
+        elif not isinstance(text_head, ResidualHead):
+            raise ModelError(f"level {level.name}: no warm start for a {type(text_head).__name__}")
+        if not isinstance(image_head, PrototypeHead) or image_head.values.shape != (len(names), basis.shape[1]):
+            raise ModelError(f"level {level.name}: a warm start needs a prototype head of the text head's size")
         image_head.project.weight.zero_()
         image_head.project.bias.zero_()
         image_head.values.copy_(values @ basis)
-        if level.image_layer == last_image:
-            weight, bias = classifier.weight, classifier.bias
-        else:
-            weight, bias = ridge(images[level.image_layer], logits, IMAGE_RIDGE)
-        image_head.keys.weight.copy_(SHARPNESS * weight)
-        image_head.keys.bias.copy_(SHARPNESS * bias)
-        if isinstance(text_head, (LinearHead, MLPHead)):
-            weight, bias = ridge(everything[level.text_layer], target @ basis, TEXT_RIDGE)
-            text_head.project.weight.copy_(weight)
-            text_head.project.bias.copy_(bias)
-        if isinstance(text_head, MLPHead):
-            text_head.out.weight.zero_()
-            text_head.out.bias.zero_()
+        image_head.sharpness.fill_(SHARPNESS)
 
 
 def ridge(inputs: Tensor, outputs: Tensor, strength: float) -> tuple[Tensor, Tensor]:

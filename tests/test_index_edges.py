@@ -1,0 +1,202 @@
+"""The index at its edges: equal vectors, hostile conditions, folders that may not be read, names that are met twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import FakeEncoder, write_pictures
+from hivlp.errors import IndexFolderError, QueryError
+from hivlp.index import Index
+from hivlp.index.catalog import NewItem, Stamp
+from hivlp.levels import Embeddings
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def index(tmp_path, encoder, pictures):
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        index.add(pictures)
+        yield index
+
+
+@pytest.mark.parametrize("dim", [63, 64, 384])
+def test_pages_are_sorted_by_the_scores_they_show_and_twins_keep_their_order(tmp_path, dim):
+    rng = np.random.default_rng(0)
+    encoder = FakeEncoder(dims=(16, dim))
+    vectors = {}
+    for level in encoder.levels:
+        unique = rng.normal(size=(40, level.dim)).astype(np.float32)
+        vectors[level.name] = np.repeat(unique / np.linalg.norm(unique, axis=1, keepdims=True), 3, axis=0)
+    items = [NewItem(f"/p/{n}", bytes([n]), None, {}, Stamp(1, 2, 3, 4)) for n in range(120)]
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        index.append(items, Embeddings(vectors))
+        for _ in range(20):
+            query = {level.name: rng.normal(size=level.dim) for level in encoder.levels}
+            for options in ({"exact": True}, {"shortlist": 200}):
+                for k in (5, 7, 119):
+                    hits = list(index.search(vector=query, k=k, **options))
+                    keys = [(-hit.scores["fine"], hit.id) for hit in hits]
+                    assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["0) UNION SELECT (999999", "0) UNION SELECT (-1", "0) UNION SELECT ('a'", "length(hex(zeroblob(400000000))) > 0"],
+)
+def test_a_condition_is_one_bounded_expression(index, condition):
+    with pytest.raises(QueryError):
+        index.search("x", where=condition)
+    assert len(index.search("x", k=50)) == 30
+
+
+def test_a_condition_may_look_into_json_lists(index):
+    item = index.catalog.get(1)
+    index.append(
+        [NewItem(item.path, item.hash, None, {"tags": ["red", "old"]}, item.stamp)], index.embeddings(item.row)
+    )
+    found = index.search("x", where="'red' IN (SELECT value FROM json_each(metadata, '$.tags'))")
+    assert [hit.id for hit in found] == [1]
+
+
+def test_ids_that_no_item_can_have_are_unknown(index):
+    with pytest.raises(QueryError, match="no item"):
+        index.search(like=10**30)
+    with pytest.raises(QueryError, match="no item"):
+        index.remove([10**30])
+
+
+def test_damage_inside_the_catalog_is_told_in_a_sentence(tmp_path, encoder):
+    vectors = {level.name: np.eye(level.dim, dtype=np.float32)[np.zeros(900, int)] for level in encoder.levels}
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        items = [NewItem(f"/p/{n}", n.to_bytes(32), "words " * 9, {}, Stamp(1, 2, 3, 4)) for n in range(900)]
+        index.append(items, Embeddings(vectors))
+    file = tmp_path / "x" / "items.db"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3 :] = b"\x5a" * (len(data) - len(data) // 3)
+    file.write_bytes(data)
+    picture = write_pictures(tmp_path / "p", 1)[0]
+    with Index.open(tmp_path / "x", encoder) as index:
+        for use in (lambda: index.search("x", k=900), lambda: len(index), index.info, lambda: index.add(picture)):
+            with pytest.raises(IndexFolderError, match="malformed"):
+                use()
+
+
+UNPRIVILEGED = """
+import mmap, os, sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+from conftest import FakeEncoder
+from hivlp.errors import IndexFolderError
+from hivlp.index import Index
+encoder, place = FakeEncoder(), Path(sys.argv[3])
+os.setgid(65534), os.setuid(65534)
+with Index.open(place / "x", encoder) as index:
+    assert len(index.search("words")) == 10
+for use in (
+    lambda: Index.open(place / "x", encoder).remove([1]),
+    lambda: Index.open(place / "locked_catalog", encoder),
+    lambda: Index.open(place / "locked_vectors", encoder).search("words"),
+    lambda: Index.open(place / "closed" / "x", encoder),
+    lambda: Index.create(place / "closed" / "y", model=encoder),
+):
+    try:
+        use()
+    except IndexFolderError as error:
+        print("refused:", error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_may_not_be_read_or_written_is_told_in_a_sentence(index, tmp_path):
+    index.close()
+    shutil.copytree(index.path, tmp_path / "locked_catalog")
+    (tmp_path / "locked_catalog" / "items.db").chmod(0o600)
+    shutil.copytree(index.path, tmp_path / "locked_vectors")
+    (tmp_path / "locked_vectors" / "fine.0.f32").chmod(0o600)
+    shutil.copytree(index.path, tmp_path / "closed" / "x")
+    (tmp_path / "closed").chmod(0o700)
+    opened = []
+    for folder in [tmp_path, *tmp_path.parents]:  # pytest's own folders are private
+        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 0o001 and folder != Path("/"):
+            opened.append((folder, folder.stat().st_mode))
+            folder.chmod(0o755)
+    try:
+        command = [sys.executable, "-c", UNPRIVILEGED, str(TESTS), str(TESTS.parent / "src"), str(tmp_path)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        for folder, mode in opened:
+            folder.chmod(mode)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("refused:") == 5
+
+
+def test_a_root_inside_another_is_met_even_if_the_walk_would_pass_it_by(index, pictures):
+    hidden = write_pictures(pictures / ".hidden", 2, start=50)
+    shutil.copyfile(hidden[0], pictures / "no_suffix")
+    assert index.add(pictures, pictures / ".hidden", pictures / "no_suffix").added == 3
+
+
+def test_a_linked_folder_leads_to_the_same_items(index, pictures, tmp_path):
+    (tmp_path / "link").symlink_to(pictures)
+    assert index.add([tmp_path / "link"]).skipped == 30
+    assert index.remove([tmp_path / "link"]) == 30
+
+
+def test_what_was_known_of_a_picture_outlives_its_content(index, pictures, tmp_path):
+    item = index.catalog.at(str(pictures / "00000.png"))
+    index.append([NewItem(item.path, item.hash, "a fox", {"by": "me"}, item.stamp)], index.embeddings(item.row))
+    shutil.copyfile(write_pictures(tmp_path / "other", 1, start=77)[0], item.path)
+    assert index.add(pictures).updated == 1
+    changed = index.catalog.at(item.path)
+    assert (changed.id, changed.caption, changed.metadata) == (item.id, "a fox", {"by": "me"})
+
+
+def test_a_caption_is_never_a_link_or_a_pipe(tmp_path, encoder):
+    secret = tmp_path / "secret"
+    secret.write_text("not for captions")
+    linked, piped, marked = write_pictures(tmp_path / "p", 3)
+    linked.with_suffix(".txt").symlink_to(secret)
+    os.mkfifo(piped.with_suffix(".txt"))
+    marked.with_suffix(".txt").write_text("a fox", encoding="utf-8-sig")
+    # A process of its own: opening the pipe would never return.
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from conftest import FakeEncoder; from hivlp.index import Index\n"
+        "with Index.create(sys.argv[3], model=FakeEncoder()) as index: index.add(sys.argv[4])\n"
+    )
+    arguments = [str(TESTS), str(TESTS.parent / "src"), str(tmp_path / "x"), str(tmp_path / "p")]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, timeout=60)
+    with Index.open(tmp_path / "x", encoder) as index:
+        assert [index.catalog.at(str(path)).caption for path in (linked, piped, marked)] == [None, None, "a fox"]
+
+
+def test_json_is_utf8_whatever_the_name(tmp_path, encoder):
+    source = write_pictures(tmp_path / "source", 1)[0]
+    (tmp_path / "p").mkdir()
+    shutil.copyfile(source, os.fsencode(tmp_path / "p") + b"/\xff.png")
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        index.add(tmp_path / "p")
+        json.dumps(index.search(image=source).to_json(), ensure_ascii=False).encode("utf-8")
+
+
+def test_an_index_opened_by_a_relative_name_stays_open_elsewhere(index, tmp_path, encoder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Index.open("x", encoder) as relative:
+        monkeypatch.chdir("/")
+        assert len(relative.search("words")) == 10
+
+
+def test_compact_clears_what_a_killed_one_left(index):
+    left = index.path / "fine.7.f32"
+    left.write_bytes(b"half a generation")
+    assert index.compact() == 0
+    assert not left.exists()
