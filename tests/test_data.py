@@ -360,9 +360,6 @@ def test_optional_packages_are_asked_for_only_when_needed(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"hivlp\[data\]"):
         load_pairs(write(tmp_path / "t.parquet"))
-    monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(MissingExtraError, match=r"hivlp\[data\]"):
-        stamps.Drawing(tmp_path / "x.svg").read()
 
 
 # --- stamps

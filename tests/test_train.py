@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw  # noqa: E402
 
 from hivlp.config import PictureConfig  # noqa: E402
 from hivlp.data.pairs import Pair  # noqa: E402
+from hivlp.demo import pictures_folder  # noqa: E402
+from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.train.augment import bare, caption_variants, random_view  # noqa: E402
 from hivlp.train.recipe import Augment, RecipeError, load_recipe  # noqa: E402
 from hivlp.train.warmstart import ridge  # noqa: E402
@@ -140,6 +142,25 @@ def test_shipped_recipes_load(name):
     assert isinstance(recipe.picture, PictureConfig)
 
 
+def test_the_tiny_recipe_runs_end_to_end(tmp_path):
+    """The whole job on the pictures that ship: towers trained, int8 chosen on validation, card written."""
+    command = [sys.executable, "-m", "hivlp", "train", str(SOURCE.parent / "recipes" / "tiny_cpu.yaml"), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "tiny")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["validation"]["images"] == len(list(pictures_folder().glob("*.webp")))
+    rows = losses(tmp_path, "tiny")
+    assert len(rows) == 12
+    first, last = (sum(row["loss"] for row in part) for part in (rows[:4], rows[-4:]))
+    assert last < first, "the loss falls"
+    model = HiVLP.from_pretrained(tmp_path / "tiny")
+    assert model.encode_text(["a red car"]).fine.shape == (1, 64)
+    assert "smoke test" in (tmp_path / "tiny" / "README.md").read_text()
+
+
 def test_random_views_keep_size_and_repeat_with_their_seed():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     config = Augment(zoom=(0.5, 1.4))
@@ -205,3 +226,19 @@ def test_a_slim_vocabulary_spells_the_rest_in_smaller_tokens(tmp_path):
     assert [kept[i] for i in new.encode("A cats").ids] == old.encode("A cats").ids
     assert new.encode("1999").tokens == ["[CLS]", "1", "##9", "##9", "##9", "[SEP]"]
     assert new.encode("н").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+
+
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+
+
+@pytest.mark.stamps
+@pytest.mark.skipif(not STAMPS.is_dir(), reason="the Tux Paint stamps are not installed (make data)")
+def test_the_model_that_ships_is_as_good_as_its_card_says():
+    """On the stamps' validation part: the card's own numbers, and the floor that the project asks for."""
+    from hivlp.data.pairs import load_pairs
+    from hivlp.evaluate import evaluate
+
+    result = evaluate(load_pairs("stamps", "val"), HiVLP.from_pretrained("hivlp-mini"), progress=False)
+    recalls = result["cascade"]["text_to_image"]
+    assert recalls["R@1"] >= 30 and recalls["R@5"] >= 55 and recalls["R@10"] >= 70
+    assert result["cascade"]["retained"]["text_to_image"]["R@10"] >= 0.96

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
 
@@ -74,6 +75,7 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
 
     ====================================  ==============================================================
     ``stamps``, ``openclipart``           the data sets of these Debian packages
+    ``demo``                              the pictures that ship with hivlp
     ``X.json``                            Karpathy's JSON
     ``X.csv``, ``X.tsv``, ``X.jsonl``     a table of captions
     ``X.parquet``, or a folder of them    a table of captions, the pictures often inside it
@@ -112,6 +114,8 @@ def _read(source: str | Path, images: Path | None) -> list[Pair]:
         return stamps.read_stamps()
     if source == "openclipart":
         return openclipart.read_openclipart()
+    if source == "demo":
+        return folder.read_folder(Path(str(resources.files("hivlp") / "assets" / "pictures")))
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path} does not exist")

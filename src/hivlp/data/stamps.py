@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hivlp.data.pairs import Pair
-from hivlp.errors import DataError, MissingExtraError, PictureError
+from hivlp.errors import DataError, PictureError
 
 DEFAULT_ROOT = Path("/usr/share/tuxpaint/stamps")
 TEST_SIZE, VAL_SIZE = 200, 100
@@ -47,12 +47,9 @@ class Drawing:
 
         Raises:
             PictureError: if it cannot be drawn.
-            MissingExtraError: if resvg-py is not installed.
         """
-        try:
-            import resvg_py
-        except ImportError as error:
-            raise MissingExtraError("drawing SVG files", "data") from error
+        import resvg_py
+
         try:
             # Both sides are given, and the drawing fits inside: from a hostile size of its own, resvg would abort the
             # process for want of memory.

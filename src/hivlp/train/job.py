@@ -121,11 +121,13 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     model.save_pretrained(out, tokenizer_file)
     calibration = corpus.pixels[np.random.default_rng(recipe.seed).permutation(len(corpus))[:128]]
     export(out)
+    quantized: dict[str, float] = {}
     if recipe.quantize:
-        quantize_where_harmless(recipe, out, calibration)
+        quantized = quantize_where_harmless(recipe, out, calibration)
     metrics = measure(recipe, out, ("validation", "test"))
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     metrics["pairs"] = len(corpus)
+    metrics["quantization"] = quantized
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     write_card(recipe, out, metrics)
     return metrics
@@ -249,21 +251,28 @@ class MetricLog:
         self._board.close()
 
 
-def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[np.uint8]) -> None:
-    """int8 for each tower, unless mean recall on validation falls by more than ``QUANTIZATION_LOSS`` points."""
+def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[np.uint8]) -> dict[str, float]:
+    """int8 for each tower, unless mean recall on validation falls by more than ``QUANTIZATION_LOSS`` points.
+
+    Returns:
+        AR on validation in float32 and with each tower in int8, whether kept or not.
+    """
     if recipe.validation is None:
         raise RecipeError("to quantise, a recipe needs a validation set that shows what it costs")
     best = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
+    seen = {"float32": best}
     chosen = {"quantize_image": False, "quantize_text": False}
     for tower in chosen:
         tried = {**chosen, tower: True}
         export(folder, calibration=calibration, **tried)
         reached = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
+        seen[tower] = reached
         if reached >= best - QUANTIZATION_LOSS:
             chosen = tried
         else:
             logger.warning("%s: int8 costs %.2f points of AR on validation; kept float32", tower, best - reached)
     export(folder, calibration=calibration, **chosen)
+    return seen
 
 
 def measure(recipe: Recipe, folder: Path, splits: tuple[str, ...]) -> dict[str, Any]:
