@@ -78,4 +78,6 @@ def test_the_page_works_in_a_browser(result, tmp_path):
     assert "CONSOLE" not in log, log
     like = dom[dom.index('id="like"') : dom.index('id="q0"')]
     assert f"More like: {item.caption}" in like
-    assert [int(found) for found in re.findall(r'data-id="(\d+)"', like)][:4] == [item.id, *wanted]
+    found = [int(number) for number in re.findall(r'data-id="(\d+)"', like)]
+    # The page holds vectors of eight bits, the index of thirty-two: neighbours may swap places, not vanish.
+    assert found[0] == item.id and len(found) == 8 and set(wanted) <= set(found)

@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import SIZE, FakeEncoder
 
+from conftest import SIZE, FakeEncoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
 

