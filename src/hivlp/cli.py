@@ -118,8 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--out", type=Path, help="model folder (default: runs/NAME)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
 
-    sub = verb("export", run_export, "Write a model's ONNX graphs beside its weights (float32).")
-    sub.add_argument("model", type=Path, metavar="MODEL")
+    sub = verb("export", run_export, "Write a model's ONNX graphs (float32), so that it can index and search.")
+    sub.add_argument("model", metavar="MODEL", help="a trained model's folder, or a CLIP or SigLIP folder or hub id")
+    sub.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to write a CLIP or SigLIP model")
 
     sub = verb("bench", run_bench, "Measure.")
     sub.add_argument("name", choices=["index"], help="index: pictures a second, and where the time goes")
@@ -267,11 +268,19 @@ def run_export(arguments: argparse.Namespace) -> int:
     """``hivlp export``."""
     from hivlp.encode import HiVLP
     from hivlp.export import export
+    from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
 
-    export(arguments.model)
-    fingerprint = HiVLP.from_pretrained(arguments.model).fingerprint
-    result = {"model": str(arguments.model), "graphs": ["image.onnx", "text.onnx"], "fingerprint": fingerprint}
-    _print(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {arguments.model}")
+    folder = Path(arguments.model)
+    if not folder.is_dir() or is_transformers_folder(folder):
+        if arguments.out is None:
+            raise HivlpError(f"{arguments.model} is not a hivlp model folder; to import it, say where to with -o DIR")
+        import_dual_encoder(arguments.model, arguments.out)
+        folder = arguments.out
+    export(folder)
+    model = HiVLP.from_pretrained(folder)
+    levels = {level.name: level.dim for level in model.levels}
+    result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    _print(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")
     return 0
 
 

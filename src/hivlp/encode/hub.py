@@ -28,19 +28,25 @@ def resolve_folder(name: str | Path) -> Path:
             return shipped
         raise ModelError(f"this installation lacks the {SHIPPED} model; reinstall hivlp")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
-        return _download(str(name))
+        return download(str(name), list(MODEL_FILES))
     raise ModelError(f"no model {str(name)!r}: give {SHIPPED}, a model folder, or a hub id such as owner/name")
 
 
-def _download(hub_id: str) -> Path:
+def download(hub_id: str, patterns: list[str]) -> Path:
+    """The named files of a hub repository, from its cache if they are there.
+
+    Raises:
+        MissingExtraError: if ``huggingface_hub`` is not installed.
+        ModelError: if the hub has no such model or cannot be reached.
+    """
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError as error:
         raise MissingExtraError(f"loading {hub_id} from the hub", "hub") from error
     try:
-        # Only our own files: a hub repository may also hold pickles and code.
-        return Path(snapshot_download(hub_id, allow_patterns=list(MODEL_FILES)))
+        # Only files that are asked for: a hub repository may also hold pickles and code.
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
         raise ModelError(f"the hub has no model {hub_id!r}, and there is no such folder") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

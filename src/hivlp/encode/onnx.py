@@ -152,7 +152,10 @@ class OnnxEncoder:
 
     @staticmethod
     def _run(session: ort.InferenceSession, names: list[str], feed: dict[str, NDArray]) -> Embeddings:  # type: ignore[type-arg]
-        return Embeddings(dict(zip(names, session.run(names, feed), strict=True)))
+        # A text tower that was trained with its padding visible (SigLIP) takes no mask.
+        known = {value.name for value in session.get_inputs()}
+        outputs = session.run(names, {name: array for name, array in feed.items() if name in known})
+        return Embeddings(dict(zip(names, outputs, strict=True)))
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

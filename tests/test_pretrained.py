@@ -1,0 +1,98 @@
+"""Importing CLIP and SigLIP checkpoints: real classes, random weights, saved to disk as the hub has them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from PIL import Image  # noqa: E402
+
+from conftest import write_pictures  # noqa: E402
+from hivlp.cli import main  # noqa: E402
+from hivlp.encode import HiVLP  # noqa: E402
+from hivlp.errors import ModelError  # noqa: E402
+from hivlp.index import Index  # noqa: E402
+from hivlp.model.pretrained import import_dual_encoder  # noqa: E402
+from tiny import VOCABULARY, write_tokenizer  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+
+def save_checkpoint(folder, family):
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+    text = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 12, "eos_token_id": 3, "bos_token_id": 2,
+            "pad_token_id": 0}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 16, "patch_size": 8}  # fmt: skip
+    torch.manual_seed(0)
+    if family == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+        processor = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True,
+                     "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}  # fmt: skip
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+        processor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    model.eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    write_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    return model, processor
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_an_imported_model_is_the_original(family, tmp_path, capsys):
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    original, processor = save_checkpoint(source, family)
+    assert main(["export", str(source), "-o", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["levels"] == {"fine": 8 if family == "clip" else 16}
+    model = HiVLP.from_pretrained(out)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    texts = ["A Red circle", "the blue square on white"]
+    words = [["[CLS]", *text.lower().split(), "[SEP]"] for text in texts]
+    length = 12 if family == "siglip" else max(len(row) for row in words)
+    ids = torch.tensor([[VOCABULARY.index(w) for w in row] + [0] * (length - len(row)) for row in words])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in words])
+    scaled = torch.from_numpy(pixels).float() / 255
+    normalised = (scaled - torch.tensor(processor["image_mean"])) / torch.tensor(processor["image_std"])
+    with torch.no_grad():
+        output = original(
+            input_ids=ids,
+            attention_mask=mask if family == "clip" else None,
+            pixel_values=normalised.permute(0, 3, 1, 2),
+        )
+    np.testing.assert_allclose(model.encode_pixels(pixels).fine, output.image_embeds.numpy(), atol=1e-4)
+    np.testing.assert_allclose(model.encode_text(texts).fine, output.text_embeds.numpy(), atol=1e-4)
+    assert model.picture.fit == ("crop" if family == "clip" else "stretch")
+
+    write_pictures(tmp_path / "pictures", 5)
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "pictures" / "wide.png")
+    with Index.create(tmp_path / "x", model=model) as index:
+        assert index.add(tmp_path / "pictures").added == 6
+        hits = index.search("a red circle", k=3)
+        assert len(hits) == 3 and set(hits[0].scores) == {"fine"}
+
+
+def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
+        import_dual_encoder(tmp_path, tmp_path / "out")
+    BertModel(BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+                         intermediate_size=8)).save_pretrained(tmp_path)  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    write_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="is a bert model"):
+        import_dual_encoder(tmp_path, tmp_path / "out")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        import_dual_encoder(tmp_path, tmp_path / "out")
