@@ -88,7 +88,7 @@ def encode_stream(
     pending: deque[Future[Batch[T]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="hivlp-encode") as pool:
         try:
-            for chunk in _chunks(jobs, batch_size):
+            for chunk in chunks(jobs, batch_size):
                 pending.append(pool.submit(work, chunk))
                 # One batch waiting keeps the workers busy while the caller stores another; more would only hold memory.
                 if len(pending) > workers:
@@ -100,7 +100,8 @@ def encode_stream(
                 future.cancel()
 
 
-def _chunks(jobs: Iterable[T], size: int) -> Iterator[list[T]]:
+def chunks(jobs: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` (the last may be shorter). Python 3.11 has no ``itertools.batched``."""
     chunk: list[T] = []
     for job in jobs:
         chunk.append(job)
