@@ -163,9 +163,12 @@ def frozen_image_features(
 def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
     """``layer -> (M, width)`` for every caption variant."""
     parts: dict[int, list[Tensor]] = {layer: [] for layer in model.text_layers}
-    for start in tqdm(range(0, len(corpus.texts), 128), desc="text features"):
-        mask = corpus.mask[start : start + 128]
+    # Texts of like length together: a batch is as long as its longest.
+    order = corpus.mask.sum(1).argsort(stable=True)
+    for rows in tqdm(order.split(128), desc="text features"):
+        mask = corpus.mask[rows]
         length = int(mask.sum(1).max())
-        for layer, features in model.text_features(corpus.ids[start : start + 128, :length], mask[:, :length]).items():
+        for layer, features in model.text_features(corpus.ids[rows, :length], mask[:, :length]).items():
             parts[layer].append(features)
-    return {layer: torch.cat(chunks) for layer, chunks in parts.items()}
+    back = order.argsort()
+    return {layer: torch.cat(chunks)[back] for layer, chunks in parts.items()}
