@@ -34,7 +34,7 @@ system:
 train: .venv-dev/.train
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && [ ! -d /usr/share/openclipart/svg ]; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-			openclipart-png openclipart-svg tuxpaint-stamps-default >/dev/null; fi
+			openclipart-png openclipart-svg tuxpaint-stamps-default wordnet-base >/dev/null; fi
 	.venv-dev/bin/hivlp train recipes/mini.yaml -o runs/mini
 
 .venv/.core: $(SOURCES)

@@ -242,3 +242,31 @@ def test_the_model_that_ships_is_as_good_as_its_card_says():
     recalls = result["cascade"]["text_to_image"]
     assert recalls["R@1"] >= 30 and recalls["R@5"] >= 55 and recalls["R@10"] >= 70
     assert result["cascade"]["retained"]["text_to_image"]["R@10"] >= 0.96
+
+
+def test_wordnet_says_what_a_class_is(tmp_path):
+    """Offsets, word counts in hexadecimal, pointers: the format of wndb(5), in small."""
+    from hivlp.errors import DataError
+    from hivlp.train.wordnet import class_texts, read_nouns
+
+    (tmp_path / "data.noun").write_text(
+        "  1 This is the licence  \n"
+        '00000100 03 n 01 entity 0 000 | that which exists; "it is"\n'
+        "00000200 05 n 02 fish 0 Pisces 1 001 @ 00000100 n 0000 | an animal that lives in water\n"
+        "00000300 05 n 01 tench 0 002 @ 00000200 n 0000 ~ 00000100 n 0000 | a freshwater fish; of Europe\n"
+        "00000400 06 n 02 crane 0 derrick 0 001 @ 00000100 n 0000 | a machine that lifts\n"
+        "00000500 05 n 01 crane 1 001 @i 00000100 n 0000 | a large bird\n"
+    )
+    nouns = read_nouns(tmp_path)
+    assert nouns["00000200"].words == ("fish", "Pisces") and nouns["00000200"].kinds == ("00000100",)
+
+    def embed(texts):
+        words = ["bird", "machine", "fish"]
+        return torch.tensor([[float(word in text) for word in words] for text in texts])
+
+    got = class_texts(["tench", "crane (bird)", "nosuch"], nouns, embed)
+    assert got[0] == ["tench", "tench, fish, entity", "tench: a freshwater fish"]
+    assert got[1][2] == "crane (bird): a large bird", "the name says which sense is meant"
+    assert got[2] == ["nosuch"] * 3
+    with pytest.raises(DataError, match="wordnet-base"):
+        read_nouns(tmp_path / "missing")

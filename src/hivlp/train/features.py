@@ -165,7 +165,7 @@ def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
     parts: dict[int, list[Tensor]] = {layer: [] for layer in model.text_layers}
     # Texts of like length together: a batch is as long as its longest.
     order = corpus.mask.sum(1).argsort(stable=True)
-    for rows in tqdm(order.split(128), desc="text features"):
+    for rows in tqdm(torch.split(order, 128), desc="text features"):
         mask = corpus.mask[rows]
         length = int(mask.sum(1).max())
         for layer, features in model.text_features(corpus.ids[rows, :length], mask[:, :length]).items():

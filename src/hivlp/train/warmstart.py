@@ -3,7 +3,7 @@
 All it takes is an image classifier, the names of its classes, and a sentence encoder:
 
 * the finest image head is ConSE (Norouzi et al., 2014, eq. 3): the class names' text vectors, weighted by the
-  classifier's softmax;
+  classifier's softmax; its anchor adds what WordNet says of each class;
 * a coarser level is the same in fewer dimensions, the principal directions of the text vectors; and where its text
   side reads an earlier layer, ridge regression makes that layer say what the last one says.
 """
@@ -27,6 +27,7 @@ from hivlp.model.heads import (
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
 from hivlp.train.backbones import class_names
+from hivlp.train.wordnet import class_texts, read_nouns
 
 # Inverse temperatures on the classifier's logits, chosen on validation: where training starts, and of the anchor.
 SHARPNESS, ANCHOR_SHARPNESS = 0.5, 0.75
@@ -57,8 +58,7 @@ def warm_start(model: HiVLPModel, tokenizer: Tokenizer, texts: Features) -> None
         image_head, text_head = model.image_heads[level.name], model.text_heads[level.name]
         basis = torch.eye(values.shape[1])
         if isinstance(image_head, AnchoredPrototypeHead) and isinstance(text_head, AnchoredResidualHead):
-            bare = model.text_features(*_tokens(tokenizer, names))[last]
-            image_head.anchor.copy_(F.normalize(bare, dim=-1))
+            image_head.anchor.copy_(_class_vectors(model, tokenizer, names))
             image_head.anchor_sharpness.fill_(ANCHOR_SHARPNESS)
             image_head = image_head.trained
         elif isinstance(text_head, (LinearHead, MLPHead)):
@@ -77,6 +77,21 @@ def warm_start(model: HiVLPModel, tokenizer: Tokenizer, texts: Features) -> None
         image_head.project.bias.zero_()
         image_head.values.copy_(values @ basis)
         image_head.sharpness.fill_(SHARPNESS)
+
+
+def _class_vectors(model: HiVLPModel, tokenizer: Tokenizer, names: list[str]) -> Tensor:
+    """(classes, D) unit vectors: the mean of what the text tower makes of each class's texts."""
+
+    def embed(texts: list[str]) -> Tensor:
+        parts = []
+        for start in range(0, len(texts), 128):
+            features = model.text_features(*_tokens(tokenizer, texts[start : start + 128]))
+            parts.append(F.normalize(features[model.text_tower.depth], dim=-1))
+        return torch.cat(parts)
+
+    texts = class_texts(names, read_nouns(), embed)
+    vectors = embed([text for triple in texts for text in triple]).view(len(names), 3, -1)
+    return F.normalize(vectors.mean(1), dim=-1)
 
 
 def ridge(inputs: Tensor, outputs: Tensor, strength: float) -> tuple[Tensor, Tensor]:
