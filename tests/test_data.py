@@ -577,3 +577,58 @@ def test_the_real_openclipart_keeps_clear_of_what_is_held_out() -> None:
         assert pair.split == "train"
         assert not {caption.casefold() for caption in pair.captions} & (held_out | bare)
         assert not any("hash(" in caption.casefold() or "@" in caption for caption in pair.captions)
+
+
+# --- icon sets
+
+SQUARE = '<path fill="#f00" d="M0 0h8v8H0z"/>'
+
+
+def icon_set(folder: Path, names: list[str], categories: dict[str, list[str]] | None = None) -> Path:
+    icons = {name: {"body": SQUARE} for name in names}
+    write(folder / "icons.json", json.dumps({"prefix": folder.name, "icons": icons, "width": 8, "height": 8}))
+    if categories:
+        write(folder / "metadata.json", json.dumps({"categories": categories}))
+    return folder
+
+
+def test_icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["red-fox", "dog", "mage", "mage-dark", "mage-light-skin-tone", "light-bulb", "up-arrow", "x1"]
+    icon_set(tmp_path / "toons", names, {"Animals": ["red-fox", "dog"], "Symbols": ["up-arrow"]})
+    write(tmp_path / "stamps" / "animals" / "dog.png", picture())
+    write(tmp_path / "stamps" / "animals" / "dog.txt", "A dog.")
+    monkeypatch.setenv("HIVLP_STAMPS", str(tmp_path / "stamps"))
+    monkeypatch.setenv("HIVLP_ICONS", str(tmp_path))
+    pairs = load_pairs("icons:toons")
+    assert facts(pairs) == [
+        ("light-bulb", ("light bulb",), "train"),
+        ("mage", ("mage",), "train"),
+        ("Animals/red-fox", ("red fox",), "train"),
+    ]
+    image = decode(pairs[0].read())
+    assert image.size == (256, 256)
+    assert image.getpixel((128, 128)) == (255, 0, 0)
+
+
+def test_an_icon_that_cannot_be_drawn_is_a_picture_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "odd" / "icons.json", json.dumps({"icons": {"thing": {"body": "<path"}}}))
+    monkeypatch.setenv("HIVLP_ICONS", str(tmp_path))
+    [pair] = load_pairs("icons:odd")
+    with pytest.raises(PictureError, match="cannot be drawn"):
+        pair.read()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"icons": 3}', '{"icons": {"thing": {}}}', '{"icons": {"thing": 1}}'])
+def test_a_broken_icon_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    write(tmp_path / "odd" / "icons.json", content)
+    monkeypatch.setenv("HIVLP_ICONS", str(tmp_path))
+    with pytest.raises(DataError, match=r"icons\.json"):
+        load_pairs("icons:odd")
+
+
+@pytest.mark.parametrize("name", ["absent", "../odd", ""])
+def test_a_missing_icon_set_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    icon_set(tmp_path / "odd", ["thing"])
+    monkeypatch.setenv("HIVLP_ICONS", str(tmp_path / "sets"))
+    with pytest.raises(DataError, match="npm install @iconify-json/"):
+        load_pairs(f"icons:{name}")

@@ -56,8 +56,7 @@ def export(
     folder: Path,
     *,
     calibration: NDArray[np.uint8] | None = None,
-    quantize_image: bool = True,
-    quantize_text: bool = True,
+    quantize_text: bool = False,
 ) -> None:
     """Write a model folder's graphs, beside its weights.
 
@@ -67,9 +66,8 @@ def export(
     Args:
         folder: a model folder with ``config.json`` and ``model.safetensors``.
         calibration: (N, S, S, 3) uint8 pictures, any S, whose ranges set the int8 scales of the image graph; without
-            them both graphs stay float32.
-        quantize_image: int8 weights and activations for the image graph (needs ``calibration``).
-        quantize_text: int8 weights, activations quantised as they come, for the text graph.
+            them it stays float32.
+        quantize_text: int8 weights for the text graph, computed with as float.
 
     Raises:
         ModelError: if the folder has no weights.
@@ -105,10 +103,9 @@ def export(
         if calibration is not None:
             from hivlp.train.augment import plain_view
 
-            if quantize_image:
-                image = _quantize_image(image, np.stack([plain_view(pixels, size) for pixels in calibration]))
-            if quantize_text:
-                text = _quantize_text(text)
+            image = _quantize_image(image, np.stack([plain_view(pixels, size) for pixels in calibration]))
+        if quantize_text:
+            text = _compress_tables(text)
         image.replace(folder / IMAGE_GRAPH)
         _write_text_graphs(text, folder, names)
 
@@ -140,6 +137,7 @@ def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
     from onnx.utils import Extractor
 
     whole = onnx.load(str(path))
+    del whole.graph.value_info[:]  # shapes of inner values, which ONNX Runtime infers again
     convert_model_to_external_data(whole, location=TEXT_WEIGHTS, size_threshold=1024)
     (folder / TEXT_WEIGHTS).write_bytes(b"")  # onnx appends to what is there, and writes none for a tiny model
     onnx.save(whole, str(folder / TEXT_GRAPH))
@@ -185,82 +183,54 @@ def _quantize_image(path: Path, calibration: NDArray[np.uint8]) -> Path:
         per_channel=True,
         nodes_to_exclude=sorted(set(heads)),
     )
-    _compress_heads(quantized)
-    return quantized
+    return _compress_tables(quantized)
 
 
-def _compress_heads(path: Path) -> None:
-    """Store what is left of large float weights as int8 with a scale a row; they are computed with as float."""
-    import onnx
-    from onnx import helper
+def _compress_tables(path: Path) -> Path:
+    """Store the large matrices of a graph as int8, with a scale for each thing they output; compute in float.
 
-    model = onnx.load(str(path))
-    for weight in _large_tables(model.graph):
-        codes, scale = _int8_rows(model.graph, weight)
-        model.graph.node.insert(0, helper.make_node("DequantizeLinear", [codes, scale], [weight.name], axis=0))
-    onnx.save(model, str(path))
-
-
-def _quantize_text(path: Path) -> Path:
-    """Dynamic int8: matrices in eight bits a channel, activations quantised as they come, the token table by row.
-
-    One scale for the whole token table, as the library's own quantiser has it, costs a point of recall.
+    Rounding activations too would be no faster for texts of a dozen tokens, and costs a point of recall. A cast and a
+    product, rather than ``DequantizeLinear``, because ONNX Runtime folds them into one float matrix when it loads; only
+    a table that is looked up (``Gather``) stays int8 in memory, and just the rows that were looked up become float.
     """
     import onnx
-    from onnx import TensorProto, helper
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(path))
-    graph = model.graph
-    tables = {weight.name: weight for weight in _large_tables(graph)}
-    for node in [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tables]:
-        table, name = tables.pop(node.input[0]), node.output[0]
-        codes, scale = _int8_rows(graph, table, column=True)
-        at = list(graph.node).index(node)
-        graph.node.remove(node)
+    readers = {name: node for node in model.graph.node for name in node.input}
+    for table in list(model.graph.initializer):
+        if table.data_type == onnx.TensorProto.FLOAT and len(table.dims) == 2 and np.prod(table.dims) >= LARGE:
+            _compress_table(model.graph, table, readers[table.name])
+    compressed = path.with_suffix(".tables.onnx")
+    onnx.save(model, str(compressed))
+    return compressed
+
+
+def _compress_table(graph: Any, table: Any, reader: Any) -> None:
+    """Replace a float matrix by its codes, its scales, and the nodes that multiply them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    values = numpy_helper.to_array(table)
+    # x @ W has an output a column; a lookup, and x @ W.T (Gemm), have one a row.
+    along = 0 if reader.op_type == "MatMul" else 1
+    scale = (np.abs(values).max(along, keepdims=True).clip(1e-12) / 127).astype(np.float32)
+    codes, scales = f"{table.name}.int8", f"{table.name}.scale"
+    graph.initializer.remove(table)
+    graph.initializer.append(numpy_helper.from_array(np.rint(values / scale).astype(np.int8), codes))
+    graph.initializer.append(numpy_helper.from_array(scale, scales))
+    at, name, steps = 0, table.name, []
+    if reader.op_type == "Gather":
+        at, name = list(graph.node).index(reader), reader.output[0]
+        rows = [f"{name}.int8", f"{name}.scale"]
         steps = [
-            helper.make_node("Gather", [codes, node.input[1]], [f"{name}.codes"], axis=0),
-            helper.make_node("Gather", [scale, node.input[1]], [f"{name}.scale"], axis=0),
-            helper.make_node("Cast", [f"{name}.codes"], [f"{name}.float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [name]),
+            helper.make_node("Gather", [source, reader.input[1]], [row], axis=0)
+            for source, row in zip((codes, scales), rows, strict=True)
         ]
-        for offset, step in enumerate(steps):
-            graph.node.insert(at + offset, step)
-    prepared, quantized = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
-    onnx.save(model, str(prepared))
-    quantize_dynamic(
-        str(prepared),
-        str(quantized),
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-    )
-    return quantized
-
-
-def _large_tables(graph: Any) -> list[Any]:
-    """The two-dimensional float weights of a graph that are worth compressing."""
-    import onnx
-
-    return [
-        weight
-        for weight in graph.initializer
-        if weight.data_type == onnx.TensorProto.FLOAT and len(weight.dims) == 2 and np.prod(weight.dims) >= LARGE
-    ]
-
-
-def _int8_rows(graph: Any, weight: Any, *, column: bool = False) -> tuple[str, str]:
-    """Replace a float weight by int8 codes and a float scale a row; returns the names of both."""
-    from onnx import numpy_helper
-
-    values = numpy_helper.to_array(weight)
-    scale = (np.abs(values).max(1).clip(1e-12) / 127).astype(np.float32)
-    codes = np.rint(values / scale[:, None]).astype(np.int8)
-    graph.initializer.remove(weight)
-    names = f"{weight.name}.int8", f"{weight.name}.scale"
-    graph.initializer.append(numpy_helper.from_array(codes, names[0]))
-    graph.initializer.append(numpy_helper.from_array(scale[:, None] if column else scale, names[1]))
-    return names
+        codes, scales = rows
+        graph.node.remove(reader)
+    steps.append(helper.make_node("Cast", [codes], [f"{name}.cast"], to=TensorProto.FLOAT))
+    steps.append(helper.make_node("Mul", [f"{name}.cast", scales], [name]))
+    for offset, step in enumerate(steps):
+        graph.node.insert(at + offset, step)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def read_openclipart(root: Path | None = None) -> list[Pair]:
     records = {name: record for name, record in records.items() if _PUBLIC_DOMAIN.search(record.license)}
     titles = Counter(_folded(record.title) for record in records.values())
     descriptions = Counter(_folded(record.description) for record in records.values())
-    held_out, demo = _held_out_titles(), _demo_pictures(root)
+    held_out, demo = stamps.held_out_comparable(), _demo_pictures(root)
     pairs = []
     for name, record in records.items():
         path = (root / "png" / name).with_suffix(".png")
@@ -187,16 +187,8 @@ def _plain(text: str) -> str:
 
 
 def _folded(caption: str) -> str:
-    """The caption as it is compared with others: folded case, without article and full stop."""
-    return re.sub(r"^(a|an|the)\s+", "", _plain(caption).casefold().strip(" .!"))
-
-
-def _held_out_titles() -> frozenset[str]:
-    """The captions of held-out stamps, folded; none where there are no stamps to be evaluated on."""
-    try:
-        return frozenset(map(_folded, stamps.held_out_captions()))
-    except DataError:
-        return frozenset()
+    """The caption as it is compared with others."""
+    return stamps.comparable(_plain(caption))
 
 
 def _demo_pictures(root: Path) -> frozenset[str]:

@@ -86,6 +86,19 @@ def held_out_captions(root: Path | None = None) -> frozenset[str]:
     return frozenset(pair.captions[0].casefold() for pair in read_stamps(root) if pair.split != "train")
 
 
+def comparable(caption: str) -> str:
+    """A caption as it is compared with those of other data sets: folded case, without article and full stop."""
+    return re.sub(r"^(a|an|the)\s+", "", caption.casefold().strip(" .!"))
+
+
+def held_out_comparable() -> frozenset[str]:
+    """:func:`comparable` captions of ``test`` and ``val``; none where there are no stamps to be evaluated on."""
+    try:
+        return frozenset(map(comparable, held_out_captions()))
+    except DataError:
+        return frozenset()
+
+
 def stamps_root(root: Path | None = None) -> Path:
     """The folder of the stamps.
 

@@ -53,13 +53,20 @@ def minilm_folder() -> Path:
     return _package(MINILM) / "model"
 
 
-def minilm_state(kept: list[int]) -> dict[str, Tensor]:
-    """State dict of :class:`hivlp.model.towers.BertTextTower` with the MiniLM weights, for the kept tokens alone."""
+def minilm_state(kept: list[int], positions: int) -> dict[str, Tensor]:
+    """State dict of :class:`hivlp.model.towers.BertTextTower` with the MiniLM weights.
+
+    Args:
+        kept: ids of the tokens that remain.
+        positions: length of the longest text, in tokens.
+    """
     from safetensors.torch import load_file
 
     state = load_file(minilm_folder() / "model.safetensors")
     words = "embeddings.word_embeddings.weight"
     state[words] = state[words][kept].contiguous()
+    places = "embeddings.position_embeddings.weight"
+    state[places] = state[places][:positions].contiguous()
     wanted = {key for key in state if not key.startswith("pooler.") and "position_ids" not in key}
     return {f"bert.{key}": state[key] for key in wanted}
 
@@ -95,7 +102,7 @@ def slim_vocabulary(tokenizer: Path, out: Path) -> list[int]:
     for name, token in data["post_processor"]["special_tokens"].items():
         token["ids"] = [new[name]]
     data["truncation"] = data["padding"] = None
-    out.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    out.write_text(json.dumps(data, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     return [vocabulary[token] for token in kept]
 
 

@@ -138,8 +138,10 @@ def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, Tokenizer, Path]
     path, text_tower, text_state = run / "tokenizer.json", recipe.text_tower, None
     if recipe.init.text == "registry":
         kept = backbones.slim_vocabulary(tokenizer_path(backbones.minilm_folder()), path)
-        text_tower = replace(text_tower, options={**text_tower.options, "vocab_size": len(kept)})
-        text_state = backbones.minilm_state(kept)
+        positions = recipe.text.max_tokens
+        sizes = {"vocab_size": len(kept), "max_position_embeddings": positions}
+        text_tower = replace(text_tower, options={**text_tower.options, **sizes})
+        text_state = backbones.minilm_state(kept, positions)
     else:
         shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer)), path)
     model = HiVLPModel(
@@ -261,17 +263,18 @@ def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[n
         raise RecipeError("to quantise, a recipe needs a validation set that shows what it costs")
     best = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
     seen = {"float32": best}
-    chosen = {"quantize_image": False, "quantize_text": False}
-    for tower in chosen:
-        tried = {**chosen, tower: True}
-        export(folder, calibration=calibration, **tried)
-        reached = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
-        seen[tower] = reached
-        if reached >= best - QUANTIZATION_LOSS:
+    chosen: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {"image": {"calibration": calibration}, "text": {"quantize_text": True}}
+    for tower, option in options.items():
+        tried = {**chosen, **option}
+        export(folder, **tried)
+        seen[tower] = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
+        if seen[tower] >= best - QUANTIZATION_LOSS:
             chosen = tried
         else:
-            logger.warning("%s: int8 costs %.2f points of AR on validation; kept float32", tower, best - reached)
-    export(folder, calibration=calibration, **chosen)
+            lost = best - seen[tower]
+            logger.warning("int8 costs the %s tower %.2f points of AR on validation; kept float32", tower, lost)
+    export(folder, **chosen)
     return seen
 
 
