@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import FakeEncoder, write_pictures
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index.catalog import NewItem, Stamp
 from hivlp.levels import Embeddings
@@ -157,7 +158,33 @@ def test_what_was_known_of_a_picture_outlives_its_content(index, pictures, tmp_p
     shutil.copyfile(write_pictures(tmp_path / "other", 1, start=77)[0], item.path)
     assert index.add(pictures).updated == 1
     changed = index.catalog.at(item.path)
-    assert (changed.id, changed.caption, changed.metadata) == (item.id, "a fox", {"by": "me"})
+    assert (changed.id, changed.caption, changed.metadata["by"]) == (item.id, "a fox", "me")
+
+
+def test_metadata_is_stored_beside_what_the_picture_says_and_can_change_without_the_picture(tmp_path, encoder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0x9003] = "2024:06:01 12:30:00"
+    folder = tmp_path / "p"
+    folder.mkdir()
+    Image.new("RGB", (40, 20), "red").save(folder / "a.jpg", exif=exif)
+    shutil.copyfile(folder / "a.jpg", folder / "twin.jpg")
+    facts = {"format": "JPEG", "width": 20, "height": 40, "taken": "2024-06-01T12:30:00"}
+    given = {str(folder / "a.jpg"): {"by": "me", "tags": ("x", "y")}}
+    with Index.create(tmp_path / "i", model=encoder) as index:
+        assert index.add(folder, metadata=given).added == 2
+        assert index.catalog.at(str(folder / "a.jpg")).metadata == {**facts, "by": "me", "tags": ["x", "y"]}
+        assert index.catalog.at(str(folder / "twin.jpg")).metadata == facts
+        assert len(index.search("x", where="metadata->>'taken' LIKE '2024-06%' AND metadata->>'by' = 'me'")) == 1
+        assert (index.add(folder).skipped, index.add(folder, metadata=given).skipped) == (2, 2)
+        given[str(folder / "a.jpg")] = {"by": "you"}
+        (folder / "twin.txt").write_text("a red thing")
+        assert index.add(folder, metadata=given).updated == 2
+        assert index.catalog.at(str(folder / "a.jpg")).metadata == {**facts, "by": "you", "tags": ["x", "y"]}
+        assert index.catalog.at(str(folder / "twin.jpg")).caption == "a red thing"
+        for wrong in ({"by": b"me"}, {"by": float("nan")}):
+            with pytest.raises(DataError, match="JSON"):
+                index.add(folder, metadata={"a.jpg": wrong})
 
 
 def test_a_caption_is_never_a_link_or_a_pipe(tmp_path, encoder):

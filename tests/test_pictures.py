@@ -26,6 +26,7 @@ from hivlp.data.pictures import (
     find_pictures,
     fit,
     load_pixels,
+    picture_facts,
     picture_size,
 )
 from hivlp.errors import DataError, PictureError
@@ -216,6 +217,11 @@ def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
     path.write_bytes(encoded(corners()))
     assert np.array_equal(np.asarray(decode(path)), np.asarray(corners()))
     assert picture_size(path) == (32, 16)
+
+
+def test_facts_survive_damaged_exif() -> None:
+    data = encoded(corners(), "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
+    assert picture_facts(data) == {"format": "JPEG", "width": 32, "height": 16}
 
 
 # --- what is refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ __all__ = [
     "find_pictures",
     "fit",
     "load_pixels",
+    "picture_facts",
     "picture_size",
     "to_rgb",
 ]
@@ -57,6 +59,9 @@ for _plugin in _PLUGINS.values():
         importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 
 _ORIENTATION_TAG = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
+_EXIF_FOLDER, _TAKEN_TAG = 0x8769, 0x9003
+_TAKEN = re.compile(r"(\d{4}):(\d{2}):(\d{2}) (\d{2}:\d{2}:\d{2})")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -159,6 +164,27 @@ def picture_size(data: bytes | Path) -> tuple[int, int]:
     """
     with _opened(data) as image:
         return image.size
+
+
+def picture_facts(data: bytes | Path) -> dict[str, str | int]:
+    """What a picture's header says of it.
+
+    Returns:
+        ``format`` (``JPEG``, ``PNG``, ...), ``width`` and ``height`` in pixels as it is shown, and, where its EXIF data
+        tells, ``taken``: the camera's local time, as in ``2024-06-01T12:30:00``.
+
+    Raises:
+        PictureError: as :func:`decode`.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+        if _orientation(image) in _TURNED:
+            width, height = height, width
+        facts: dict[str, str | int] = {"format": image.format or "", "width": width, "height": height}
+        with contextlib.suppress(Exception):  # damaged EXIF data
+            if taken := _TAKEN.match(str(image.getexif().get_ifd(_EXIF_FOLDER).get(_TAKEN_TAG, ""))):
+                facts["taken"] = "{}-{}-{}T{}".format(*taken.groups())
+        return facts
 
 
 @contextlib.contextmanager

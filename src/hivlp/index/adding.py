@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.data.pictures import load_pixels
+from hivlp.data.pictures import load_pixels, picture_facts
 from hivlp.data.walk import PICTURE_SUFFIXES, Found, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
+from hivlp.errors import DataError
 from hivlp.index.catalog import Item, NewItem, Stamp
 from hivlp.levels import Embeddings
 
@@ -83,16 +85,26 @@ def add_pictures(
     roots: Iterable[Path],
     *,
     captions: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
     on_progress: Callable[[AddReport], None] | None = None,
     workers: int | None = None,
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
-    adding = _Adding(index, {stored_path(path): text for path, text in (captions or {}).items()}, on_progress)
+    texts = {stored_path(path): text for path, text in (captions or {}).items()}
+    try:
+        # There and back, so that it can be compared with what is stored.
+        given = json.loads(
+            json.dumps({stored_path(path): dict(values) for path, values in (metadata or {}).items()}, allow_nan=False)
+        )
+    except (TypeError, ValueError) as reason:
+        raise DataError(f"metadata must be JSON objects: {reason}") from reason
+    adding = _Adding(index, texts, given, on_progress)
     jobs = adding.jobs(_outermost(roots))
 
     def load(job: _Job) -> NDArray[np.uint8]:
         data, job.data = job.data, b""  # let go of the file as soon as it is decoded
+        job.item = _with_facts(job.item, data)
         return load_pixels(data, encoder.picture)
 
     for batch in encode_stream(encoder, jobs, load, workers=workers):
@@ -109,9 +121,13 @@ class _Adding:
     """What has been found since the last commit, and the report of what was committed."""
 
     def __init__(
-        self, index: Index, captions: Mapping[str, str], on_progress: Callable[[AddReport], None] | None
+        self,
+        index: Index,
+        captions: Mapping[str, str],
+        metadata: Mapping[str, dict[str, Any]],
+        on_progress: Callable[[AddReport], None] | None,
     ) -> None:
-        self._index, self._captions, self._on_progress = index, captions, on_progress
+        self._index, self._captions, self._metadata, self._on_progress = index, captions, metadata, on_progress
         self.report = AddReport()
         self._items: list[NewItem] = []
         self._vectors: list[Embeddings] = []
@@ -136,8 +152,14 @@ class _Adding:
                 if status.st_size > MAX_FILE_BYTES:
                     raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
                 before = self._index.catalog.at(path)
+                caption, metadata = self._known(path, before)
+                told = before is not None and (before.caption, before.metadata) == (caption, metadata)
                 if before is not None and _unchanged(before, status):
-                    self._skipped += 1
+                    if told:
+                        self._skipped += 1
+                    else:
+                        item = NewItem(path, before.hash, caption, metadata, before.stamp)
+                        self.store([item], self._index.embeddings(before.row))
                     continue
                 stamp = Stamp.of(status)
                 data = Path(path).read_bytes()
@@ -145,17 +167,14 @@ class _Adding:
                 self.fail(path, error.strerror or str(error))
                 continue
             content = hashlib.sha256(data).digest()
-            if before is not None and before.hash == content:
+            if before is not None and before.hash == content and told:
                 self._restamp.append((before.id, stamp))
                 self._skipped += 1
                 continue
-            caption, metadata = self._caption(path), {}
-            if before is not None:  # what was known of the picture outlives its content
-                caption, metadata = before.caption if caption is None else caption, before.metadata
             item = NewItem(path, content, caption, metadata, stamp)
             twin = self._index.catalog.with_hash(content)
             if twin is not None:
-                self.store([item], self._index.embeddings(twin.row))
+                self.store([_with_facts(item, data)], self._index.embeddings(twin.row))
                 continue
             yield _Job(item, data)
 
@@ -186,6 +205,13 @@ class _Adding:
         if self._on_progress is not None:
             self._on_progress(self.report)
 
+    def _known(self, path: str, before: Item | None) -> tuple[str | None, dict[str, Any]]:
+        """Caption and metadata, as given now or else before: what is known of a picture outlives its content."""
+        caption, metadata = self._caption(path), self._metadata.get(path, {})
+        if before is None:
+            return caption, metadata
+        return before.caption if caption is None else caption, {**before.metadata, **metadata}
+
     def _caption(self, path: str) -> str | None:
         """The given caption, or the first line of a text file beside the picture."""
         if path in self._captions:
@@ -199,6 +225,10 @@ class _Adding:
                 return file.readline(CAPTION_CHARACTERS).strip() or None
         except (OSError, ValueError):
             return None
+
+
+def _with_facts(item: NewItem, data: bytes) -> NewItem:
+    return replace(item, metadata={**item.metadata, **picture_facts(data)})
 
 
 def _unchanged(item: Item, status: os.stat_result) -> bool:

@@ -90,6 +90,7 @@ class Index(IndexFolder):
         self,
         *paths: Path | str | Iterable[Path | str],
         captions: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
         on_progress: Callable[[AddReport], None] | None = None,
         workers: int | None = None,
     ) -> AddReport:
@@ -98,12 +99,14 @@ class Index(IndexFolder):
         Args:
             paths: files and folders, or collections of them.
             captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
+            metadata: path -> what else to store (JSON), beside the picture's ``format``, ``width``, ``height`` and the
+                time it was ``taken``; for ``where`` to ask about.
             on_progress: called after each commit with what is stored by then.
             workers: threads that decode and encode; default one a core.
 
         Raises:
             IndexFolderError: if another process is writing, or the folder cannot be written; what was reported is kept.
-            DataError: if a path does not exist.
+            DataError: if a path does not exist, or metadata is not JSON.
         """
         model = self._need_model()
         roots: list[Path] = []
@@ -111,7 +114,9 @@ class Index(IndexFolder):
             roots += [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
         with self._writer():
             try:
-                return add_pictures(self, model, roots, captions=captions, on_progress=on_progress, workers=workers)
+                return add_pictures(
+                    self, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
+                )
             except sqlite3.DatabaseError as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
