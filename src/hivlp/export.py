@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from hivlp.encode.onnx import IMAGE_GRAPH, TEXT_GRAPH, TEXT_WEIGHTS, text_graph
 from hivlp.model.hivlp_model import HiVLPModel
@@ -76,7 +77,12 @@ def export(
     names = [level.name for level in model.config.levels]
     size = model.config.picture.size
     batch = {0: "batch"}
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, _quiet():
+    steps = 2 + (calibration is not None) + quantize_text
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        tqdm(total=steps, desc="export", unit="graph", leave=False) as progress,
+        _quiet(),
+    ):
         image, text = Path(scratch) / IMAGE_GRAPH, Path(scratch) / TEXT_GRAPH
         torch.onnx.export(
             _ImageGraph(model).eval(),
@@ -88,6 +94,7 @@ def export(
             opset_version=OPSET,
             dynamo=False,
         )
+        progress.update()
         tokens = torch.ones(2, model.config.text.max_tokens if model.config.text.pad_to_max else 8, dtype=torch.int64)
         sequence = {0: "batch", 1: "tokens"}
         torch.onnx.export(
@@ -100,12 +107,15 @@ def export(
             opset_version=OPSET,
             dynamo=False,
         )
+        progress.update()
         if calibration is not None:
             from hivlp.train.augment import plain_view
 
             image = _quantize_image(image, np.stack([plain_view(pixels, size) for pixels in calibration]))
+            progress.update()
         if quantize_text:
             text = _compress_tables(text)
+            progress.update()
         image.replace(folder / IMAGE_GRAPH)
         _write_text_graphs(text, folder, names)
 

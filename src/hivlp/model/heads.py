@@ -24,6 +24,18 @@ class LinearHead(nn.Module):
         return F.normalize(self.project(features), dim=-1)
 
 
+class ProjectionHead(nn.Module):
+    """Fewer dimensions of the finest level's own vector; for a level that costs its tower nothing more."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, dim, bias=False)
+
+    def forward(self, finest: Tensor) -> Tensor:
+        """(B, width) -> (B, dim), rows of unit length."""
+        return F.normalize(self.project(finest), dim=-1)
+
+
 class MLPHead(nn.Module):
     """A linear map plus one hidden layer as wide as the features; for early layers, which are not linear in meaning."""
 
@@ -146,6 +158,7 @@ def build_head(kind: str, width: int, dim: int) -> nn.Module:
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "linear": LinearHead,
+    "projection": ProjectionHead,
     "mlp": MLPHead,
     "prototype": PrototypeHead,
     "residual": ResidualHead,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hivlp.config import HiVLPConfig
 from hivlp.errors import ModelError
-from hivlp.model.heads import build_head
+from hivlp.model.heads import ProjectionHead, build_head
 from hivlp.model.tower import Features
 from hivlp.model.towers import build_towers
 
@@ -38,16 +38,21 @@ class HiVLPModel(nn.Module):
         self.config = config
         self.image_tower, self.text_tower = build_towers(config.image_tower, config.text_tower)
         self.image_heads, self.text_heads = nn.ModuleDict(), nn.ModuleDict()
+        finest = config.levels[-1]
         for level in config.levels:
-            for heads, tower, layer, settings in (
-                (self.image_heads, self.image_tower, level.image_layer, config.image_tower),
-                (self.text_heads, self.text_tower, level.text_layer, config.text_tower),
+            for heads, tower, layer, last, settings in (
+                (self.image_heads, self.image_tower, level.image_layer, finest.image_layer, config.image_tower),
+                (self.text_heads, self.text_tower, level.text_layer, finest.text_layer, config.text_tower),
             ):
                 if layer > tower.depth:
                     raise ModelError(f"level {level.name} reads layer {layer} of a tower of {tower.depth}")
-                kind = settings.heads.get(level.name, "linear")
+                kind, width = settings.heads.get(level.name, "linear"), tower.widths[layer - 1]
+                if kind == "projection":
+                    if level == finest or layer != last:
+                        raise ModelError(f"level {level.name}: a projection is of a finer level, at that level's layer")
+                    width = finest.dim
                 try:
-                    heads[level.name] = build_head(kind, tower.widths[layer - 1], level.dim)
+                    heads[level.name] = build_head(kind, width, level.dim)
                 except ValueError as error:
                     raise ModelError(f"level {level.name}: {error}") from error
 
@@ -63,15 +68,24 @@ class HiVLPModel(nn.Module):
 
     def project_image(self, features: Mapping[int, Tensor], dropout: Mapping[str, float] | None = None) -> LevelVectors:
         """Layer -> (B, width) features to level -> (B, dim) unit vectors, with dropout on some levels' features."""
-        vectors = {}
-        for level in self.config.levels:
-            part = nn.functional.dropout(features[level.image_layer], (dropout or {}).get(level.name, 0.0))
-            vectors[level.name] = self.image_heads[level.name](part)
-        return vectors
+        inputs = {
+            level.name: nn.functional.dropout(features[level.image_layer], (dropout or {}).get(level.name, 0.0))
+            for level in self.config.levels
+        }
+        return self._project(self.image_heads, inputs)
 
     def project_text(self, features: Mapping[int, Tensor]) -> LevelVectors:
         """Layer -> (B, width) features to level -> (B, dim) unit vectors."""
-        return {level.name: self.text_heads[level.name](features[level.text_layer]) for level in self.config.levels}
+        inputs = {level.name: features[level.text_layer] for level in self.config.levels}
+        return self._project(self.text_heads, inputs)
+
+    def _project(self, heads: nn.ModuleDict, inputs: Mapping[str, Tensor]) -> LevelVectors:
+        *coarser, finest = (level.name for level in self.config.levels)
+        vector = heads[finest](inputs[finest])
+        vectors = {
+            name: heads[name](vector if isinstance(heads[name], ProjectionHead) else inputs[name]) for name in coarser
+        }
+        return {**vectors, finest: vector}
 
     def image_features(self, pixels: Tensor) -> Features:
         """Tower features, layer -> (B, width), of (B, size, size, 3) uint8 RGB pixels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from hivlp.train.recipe import Augment
 
 logger = logging.getLogger(__name__)
 MASTER = 256  # side, in pixels, at which decoded pictures are kept for augmentation
-BATCH = 8
+BATCH, TEXT_BATCH = 8, 128
 
 
 @dataclass
@@ -100,15 +101,15 @@ def build_corpus(
         [numbers.setdefault(text, len(numbers)) for text in caption_variants(pair, augment)] for pair, _ in kept
     ]
     texts = list(numbers)
-    encodings = tokenizer.encode_batch(texts)
+    ids, mask = tokenize(tokenizer, texts)
     same: dict[str, int] = {}
     caption_ids = [same.setdefault(bare(pair.captions[0]).casefold(), len(same)) for pair, _ in kept]
     return Corpus(
         pixels=pixels[: len(kept)],
         repeat=np.array([repeat for _, repeat in kept]),
         texts=texts,
-        ids=torch.tensor([encoding.ids for encoding in encodings]),
-        mask=torch.tensor([encoding.attention_mask for encoding in encodings]),
+        ids=ids,
+        mask=mask,
         variants=variants,
         caption_ids=np.array(caption_ids),
     )
@@ -159,16 +160,33 @@ def frozen_image_features(
     return views
 
 
-@torch.no_grad()
 def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
     """``layer -> (M, width)`` for every caption variant."""
+    return _text_features(model, corpus.ids, corpus.mask)
+
+
+def text_features(model: HiVLPModel, tokenizer: Tokenizer, texts: Sequence[str]) -> Features:
+    """``layer -> (M, width)`` of any texts, with a tokenizer that pads."""
+    return _text_features(model, *tokenize(tokenizer, texts))
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (M, T) int64, with a tokenizer that pads."""
+    encodings = tokenizer.encode_batch(list(texts))
+    ids = torch.tensor([encoding.ids for encoding in encodings])
+    return ids, torch.tensor([encoding.attention_mask for encoding in encodings])
+
+
+@torch.no_grad()
+def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor) -> Features:
     parts: dict[int, list[Tensor]] = {layer: [] for layer in model.text_layers}
     # Texts of like length together: a batch is as long as its longest.
-    order = corpus.mask.sum(1).argsort(stable=True)
-    for rows in tqdm(torch.split(order, 128), desc="text features"):
-        mask = corpus.mask[rows]
-        length = int(mask.sum(1).max())
-        for layer, features in model.text_features(corpus.ids[rows, :length], mask[:, :length]).items():
-            parts[layer].append(features)
+    order = mask.sum(1).argsort(stable=True)
+    with tqdm(total=len(ids), desc="text features", unit="text", delay=1) as progress:
+        for rows in torch.split(order, TEXT_BATCH):
+            length = int(mask[rows].sum(1).max())
+            for layer, features in model.text_features(ids[rows, :length], mask[rows, :length]).items():
+                parts[layer].append(features)
+            progress.update(len(rows))
     back = order.argsort()
     return {layer: torch.cat(chunks)[back] for layer, chunks in parts.items()}

@@ -34,6 +34,7 @@ from hivlp.train import backbones, checkpoint
 from hivlp.train.augment import random_view
 from hivlp.train.features import Corpus, build_corpus, frozen_image_features, frozen_text_features
 from hivlp.train.recipe import Recipe, RecipeError
+from hivlp.train.selfdistill import distil
 from hivlp.train.warmstart import warm_start
 
 logger = logging.getLogger(__name__)
@@ -84,10 +85,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
         inputs.views = frozen_image_features(model, corpus, recipe.augment, recipe.seed, run)
         inputs.texts = frozen_text_features(model, corpus)
     if recipe.init.warm_start:
-        if inputs.texts is None:
-            raise RecipeError("warm_start works on frozen towers: set optim.tower_lr to 0")
-        warm_start(model, tokenizer, inputs.texts)
-    objective = HierarchicalObjective(tuple(level.name for level in recipe.levels), recipe.objective)
+        warm_start(model, tokenizer)
+    if recipe.self_distillation is not None and not frozen:
+        raise RecipeError("self_distillation works on frozen towers: set optim.tower_lr to 0")
+    learning = recipe.levels if recipe.self_distillation is None else recipe.levels[-1:]
+    objective = HierarchicalObjective(tuple(level.name for level in learning), recipe.objective)
 
     # Optimise.
     optimizer = torch.optim.AdamW(parameter_groups(model, objective, recipe))
@@ -115,9 +117,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
             checkpoint.save(run / checkpoint.FOLDER, recipe, done, modules, optimizer)
     progress.close()
     log.close()
+    model.eval()
+    if recipe.self_distillation is not None and inputs.texts is not None:
+        distil(model, tokenizer, inputs.texts, recipe.self_distillation, recipe.seed)
 
     # Write the model folder, then measure what was written.
-    model.eval()
     model.save_pretrained(out, tokenizer_file)
     calibration = corpus.pixels[np.random.default_rng(recipe.seed).permutation(len(corpus))[:128]]
     export(out)
@@ -157,18 +161,20 @@ def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, Tokenizer, Path]
     return model, tokenizer, path
 
 
-def parameter_groups(model: HiVLPModel, objective: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW groups with their peak learning rates; frozen towers are left out and need no gradient."""
+def parameter_groups(model: HiVLPModel, objective: HierarchicalObjective, recipe: Recipe) -> list[dict[str, Any]]:
+    """AdamW groups with their peak learning rates: the heads of the objective's levels, and towers that learn too."""
     optim = recipe.optim
     prototypes: list[nn.Parameter] = []
-    for head in model.image_heads.modules():
-        if isinstance(head, PrototypeHead):
-            prototypes += [head.values, head.sharpness]
+    heads = [model.image_heads[level] for level in objective.levels]
+    for module in nn.ModuleList(heads).modules():
+        if isinstance(module, PrototypeHead):
+            prototypes += [module.values, module.sharpness]
     special = {id(parameter) for parameter in prototypes}
-    image_heads = [parameter for parameter in model.image_heads.parameters() if id(parameter) not in special]
+    image_heads = [parameter for head in heads for parameter in head.parameters() if id(parameter) not in special]
+    text_heads = [parameter for level in objective.levels for parameter in model.text_heads[level].parameters()]
     groups = [
         {"params": image_heads, "peak": optim.lr, "weight_decay": optim.weight_decay},
-        {"params": list(model.text_heads.parameters()), "peak": optim.text_lr, "weight_decay": optim.weight_decay},
+        {"params": text_heads, "peak": optim.text_lr, "weight_decay": optim.weight_decay},
         {"params": prototypes, "peak": optim.prototype_lr, "weight_decay": 0.0},
         {"params": list(objective.parameters()), "peak": 1e-3, "weight_decay": 0.0},
     ]

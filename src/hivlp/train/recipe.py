@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hivlp.config import PictureConfig, TextConfig, TowerConfig
@@ -75,13 +76,37 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class SelfDistillation:
+    """How the coarser levels learn from the finished finest one (:mod:`hivlp.train.selfdistill`).
+
+    Attributes:
+        captions: share of the training set's captions among the texts of a step; the others are WordNet's.
+        steps: of AdamW, with a short linear warm-up and a cosine to zero.
+        batch_size: texts in one step.
+        lr: peak learning rate.
+        weight_decay: decoupled weight decay.
+    """
+
+    captions: float = 0.5
+    steps: int = 2000
+    batch_size: int = 512
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.captions <= 1:
+            raise ValueError(f"captions must be a share between 0 and 1, not {self.captions}")
+
+
+@dataclass(frozen=True)
 class Init:
     """Where the weights come from.
 
     Attributes:
         image: ``random``, or ``registry`` for the EfficientNet-Lite2 package.
         text: ``random``, or ``registry`` for the all-MiniLM-L6-v2 package.
-        warm_start: give prototype heads the image tower's ImageNet classes and their names' text embeddings.
+        warm_start: give the finest level's prototype head the image tower's ImageNet classes and their names' text
+            embeddings.
         tokenizer: model folder that gives the tokenizer when the text tower is random.
     """
 
@@ -93,7 +118,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run."""
+    """A training run. With ``self_distillation`` only the finest level learns from the pairs."""
 
     name: str
     levels: tuple[Level, ...]
@@ -108,6 +133,7 @@ class Recipe:
     augment: Augment = Augment()
     optim: Optim = Optim()
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    self_distillation: SelfDistillation | None = None
     seed: int = 0
     shortlist: int = 20
     limit: int | None = None
@@ -159,6 +185,10 @@ def _build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    if value is None:
+        return None
+    if get_origin(hint) is UnionType:
+        hint = get_args(hint)[0]
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise RecipeError(f"{where[:-1]} must be a mapping")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from hivlp.errors import DataError
 FOLDER = Path("/usr/share/wordnet")
 SENSES = 8  # per name; WordNet lists the frequent ones first
 KINDS = 2
+GLOSS_CHARACTERS = 80
+_COMMON = re.compile(r"[a-z][a-z '-]{2,30}")
+_FORMS = ("{}", "a {}", "the {}", "A {}.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,19 @@ def read_nouns(folder: Path | None = None) -> dict[str, Synset]:
         kinds = tuple(offset for symbol, offset, _, _ in pointers if symbol in ("@", "@i"))
         nouns[fields[0]] = Synset(words, kinds, gloss.split(";")[0].strip())
     return nouns
+
+
+def sentences(nouns: dict[str, Synset], seed: int) -> list[str]:
+    """What somebody may look for: every common noun, with or without an article, and every short gloss.
+
+    Args:
+        nouns: from :func:`read_nouns`.
+        seed: of the choice of the article.
+    """
+    words = sorted({word for synset in nouns.values() for word in synset.words if _COMMON.fullmatch(word)})
+    forms = np.random.default_rng(seed).integers(len(_FORMS), size=len(words))
+    phrases = [_FORMS[form].format(word) for word, form in zip(words, forms, strict=True)]
+    return phrases + sorted({synset.gloss for synset in nouns.values() if len(synset.gloss) < GLOSS_CHARACTERS})
 
 
 def class_texts(
