@@ -104,10 +104,13 @@ def test_wordnet_teaches_too_but_nothing_that_is_tested(model, tmp_path, monkeyp
     bare = [comparable(text) for text in asked]
     assert {"red", "green circle", "square", "red on white", "paris on white"} <= set(bare)
     assert not {"blue", "square on white", "paris"} & set(bare)
+    asked.clear()
+    distil(model, tokenizer, texts(50, 1), SelfDistillation(texts=2, steps=3), 0)
+    assert len(asked) == 2
     monkeypatch.setenv("HIVLP_WORDNET", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="wordnet-base"):
         distil(model, tokenizer, texts(50, 1), SelfDistillation(steps=3), 0)
-    distil(model, tokenizer, texts(50, 1), SelfDistillation(captions=1.0, steps=3), 0)
+    distil(model, tokenizer, texts(50, 1), SelfDistillation(texts=0, steps=3), 0)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +140,11 @@ def test_a_recipe_says_how_to_distil(tmp_path):
         "image_tower": {"kind": "efficientnet_lite"},
         "text_tower": {"kind": "bert", "options": BERT},
         "train": [{"source": "demo"}],
-        "self_distillation": {"captions": 0.25, "steps": 7},
+        "self_distillation": {"texts": 9, "steps": 7},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe))
-    assert load_recipe(path).self_distillation == SelfDistillation(captions=0.25, steps=7)
+    assert load_recipe(path).self_distillation == SelfDistillation(texts=9, steps=7)
     for wrong in ({"captions": 2}, {"caption": 0.5}, 3):
         path.write_text(json.dumps({**recipe, "self_distillation": wrong}))
         with pytest.raises(RecipeError, match=r"self_distillation|caption"):

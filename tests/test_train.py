@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_with_the_same_losses(workplace, tower_lr):
     folder, recipe = workplace
     recipe["optim"]["tower_lr"] = tower_lr
     if tower_lr == 0:  # coarse from fine, once the fine level is done
-        recipe["self_distillation"] = {"captions": 1.0, "steps": 30}
+        recipe["self_distillation"] = {"texts": 0, "steps": 30}
         recipe["levels"][0]["image_layer"] = 8
         recipe["image_tower"]["heads"] = {"coarse": "projection"}
     whole = run_train(folder, recipe, "whole")

@@ -80,13 +80,15 @@ class SelfDistillation:
     """How the coarser levels learn from the finished finest one (:mod:`hivlp.train.selfdistill`).
 
     Attributes:
-        captions: share of the training set's captions among the texts of a step; the others are WordNet's.
+        texts: how many of WordNet's nouns and glosses to learn from, beside the training set's captions.
+        captions: share of the captions among the texts of a step.
         steps: of AdamW, with a short linear warm-up and a cosine to zero.
         batch_size: texts in one step.
         lr: peak learning rate.
         weight_decay: decoupled weight decay.
     """
 
+    texts: int = 40_000
     captions: float = 0.5
     steps: int = 2000
     batch_size: int = 512

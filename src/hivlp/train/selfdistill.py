@@ -50,9 +50,11 @@ def distil(model: HiVLPModel, tokenizer: Tokenizer, captions: Features, config: 
     """
     texts = captions
     weights = torch.ones(len(next(iter(captions.values()))))
-    if config.captions < 1:
+    if config.texts:
         held_out = held_out_comparable()
         more = [text for text in sentences(read_nouns(), seed) if comparable(text) not in held_out]
+        order = np.random.default_rng(seed).permutation(len(more))
+        more = [more[number] for number in order[: config.texts]]
         features = text_features(model, tokenizer, more)
         texts = {layer: torch.cat([captions[layer], features[layer]]) for layer in captions}
         others = torch.full((len(more),), (1 - config.captions) / len(more))
