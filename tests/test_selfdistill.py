@@ -15,8 +15,14 @@ from hivlp.errors import DataError, ModelError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train import selfdistill  # noqa: E402
-from hivlp.train.recipe import RecipeError, SelfDistillation, load_recipe  # noqa: E402
-from hivlp.train.selfdistill import distil, distil_level, ridge  # noqa: E402
+from hivlp.train.recipe import Recipe, RecipeError, SelfDistillation, load_recipe  # noqa: E402
+from hivlp.train.selfdistill import (  # noqa: E402
+    DistillationData,
+    distil,
+    distil_level,
+    ridge,
+    score_directions,
+)
 from tiny import BERT, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -43,6 +49,20 @@ def texts(count: int, seed: int) -> dict[int, torch.Tensor]:
     return {1: torch.tensor(early, dtype=torch.float32), 3: torch.tensor(last, dtype=torch.float32)}
 
 
+def data(count: int, weights: torch.Tensor | None = None) -> DistillationData:
+    rng = np.random.default_rng(2)
+    basis = np.random.default_rng(0).normal(size=(2, 16, 4))[0]
+    pictures = torch.tensor(rng.normal(size=(300, 4)) @ basis.T + 0.05 * rng.normal(size=(300, 16)))
+    pictures = torch.nn.functional.normalize(pictures.float(), dim=1)
+    return DistillationData(texts(count, seed=1), torch.ones(count) if weights is None else weights, pictures)
+
+
+def recipe(**settings) -> Recipe:
+    config = tiny_config()
+    distillation = SelfDistillation(**{"texts": 0, "batch_size": 64, **settings})
+    return Recipe("x", config.levels, config.image_tower, config.text_tower, (), self_distillation=distillation)
+
+
 @torch.no_grad()
 def agreement(model: HiVLPModel) -> float:
     """Mean cosine between coarse text vectors and the finest ones' projection, on texts that were not seen."""
@@ -53,19 +73,18 @@ def agreement(model: HiVLPModel) -> float:
 
 def test_a_coarse_level_learns_to_say_early_what_the_finest_says(model):
     torch.nn.init.normal_(model.text_heads["fine"].project.weight, std=0.1)
-    seen = texts(2000, seed=1)
-    before = model.project_text(seen)["fine"]
-    weights = torch.ones(2000)
-    distil_level(model, model.config.levels[0], seen, weights, SelfDistillation(steps=1, lr=0), 0)
+    lesson = data(2000)
+    before = model.project_text(lesson.texts)["fine"]
+    distil_level(model, model.config.levels[0], lesson, recipe(steps=1, lr=0))
     start = agreement(model)
-    distil_level(model, model.config.levels[0], seen, weights, SelfDistillation(steps=400, lr=3e-3, batch_size=128), 0)
+    distil_level(model, model.config.levels[0], lesson, recipe(steps=400, lr=3e-3))
     end = agreement(model)
     assert 0.8 < start < end and end > 0.97
-    assert torch.equal(model.project_text(seen)["fine"], before)
+    assert torch.equal(model.project_text(lesson.texts)["fine"], before)
 
 
-def test_a_projected_level_is_the_finest_in_its_principal_directions(model):
-    distil_level(model, model.config.levels[0], texts(500, 1), torch.ones(500), SelfDistillation(steps=1), 0)
+def test_a_projected_level_is_the_finest_in_fewer_directions(model):
+    distil_level(model, model.config.levels[0], data(500), recipe(steps=1))
     features = {8: torch.randn(7, model.image_tower.widths[7])}
     vectors = model.project_image(features)
     basis = model.image_heads["coarse"].project.weight
@@ -74,15 +93,29 @@ def test_a_projected_level_is_the_finest_in_its_principal_directions(model):
     assert torch.allclose(vectors["coarse"], expected, atol=1e-6)
 
 
+def test_score_directions_span_the_left_factor_of_all_scores():
+    """Against the singular value decomposition of the scores themselves."""
+    rng = torch.Generator().manual_seed(0)
+    texts = torch.randn(300, 8, generator=rng) * torch.tensor([9.0, 5, 1, 1, 1, 1, 1, 0.1])
+    pictures = torch.randn(200, 8, generator=rng) @ torch.randn(8, 8, generator=rng)
+    weights = torch.rand(300, generator=rng)
+    basis = score_directions(texts, weights, pictures, 3)
+    assert torch.allclose(basis.T @ basis, torch.eye(3), atol=1e-5)
+    scores = (texts * weights.sqrt()[:, None]) @ pictures.T
+    right = torch.linalg.svd(scores, full_matrices=False).Vh[:3]
+    # Pictures' side of the best rank-3 approximation: right = (pictures @ expected).T, up to a mixing of its columns.
+    expected = torch.linalg.qr(torch.linalg.lstsq(pictures, right.T).solution).Q
+    assert torch.allclose(basis @ basis.T, expected @ expected.T, atol=1e-3)
+
+
 def test_a_text_that_weighs_nothing_teaches_nothing(model):
-    level, config = model.config.levels[0], SelfDistillation(steps=20, batch_size=64)
-    good, bad = texts(200, 1), {layer: torch.randn(200, 16) * 9 for layer in (1, 3)}
-    distil_level(model, level, good, torch.ones(200), config, 0)
-    both = {layer: torch.cat([good[layer], bad[layer]]) for layer in good}
-    distil_level(model, level, both, torch.cat([torch.ones(200), torch.zeros(200)]), config, 0)
-    mixed = agreement(model)
-    distil_level(model, level, good, torch.ones(200), config, 0)
-    assert abs(mixed - agreement(model)) < 0.02
+    good, settings = data(200), recipe(steps=20)
+    distil_level(model, model.config.levels[0], good, settings)
+    alone = agreement(model)
+    bad = {layer: torch.cat([good.texts[layer], torch.randn(200, 16) * 9]) for layer in (1, 3)}
+    weights = torch.cat([torch.ones(200), torch.zeros(200)])
+    distil_level(model, model.config.levels[0], DistillationData(bad, weights, good.pictures), settings)
+    assert abs(agreement(model) - alone) < 0.02
 
 
 def test_wordnet_teaches_too_but_nothing_that_is_tested(model, tmp_path, monkeypatch):
@@ -100,17 +133,18 @@ def test_wordnet_teaches_too_but_nothing_that_is_tested(model, tmp_path, monkeyp
     monkeypatch.setattr(selfdistill, "text_features", lambda m, t, texts: asked.extend(texts) or real(m, t, texts))
     tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path / "t")))
     tokenizer.enable_padding()
-    distil(model, tokenizer, texts(50, 1), SelfDistillation(steps=3), 0)
+    views = [{8: torch.randn(9, model.image_tower.widths[7])}] * 2
+    distil(model, tokenizer, texts(50, 1), views, recipe(texts=99, steps=3))
     bare = [comparable(text) for text in asked]
     assert {"red", "green circle", "square", "red on white", "paris on white"} <= set(bare)
     assert not {"blue", "square on white", "paris"} & set(bare)
     asked.clear()
-    distil(model, tokenizer, texts(50, 1), SelfDistillation(texts=2, steps=3), 0)
+    distil(model, tokenizer, texts(50, 1), views, recipe(texts=2, steps=3))
     assert len(asked) == 2
     monkeypatch.setenv("HIVLP_WORDNET", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="wordnet-base"):
-        distil(model, tokenizer, texts(50, 1), SelfDistillation(steps=3), 0)
-    distil(model, tokenizer, texts(50, 1), SelfDistillation(texts=0, steps=3), 0)
+        distil(model, tokenizer, texts(50, 1), views, recipe(texts=99, steps=3))
+    distil(model, tokenizer, texts(50, 1), views, recipe(texts=0, steps=3))
 
 
 @pytest.mark.parametrize(
@@ -130,11 +164,11 @@ def test_a_projection_is_of_the_finest_level_at_its_layer(levels, heads):
 def test_other_heads_cannot_be_distilled():
     model = HiVLPModel(tiny_config())
     with pytest.raises(ModelError, match="level coarse: needs a projection head"):
-        distil_level(model, model.config.levels[0], texts(50, 1), torch.ones(50), SelfDistillation(steps=1), 0)
+        distil_level(model, model.config.levels[0], data(50), recipe(steps=1))
 
 
 def test_a_recipe_says_how_to_distil(tmp_path):
-    recipe = {
+    content = {
         "name": "x",
         "levels": [{"name": "fine", "dim": 16, "image_layer": 8, "text_layer": 3}],
         "image_tower": {"kind": "efficientnet_lite"},
@@ -143,10 +177,10 @@ def test_a_recipe_says_how_to_distil(tmp_path):
         "self_distillation": {"texts": 9, "steps": 7},
     }
     path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe))
+    path.write_text(json.dumps(content))
     assert load_recipe(path).self_distillation == SelfDistillation(texts=9, steps=7)
     for wrong in ({"captions": 2}, {"caption": 0.5}, 3):
-        path.write_text(json.dumps({**recipe, "self_distillation": wrong}))
+        path.write_text(json.dumps({**content, "self_distillation": wrong}))
         with pytest.raises(RecipeError, match=r"self_distillation|caption"):
             load_recipe(path)
 

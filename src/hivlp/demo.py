@@ -24,13 +24,12 @@ from hivlp.data.pictures import decode
 from hivlp.encode.base import Encoder
 from hivlp.errors import HivlpError
 from hivlp.index import AddReport, Index, SearchResult
-from hivlp.index.search import DEFAULT_SHORTLIST
 from hivlp.levels import Vectors
 
 QUERIES = (
     "a red car",
     "something sweet to eat",
-    "an animal that lives in water",
+    "a bird",
     "a musical instrument with strings",
     "a dog",
     "flowers in a pot",
@@ -133,7 +132,7 @@ def _page(index: Index, model: Encoder, answers: list[tuple[str, SearchResult]],
         model=html.escape(model.name),
         coarse_dim=levels[0].dim,
         fine_dim=levels[-1].dim,
-        shortlist=min(SHORTLIST, DEFAULT_SHORTLIST),
+        shortlist=SHORTLIST,
         rate=f"{report.added / report.seconds:.0f}",
         nav="".join(f'<a href="#q{n}">{html.escape(title)}</a>' for n, (title, _) in enumerate(answers)),
         sections="".join(_section(n, title, hits) for n, (title, hits) in enumerate(answers)),

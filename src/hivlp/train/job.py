@@ -118,8 +118,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     progress.close()
     log.close()
     model.eval()
-    if recipe.self_distillation is not None and inputs.texts is not None:
-        distil(model, tokenizer, inputs.texts, recipe.self_distillation, recipe.seed)
+    if recipe.self_distillation is not None and inputs.texts is not None and inputs.views is not None:
+        distil(model, tokenizer, inputs.texts, inputs.views, recipe)
 
     # Write the model folder, then measure what was written.
     model.save_pretrained(out, tokenizer_file)

@@ -83,15 +83,15 @@ class SelfDistillation:
         texts: how many of WordNet's nouns and glosses to learn from, beside the training set's captions.
         captions: share of the captions among the texts of a step.
         steps: of AdamW, with a short linear warm-up and a cosine to zero.
-        batch_size: texts in one step.
+        batch_size: texts in one step, and as many pictures that they rank.
         lr: peak learning rate.
         weight_decay: decoupled weight decay.
     """
 
     texts: int = 40_000
     captions: float = 0.5
-    steps: int = 2000
-    batch_size: int = 512
+    steps: int = 1500
+    batch_size: int = 384
     lr: float = 1e-3
     weight_decay: float = 0.01
 
