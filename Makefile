@@ -32,8 +32,8 @@ system:
 	else echo "no root or no apt-get: tests on stamps and in a browser may be skipped" >&2; fi
 
 train: .venv-dev/.train
-	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && [ ! -d /usr/share/openclipart/svg ]; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! ls -d /usr/share/openclipart/svg \
+		/usr/share/openclipart/png /usr/share/tuxpaint/stamps /usr/share/wordnet >/dev/null 2>&1; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 			openclipart-png openclipart-svg tuxpaint-stamps-default wordnet-base >/dev/null; fi
 	.venv-dev/bin/hivlp train recipes/mini.yaml -o runs/mini
 

@@ -157,7 +157,13 @@ def test_the_coarse_text_level_does_not_run_the_deeper_layers(folder, tmp_path):
         without.encode_text(["blue"], levels=["coarse"])
 
 
-def test_int8_graphs_stay_close(folder, tmp_path):
+IMAGENET = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
+
+
+@pytest.mark.parametrize(("normalisation", "fed"), [({}, "Transpose"), (IMAGENET, "Cast")], ids=["bytes", "imagenet"])
+def test_int8_graphs_stay_close(tmp_path_factory, tmp_path, normalisation, fed):
+    onnx = pytest.importorskip("onnx")
+    folder = save_tiny(tmp_path_factory.mktemp("float"), picture=PictureConfig(size=32, **normalisation))
     HiVLPModel.from_pretrained(folder).save_pretrained(tmp_path, folder / "tokenizer.json")
     calibration = np.random.default_rng(1).integers(0, 256, (24, 40, 40, 3), dtype=np.uint8)
     export(tmp_path, calibration=calibration, quantize_text=True)
@@ -168,6 +174,10 @@ def test_int8_graphs_stay_close(folder, tmp_path):
                  (exact.encode_text(["a red circle"]), small.encode_text(["a red circle"]))):  # fmt: skip
         assert ((a.fine * b.fine).sum(1) > 0.97).all()
     assert exact.fingerprint != small.fingerprint
+    # Nothing in float between the convolutions; bytes go straight into the first one where the scale allows it.
+    nodes = onnx.load(str(tmp_path / "image.onnx")).graph.node
+    assert "Pad" not in {node.op_type for node in nodes}
+    assert [node.op_type for node in nodes if "pixels" in node.input] == [fed]
 
 
 def test_encoding_in_batches_and_out_of_order_changes_nothing(folder):

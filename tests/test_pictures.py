@@ -219,6 +219,13 @@ def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
     assert picture_size(path) == (32, 16)
 
 
+def test_facts_need_no_pixels() -> None:
+    assert picture_facts(encoded(corners())[:60]) == {"format": "PNG", "width": 32, "height": 16}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert picture_facts(encoded(corners(), exif=exif)) == {"format": "PNG", "width": 16, "height": 32}
+
+
 def test_facts_survive_damaged_exif() -> None:
     data = encoded(corners(), "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
     assert picture_facts(data) == {"format": "JPEG", "width": 32, "height": 16}

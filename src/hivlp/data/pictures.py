@@ -178,9 +178,11 @@ def picture_facts(data: bytes | Path) -> dict[str, str | int]:
     """
     with _opened(data) as image:
         width, height = image.size
-        if _orientation(image) in _TURNED:
-            width, height = height, width
         facts: dict[str, str | int] = {"format": image.format or "", "width": width, "height": height}
+        if image.format == "PNG" and "exif" not in image.info:
+            return facts  # Pillow would decode the whole picture, to see whether EXIF data comes after it
+        if _orientation(image) in _TURNED:
+            facts["width"], facts["height"] = height, width
         with contextlib.suppress(Exception):  # damaged EXIF data
             if taken := _TAKEN.match(str(image.getexif().get_ifd(_EXIF_FOLDER).get(_TAKEN_TAG, ""))):
                 facts["taken"] = "{}-{}-{}T{}".format(*taken.groups())

@@ -62,7 +62,8 @@ class SameConv(nn.Conv2d):
         """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
         pads: list[int] = []
         for axis in (1, 0):
-            size, kernel, stride = x.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
+            # int: constant in an exported graph, so that the padding can become the convolution's own.
+            size, kernel, stride = int(x.shape[2 + axis]), self.kernel_size[axis], self.stride[axis]
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
         if pads[0] == pads[1] and pads[2] == pads[3]:
