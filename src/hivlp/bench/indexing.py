@@ -8,17 +8,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from hivlp.bench.machine import describe
 from hivlp.data.pictures import decode, fit
 from hivlp.encode.base import Encoder
-from hivlp.index import Index
+from hivlp.index import AddReport, Index
 
 SIDE = 400
 SAMPLE = 64
@@ -39,9 +41,10 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> dict[str, Any]:
         paths = _make(folder, pictures)
         rates, peaks = [], []
         for repeat in range(repeats + 1):
-            with Index.create(Path(scratch) / f"run{repeat}", model=model) as index, _PeakMemory() as memory:
+            progress = tqdm(total=pictures, desc=f"run {repeat + 1}/{repeats + 1}", leave=False, disable=None)
+            with Index.create(Path(scratch) / f"run{repeat}", model=model) as index, _PeakMemory() as memory, progress:
                 started = time.perf_counter()
-                report = index.add(folder)
+                report = index.add(folder, on_progress=partial(_advance, progress))
                 seconds = time.perf_counter() - started
             if report.added != pictures:
                 raise RuntimeError(f"indexed {report.added} of {pictures} pictures")
@@ -83,11 +86,15 @@ def format_text(result: dict[str, Any]) -> str:
     )
 
 
+def _advance(progress: tqdm[Any], done: AddReport) -> None:
+    progress.update(done.seen - progress.n)
+
+
 def _make(folder: Path, count: int) -> list[Path]:
     shipped = sorted(Path(str(resources.files("hivlp") / "assets" / "pictures")).glob("*.[pw]*"))
     rng = np.random.default_rng(0)
     paths = []
-    for number in range(count):
+    for number in tqdm(range(count), "pictures", leave=False, disable=None):
         with Image.open(shipped[number % len(shipped)]) as image:
             large = image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         tinted = np.asarray(large).copy()
