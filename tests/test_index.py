@@ -235,7 +235,7 @@ def test_folders_that_are_no_index_are_refused(tmp_path, encoder, pictures):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing is left behind"
 
 
-def test_damage_is_named(index, encoder):
+def test_damage_is_named(index, encoder, pictures):
     index.close()
     vectors = sorted(index.path.glob("fine.*.f32"))[0]
     whole = vectors.read_bytes()
@@ -245,6 +245,8 @@ def test_damage_is_named(index, encoder):
         pytest.raises(IndexFolderError, match=r"fine\.0\.f32 holds 29 of 30"),
     ):
         damaged.search("x")
+    with Index.open(index.path, encoder) as damaged, pytest.raises(IndexFolderError, match="damaged"):
+        damaged.add(pictures)
     vectors.unlink()
     with Index.open(index.path, encoder) as damaged, pytest.raises(IndexFolderError, match="missing"):
         damaged.info()

@@ -297,7 +297,7 @@ class IndexFolder:
             yield
         except (OSError, sqlite3.Error) as error:
             raise IndexFolderError(
-                f"{self.path} cannot be written: {_reason(error)}; nothing of it was stored"
+                f"{self.path} cannot be written: {_reason(error)}; what was reported is safe, the rest is not stored"
             ) from error
 
     def _drop_old_files(self) -> None:

@@ -105,7 +105,8 @@ class Index(IndexFolder):
             workers: threads that decode and encode; default one a core.
 
         Raises:
-            IndexFolderError: if another process is writing, or the folder cannot be written; what was reported is kept.
+            IndexFolderError: if another process is writing, the index is damaged, or the folder cannot be written; what
+                was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
         model = self._need_model()
@@ -114,6 +115,7 @@ class Index(IndexFolder):
             roots += [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
         with self._writer():
             try:
+                self.info()  # adding to a damaged index would hide the damage
                 return add_pictures(
                     self, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
                 )
