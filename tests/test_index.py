@@ -183,7 +183,9 @@ def test_compact_changes_nothing_but_the_size(index, encoder, pictures):
     size = index.info()["bytes"]
     with Index.open(index.path, encoder) as reader:
         reader.search("some words", k=5)
-        assert index.compact() == 10
+        steps = []
+        assert index.compact(lambda *step: steps.append(step)) == 10
+        assert steps == [(20, 40), (40, 40)]
         assert [hit.id for hit in reader.search("some words", k=50)] == [hit.id for hit in before]
     after = index.search("some words", k=50)
     assert [(hit.id, hit.scores) for hit in after] == [(hit.id, hit.scores) for hit in before]
@@ -197,7 +199,9 @@ def test_merge_adds_what_is_not_there(index, encoder, pictures, tmp_path):
     write_pictures(tmp_path / "more", 5, start=400)
     with Index.create(tmp_path / "y", model=encoder) as other:
         other.add(tmp_path / "more", pictures / "00000.png")
-    assert index.merge(tmp_path / "y") == 5
+    steps = []
+    assert index.merge(tmp_path / "y", lambda *step: steps.append(step)) == 5
+    assert steps == [(6, 6)]
     assert len(index) == 35
     check_consistent(index, encoder)
     assert index.merge(tmp_path / "y") == 0

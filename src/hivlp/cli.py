@@ -13,7 +13,8 @@ import os
 import sqlite3
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,7 +218,8 @@ def run_compact(arguments: argparse.Namespace) -> int:
     from hivlp.index import Index
 
     with Index.open(arguments.index) as index:
-        freed = index.compact()
+        with _progress("vectors") as follow:
+            freed = index.compact(follow)
         items = len(index)
     _print(arguments, lambda: {"freed": freed, "items": items}, lambda: f"{freed} rows freed; {items} items")
     return 0
@@ -228,7 +230,8 @@ def run_merge(arguments: argparse.Namespace) -> int:
     from hivlp.index import Index
 
     with Index.open(arguments.index) as index:
-        merged = index.merge(arguments.other)
+        with _progress("items") as follow:
+            merged = index.merge(arguments.other, follow)
         items = len(index)
     _print(arguments, lambda: {"added": merged, "items": items}, lambda: f"{merged} added; {items} items")
     return 0
@@ -314,6 +317,20 @@ def _open_or_create(path: Path, model: str | None) -> Index:
 
 def _index_model(index: Index, model: str | None) -> HiVLP:
     return _model(model or index.model_source)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; gives what to call with how much is done, and of how much."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="", disable=None, leave=False) as bar:
+
+        def follow(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield follow
 
 
 def _print(arguments: argparse.Namespace, data: Callable[[], Any], text: Callable[[], str]) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from hivlp.levels import Embeddings, Level, Vectors
 
 LOCK = "lock"
 CHUNK = 4096
+Progress = Callable[[int, int], None]
 
 
 class IndexFolder:
@@ -155,11 +156,14 @@ class IndexFolder:
             self.catalog.delete(chosen.values())
         return len(chosen)
 
-    def compact(self) -> int:
+    def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
 
         A new generation of files is written and synced, the catalog switches to it in one commit, and the old files go
         last; a crash at any point leaves one generation that is whole.
+
+        Args:
+            on_progress: called with how many vectors are written, and of how many.
 
         Returns:
             How many rows were given back.
@@ -172,21 +176,28 @@ class IndexFolder:
                     self._drop_old_files()  # a compaction that was killed may have left some
                     return 0
                 generation = state.generation + 1
-                for level in self.levels:
+                for number, level in enumerate(self.levels):
                     old = _vector_file(self.path, level, state.generation).map(state.rows)
                     new = _vector_file(self.path, level, generation)
                     new.path.unlink(missing_ok=True)
                     new.create()
                     for start in range(0, len(live), CHUNK):
-                        new.write(start, old[live[start : start + CHUNK]])
+                        rows = live[start : start + CHUNK]
+                        new.write(start, old[rows])
+                        if on_progress is not None:
+                            on_progress(number * len(live) + start + len(rows), len(live) * len(self.levels))
                 _sync_folder(self.path)
                 self.catalog.renumber(enumerate(ids.tolist()))
                 self.catalog.set_rows(len(live), generation)
             self._drop_old_files()
         return freed
 
-    def merge(self, other: Path | str) -> int:
+    def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
         """Add another index's items, except those whose path is here already.
+
+        Args:
+            other: the index folder that is read.
+            on_progress: called with how many of its items are dealt with, and of how many.
 
         Returns:
             How many were added.
@@ -202,15 +213,19 @@ class IndexFolder:
                 )
             if source.path.resolve() == self.path.resolve():
                 raise IndexFolderError(f"{other} is the same index")
-            added = 0
+            added = seen = 0
             with self._writer(), source.catalog.reading() as state:
                 source._refresh(state)
+                total = source.catalog.count()
                 for chunk in chunks(source.catalog.all_items(), CHUNK):
                     new = [item for item in chunk if self.catalog.at(item.path) is None]
                     if new:
                         vectors = source._rows([item.row for item in new])
                         self.append([_copy(item) for item in new], vectors)
                         added += len(new)
+                    seen += len(chunk)
+                    if on_progress is not None:
+                        on_progress(seen, total)
             return added
 
     # Reading.
