@@ -11,6 +11,7 @@ from hivlp.objective import (  # noqa: E402
     ObjectiveConfig,
     contrastive_loss,
     ranking_distillation,
+    sigmoid_loss,
 )
 
 pytestmark = pytest.mark.train
@@ -59,6 +60,21 @@ def test_positives_on_the_diagonal_alone_change_nothing():
     assert torch.allclose(plain, contrastive_loss(image, text, scale, torch.eye(6, dtype=torch.bool)))
 
 
+def test_sigmoid_loss_equals_the_naive_loop():
+    image, text = unit(6, 4, 2), unit(6, 4, 3)
+    positives = torch.eye(6, dtype=torch.bool)
+    positives[0, 3] = positives[2, 1] = True
+    for fits in (None, positives):
+        expected = 0.0
+        for i in range(6):
+            for j in range(6):
+                dot = sum(a * b for a, b in zip(image[i].tolist(), text[j].tolist(), strict=True))
+                sign = 1 if (i == j if fits is None else fits[i, j]) else -1
+                expected += math.log(1 + math.exp(-sign * (7.0 * dot - 2.0))) / 6
+        loss = sigmoid_loss(image, text, torch.tensor(7.0), torch.tensor(-2.0), fits)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_distillation_equals_the_naive_kl_divergence():
     coarse, fine = unit(5, 5, 6) * 4, unit(5, 5, 7) * 4
     expected = 0.0
@@ -95,6 +111,20 @@ def test_objective_is_the_weighted_sum_of_its_terms():
     )
     terms["loss"].backward()
     assert (objective.log_scales.grad != 0).all()
+
+
+def test_a_sigmoid_objective_learns_a_bias_for_each_level():
+    objective = HierarchicalObjective(("coarse", "fine"), ObjectiveConfig(loss="sigmoid", temperature=0.1))
+    image = {"coarse": unit(6, 3, 11).float(), "fine": unit(6, 8, 12).float()}
+    text = {"coarse": unit(6, 3, 13).float(), "fine": unit(6, 8, 14).float()}
+    terms = objective(image, text)
+    expected = sigmoid_loss(image["fine"], text["fine"], torch.tensor(10.0), torch.tensor(-10.0))
+    assert torch.allclose(terms["contrastive/fine"], expected)
+    terms["loss"].backward()
+    assert (objective.biases.grad != 0).all() and (objective.log_scales.grad != 0).all()
+    assert HierarchicalObjective(("fine",), ObjectiveConfig()).biases is None
+    with pytest.raises(ValueError, match="softmax or sigmoid"):
+        ObjectiveConfig(loss="triplet")
 
 
 def test_one_level_is_a_plain_dual_encoder():

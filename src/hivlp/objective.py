@@ -36,6 +36,25 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, positives: Tens
     return (forward + backward) / 2
 
 
+def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positives: Tensor | None = None) -> Tensor:
+    """Every pair judged by itself, fits or does not (SigLIP; Zhai et al., 2023, equation 1).
+
+    Args:
+        image: (B, D) unit vectors.
+        text: (B, D) unit vectors; row i belongs to row i of ``image``.
+        scale: scalar inverse temperature.
+        bias: scalar added to every logit; begins far below zero, because nearly all pairs do not fit.
+        positives: (B, B) bool, True where a text fits a picture; default the diagonal.
+
+    Returns:
+        Scalar: the sum over all pairs divided by B.
+    """
+    logits = scale * image @ text.T + bias
+    if positives is None:
+        positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return -nn.functional.logsigmoid(torch.where(positives, logits, -logits)).sum() / len(logits)
+
+
 def ranking_distillation(coarse: Tensor, fine: Tensor) -> Tensor:
     """KL divergence from the fine level's in-batch ranking to the coarse level's, both directions.
 
@@ -61,20 +80,27 @@ class ObjectiveConfig:
     """Weights of the terms, as a recipe states them.
 
     Attributes:
+        loss: of the contrastive terms: ``softmax`` (:func:`contrastive_loss`) or ``sigmoid`` (:func:`sigmoid_loss`).
         contrastive: level name -> weight of its contrastive term (default 1 for every level).
         distillation: weight of coarse <- finest ranking distillation, for each level but the finest.
         temperature: initial temperature of every level; learned from there.
     """
 
+    loss: str = "softmax"
     contrastive: Mapping[str, float] | None = None
     distillation: float = 1.0
     temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("softmax", "sigmoid"):
+            raise ValueError(f"loss must be softmax or sigmoid, not {self.loss!r}")
 
 
 class HierarchicalObjective(nn.Module):
     """Sum over levels of the contrastive term, plus the distillation of each coarse level from the finest."""
 
     MAX_SCALE = 100.0  # CLIP's bound: a colder softmax makes training unstable
+    FIRST_BIAS = -10.0  # SigLIP's
 
     def __init__(self, levels: tuple[str, ...], config: ObjectiveConfig) -> None:
         super().__init__()
@@ -85,6 +111,8 @@ class HierarchicalObjective(nn.Module):
         self.weights = {level: (config.contrastive or {}).get(level, 1.0) for level in levels}
         self.distillation = config.distillation
         self.log_scales = nn.Parameter(torch.full((len(levels),), -torch.tensor(config.temperature).log().item()))
+        sigmoid = config.loss == "sigmoid"
+        self.biases = nn.Parameter(torch.full((len(levels),), self.FIRST_BIAS)) if sigmoid else None
 
     def scales(self) -> Tensor:
         """(levels,) inverse temperatures."""
@@ -106,7 +134,10 @@ class HierarchicalObjective(nn.Module):
         finest = self.levels[-1]
         teacher = scales[-1] * image[finest] @ text[finest].T
         for number, level in enumerate(self.levels):
-            term = contrastive_loss(image[level], text[level], scales[number], positives)
+            if self.biases is None:
+                term = contrastive_loss(image[level], text[level], scales[number], positives)
+            else:
+                term = sigmoid_loss(image[level], text[level], scales[number], self.biases[number], positives)
             terms[f"contrastive/{level}"] = term
             total = total + self.weights[level] * term
             if level != finest and self.distillation:
