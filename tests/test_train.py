@@ -16,15 +16,17 @@ yaml = pytest.importorskip("yaml")
 
 from PIL import Image, ImageDraw  # noqa: E402
 
-from hivlp.config import PictureConfig  # noqa: E402
+from hivlp.config import HiVLPConfig, PictureConfig  # noqa: E402
 from hivlp.data.pairs import Pair  # noqa: E402
 from hivlp.demo import pictures_folder  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
+from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.augment import bare, caption_variants, random_view  # noqa: E402
 from hivlp.train.recipe import Augment, RecipeError, load_recipe  # noqa: E402
 from tiny import BERT, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 
@@ -49,7 +51,7 @@ def workplace(tmp_path):
             {"name": "fine", "dim": 16, "image_layer": 8, "text_layer": 3},
         ],
         "image_tower": {"kind": "efficientnet_lite", "options": {"variant": "lite0"}},
-        "text_tower": {"kind": "bert", "options": BERT},
+        "text_tower": {"kind": "bert", "options": {**BERT, **WITHOUT_DROPOUT}},
         "picture": {"size": 32},
         "text": {"max_tokens": 12},
         "init": {"tokenizer": str(tmp_path / "tokenizer")},
@@ -62,10 +64,12 @@ def workplace(tmp_path):
     return tmp_path, recipe
 
 
-def run_train(folder: Path, recipe: dict, out: str, *more: str) -> subprocess.Popen:
-    path = folder / "recipe.yaml"
+def run_train(folder: Path, recipe: dict, out: str, *more: str, processes: int = 1) -> subprocess.Popen:
+    path = folder / f"{out}.yaml"
     path.write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "hivlp", "train", str(path), "-o", str(folder / out), "--json", *more]
+    if processes > 1:
+        command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -79,6 +83,11 @@ def losses(folder: Path, out: str) -> list[dict]:
 def test_a_killed_run_resumes_with_the_same_losses(workplace, tower_lr):
     folder, recipe = workplace
     recipe["optim"]["tower_lr"] = tower_lr
+    if tower_lr:  # everything that has a state of its own, and dropout
+        recipe["text_tower"]["options"] = BERT
+        recipe["optim"]["ema"] = 0.8
+        recipe["watch"] = {"every": 2, "patience": 5}
+        recipe["objective"] = {"learned_weights": True, "loss": "sigmoid"}
     if tower_lr == 0:  # coarse from fine, once the fine level is done
         recipe["self_distillation"] = {"texts": 0, "steps": 30}
         recipe["levels"][0]["image_layer"] = 8
@@ -90,7 +99,7 @@ def test_a_killed_run_resumes_with_the_same_losses(workplace, tower_lr):
     assert result["validation"]["captions"] == 40
     assert (folder / "whole" / "README.md").read_text().startswith("# shapes")
     reference = losses(folder, "whole")
-    assert [row["step"] for row in reference] == list(range(12))
+    assert [row["step"] for row in reference if "loss" in row] == list(range(12))
 
     # Kill it for real once a checkpoint lies behind it and steps after that checkpoint are logged.
     victim = run_train(folder, recipe, "killed")
@@ -104,6 +113,98 @@ def test_a_killed_run_resumes_with_the_same_losses(workplace, tower_lr):
     assert losses(folder, "killed") == reference
     weights = [(folder / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
+
+
+def finished(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def steps(folder: Path, out: str) -> list[dict]:
+    return [row for row in losses(folder, out) if "loss" in row]
+
+
+def assert_same_losses(folder: Path, one: str, other: str) -> None:
+    pairs = list(zip(steps(folder, one), steps(folder, other), strict=True))
+    assert len(pairs) == 12
+    for row, same in pairs:
+        for name, value in row.items():
+            assert same[name] == pytest.approx(value, rel=1e-4), (row["step"], name)
+
+
+def test_two_processes_train_as_one_does(workplace):
+    """Towers, batch statistics, objective (hard negatives too) and averages: the same losses, the same weights."""
+    folder, recipe = workplace
+    recipe["optim"] |= {"tower_lr": 1e-3, "feature_dropout": {}, "ema": 0.9, "lr": 1e-3, "clip": 1.0}
+    recipe["objective"] = {"hard_negatives": 0.3, "hard_negative_count": 4, "shortlist": 0.2, "chunk": 3}
+    recipe["watch"] = {"every": 6}
+    # EfficientNet normalises a map of one pixel here, which makes much of how a sum was rounded.
+    recipe["image_tower"] = {"kind": "convnet", "options": {"channels": [8, 16], "grid": 2}}
+    for level, layer in zip(recipe["levels"], (1, 2), strict=True):
+        level["image_layer"] = layer
+    results = [finished(run_train(folder, recipe, name, processes=count)) for name, count in (("one", 1), ("two", 2))]
+    assert_same_losses(folder, "one", "two")
+    recalls = [[row["recalls"] for row in losses(folder, name) if "recalls" in row] for name in ("one", "two")]
+    assert recalls[0] == recalls[1] and len(recalls[0]) == 2
+    assert results[0]["validation"]["cascade"] == results[1]["validation"]["cascade"]
+
+
+def test_micro_batches_train_as_a_whole_batch_does(workplace):
+    folder, recipe = workplace
+    recipe["optim"] |= {"tower_lr": 1e-3, "freeze_batchnorm": True, "lr": 1e-3}
+    recipe["optim"]["feature_dropout"] = {}
+    finished(run_train(folder, recipe, "whole"))
+    recipe["compute"] = {"micro_batch": 3}
+    finished(run_train(folder, recipe, "parts"))
+    assert_same_losses(folder, "whole", "parts")
+    recipe["optim"]["freeze_batchnorm"] = False
+    refused = run_train(folder, recipe, "refused")
+    _, err = refused.communicate(timeout=60)
+    assert refused.returncode == 1 and "freeze_batchnorm" in err and "Traceback" not in err
+
+
+def test_a_run_stops_when_validation_gets_no_better_and_gives_its_best(workplace):
+    folder, recipe = workplace
+    recipe["optim"] |= {"epochs": 30, "lr": 0.0, "text_lr": 0.0}
+    recipe["watch"] = {"every": 2, "patience": 3}
+    result = finished(run_train(folder, recipe, "stopped"))
+    assert len(steps(folder, "stopped")) == 8, "one measurement that was the best, then three no better"
+    assert result["best_step"] == 2
+    assert (folder / "stopped" / "curves.png").stat().st_size > 5000
+
+
+def test_lower_layers_learn_slower_and_the_lowest_not_at_all(workplace):
+    from hivlp.objective import HierarchicalObjective
+    from hivlp.train.schedule import parameter_groups, set_learning_rates
+
+    folder, recipe = workplace
+    recipe["optim"] |= {"tower_lr": 1e-3, "layer_decay": 0.5, "freeze": {"text": 1}, "tower_delay": 4}
+    recipe["optim"]["warmup_steps"] = 2
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(path)
+    model = HiVLPModel(
+        HiVLPConfig("x", loaded.levels, loaded.image_tower, loaded.text_tower, loaded.picture, loaded.text)
+    )
+    objective = HierarchicalObjective(("coarse", "fine"), loaded.objective)
+    optimizer = torch.optim.AdamW(parameter_groups(model, objective, loaded))
+    peak = {id(p): group["peak"] for group in optimizer.param_groups for p in group["params"]}
+    text, image = model.text_tower.bert, model.image_tower
+    assert id(text.embeddings.word_embeddings.weight) not in peak
+    assert not text.encoder.layer[0].attention.self.query.weight.requires_grad
+    assert peak[id(text.encoder.layer[1].attention.self.query.weight)] == pytest.approx(5e-4)
+    assert peak[id(text.encoder.layer[2].attention.self.query.weight)] == pytest.approx(1e-3)
+    assert peak[id(image.stem[0].weight)] == pytest.approx(1e-3 / 2**8)
+    assert peak[id(image.classifier.weight)] == pytest.approx(1e-3)
+
+    def rates(step: int) -> tuple[float, float]:
+        set_learning_rates(optimizer, loaded, step, 1000)
+        tower = next(g["lr"] for g in optimizer.param_groups if any(p is image.classifier.weight for p in g["params"]))
+        return tower, optimizer.param_groups[0]["lr"]
+
+    assert rates(3)[0] == 0 and rates(3)[1] == pytest.approx(1e-2, rel=1e-3)
+    assert rates(4)[0] == pytest.approx(5e-4, rel=1e-3) and rates(5)[0] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_run_is_not_overwritten_nor_resumed_by_another_recipe(workplace):

@@ -127,8 +127,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to write a CLIP or SigLIP model")
 
     sub = verb("bench", run_bench, "Measure.")
-    sub.add_argument("name", choices=["index"], help="index: pictures a second, and where the time goes")
-    sub.add_argument("--pictures", type=int, default=400, metavar="N")
+    sub.add_argument(
+        "name",
+        choices=["index", "objective", "training"],
+        help="index: pictures a second, and where the time goes; objective: what each way of making a coarse level "
+        "keeps of its fine level's first hits; training: memory and speed of the objective beside a plain one",
+    )
+    sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
+    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective: minutes or hours")
+    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective: where to draw the rows")
     sub.add_argument("--model", default=DEFAULT_MODEL)
     return parser
 
@@ -262,6 +269,9 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     metrics = train(recipe, out, resume=arguments.resume)
 
+    if metrics is None:  # one of several processes, and not the one that speaks for them
+        return 0
+
     def text() -> str:
         tables = [f"{split}\n{_recall_table(metrics[split])}" for split in ("validation", "test") if split in metrics]
         return "\n".join([*tables, f"model written to {out} ({metrics['seconds']:.0f} s)"])
@@ -292,6 +302,18 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def run_bench(arguments: argparse.Namespace) -> int:
     """``hivlp bench``."""
+    if arguments.name == "objective":
+        from hivlp.bench import objective
+
+        result = objective.run(arguments.size, _model(arguments.model), arguments.plot)
+        _print(arguments, lambda: result, lambda: objective.format_text(result))
+        return 0
+    if arguments.name == "training":
+        from hivlp.bench import training
+
+        result = training.run()
+        _print(arguments, lambda: result, lambda: training.format_text(result))
+        return 0
     from hivlp.bench import indexing
 
     result = indexing.run(_model(arguments.model), arguments.pictures)

@@ -47,7 +47,7 @@ class TowerConfig:
     """Which network a tower is, and which heads stand on it.
 
     Attributes:
-        kind: ``efficientnet_lite`` (images), ``bert`` (texts) or ``dual_encoder`` (both).
+        kind: ``efficientnet_lite`` or ``convnet`` (images), ``bert`` (texts), or ``dual_encoder`` (both).
         options: the network's own settings.
         heads: level name -> a name in :data:`hivlp.model.heads.HEADS` (default ``linear``).
     """

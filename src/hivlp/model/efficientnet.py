@@ -9,6 +9,7 @@ exportable.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +104,9 @@ class EfficientNetLite(Tower):
     Layers are counted as in :class:`hivlp.levels.Level`: 1…7 are the stages; 8 is the head, 1,280 features followed by
     the classifier's 1,000 logits, the only words that these weights know (see :mod:`hivlp.train.warmstart`).
     """
+
+    numbered = re.compile(r"^stages\.(\d+)\.")
+    first = ("stem.",)
 
     def __init__(self, variant: str = "lite2") -> None:
         super().__init__()

@@ -12,7 +12,39 @@ CLASSES = 1000
 ANCHOR = 0.5  # weight of the untrained similarity; chosen on validation among 0, 0.25, 0.5, 1
 
 
-class LinearHead(nn.Module):
+class FittedHead(nn.Module):
+    """A head with a linear part, which a closed form can set (:mod:`hivlp.train.fit`).
+
+    Attributes:
+        project: the linear part.
+        reads_finest: whether the input is the finest level's own vector, which costs the tower nothing more, or the
+            level's layer.
+    """
+
+    project: nn.Linear
+    reads_finest = False
+
+    @torch.no_grad()
+    def start(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Be the linear map ``weight`` (dim, width) with ``bias`` (dim,), and nothing else yet."""
+        self.project.weight.copy_(weight)
+        if bias is not None:
+            self.project.bias.copy_(bias)
+
+    @torch.no_grad()
+    def absorb(self, mean: Tensor, deviation: Tensor) -> None:
+        """Give for features what it gave for ``(features - mean) / deviation``."""
+        for layer in self.input_layers():
+            layer.weight.div_(deviation)
+            if layer.bias is not None:
+                layer.bias.sub_(layer.weight @ mean)
+
+    def input_layers(self) -> tuple[nn.Linear, ...]:
+        """The linear maps that read the head's input."""
+        return (self.project,)
+
+
+class LinearHead(FittedHead):
     """One linear map."""
 
     def __init__(self, width: int, dim: int) -> None:
@@ -24,8 +56,10 @@ class LinearHead(nn.Module):
         return F.normalize(self.project(features), dim=-1)
 
 
-class ProjectionHead(nn.Module):
-    """Fewer dimensions of the finest level's own vector; for a level that costs its tower nothing more."""
+class ProjectionHead(FittedHead):
+    """Fewer dimensions of the finest level's own vector."""
+
+    reads_finest = True
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -36,7 +70,23 @@ class ProjectionHead(nn.Module):
         return F.normalize(self.project(finest), dim=-1)
 
 
-class MLPHead(nn.Module):
+class PrefixHead(nn.Module):
+    """The first dimensions of the finest level's own vector (Matryoshka; Kusupati et al., 2022)."""
+
+    reads_finest = True
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        if dim > width:
+            raise ValueError(f"a prefix of {dim} dims is more than the finest level's {width}")
+        self.dim = dim
+
+    def forward(self, finest: Tensor) -> Tensor:
+        """(B, width) -> (B, dim), rows of unit length."""
+        return F.normalize(finest[:, : self.dim], dim=-1)
+
+
+class MLPHead(FittedHead):
     """A linear map plus one hidden layer as wide as the features; for early layers, which are not linear in meaning."""
 
     def __init__(self, width: int, dim: int) -> None:
@@ -48,6 +98,16 @@ class MLPHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, dim), rows of unit length."""
         return F.normalize(self.project(features) + self.out(F.gelu(self.hidden(features))), dim=-1)
+
+    def start(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Be a linear map; the hidden layer adds nothing yet."""
+        super().start(weight, bias)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def input_layers(self) -> tuple[nn.Linear, ...]:
+        """The linear maps that read the head's input."""
+        return self.project, self.hidden
 
 
 class PrototypeHead(nn.Module):
@@ -156,9 +216,15 @@ def build_head(kind: str, width: int, dim: int) -> nn.Module:
     return HEADS[kind](width, dim)
 
 
+def reads_finest(head: nn.Module) -> bool:
+    """Whether a head reads the finest level's vector rather than its level's layer."""
+    return bool(getattr(head, "reads_finest", False))
+
+
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "linear": LinearHead,
     "projection": ProjectionHead,
+    "prefix": PrefixHead,
     "mlp": MLPHead,
     "prototype": PrototypeHead,
     "residual": ResidualHead,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hivlp.config import HiVLPConfig
 from hivlp.errors import ModelError
-from hivlp.model.heads import ProjectionHead, build_head
+from hivlp.model.heads import HEADS, build_head, reads_finest
 from hivlp.model.tower import Features
 from hivlp.model.towers import build_towers
 
@@ -47,9 +47,9 @@ class HiVLPModel(nn.Module):
                 if layer > tower.depth:
                     raise ModelError(f"level {level.name} reads layer {layer} of a tower of {tower.depth}")
                 kind, width = settings.heads.get(level.name, "linear"), tower.widths[layer - 1]
-                if kind == "projection":
+                if getattr(HEADS.get(kind), "reads_finest", False):
                     if level == finest or layer != last:
-                        raise ModelError(f"level {level.name}: a projection is of a finer level, at that level's layer")
+                        raise ModelError(f"level {level.name}: a {kind} is of a finer level, at that level's layer")
                     width = finest.dim
                 try:
                     heads[level.name] = build_head(kind, width, level.dim)
@@ -82,9 +82,7 @@ class HiVLPModel(nn.Module):
     def _project(self, heads: nn.ModuleDict, inputs: Mapping[str, Tensor]) -> LevelVectors:
         *coarser, finest = (level.name for level in self.config.levels)
         vector = heads[finest](inputs[finest])
-        vectors = {
-            name: heads[name](vector if isinstance(heads[name], ProjectionHead) else inputs[name]) for name in coarser
-        }
+        vectors = {name: heads[name](vector if reads_finest(heads[name]) else inputs[name]) for name in coarser}
         return {**vectors, finest: vector}
 
     def image_features(self, pixels: Tensor) -> Features:
@@ -100,6 +98,23 @@ class HiVLPModel(nn.Module):
         """Tower features, layer -> (B, width), of (B, T) int64 ids and mask."""
         features: Features = self.text_tower(input_ids, attention_mask, self.text_layers)
         return features
+
+    def forward(
+        self,
+        image: Tensor | Features,
+        text: tuple[Tensor, Tensor] | Features,
+        dropout: Mapping[str, float] | None = None,
+    ) -> tuple[LevelVectors, LevelVectors]:
+        """Level vectors of pictures and texts, from pixels and tokens or, with frozen towers, from stored features.
+
+        Args:
+            image: (B, size, size, 3) uint8 RGB, or layer -> (B, width).
+            text: (B, T) int64 ids and mask, or layer -> (B, width).
+            dropout: level -> share of the image features that is hidden from its head.
+        """
+        image_features = self.image_features(image) if isinstance(image, Tensor) else image
+        text_features = text if isinstance(text, dict) else self.text_features(*text)
+        return self.project_image(image_features, dropout), self.project_text(text_features)
 
     def encode_image(self, pixels: Tensor) -> LevelVectors:
         """(B, size, size, 3) uint8 RGB -> level -> (B, dim) unit vectors."""

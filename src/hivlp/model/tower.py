@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 Features = dict[int, Tensor]
@@ -14,7 +17,23 @@ class Tower(nn.Module):
     Attributes:
         depth: how many layers a level can name.
         widths: feature size of each layer.
+        owned: prefixes of the parameters that are this tower's; a dual encoder's two towers share one network.
+        numbered: pattern of the parameters of a numbered layer, counted from 0.
+        first: prefixes of what comes before the first layer.
     """
 
     depth: int
     widths: list[int]
+    owned: tuple[str, ...] = ("",)
+    numbered: re.Pattern[str]
+    first: tuple[str, ...]
+
+    def parameters_by_layer(self) -> Iterator[tuple[int, nn.Parameter]]:
+        """Each of the tower's parameters with its layer: 0 before the first one, ``depth`` beyond the last."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith(self.owned):
+                continue
+            if number := self.numbered.search(name):
+                yield int(number[1]) + 1, parameter
+            else:
+                yield 0 if name.startswith(self.first) else self.depth, parameter

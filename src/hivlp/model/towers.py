@@ -6,6 +6,7 @@ and a forward that takes the layers wanted and computes nothing deeper than the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 
 from hivlp.config import TowerConfig
 from hivlp.errors import ModelError
+from hivlp.model.convnet import ConvTower
 from hivlp.model.efficientnet import EfficientNetLite
 from hivlp.model.tower import Features, Tower
 
 
 class BertTextTower(Tower):
     """A BERT encoder whose layers are mean-pooled over the tokens (Reimers & Gurevych, 2019)."""
+
+    numbered = re.compile(r"encoder\.layer\.(\d+)\.")
+    first = ("bert.embeddings.",)
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -67,6 +72,10 @@ class DualEncoder(nn.Module):
 class DualEncoderImageTower(Tower):
     """The vision half of a :class:`DualEncoder`."""
 
+    owned = ("dual.network.vision_model.", "dual.network.visual_projection.")
+    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
+    first = ("dual.network.vision_model.embeddings.", "dual.network.vision_model.pre_layrnorm.")
+
     def __init__(self, dual: DualEncoder) -> None:
         super().__init__()
         self.dual = dual
@@ -91,6 +100,10 @@ class DualEncoderImageTower(Tower):
 
 class DualEncoderTextTower(Tower):
     """The text half of a :class:`DualEncoder`."""
+
+    owned = ("dual.network.text_model.", "dual.network.text_projection.")
+    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
+    first = ("dual.network.text_model.embeddings.",)
 
     def __init__(self, dual: DualEncoder) -> None:
         super().__init__()
@@ -128,11 +141,14 @@ def build_towers(image: TowerConfig, text: TowerConfig) -> tuple[Tower, Tower]:
             raise ModelError("both towers of a dual_encoder must come from the same model")
         dual = DualEncoder(image.options)
         return DualEncoderImageTower(dual), DualEncoderTextTower(dual)
-    if image.kind != "efficientnet_lite":
-        raise ModelError(f"unknown image tower {image.kind!r}; known: efficientnet_lite, dual_encoder")
     if text.kind != "bert":
         raise ModelError(f"unknown text tower {text.kind!r}; known: bert, dual_encoder")
-    return EfficientNetLite(image.options.get("variant", "lite2")), BertTextTower(text.options)
+    match image.kind:
+        case "efficientnet_lite":
+            return EfficientNetLite(image.options.get("variant", "lite2")), BertTextTower(text.options)
+        case "convnet":
+            return ConvTower(**image.options), BertTextTower(text.options)
+    raise ModelError(f"unknown image tower {image.kind!r}; known: efficientnet_lite, convnet, dual_encoder")
 
 
 def tokenizer_path(folder: Path) -> Path:

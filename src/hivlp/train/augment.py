@@ -24,6 +24,8 @@ def plain_view(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def random_view(pixels: NDArray[np.uint8], size: int, config: Augment, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A random crop (or a white border), flip and colour jitter: (S, S, 3) to (size, size, 3) uint8."""
     image = Image.fromarray(pixels)
+    if config.plain:
+        return plain_view(pixels, size)
     side = image.width * rng.uniform(*config.zoom)
     slack = abs(image.width - side) / 2
     left, top = (image.width / 2 - side / 2 + rng.uniform(-1, 1) * slack for _ in range(2))
@@ -34,7 +36,7 @@ def random_view(pixels: NDArray[np.uint8], size: int, config: Augment, rng: np.r
         image, left, top = canvas, left + border, top + border
     box = (max(0.0, left), max(0.0, top), min(float(image.width), left + side), min(float(image.height), top + side))
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and config.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if config.colour and rng.random() < 0.5:
         image = ImageEnhance.Color(image).enhance(rng.uniform(1 - 1.5 * config.colour, 1 + config.colour))

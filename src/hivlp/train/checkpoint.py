@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,9 +16,14 @@ FOLDER = "checkpoint"
 
 
 def save(
-    folder: Path, recipe: Recipe, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+    folder: Path,
+    recipe: Recipe,
+    step: int,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    more: dict[str, Any],
 ) -> None:
-    """Write parameters, optimizer moments and the step, all in one file that replaces the last one at once."""
+    """Write parameters, optimizer moments, the step and ``more``, in one file that replaces the last one at once."""
     tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():
         for name, tensor in module.state_dict().items():
@@ -27,12 +33,16 @@ def save(
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).clone()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "checkpoint.partial"
-    save_file(tensors, temporary, metadata={"hivlp": json.dumps({"step": step, "recipe": recipe.digest()})})
+    save_file(
+        tensors, temporary, metadata={"hivlp": json.dumps({"step": step, "recipe": recipe.digest(), "more": more})}
+    )
     temporary.replace(folder / "checkpoint.safetensors")
 
 
-def load(folder: Path, recipe: Recipe, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """Restore what :func:`save` wrote and return its step; 0 if there is no checkpoint yet.
+def load(
+    folder: Path, recipe: Recipe, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """Restore what :func:`save` wrote and return its step and ``more``; 0 and nothing if there is no checkpoint yet.
 
     Raises:
         RecipeError: if the checkpoint belongs to another recipe.
@@ -41,7 +51,7 @@ def load(folder: Path, recipe: Recipe, modules: dict[str, nn.Module], optimizer:
 
     path = folder / "checkpoint.safetensors"
     if not path.is_file():
-        return 0
+        return 0, {}
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["hivlp"])
     if about["recipe"] != recipe.digest():
@@ -58,4 +68,4 @@ def load(folder: Path, recipe: Recipe, modules: dict[str, nn.Module], optimizer:
     whole = optimizer.state_dict()
     whole["state"] = moments
     optimizer.load_state_dict(whole)
-    return int(about["step"])
+    return int(about["step"]), about["more"]

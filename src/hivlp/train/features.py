@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,28 +76,11 @@ def build_corpus(
         DataError: if nothing is left.
     """
     side = max(MASTER, picture.size) if picture.size > 64 else 2 * picture.size
+    side = picture.size if augment.plain else side
     master = PictureConfig(side, picture.fit, picture.mean, picture.std)
     cache.mkdir(parents=True, exist_ok=True)
-    pixels = np.lib.format.open_memmap(cache / "pixels.npy", "w+", np.uint8, (len(pairs), side, side, 3))
-
-    def decode(pair: Pair) -> NDArray[np.uint8] | PictureError:
-        try:
-            return load_pixels(pair.read(), master)
-        except PictureError as error:
-            return error
-
-    kept: list[tuple[Pair, int]] = []
-    with ThreadPoolExecutor(default_workers()) as pool:
-        for start in tqdm(range(0, len(pairs), 256), desc="decode", unit="×256 pictures"):
-            part = pairs[start : start + 256]
-            for (pair, repeat), loaded in zip(part, pool.map(decode, [pair for pair, _ in part]), strict=True):
-                if isinstance(loaded, PictureError):
-                    logger.warning("skipped %s: %s", pair.id, loaded)
-                    continue
-                pixels[len(kept)] = loaded
-                kept.append((pair, repeat))
-    if not kept:
-        raise DataError("the recipe's data holds no readable picture with a caption")
+    pixels, readable = _decoded([pair for pair, _ in pairs], master, cache)
+    kept = [pairs[number] for number in readable]
     numbers: dict[str, int] = {}
     variants = [
         [numbers.setdefault(text, len(numbers)) for text in caption_variants(pair, augment)] for pair, _ in kept
@@ -105,7 +90,7 @@ def build_corpus(
     same: dict[str, int] = {}
     caption_ids = [same.setdefault(bare(pair.captions[0]).casefold(), len(same)) for pair, _ in kept]
     return Corpus(
-        pixels=pixels[: len(kept)],
+        pixels=pixels,
         repeat=np.array([repeat for _, repeat in kept]),
         texts=texts,
         ids=ids,
@@ -113,6 +98,40 @@ def build_corpus(
         variants=variants,
         caption_ids=np.array(caption_ids),
     )
+
+
+def _decoded(pairs: list[Pair], master: PictureConfig, cache: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """(N, side, side, 3) pixels of the readable pictures, and which these are; decoded once for each ``cache``."""
+    about, store = cache / "pixels.json", cache / "pixels.npy"
+    digest = hashlib.sha256(repr((master, [pair.id for pair in pairs])).encode()).hexdigest()
+    if about.is_file() and (known := json.loads(about.read_text(encoding="utf-8")))["digest"] == digest:
+        return np.load(store, mmap_mode="r")[: len(known["kept"])], known["kept"]
+    pixels = np.lib.format.open_memmap(store, "w+", np.uint8, (len(pairs), master.size, master.size, 3))
+
+    def decode(pair: Pair) -> NDArray[np.uint8] | PictureError:
+        try:
+            return load_pixels(pair.read(), master)
+        except PictureError as error:
+            return error
+
+    kept: list[int] = []
+    with ThreadPoolExecutor(default_workers()) as pool, tqdm(total=len(pairs), desc="decode", unit=" pictures") as bar:
+        for start in range(0, len(pairs), 256):
+            part = pairs[start : start + 256]
+            for number, loaded in enumerate(pool.map(decode, part), start):
+                if isinstance(loaded, PictureError):
+                    logger.warning("skipped %s: %s", pairs[number].id, loaded)
+                    continue
+                pixels[len(kept)] = loaded
+                kept.append(number)
+            bar.update(len(part))
+    if not kept:
+        raise DataError("the recipe's data holds no readable picture with a caption")
+    pixels.flush()
+    temporary = about.with_suffix(".partial")
+    temporary.write_text(json.dumps({"digest": digest, "kept": kept}), encoding="utf-8")
+    temporary.replace(about)
+    return pixels[: len(kept)], kept
 
 
 def frozen_image_features(

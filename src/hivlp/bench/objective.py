@@ -1,0 +1,323 @@
+"""What each way of making a coarse level keeps of its own fine level's first hits."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hivlp.bench.levels import (
+    CODES,
+    SPLITS,
+    Budget,
+    Pairs,
+    Vectors,
+    coded,
+    linear_maps,
+    ours,
+    recall,
+    train_heads,
+)
+from hivlp.bench.machine import describe
+from hivlp.config import PictureConfig, TextConfig, TowerConfig
+from hivlp.data.pairs import Pair, load_pairs
+from hivlp.data.pictures import load_pixels
+from hivlp.encode import HiVLP
+from hivlp.encode.base import Encoder
+from hivlp.encode.stream import encode_stream
+from hivlp.errors import DataError
+from hivlp.evaluate import score
+from hivlp.levels import Embeddings, Level
+from hivlp.levels import Vectors as Vectors32
+from hivlp.objective import ObjectiveConfig
+from hivlp.train.recipe import Augment, Compute, Init, Optim, Recipe, SelfDistillation, Source
+
+DIMS = (16, 32, 64, 128)
+SHARE, TOP = 0.05, 10
+OURS = "hivlp"
+CLAIMED = ((32, "int8"), (64, "binary"))
+LEAST_SPREAD = 0.05  # points; three seeds that agree by chance do not make a margin infinite
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    scenes: int
+    epochs: int
+    budget: Budget
+    seeds: int = 3
+
+
+SIZES = {
+    "small": Size(8_000, 8, Budget(250, 250, 512)),
+    "full": Size(75_000, 8, Budget(1500, 1500, 1024)),
+}
+
+
+def run(size: str, model: Encoder, plot: Path | None = None) -> dict[str, Any]:
+    """Compare the ways on stamps with clip-art, and on rendered scenes.
+
+    Everything stands on frozen towers: ``model`` for stamps and clip-art, and for the scenes a small model that is
+    trained on them first, from random weights. A way is asked with captions (and pictures) of the test part only; the
+    gallery is all of the data, as it is when a level is fitted to a collection that is to be searched. The same with
+    the test part alone as the gallery is given too.
+
+    Args:
+        size: a name in :data:`SIZES`.
+        model: the frozen model.
+        plot: where to write a PNG of the rows.
+
+    Returns:
+        ``rows``, ``margin`` (ours minus the best alternative, in units of the seeds' spread), ``fine`` (AR of each
+        way's own fine level on the test part), and the machine.
+    """
+    started = time.perf_counter()
+    settings = SIZES[size]
+    rows: list[dict[str, Any]] = []
+    fine: dict[str, dict[str, Any]] = {}
+    for name, pairs in _data(settings, model):
+        results: dict[tuple[str, int, str], list[list[float]]] = {}
+        fine_levels: dict[str, list[float]] = {}
+        for seed in tqdm(range(settings.seeds), desc=f"{name}: seeds"):
+            for way, own_fine, levels in _ways(pairs, settings.budget, seed):
+                fine_levels.setdefault(way, []).append(_average_recall(pairs, own_fine))
+                for (dim, code), coarse in levels.items():
+                    measured = _measure(pairs, own_fine, coarse, code)
+                    results.setdefault((way, dim, code), []).append(measured)
+        rows += [_row(name, way, dim, code, seeds) for (way, dim, code), seeds in results.items()]
+        fine[name] = {way: _summary(values) for way, values in fine_levels.items()}
+    result = {
+        "size": size,
+        "share": SHARE,
+        "top": TOP,
+        "rows": rows,
+        "margin": margins(rows),
+        "fine_AR": fine,
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": describe("torch", "numpy"),
+    }
+    if plot is not None:
+        draw(rows, plot)
+        result["plot"] = str(plot)
+    return result
+
+
+Levels = dict[tuple[int, str], Vectors]
+
+
+def _ways(pairs: Pairs, budget: Budget, seed: int) -> Iterator[tuple[str, Vectors, Levels]]:
+    """Each way's name, its own fine level, and its coarse ones by width and code."""
+    train = pairs.rows["train"]
+    everything = torch.arange(len(pairs.images))
+
+    def best(own_fine: Vectors, code: str) -> Callable[[Vectors], float]:
+        return lambda coarse: sum(recall(own_fine, coarse, code, pairs.rows["val"], everything, SHARE, TOP))
+
+    def every_code(own_fine: Vectors, by_dim: Mapping[int, Vectors]) -> Levels:
+        return {(dim, code): coded(by_dim[dim], train, code, best(own_fine, code)) for dim in DIMS for code in CODES}
+
+    for name, nested in (("MRL prefixes", True), ("separate heads", False)):
+        together = train_heads(pairs, (*DIMS, budget.dim), budget, seed, nested=nested)
+        yield name, together[budget.dim], every_code(together[budget.dim], together)
+    fine = train_heads(pairs, (budget.dim,), budget, seed, nested=False)[budget.dim]
+    maps = {dim: linear_maps(fine, train, dim, seed) for dim in DIMS}
+    for way in maps[DIMS[0]]:
+        yield way, fine, every_code(fine, {dim: fine.mapped(*maps[dim][way]) for dim in DIMS})
+    levels: Levels = {}
+    for dim in DIMS:
+        for code in ("int8", "binary"):
+            settings = SelfDistillation(
+                steps=budget.coarse_steps,
+                batch_size=min(budget.batch, len(train)),
+                lr=3e-3,
+                shortlist=1.0,
+                shortlist_size=SHARE,
+                cosine=0.0,
+                learn_projections=True,
+                code=code,
+            )
+            levels[dim, code] = ours(fine, train, dim, settings, seed)
+        levels[dim, "float"] = levels[dim, "int8"]
+    yield OURS, fine, levels
+
+
+def _measure(pairs: Pairs, fine: Vectors, coarse: Vectors, code: str) -> list[float]:
+    """Text→image and image→text among everything, then both among the test part alone."""
+    asked, everything = pairs.rows["test"], torch.arange(len(pairs.images))
+    return [
+        *recall(fine, coarse, code, asked, everything, SHARE, TOP),
+        *recall(fine, coarse, code, asked, asked, SHARE, TOP),
+    ]
+
+
+def _average_recall(pairs: Pairs, fine: Vectors) -> float:
+    """AR of a fine level on the test part."""
+    test = fine.rows(pairs.rows["test"])
+    images, texts = (Embeddings({"fine": side.numpy()}) for side in (test.images, test.texts))
+    return float(score(images, texts, np.arange(len(test.images)), 20)["levels"]["fine"]["AR"])
+
+
+def _row(data: str, way: str, dim: int, code: str, seeds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    columns = list(zip(*seeds, strict=True))
+    whole, alone = ([(one + other) / 2 for one, other in zip(*columns[i : i + 2], strict=True)] for i in (0, 2))
+    return {
+        "data": data,
+        "method": way,
+        "dims": dim,
+        "code": code,
+        "text_to_image": _summary(columns[0]),
+        "image_to_text": _summary(columns[1]),
+        "both": _summary(whole),
+        "test_gallery": {
+            "text_to_image": _summary(columns[2]),
+            "image_to_text": _summary(columns[3]),
+            "both": _summary(alone),
+        },
+    }
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 2), "spread": round(spread, 2)}
+
+
+def margins(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Ours minus the best alternative, mean of both directions, by data set, width and code.
+
+    Returns:
+        data -> ``"32 int8"`` -> ``best`` (alternative), ``points``, and ``spreads``: the points in units of the larger
+        of the two standard deviations over the seeds.
+    """
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for mine in (row for row in rows if row["method"] == OURS):
+        same = [row for row in rows if all(row[key] == mine[key] for key in ("data", "dims", "code"))]
+        best = max((row for row in same if row["method"] != OURS), key=lambda row: float(row["both"]["mean"]))
+        points = mine["both"]["mean"] - best["both"]["mean"]
+        spread = max(mine["both"]["spread"], best["both"]["spread"], LEAST_SPREAD)
+        result.setdefault(mine["data"], {})[f"{mine['dims']} {mine['code']}"] = {
+            "best": best["method"],
+            "points": round(points, 2),
+            "spreads": round(points / spread, 2),
+            "claimed": (mine["dims"], mine["code"]) in CLAIMED,
+        }
+    return result
+
+
+def _data(settings: Size, model: Encoder) -> Iterator[tuple[str, Pairs]]:
+    """Stamps with clip-art, and scenes, each as the vectors of a model that stays as it is."""
+    sources = ["stamps", "openclipart"]
+    yield "stamps+openclipart", encode_pairs({split: _load(sources, split) for split in SPLITS}, model)
+    with tempfile.TemporaryDirectory() as folder:
+        source = f"scenes:{settings.scenes}"
+        trained = train_on_scenes(source, settings.epochs, Path(folder) / "model")
+        yield "scenes", encode_pairs({split: load_pairs(source, split) for split in SPLITS}, trained)
+
+
+def _load(sources: Sequence[str], split: str) -> list[Pair]:
+    pairs: list[Pair] = []
+    for source in sources:
+        found = [pair for pair in load_pairs(source) if pair.split == split]
+        pairs += found
+    if not pairs:
+        raise DataError(f"{' and '.join(sources)} hold no pairs of the split {split!r}")
+    return pairs
+
+
+def encode_pairs(splits: Mapping[str, Sequence[Pair]], model: Encoder) -> Pairs:
+    """Finest vectors of every readable picture and its first caption."""
+    images: list[Vectors32] = []
+    captions: list[str] = []
+    rows: dict[str, torch.Tensor] = {}
+    for split, pairs in splits.items():
+        first = len(captions)
+        with tqdm(total=len(pairs), desc=f"encode {split}", unit=" pictures") as bar:
+            for batch in encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture)):
+                images.append(batch.embeddings.fine)
+                captions += [pair.captions[0] for pair in batch.jobs]
+                bar.update(len(batch.jobs) + len(batch.failures))
+        rows[split] = torch.arange(first, len(captions))
+    numbers: dict[str, int] = {}
+    ids = torch.tensor([numbers.setdefault(caption.casefold(), len(numbers)) for caption in captions])
+    texts = model.encode_text(captions).fine
+    return Pairs(torch.from_numpy(np.concatenate(images)), torch.from_numpy(texts), ids, rows)
+
+
+def train_on_scenes(source: str, epochs: int, out: Path) -> Encoder:
+    """A small one-level model, both towers from random weights."""
+    from hivlp.train.job import train
+
+    bert = {"vocab_size": 30522, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bert |= {"intermediate_size": 512, "max_position_embeddings": 32}
+    without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    rate = 1e-3
+    recipe = Recipe(
+        name="scenes",
+        levels=(Level("fine", 256, 4, 2),),
+        image_tower=TowerConfig("convnet"),
+        text_tower=TowerConfig("bert", {**bert, **without_dropout}),
+        train=(Source(source),),
+        picture=PictureConfig(64),
+        text=TextConfig(24),
+        init=Init(tokenizer="hivlp-mini"),
+        augment=Augment(views=0, zoom=(1.0, 1.0), colour=0.0, flip=False, folders=False),
+        optim=Optim(epochs, 256, lr=rate, text_lr=rate, tower_lr=rate, weight_decay=0.05, warmup_steps=100),
+        compute=Compute(trackers=()),
+        objective=ObjectiveConfig(temperature=0.07),
+        quantize=False,
+    )
+    train(recipe, out)
+    return HiVLP.from_pretrained(out)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """A PNG: one panel for each data set and code, recall over dims, one line for each way."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    figure, axes = pyplot.subplots(len(data), len(CODES), figsize=(13, 4 * len(data)), squeeze=False, sharex=True)
+    for line, name in enumerate(data):
+        for column, code in enumerate(CODES):
+            axis = axes[line, column]
+            for way in dict.fromkeys(row["method"] for row in rows):
+                chosen = [row for row in rows if (row["data"], row["method"], row["code"]) == (name, way, code)]
+                values, spread = ([row["both"][key] for row in chosen] for key in ("mean", "spread"))
+                style = {"linewidth": 2.6, "color": "black", "zorder": 3} if way == OURS else {"linewidth": 1.3}
+                axis.errorbar([row["dims"] for row in chosen], values, spread, marker="o", label=way, **style)
+            axis.set(title=f"{name}, {code}", xscale="log", xlabel="dims", xticks=DIMS, xticklabels=DIMS)
+            axis.grid(alpha=0.3)
+        axes[line, 0].set_ylabel(f"% of the fine level's first {TOP}\nin a shortlist of {SHARE:.0%}")
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out, dpi=100)
+    pyplot.close(figure)
+
+
+def format_text(result: Mapping[str, Any]) -> str:
+    """A table for the terminal."""
+    lines = []
+    cases = [(dim, code) for dim in DIMS for code in ("int8", "binary")]
+    for name, margin in result["margin"].items():
+        lines.append(f"{name}: % of the fine level's first {TOP} kept by a shortlist of {SHARE:.0%} (± over seeds)")
+        lines.append(" " * 20 + "".join(f"{f'{dim} {code}':>14s}" for dim, code in cases))
+        rows = [row for row in result["rows"] if row["data"] == name]
+        for way in dict.fromkeys(row["method"] for row in rows):
+            cells = {(row["dims"], row["code"]): row["both"] for row in rows if row["method"] == way}
+            shown = "".join(f"{cells[case]['mean']:8.1f} ±{cells[case]['spread']:4.1f}" for case in cases)
+            lines.append(f"{way:20s}{shown}")
+        for case in (f"{dim} {code}" for dim, code in CLAIMED):
+            gain = f"{margin[case]['points']:+.1f} points, {margin[case]['spreads']:+.1f} spreads"
+            lines.append(f"{case}: {OURS} is {gain} from the best alternative, {margin[case]['best']}")
+        lines.append("")
+    return "\n".join([*lines, f"{result['seconds']:.0f} s"])

@@ -1,0 +1,152 @@
+"""What the hierarchical objective costs beside a plain one: memory of the loss, and pairs a second of training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hivlp.bench.machine import describe
+from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig
+from hivlp.levels import Level
+from hivlp.model.hivlp_model import HiVLPModel
+from hivlp.objective import HierarchicalObjective, ObjectiveConfig
+
+BATCH, FINE, COARSE = 8192, 512, 64
+SIDE, TOKENS = 64, 24
+
+
+class PlainClipLoss(nn.Module):
+    """CLIP's loss as its paper writes it (Radford et al., 2021, figure 3): the whole matrix, and autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(2.6592))
+
+    def forward(self, image: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of the last level."""
+        logits = self.log_scale.exp() * image["fine"] @ text["fine"].T
+        target = torch.arange(len(logits), device=logits.device)
+        return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
+
+
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "plain, one level": PlainClipLoss,
+    "hivlp, one level": lambda: HierarchicalObjective(("fine",), ObjectiveConfig()),
+    "hivlp, two levels": lambda: HierarchicalObjective(("coarse", "fine"), ObjectiveConfig()),
+}
+
+
+def run(repeats: int = 7) -> dict[str, Any]:
+    """Peak memory of each loss for a batch of 8,192, and training throughput with the same towers.
+
+    Returns:
+        ``memory_mb`` by loss and ``memory_ratio`` (plain over two levels); ``pairs_per_second`` by loss (median) and
+        ``throughput_ratio`` (two levels over plain, the median of ratios of runs that took turns); the machine.
+    """
+    memory = {name: peak_memory(name) for name in LOSSES}
+    rates = throughput(repeats)
+    plain, two = rates["plain, one level"], rates["hivlp, two levels"]
+    return {
+        "batch": BATCH,
+        "dims": {"fine": FINE, "coarse": COARSE},
+        "memory_mb": {name: round(value, 1) for name, value in memory.items()},
+        "memory_ratio": round(memory["plain, one level"] / memory["hivlp, two levels"], 2),
+        "pairs_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "throughput_ratio": round(statistics.median(b / a for a, b in zip(plain, two, strict=True)), 3),
+        "machine": describe("torch"),
+    }
+
+
+def peak_memory(name: str) -> float:
+    """MB that a loss and its gradients take beyond the vectors that it is given, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (name,))
+
+
+def _measured(name: str) -> float:
+    loss = LOSSES[name]()
+    _backward(loss, 64)  # threads and kernels are there before the measurement begins
+    vectors = _vectors(BATCH)
+    before = _resident()
+    loss(*vectors)["loss"].backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def _backward(loss: nn.Module, batch: int) -> None:
+    loss(*_vectors(batch))["loss"].backward()
+
+
+def _vectors(batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    image, text = (
+        {
+            name: F.normalize(torch.randn(batch, dim, generator=generator), dim=-1).requires_grad_()
+            for name, dim in (("coarse", COARSE), ("fine", FINE))
+        }
+        for _ in range(2)
+    )
+    return image, text
+
+
+def _resident() -> float:
+    """MB resident now."""
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def throughput(repeats: int, batch: int = 256, steps: int = 4) -> dict[str, list[float]]:
+    """Pairs a second of whole training steps (towers, loss, AdamW), by loss; the losses take turns."""
+    losses = {name: build() for name, build in LOSSES.items()}
+    models = {name: _model(("coarse", "fine") if "two" in name else ("fine",)) for name in losses}
+    optimizers = {
+        name: torch.optim.AdamW([*models[name].parameters(), *losses[name].parameters()], 1e-4) for name in losses
+    }
+    pixels = torch.randint(0, 256, (batch, SIDE, SIDE, 3), dtype=torch.uint8)
+    tokens = torch.randint(0, 1000, (batch, TOKENS))
+    mask = torch.ones_like(tokens)
+    rates: dict[str, list[float]] = {name: [] for name in losses}
+    for repeat in tqdm(range(repeats + 1), desc="throughput", unit="round"):
+        for name, loss in losses.items():
+            started = time.perf_counter()
+            for _ in range(steps):
+                optimizers[name].zero_grad()
+                loss(*models[name](pixels, (tokens, mask)))["loss"].backward()
+                optimizers[name].step()
+            if repeat:  # the first round warms caches
+                rates[name].append(batch * steps / (time.perf_counter() - started))
+    return rates
+
+
+def _model(levels: tuple[str, ...]) -> HiVLPModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+    every = {"coarse": Level("coarse", COARSE, 4, 1), "fine": Level("fine", FINE, 4, 2)}
+    return HiVLPModel(
+        HiVLPConfig(
+            "bench",
+            tuple(every[level] for level in levels),
+            TowerConfig("convnet"),
+            TowerConfig("bert", {"vocab_size": 1000, "max_position_embeddings": TOKENS, **sizes}),
+            PictureConfig(SIDE),
+            TextConfig(TOKENS),
+        )
+    ).train()
+
+
+def format_text(result: Mapping[str, Any]) -> str:
+    """A table for the terminal."""
+    lines = [f"{'':20s}{'MB, batch 8192':>16s}{'pairs/s':>12s}"]
+    for name, memory in result["memory_mb"].items():
+        lines.append(f"{name:20s}{memory:16.0f}{result['pairs_per_second'][name]:12.0f}")
+    lines.append(f"memory, plain over two levels: {result['memory_ratio']:.1f}×")
+    lines.append(f"throughput, two levels over plain: {result['throughput_ratio']:.3f}×")
+    return "\n".join(lines)

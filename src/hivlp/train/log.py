@@ -1,0 +1,86 @@
+"""What a run says of itself: ``metrics.jsonl``, trackers, and a picture at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from hivlp.train.recipe import Recipe
+
+FILE = "metrics.jsonl"
+
+
+class MetricLog:
+    """``metrics.jsonl`` (one line a step, and one for each measurement on validation) and the recipe's trackers."""
+
+    def __init__(self, run: Path, first: int, accelerator: Accelerator, recipe: Recipe) -> None:
+        self._accelerator = accelerator
+        self._file = None
+        if accelerator.is_main_process:
+            path = run / FILE
+            # Steps after the checkpoint will be taken again; their lines go.
+            kept = [line for line in _lines(path) if json.loads(line)["step"] < first]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8")
+        options = {"tensorboard": {"purge_step": first}} if "tensorboard" in recipe.compute.trackers else {}
+        accelerator.init_trackers(recipe.name, init_kwargs=options)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line, and send its numbers to the trackers."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+        self._accelerator.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Close the file; the trackers end with the accelerator."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``."""
+    return [json.loads(line) for line in _lines(run / FILE)]
+
+
+def draw_curves(run: Path, out: Path, name: str) -> None:
+    """A PNG of every term of the loss, and of the validation recalls by level, over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_metrics(run)
+    losses = [row for row in rows if "loss" in row]
+    recalls = [row for row in rows if "recalls" in row]
+    figure, axes = pyplot.subplots(1, 2 if recalls else 1, figsize=(12 if recalls else 7, 4.5), squeeze=False)
+    left = axes[0, 0]
+    terms = [key for key, value in losses[0].items() if (isinstance(value, float) and "/" in key) or key == "loss"]
+    window = max(1, len(losses) // 100)
+    for term in terms:
+        values = [row[term] for row in losses]
+        smooth = [sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))]
+        steps = [row["step"] for row in losses]
+        left.plot(steps, smooth, label=term, linewidth=2.2 if term == "loss" else 1.3)
+    left.set(title=f"{name}: loss", xlabel="step", yscale="log")
+    left.legend(fontsize=8)
+    if recalls:
+        right = axes[0, 1]
+        for level in recalls[0]["recalls"]:
+            right.plot([row["step"] for row in recalls], [row["recalls"][level] for row in recalls], "o-", label=level)
+        right.set(title=f"{name}: mean recall on validation", xlabel="step", ylabel="AR (%)")
+        right.legend(fontsize=8)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -1,0 +1,71 @@
+"""What learns, how fast, and when: parameter groups, learning rates, freezing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from hivlp.model.heads import PrototypeHead
+from hivlp.model.hivlp_model import HiVLPModel
+from hivlp.objective import HierarchicalObjective
+from hivlp.train.recipe import Recipe
+
+
+def parameter_groups(model: HiVLPModel, objective: HierarchicalObjective, recipe: Recipe) -> list[dict[str, Any]]:
+    """AdamW groups with their peak learning rates: the heads of the objective's levels, and towers that learn too.
+
+    What is in no group is frozen for good.
+    """
+    optim = recipe.optim
+    prototypes: list[nn.Parameter] = []
+    heads = [model.image_heads[level] for level in objective.levels]
+    for module in nn.ModuleList(heads).modules():
+        if isinstance(module, PrototypeHead):
+            prototypes += [module.values, module.sharpness]
+    special = {id(parameter) for parameter in prototypes}
+    image_heads = [parameter for head in heads for parameter in head.parameters() if id(parameter) not in special]
+    text_heads = [parameter for level in objective.levels for parameter in model.text_heads[level].parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": image_heads, "peak": optim.lr, "weight_decay": optim.weight_decay},
+        {"params": text_heads, "peak": optim.text_lr, "weight_decay": optim.weight_decay},
+        {"params": prototypes, "peak": optim.prototype_lr, "weight_decay": 0.0},
+        {"params": list(objective.parameters()), "peak": 1e-3, "weight_decay": 0.0},
+    ]
+    if optim.tower_lr > 0:
+        groups += tower_groups(model, recipe)
+    groups = [{**group, "lr": group["peak"], "delay": group.get("delay", 0)} for group in groups if group["params"]]
+    learning = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+    return groups
+
+
+def tower_groups(model: HiVLPModel, recipe: Recipe) -> list[dict[str, Any]]:
+    """One group for each layer that learns; lower layers learn slower (Clark et al., 2020)."""
+    optim = recipe.optim
+    groups = []
+    for name, tower, last in (
+        ("image", model.image_tower, max(model.image_layers)),
+        ("text", model.text_tower, max(model.text_layers)),
+    ):
+        frozen = optim.freeze.get(name, 0)
+        layers: dict[int, list[nn.Parameter]] = {}
+        for layer, parameter in tower.parameters_by_layer():
+            learns = layer > frozen or not frozen
+            if learns and (layer <= last):
+                layers.setdefault(layer, []).append(parameter)
+        for layer, parameters in sorted(layers.items()):
+            peak = optim.tower_lr * optim.layer_decay ** (tower.depth - layer)
+            groups.append({"params": parameters, "peak": peak, "weight_decay": 0.0, "delay": optim.tower_delay})
+    return groups
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, steps: int) -> None:
+    """Linear warm-up, from a group's delay on, then a cosine to zero at the end of the run."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimizer.param_groups:
+        done = step + 1 - group["delay"]
+        group["lr"] = group["peak"] * cosine * min(1.0, max(0, done) / max(1, recipe.optim.warmup_steps))

@@ -1,0 +1,112 @@
+"""Recall on the validation set while a run goes on, and when to stop it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from hivlp.data.pairs import load_pairs
+from hivlp.data.pictures import load_pixels
+from hivlp.errors import DataError, PictureError
+from hivlp.evaluate import score
+from hivlp.levels import Embeddings
+from hivlp.model.hivlp_model import HiVLPModel
+from hivlp.train.features import tokenize
+from hivlp.train.recipe import Recipe, split_of
+
+logger = logging.getLogger(__name__)
+BATCH = 64
+
+
+@dataclass
+class Best:
+    """The best measurement so far, and how many have come since."""
+
+    recall: float = -1.0
+    step: int = 0
+    since: int = 0
+
+
+class Validation:
+    """Validation pairs, ready to be encoded by a model in training."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        """Decode and tokenise once.
+
+        Raises:
+            DataError: if no picture can be read.
+        """
+        source, split = split_of(recipe.validation or "")
+        pixels: list[NDArray[np.uint8]] = []
+        texts: list[str] = []
+        owner: list[int] = []
+        for pair in load_pairs(source, split)[: recipe.watch.limit]:
+            try:
+                pixels.append(load_pixels(pair.read(), recipe.picture))
+            except PictureError as error:
+                logger.warning("skipped %s: %s", pair.id, error)
+                continue
+            texts += pair.captions
+            owner += [len(pixels) - 1] * len(pair.captions)
+        if not pixels:
+            raise DataError(f"{recipe.validation} holds no readable picture to watch")
+        self._pixels = torch.from_numpy(np.stack(pixels))
+        self._ids, self._mask = tokenize(tokenizer, texts)
+        self._owner = np.array(owner)
+        self._shortlist = recipe.shortlist
+
+    @torch.no_grad()
+    def recalls(self, model: HiVLPModel, levels: tuple[str, ...], device: torch.device) -> dict[str, float]:
+        """AR of each of these levels and of the cascade over them, in percent."""
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        images = [model.encode_image(part.to(device)) for part in torch.split(self._pixels, BATCH)]
+        texts = [
+            model.encode_text(ids.to(device), mask.to(device))
+            for ids, mask in zip(torch.split(self._ids, BATCH), torch.split(self._mask, BATCH), strict=True)
+        ]
+        for module, training in modes:  # not ``model.train()``: frozen parts stay in evaluation mode
+            module.training = training
+        result = score(_joined(images, levels), _joined(texts, levels), self._owner, self._shortlist)
+        recalls = {level: float(result["levels"][level]["AR"]) for level in levels}
+        return {**recalls, "cascade": float(result["cascade"]["AR"])}
+
+
+def keep_best(best: Best, recall: float, step: int, model: nn.Module, path: Path | None) -> None:
+    """Note a measurement, and write the weights if it is the best one (on the process that has a path)."""
+    if recall > best.recall:
+        best.recall, best.step, best.since = recall, step, 0
+        if path is not None:
+            temporary = path.with_suffix(".partial")
+            save_file(_state(model), temporary)
+            temporary.replace(path)
+    else:
+        best.since += 1
+
+
+def load_best(model: nn.Module, path: Path) -> None:
+    """Put the best weights back."""
+    model.load_state_dict(load_file(path), strict=False)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor once: a dual encoder's network has two names."""
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor.detach().contiguous().cpu()
+    return state
+
+
+def _joined(parts: list[dict[str, Tensor]], levels: tuple[str, ...]) -> Embeddings:
+    return Embeddings({level: torch.cat([part[level] for part in parts]).float().cpu().numpy() for level in levels})
