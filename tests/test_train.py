@@ -188,7 +188,7 @@ def test_lower_layers_learn_slower_and_the_lowest_not_at_all(workplace):
         HiVLPConfig("x", loaded.levels, loaded.image_tower, loaded.text_tower, loaded.picture, loaded.text)
     )
     objective = HierarchicalObjective(("coarse", "fine"), loaded.objective)
-    optimizer = torch.optim.AdamW(parameter_groups(model, objective, loaded))
+    optimizer = torch.optim.AdamW(parameter_groups(model, objective, torch.nn.ModuleDict(), loaded))
     peak = {id(p): group["peak"] for group in optimizer.param_groups for p in group["params"]}
     text, image = model.text_tower.bert, model.image_tower
     assert id(text.embeddings.word_embeddings.weight) not in peak
@@ -239,7 +239,7 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(tmp_path, text, message):
         load_recipe(tmp_path / "nosuch.yaml")
 
 
-@pytest.mark.parametrize("name", ["mini", "tiny_cpu"])
+@pytest.mark.parametrize("name", ["mini", "tiny_cpu", "scenes_cpu"])
 def test_shipped_recipes_load(name):
     recipe = load_recipe(SOURCE.parent / "recipes" / f"{name}.yaml")
     assert [level.name for level in recipe.levels] == ["coarse", "fine"]

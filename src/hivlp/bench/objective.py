@@ -58,7 +58,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(8_000, 8, Budget(250, 250, 512)),
+    "small": Size(8_000, 8, Budget(200, 200, 512)),
     "full": Size(75_000, 8, Budget(1500, 1500, 1024)),
 }
 

@@ -49,6 +49,11 @@ class BertTextTower(Tower):
                 features[number] = (hidden * weight).sum(1)
         return features
 
+    def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T) int64 ids and mask -> (B, T, hidden), the last layer's state of every token."""
+        states: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states
+
 
 class DualEncoder(nn.Module):
     """A ``transformers`` dual encoder (CLIP, SigLIP, SigLIP2 …), shared by its two towers below.

@@ -30,6 +30,7 @@ from hivlp.objective import HierarchicalObjective
 from hivlp.train import backbones, checkpoint
 from hivlp.train.features import build_corpus, frozen_image_features, frozen_text_features
 from hivlp.train.log import MetricLog, draw_curves
+from hivlp.train.pretext import TrainingModel
 from hivlp.train.publish import publish
 from hivlp.train.recipe import Recipe, RecipeError
 from hivlp.train.schedule import parameter_groups, set_learning_rates
@@ -93,14 +94,15 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
 
     # Optimise.
-    optimizer = torch.optim.AdamW(parameter_groups(model, objective, recipe))
+    training = TrainingModel(model, recipe.pretext, tokenizer)
+    optimizer = torch.optim.AdamW(parameter_groups(model, objective, training.tasks, recipe))
     average = AveragedModel(model, multi_avg_fn=_ema(recipe.optim.ema)) if recipe.optim.ema else None
     if accelerator.num_processes > 1:
         share_statistics(model)
     objective.to(accelerator.device)
-    wrapped: nn.Module = accelerator.prepare(torch.compile(model) if recipe.compute.compile else model)
+    wrapped: nn.Module = accelerator.prepare(torch.compile(training) if recipe.compute.compile else training)
     optimizer = accelerator.prepare(optimizer)
-    modules: dict[str, nn.Module] = {"model": model, "objective": objective}
+    modules: dict[str, nn.Module] = {"model": model, "objective": objective, "tasks": training.tasks}
     if average is not None:
         modules["average"] = average.to(accelerator.device)
     epoch_steps = math.ceil(int(corpus.repeat.sum()) / recipe.optim.batch_size)

@@ -145,6 +145,21 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class Pretext:
+    """Tasks beside retrieval, for towers that are trained from scratch (:mod:`hivlp.train.pretext`).
+
+    Attributes:
+        masked_language: weight of guessing masked words with the picture's help; 0 for none.
+        masked_share: of the words.
+        matching: weight of telling pairs from look-alikes; 0 for none.
+    """
+
+    masked_language: float = 0.0
+    masked_share: float = 0.15
+    matching: float = 0.0
+
+
+@dataclass(frozen=True)
 class SelfDistillation:
     """How the coarser levels learn from the finished finest one (:mod:`hivlp.train.fit`).
 
@@ -224,6 +239,7 @@ class Recipe:
     compute: Compute = Compute()
     watch: Watch = Watch()
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    pretext: Pretext = Pretext()
     self_distillation: SelfDistillation | None = None
     seed: int = 0
     shortlist: int = 20

@@ -14,10 +14,13 @@ from hivlp.objective import HierarchicalObjective
 from hivlp.train.recipe import Recipe
 
 
-def parameter_groups(model: HiVLPModel, objective: HierarchicalObjective, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW groups with their peak learning rates: the heads of the objective's levels, and towers that learn too.
+def parameter_groups(
+    model: HiVLPModel, objective: HierarchicalObjective, tasks: nn.Module, recipe: Recipe
+) -> list[dict[str, Any]]:
+    """AdamW groups with their peak learning rates.
 
-    What is in no group is frozen for good.
+    They hold the heads of the objective's levels and of pretext tasks, and towers that learn. What is in no group is
+    frozen for good.
     """
     optim = recipe.optim
     prototypes: list[nn.Parameter] = []
@@ -33,6 +36,7 @@ def parameter_groups(model: HiVLPModel, objective: HierarchicalObjective, recipe
         {"params": text_heads, "peak": optim.text_lr, "weight_decay": optim.weight_decay},
         {"params": prototypes, "peak": optim.prototype_lr, "weight_decay": 0.0},
         {"params": list(objective.parameters()), "peak": 1e-3, "weight_decay": 0.0},
+        {"params": list(tasks.parameters()), "peak": optim.lr, "weight_decay": optim.weight_decay},
     ]
     if optim.tower_lr > 0:
         groups += tower_groups(model, recipe)

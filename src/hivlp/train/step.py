@@ -135,10 +135,10 @@ def backward(
     dropout = recipe.optim.feature_dropout
     micro = recipe.compute.micro_batch
     if not micro or len(batch) <= micro:
-        image, text = model(batch.image, batch.text, dropout)
+        image, text, more = model(batch.image, batch.text, batch.ids, dropout)
         terms: dict[str, Tensor] = objective(image, text, batch.ids)
-        accelerator.backward(terms["loss"])
-        return terms
+        accelerator.backward(terms["loss"] + _weighted(more, recipe))
+        return {**terms, **{f"pretext/{name}": loss for name, loss in more.items()}}
     return _through_vectors(model, objective, batch, batch.split(micro), recipe, accelerator)
 
 
@@ -155,7 +155,7 @@ def _through_vectors(
     with torch.no_grad():
         for part in parts:
             states.append(_random_state(batch.ids.device))
-            image, text = model(part.image, part.text, dropout)
+            image, text, _ = model(part.image, part.text, part.ids, dropout)
             images.append(image)
             texts.append(text)
     sides = [
@@ -164,21 +164,31 @@ def _through_vectors(
     ]
     terms: dict[str, Tensor] = objective(*sides, batch.ids)
     accelerator.backward(terms["loss"])
+    pretext: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         rows = slice(number * micro, (number + 1) * micro)
         last = number == len(parts) - 1
         _set_random_state(states[number], batch.ids.device)
         # Gradients travel between processes once, with the last part.
         with accelerator.no_sync(model) if not last else accelerator.autocast():
-            again = model(part.image, part.text, dropout)
-            carried = sum(
-                (vectors[level] * gradient[rows]).sum()
-                for vectors, side in zip(again, sides, strict=True)
-                for level in vectors
-                if (gradient := side[level].grad) is not None
-            )
-            carried.backward()
-    return terms
+            *again, more = model(part.image, part.text, part.ids, dropout)
+            share = len(part) / len(batch)
+            for name, loss in more.items():
+                name = f"pretext/{name}"
+                pretext[name] = pretext.get(name, torch.zeros_like(loss)) + share * loss.detach()
+            carried = torch.zeros((), device=batch.ids.device)
+            for vectors, side in zip(again, sides, strict=True):
+                for level, vector in vectors.items():
+                    if (gradient := side[level].grad) is not None:
+                        carried = carried + (vector * gradient[rows]).sum()
+            scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
+            (carried + scale * share * _weighted(more, recipe)).backward()
+    return {**terms, **pretext}
+
+
+def _weighted(losses: dict[str, Tensor], recipe: Recipe) -> Tensor | float:
+    """The pretext tasks' part of the loss."""
+    return sum((getattr(recipe.pretext, name) * loss for name, loss in losses.items()), 0.0)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,115 @@
+"""Masked words and matching, beside retrieval."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tokenizers import Tokenizer  # noqa: E402
+
+from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
+from hivlp.train.pretext import MaskedLanguage, Matching, TrainingModel  # noqa: E402
+from hivlp.train.recipe import Pretext, RecipeError  # noqa: E402
+from tiny import VOCABULARY, tiny_config, write_tokenizer  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture
+def tokenizer(tmp_path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path)))
+    tokenizer.add_special_tokens(["[MASK]"])
+    return tokenizer
+
+
+@pytest.fixture
+def model() -> HiVLPModel:
+    torch.manual_seed(0)
+    config = tiny_config()
+    options = {**config.text_tower.options, "vocab_size": len(VOCABULARY) + 1}
+    text = type(config.text_tower)("bert", {**options, "hidden_dropout_prob": 0.0}, config.text_tower.heads)
+    return HiVLPModel(tiny_config(text_tower=text)).eval()
+
+
+def unit(rows: int, dim: int, seed: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_only_words_are_masked_and_only_masked_words_count(model, tokenizer, monkeypatch):
+    task = MaskedLanguage(model, tokenizer, 0.5)
+    ids = torch.tensor([[2, 4, 5, 8, 3, 0], [2, 4, 6, 3, 0, 0]])
+    attention = (ids > 0).long()
+    seen = []
+    states = model.text_tower.token_states
+    monkeypatch.setattr(model.text_tower, "token_states", lambda i, a: seen.append(i.clone()) or states(i, a))
+    changed = torch.zeros_like(ids)
+    for seed in range(200):
+        torch.manual_seed(seed)
+        loss = task(model.text_tower, ids, attention, unit(2, 16, 0))
+        assert loss.isfinite()
+        changed += seen[-1] != ids
+    special = torch.isin(ids, torch.tensor([0, 2, 3]))
+    assert (changed[special] == 0).all() and (changed[~special] > 50).all() and (changed[~special] < 150).all()
+    to_mask = sum(int((one == task.mask).sum()) for one in seen) / int(changed.sum())
+    assert 0.85 < to_mask < 0.95, "of the tokens that changed, 80 in 90 are [MASK]"
+    nothing = MaskedLanguage(model, tokenizer, 0.0)(model.text_tower, ids, attention, unit(2, 16, 0))
+    assert nothing.item() == 0.0
+
+
+def test_a_masked_word_can_be_told_from_the_picture(model, tokenizer):
+    """Captions that differ in the colour alone: without the picture a masked colour is a guess among three."""
+    task = MaskedLanguage(model, tokenizer, 0.5)
+    ids = torch.tensor([[2, 4, colour, 8, 3] for colour in (5, 6, 7)]).repeat(20, 1)
+    pictures = unit(3, 16, 1).repeat(20, 1)
+    optimizer = torch.optim.Adam([*task.parameters(), *model.text_tower.parameters()], 3e-3)
+    for step in range(150):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        task(model.text_tower, ids, torch.ones_like(ids), pictures).backward()
+        optimizer.step()
+    torch.manual_seed(999)
+    with torch.no_grad():
+        told = task(model.text_tower, ids, torch.ones_like(ids), pictures).item()
+        torch.manual_seed(999)
+        misled = task(model.text_tower, ids, torch.ones_like(ids), pictures.roll(1, 0)).item()
+    assert told < 0.2 < misled
+
+
+def test_matching_never_takes_an_equal_caption_for_wrong():
+    torch.manual_seed(0)
+    task = Matching(8)
+    seen = []
+    task.judge.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    image, text = unit(6, 8, 1), unit(6, 8, 2)
+    ids = torch.tensor([0, 0, 1, 1, 2, 2])
+    for _ in range(20):
+        task(image, text, ids)
+    for batch in seen:
+        assert len(batch) == 18
+        for row in batch[6:]:
+            i = int((image - row[:8]).norm(dim=1).argmin())
+            j = int((text - row[8:16]).norm(dim=1).argmin())
+            assert ids[i] != ids[j]
+    assert task(image, text, torch.zeros(6, dtype=torch.int64)).isfinite()
+    assert len(seen[-1]) == 6, "no pair is wrong, so there are none"
+
+
+def test_tasks_learn_with_the_model_and_cost_nothing_when_off(model, tokenizer):
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    ids = torch.tensor([[2, 4, 5, 8, 3], [2, 4, 6, 8, 3], [2, 4, 7, 9, 3], [2, 4, 5, 9, 3]])
+    text = (ids, torch.ones_like(ids))
+    both = TrainingModel(model, Pretext(masked_language=1.0, masked_share=0.9, matching=0.5), tokenizer)
+    *_, losses = both(pixels, text, torch.arange(4))
+    assert set(losses) == {"masked_language", "matching"}
+    sum(losses.values()).backward()
+    assert model.text_tower.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+    assert model.image_heads["fine"].project.weight.grad.abs().sum() > 0
+    off = TrainingModel(model, Pretext(), tokenizer)
+    *_, losses = off(pixels, text, torch.arange(4))
+    assert not losses and not list(off.tasks.parameters())
+    with pytest.raises(RecipeError, match="tower_lr"):
+        both(pixels, {1: torch.randn(4, 16), 3: torch.randn(4, 16)}, ids[:, 0])
+
+
+def test_a_vocabulary_without_a_mask_is_refused(model, tmp_path):
+    with pytest.raises(RecipeError, match=r"\[MASK\]"):
+        TrainingModel(model, Pretext(masked_language=1.0), Tokenizer.from_file(str(write_tokenizer(tmp_path))))
