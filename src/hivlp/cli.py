@@ -126,13 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL", help="a trained model's folder, or a CLIP or SigLIP folder or hub id")
     sub.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to write a CLIP or SigLIP model")
 
-    sub = verb("bench", run_bench, "Measure.")
-    sub.add_argument(
-        "name",
-        choices=["index", "objective", "training"],
-        help="index: pictures a second, and where the time goes; objective: what each way of making a coarse level "
-        "keeps of its fine level's first hits; training: memory and speed of the objective beside a plain one",
-    )
+    sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
+    sub.add_argument("name", choices=list(BENCHES))
     sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
     sub.add_argument("--size", choices=["small", "full"], default="small", help="objective: minutes or hours")
     sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective: where to draw the rows")
@@ -300,24 +295,35 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+BENCHES = {
+    "index": "pictures a second, and where the time goes",
+    "objective": "what each way of making a coarse level keeps of its fine level's first hits",
+    "training": "memory and speed of the objective beside a plain one",
+    "exit": "what a coarse level from an early layer saves",
+}
+
+
 def run_bench(arguments: argparse.Namespace) -> int:
     """``hivlp bench``."""
-    if arguments.name == "objective":
-        from hivlp.bench import objective
+    result: dict[str, Any]
+    match arguments.name:
+        case "index":
+            from hivlp.bench import indexing
 
-        result = objective.run(arguments.size, _model(arguments.model), arguments.plot)
-        _print(arguments, lambda: result, lambda: objective.format_text(result))
-        return 0
-    if arguments.name == "training":
-        from hivlp.bench import training
+            result, text = indexing.run(_model(arguments.model), arguments.pictures), indexing.format_text
+        case "objective":
+            from hivlp.bench import objective
 
-        result = training.run()
-        _print(arguments, lambda: result, lambda: training.format_text(result))
-        return 0
-    from hivlp.bench import indexing
+            result, text = objective.run(arguments.size, _model(arguments.model), arguments.plot), objective.format_text
+        case "training":
+            from hivlp.bench import training
 
-    result = indexing.run(_model(arguments.model), arguments.pictures)
-    _print(arguments, lambda: result, lambda: indexing.format_text(result))
+            result, text = training.run(), training.format_text
+        case "exit":
+            from hivlp.bench import early_exit
+
+            result, text = early_exit.run(_model(arguments.model)), early_exit.format_text
+    _print(arguments, lambda: result, lambda: text(result))
     return 0
 
 

@@ -182,7 +182,8 @@ def _through_vectors(
                     if (gradient := side[level].grad) is not None:
                         carried = carried + (vector * gradient[rows]).sum()
             scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
-            (carried + scale * share * _weighted(more, recipe)).backward()
+            whole = carried + scale * share * _weighted(more, recipe)
+            whole.backward()  # type: ignore[no-untyped-call]
     return {**terms, **pretext}
 
 
