@@ -18,32 +18,9 @@ from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.index import Index  # noqa: E402
 from hivlp.model.pretrained import import_dual_encoder  # noqa: E402
-from tiny import VOCABULARY, write_tokenizer  # noqa: E402
+from tiny import VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
-
-
-def save_checkpoint(folder, family):
-    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
-
-    text = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "max_position_embeddings": 12, "eos_token_id": 3, "bos_token_id": 2,
-            "pad_token_id": 0}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "image_size": 16, "patch_size": 8}  # fmt: skip
-    torch.manual_seed(0)
-    if family == "clip":
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-        processor = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True,
-                     "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}  # fmt: skip
-    else:
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-        processor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    model.eval().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    write_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
-    return model, processor
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])

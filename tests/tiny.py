@@ -1,5 +1,6 @@
 """Models small enough to build in a test, of the real classes."""
 
+import json
 from pathlib import Path
 
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig
@@ -57,3 +58,28 @@ def save_tiny(folder: Path, seed: int = 0, **changes) -> Path:
     model.save_pretrained(folder, write_tokenizer(folder))
     export(folder)
     return folder
+
+
+def save_checkpoint(folder: Path, family: str):
+    """A CLIP or SigLIP model of the real class with random weights, on disk as the hub has it, and its processor."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+    text = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 12, "eos_token_id": 3, "bos_token_id": 2,
+            "pad_token_id": 0}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 16, "patch_size": 8}  # fmt: skip
+    torch.manual_seed(0)
+    if family == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+        processor = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True,
+                     "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}  # fmt: skip
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+        processor = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    model.eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    write_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    return model, processor

@@ -122,6 +122,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--out", type=Path, help="model folder (default: runs/NAME)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
 
+    sub = verb("adapt", run_adapt, "Give a trained model a coarse level; its own embedding stays as it is.")
+    sub.add_argument("model", metavar="MODEL", help="a CLIP or SigLIP folder or hub id, or a hivlp model with weights")
+    sub.add_argument("data", metavar="DATA", help="pairs as for evaluate, a folder of pictures, or a .txt of texts")
+    sub.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="model folder to write")
+    sub.add_argument("--dims", type=int, default=64, help="of the coarse level (default 64)")
+    sub.add_argument("--code", choices=["float", "int8", "binary"], default="int8", help="how it will be stored")
+    sub.add_argument("--text-layer", type=int, metavar="N", help="of the text tower that it reads (default: the last)")
+    sub.add_argument("--steps", type=int, default=1500, help="of learning; 0 for the closed form (default 1500)")
+    sub.add_argument("--split", help="part to learn from (default: train, where there is one)")
+    sub.add_argument("--limit", type=int, metavar="N", help="learn from so many pictures and texts at most")
+    sub.add_argument("--shortlist", type=int, default=20, metavar="N", help="for the recalls measured at the end")
+
     sub = verb("export", run_export, "Write a model's ONNX graphs (float32), so that it can index and search.")
     sub.add_argument("model", metavar="MODEL", help="a trained model's folder, or a CLIP or SigLIP folder or hub id")
     sub.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to write a CLIP or SigLIP model")
@@ -272,6 +284,24 @@ def run_train(arguments: argparse.Namespace) -> int:
         return "\n".join([*tables, f"model written to {out} ({metrics['seconds']:.0f} s)"])
 
     _print(arguments, lambda: {"model": str(out), **metrics}, text)
+    return 0
+
+
+def run_adapt(arguments: argparse.Namespace) -> int:
+    """``hivlp adapt``."""
+    from hivlp.train.adapt import AdaptConfig, adapt
+
+    names = ("dims", "code", "text_layer", "steps", "split", "limit", "shortlist")
+    config = AdaptConfig(**{name: getattr(arguments, name) for name in names})
+    result = adapt(arguments.model, arguments.data, arguments.out, config)
+
+    def text() -> str:
+        parts = ("validation", "test", "train")
+        tables = [f"{part}\n{_recall_table(result[part])}" for part in parts if part in result]
+        learned = f"learned from {result['pictures']} pictures and {result['texts']} texts"
+        return "\n".join([*tables, f"{learned}; model written to {arguments.out} ({result['seconds']:.0f} s)"])
+
+    _print(arguments, lambda: result, text)
     return 0
 
 

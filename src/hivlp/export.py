@@ -151,8 +151,9 @@ def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
     (folder / TEXT_WEIGHTS).write_bytes(b"")  # onnx appends to what is there, and writes none for a tiny model
     onnx.save(whole, str(folder / TEXT_GRAPH))
     whole = onnx.load(str(folder / TEXT_GRAPH), load_external_data=False)
+    inputs = [value.name for value in whole.graph.input]  # SigLIP's graph has no mask
     for count in range(1, len(levels)):
-        cut = Extractor(whole).extract_model(["input_ids", "attention_mask"], levels[:count])
+        cut = Extractor(whole).extract_model(inputs, levels[:count])
         onnx.save(cut, str(folder / text_graph(levels[count - 1])))
 
 

@@ -89,7 +89,7 @@ class OnnxEncoder:
         # Texts of like length share a batch, so that short ones are not padded to the longest of all.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(texts), self._text_batch):
-            ids, mask = self._tokenize([texts[i] for i in order[start : start + self._text_batch]])
+            ids, mask = self.tokenize([texts[i] for i in order[start : start + self._text_batch]])
             feed = {"input_ids": ids, "attention_mask": mask}
             parts.append(self._run(session, names, feed))
         if not parts:
@@ -138,8 +138,8 @@ class OnnxEncoder:
         dims = {level.name: level.dim for level in self.levels}
         return Embeddings({name: np.empty((0, dims[name]), np.float32) for name in names})
 
-    def _tokenize(self, texts: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(B, T) ids and mask."""
+    def tokenize(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(B, T) int64 ids and mask, cut, padded and lower-cased as the model was trained."""
         config = self.config.text
         cut = config.max_tokens * CHARACTERS_A_TOKEN
         # A lone surrogate (half of a broken emoji) is not text that a tokenizer accepts.

@@ -108,7 +108,8 @@ def _learn(
     )
     objective = HierarchicalObjective(("coarse", "fine"), settings)
     learning = [head for head in heads if config.learn_projections or not head.reads_finest]
-    parameters = [parameter for head in learning for parameter in head.parameters()]
+    # Texts and pictures may share a head.
+    parameters = list(dict.fromkeys(parameter for head in learning for parameter in head.parameters()))
     optimizer = torch.optim.AdamW([*parameters, objective.log_scales], config.lr, weight_decay=config.weight_decay)
     near = [neighbours(one, other) for one, other in (sides, sides[::-1])] if config.neighbours else None
     rng = np.random.default_rng(seed)
