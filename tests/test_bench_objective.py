@@ -82,7 +82,7 @@ def test_signs_are_rotated_only_where_that_helps(pairs):
 def test_every_way_has_a_row_for_each_width_and_code_and_margins_compare_with_the_best(pairs, monkeypatch, tmp_path):
     monkeypatch.setattr(objective, "DIMS", (4, 8))
     monkeypatch.setattr(objective, "CLAIMED", ((4, "int8"), (8, "binary")))
-    tiny = objective.Size(0, 0, Budget(10, 40, 64, dim=24), seeds=2)
+    tiny = objective.Size(0, 0, 0, Budget(10, 40, 64, dim=24), seeds=2)
     monkeypatch.setitem(objective.SIZES, "small", tiny)
     monkeypatch.setattr(objective, "_data", lambda settings, model: iter([("hidden causes", pairs)]))
     result = objective.run("small", None, tmp_path / "plot.png")

@@ -65,7 +65,7 @@ def run(model: HiVLP, data: str = "stamps", split: str = "val", queries: int = 2
     }
 
 
-def adaptive_exit(images: Embeddings, texts: Embeddings, deeper_ms: float) -> list[dict[str, float]]:
+def adaptive_exit(images: Embeddings, texts: Embeddings, deeper_ms: float) -> list[dict[str, float | None]]:
     """Recalls when the surest queries stop at the coarse level.
 
     A query is the surer, the further its best coarse score is above its second best.
@@ -76,7 +76,8 @@ def adaptive_exit(images: Embeddings, texts: Embeddings, deeper_ms: float) -> li
         deeper_ms: what a query saves that stops.
 
     Returns:
-        For each of ``SHARES``: ``share``, ``margin`` (at which to stop), ``R@1``, ``R@10``, ``saved_ms`` a query.
+        For each of ``SHARES``: ``share``, ``margin`` (at which to stop; None if no query does), ``R@1``, ``R@10``, and
+        ``saved_ms`` a query.
     """
     own = np.arange(images.count)[:, None]
     early = first_hits([texts.coarse], [images.coarse], own, None)
@@ -84,14 +85,14 @@ def adaptive_exit(images: Embeddings, texts: Embeddings, deeper_ms: float) -> li
     best = np.sort(texts.coarse @ images.coarse.T, axis=1)
     margins: NDArray[np.float32] = best[:, -1] - best[:, -2]
     surest = np.argsort(-margins, kind="stable")
-    rows = []
+    rows: list[dict[str, float | None]] = []
     for share in SHARES:
         stopped = surest[: round(share * len(surest))]
         ranks = late.copy()
         ranks[stopped] = early[stopped]
         recalls = {f"R@{cutoff}": round(100 * float((ranks < cutoff).mean()), 2) for cutoff in CUTOFFS}
-        margin = float(margins[stopped[-1]]) if len(stopped) else float("inf")
-        rows.append({"share": share, "margin": round(margin, 4), **recalls, "saved_ms": round(share * deeper_ms, 3)})
+        margin = round(float(margins[stopped[-1]]), 4) if len(stopped) else None
+        rows.append({"share": share, "margin": margin, **recalls, "saved_ms": round(share * deeper_ms, 3)})
     return rows
 
 
@@ -149,8 +150,8 @@ def format_text(result: Mapping[str, Any]) -> str:
     for count, scan in result["scan_ms"].items():
         lines.append(f"scan of {count}: {scan:.2f} ms; overlap saves {result['overlap_saves_ms'][count]:.2f} ms")
     lines.append(f"{'stop early':>12s}{'at margin':>12s}{'R@1':>8s}{'R@10':>8s}{'ms saved':>10s}")
-    lines += [
-        f"{row['share']:12.0%}{row['margin']:12.3f}{row['R@1']:8.1f}{row['R@10']:8.1f}{row['saved_ms']:10.2f}"
-        for row in result["exit"]
-    ]
+    for row in result["exit"]:
+        margin = "" if row["margin"] is None else f"{row['margin']:.3f}"
+        recalls = "".join(f"{row[name]:8.1f}" for name in ("R@1", "R@10"))
+        lines.append(f"{row['share']:12.0%}{margin:>12s}{recalls}{row['saved_ms']:10.2f}")
     return "\n".join(lines)

@@ -32,13 +32,14 @@ from hivlp.data.pairs import Pair, load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.base import Encoder
-from hivlp.encode.stream import encode_stream
+from hivlp.encode.stream import chunks, encode_stream
 from hivlp.errors import DataError
 from hivlp.evaluate import score
 from hivlp.levels import Embeddings, Level
 from hivlp.levels import Vectors as Vectors32
 from hivlp.objective import ObjectiveConfig
 from hivlp.train.recipe import Augment, Compute, Init, Optim, Recipe, SelfDistillation, Source
+from hivlp.train.wordnet import read_nouns
 
 DIMS = (16, 32, 64, 128)
 SHARE, TOP = 0.05, 10
@@ -53,23 +54,24 @@ class Size:
 
     scenes: int
     epochs: int
+    nouns: int
     budget: Budget
     seeds: int = 3
 
 
 SIZES = {
-    "small": Size(8_000, 8, Budget(200, 200, 512)),
-    "full": Size(75_000, 8, Budget(1500, 1500, 1024)),
+    "small": Size(8_000, 8, 5_500, Budget(200, 200, 384)),
+    "full": Size(75_000, 8, 60_000, Budget(1500, 1500, 1024)),
 }
 
 
 def run(size: str, model: Encoder, plot: Path | None = None) -> dict[str, Any]:
-    """Compare the ways on stamps with clip-art, and on rendered scenes.
+    """Compare the ways on stamps with clip-art, on WordNet's nouns with their glosses, and on rendered scenes.
 
-    Everything stands on frozen towers: ``model`` for stamps and clip-art, and for the scenes a small model that is
-    trained on them first, from random weights. A way is asked with captions (and pictures) of the test part only; the
-    gallery is all of the data, as it is when a level is fitted to a collection that is to be searched. The same with
-    the test part alone as the gallery is given too.
+    Everything stands on frozen towers: ``model`` for stamps, clip-art and WordNet (where a gloss stands for a picture),
+    and for the scenes a small model that is trained on them first, from random weights. A way is asked with texts and
+    pictures of the test part only; the gallery is all of the data, as it is when a level is fitted to a collection that
+    is to be searched. The same with the test part alone as the gallery is given too.
 
     Args:
         size: a name in :data:`SIZES`.
@@ -213,9 +215,10 @@ def margins(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, 
 
 
 def _data(settings: Size, model: Encoder) -> Iterator[tuple[str, Pairs]]:
-    """Stamps with clip-art, and scenes, each as the vectors of a model that stays as it is."""
+    """Stamps with clip-art, nouns with glosses, and scenes, each as the vectors of a model that stays as it is."""
     sources = ["stamps", "openclipart"]
     yield "stamps+openclipart", encode_pairs({split: _load(sources, split) for split in SPLITS}, model)
+    yield "wordnet", encode_glosses(settings.nouns, model)
     with tempfile.TemporaryDirectory() as folder:
         source = f"scenes:{settings.scenes}"
         trained = train_on_scenes(source, settings.epochs, Path(folder) / "model")
@@ -249,6 +252,26 @@ def encode_pairs(splits: Mapping[str, Sequence[Pair]], model: Encoder) -> Pairs:
     ids = torch.tensor([numbers.setdefault(caption.casefold(), len(numbers)) for caption in captions])
     texts = model.encode_text(captions).fine
     return Pairs(torch.from_numpy(np.concatenate(images)), torch.from_numpy(texts), ids, rows)
+
+
+def encode_glosses(count: int, model: Encoder) -> Pairs:
+    """Finest vectors of so many of WordNet's glosses, in the place of pictures, and of the nouns that they explain.
+
+    A noun occurs once; of ten, seven are to train on, one to choose by and two to test with.
+    """
+    pairs: dict[str, str] = {}
+    nouns = list(read_nouns().values())
+    for number in np.random.default_rng(0).permutation(len(nouns)):
+        pairs.setdefault(nouns[number].words[0].casefold(), nouns[number].gloss)
+        if len(pairs) == count:
+            break
+    sides = []
+    for texts, what in ((list(pairs.values()), "glosses"), (list(pairs), "nouns")):
+        parts = [model.encode_text(part).fine for part in tqdm(list(chunks(texts, 500)), desc=f"encode {what}")]
+        sides.append(torch.from_numpy(np.concatenate(parts)))
+    edges = [0, round(0.7 * len(pairs)), round(0.8 * len(pairs)), len(pairs)]
+    rows = {split: torch.arange(*edges[i : i + 2]) for i, split in enumerate(SPLITS)}
+    return Pairs(sides[0], sides[1], torch.arange(len(pairs)), rows)
 
 
 def train_on_scenes(source: str, epochs: int, out: Path) -> Encoder:
@@ -295,10 +318,13 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 values, spread = ([row["both"][key] for row in chosen] for key in ("mean", "spread"))
                 style = {"linewidth": 2.6, "color": "black", "zorder": 3} if way == OURS else {"linewidth": 1.3}
                 axis.errorbar([row["dims"] for row in chosen], values, spread, marker="o", label=way, **style)
-            axis.set(title=f"{name}, {code}", xscale="log", xlabel="dims", xticks=DIMS, xticklabels=DIMS)
+            axis.set_xscale("log", base=2)
+            axis.set(title=f"{name}, {code}", xticks=DIMS, xticklabels=DIMS)
             axis.grid(alpha=0.3)
         axes[line, 0].set_ylabel(f"% of the fine level's first {TOP}\nin a shortlist of {SHARE:.0%}")
     axes[0, 0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("dims")
     figure.tight_layout()
     figure.savefig(out, dpi=100)
     pyplot.close(figure)
