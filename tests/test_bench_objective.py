@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from hivlp.bench import levels, objective  # noqa: E402
 from hivlp.bench.levels import Budget, Pairs, Vectors, kept, linear_maps, train_heads  # noqa: E402
-from hivlp.bench.training import LOSSES, PlainClipLoss, throughput  # noqa: E402
+from hivlp.bench.training import LOSSES, throughput  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -106,13 +106,19 @@ def test_every_way_has_a_row_for_each_width_and_code_and_margins_compare_with_th
     assert "hidden causes" in objective.format_text(result) and "4 int8: hivlp is" in objective.format_text(result)
 
 
-def test_the_plain_loss_is_the_one_level_objective():
-    image, text = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in "ab")
-    ours = LOSSES["hivlp, one level"]()
-    plain = PlainClipLoss()
-    plain.log_scale.data.copy_(ours.log_scales[0])
-    value = plain({"fine": image}, {"fine": text})["loss"]
-    assert value.item() == pytest.approx(ours({"fine": image}, {"fine": text})["loss"].item(), rel=1e-5)
+@pytest.mark.parametrize("levels", ["one level", "two levels"])
+def test_the_plain_loss_is_the_same_loss(levels):
+    rng = torch.Generator().manual_seed(0)
+    image, text = (
+        {
+            name: torch.nn.functional.normalize(torch.randn(6, dim, generator=rng), dim=1)
+            for name, dim in (("coarse", 3), ("fine", 5))
+        }
+        for _ in "ab"
+    )
+    ours, plain = LOSSES[f"hivlp, {levels}"](), LOSSES[f"plain, {levels}"]()
+    plain.log_scales.data.copy_(ours.log_scales)
+    assert plain(image, text)["loss"].item() == pytest.approx(ours(image, text)["loss"].item(), rel=1e-5)
 
 
 def test_throughput_measures_every_loss():
