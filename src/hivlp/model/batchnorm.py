@@ -15,13 +15,15 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         from torch.distributed.nn.functional import all_reduce
 
-        # Two messages, since a mean of squares minus a squared mean loses digits that a small batch needs.
-        count = input.new_full((1,), input.numel() / input.shape[1])
-        sums = all_reduce(torch.cat([input.sum((0, 2, 3)), count]))  # type: ignore[no-untyped-call]
+        # Two messages, since a mean of squares minus a squared mean loses digits that a small batch needs; in double
+        # precision, as torch adds up on a CPU, so that it does not matter how many processes the sums came from.
+        count = input.new_full((1,), input.numel() / input.shape[1], dtype=torch.float64)
+        sums = all_reduce(torch.cat([input.sum((0, 2, 3), dtype=torch.float64), count]))  # type: ignore[no-untyped-call]
         total = sums[-1]
-        mean = sums[:-1] / total
+        mean = (sums[:-1] / total).to(input.dtype)
         centred = input - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / total  # type: ignore[no-untyped-call]
+        squares = all_reduce(centred.square().sum((0, 2, 3), dtype=torch.float64))  # type: ignore[no-untyped-call]
+        variance = (squares / total).to(input.dtype)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 factor = self.momentum if self.momentum is not None else 0.1
