@@ -49,7 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        if error.name in ("torch", "transformers", "safetensors", "yaml", "onnx", "tensorboard"):
+        if error.name in (
+            "torch",
+            "transformers",
+            "accelerate",
+            "safetensors",
+            "yaml",
+            "onnx",
+            "tensorboard",
+            "matplotlib",
+        ):
             return _fail(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
         raise
     except (OSError, sqlite3.Error) as error:
