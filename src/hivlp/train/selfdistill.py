@@ -5,7 +5,7 @@ else. The finest level is a better teacher, because it can be asked about any te
 
 * the coarse image vector is the finest one in fewer dimensions, those on which the scores of texts depend;
 * the coarse text head learns to say from an earlier layer what the finest text vector says in these dimensions, and to
-  rank pictures as the finest level ranks them (:func:`hivlp.objective.ranking_distillation`).
+  rank pictures as the finest level ranks them (:class:`hivlp.objective.terms.RankingDistillation`).
 """
 
 from __future__ import annotations
