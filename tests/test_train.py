@@ -168,6 +168,7 @@ def test_a_run_stops_when_validation_gets_no_better_and_gives_its_best(workplace
     folder, recipe = workplace
     recipe["optim"] |= {"epochs": 30, "lr": 0.0, "text_lr": 0.0}
     recipe["watch"] = {"every": 2, "patience": 3}
+    recipe["compute"] = {"precision": "bf16"}
     result = finished(run_train(folder, recipe, "stopped"))
     assert len(steps(folder, "stopped")) == 8, "one measurement that was the best, then three no better"
     assert result["best_step"] == 2
