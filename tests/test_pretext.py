@@ -7,8 +7,9 @@ torch = pytest.importorskip("torch")
 from tokenizers import Tokenizer  # noqa: E402
 
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
+from hivlp.objective import HierarchicalObjective, ObjectiveConfig  # noqa: E402
 from hivlp.train.pretext import MaskedLanguage, Matching, TrainingModel  # noqa: E402
-from hivlp.train.recipe import Pretext, RecipeError  # noqa: E402
+from hivlp.train.recipe import Optim, Pretext, Recipe, RecipeError  # noqa: E402
 from tiny import VOCABULARY, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -28,6 +29,11 @@ def model() -> HiVLPModel:
     options = {**config.text_tower.options, "vocab_size": len(VOCABULARY) + 1}
     text = type(config.text_tower)("bert", {**options, "hidden_dropout_prob": 0.0}, config.text_tower.heads)
     return HiVLPModel(tiny_config(text_tower=text)).eval()
+
+
+def recipe(model: HiVLPModel, **settings) -> Recipe:
+    config = model.config
+    return Recipe("tiny", config.levels, config.image_tower, config.text_tower, train=(), **settings)
 
 
 def unit(rows: int, dim: int, seed: int) -> torch.Tensor:
@@ -97,13 +103,14 @@ def test_tasks_learn_with_the_model_and_cost_nothing_when_off(model, tokenizer):
     pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     ids = torch.tensor([[2, 4, 5, 8, 3], [2, 4, 6, 8, 3], [2, 4, 7, 9, 3], [2, 4, 5, 9, 3]])
     text = (ids, torch.ones_like(ids))
-    both = TrainingModel(model, Pretext(masked_language=1.0, masked_share=0.9, matching=0.5), tokenizer)
+    tasks = Pretext(masked_language=1.0, masked_share=0.9, matching=0.5)
+    both = TrainingModel(model, recipe(model, pretext=tasks), tokenizer)
     *_, losses = both(pixels, text, torch.arange(4))
     assert set(losses) == {"masked_language", "matching"}
     sum(losses.values()).backward()
     assert model.text_tower.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
     assert model.image_heads["fine"].project.weight.grad.abs().sum() > 0
-    off = TrainingModel(model, Pretext(), tokenizer)
+    off = TrainingModel(model, recipe(model), tokenizer)
     *_, losses = off(pixels, text, torch.arange(4))
     assert not losses and not list(off.tasks.parameters())
     with pytest.raises(RecipeError, match="tower_lr"):
@@ -112,4 +119,48 @@ def test_tasks_learn_with_the_model_and_cost_nothing_when_off(model, tokenizer):
 
 def test_a_vocabulary_without_a_mask_is_refused(model, tmp_path):
     with pytest.raises(RecipeError, match=r"\[MASK\]"):
-        TrainingModel(model, Pretext(masked_language=1.0), Tokenizer.from_file(str(write_tokenizer(tmp_path))))
+        plain = Tokenizer.from_file(str(write_tokenizer(tmp_path)))
+        TrainingModel(model, recipe(model, pretext=Pretext(masked_language=1.0)), plain)
+
+
+def gradients(model, tokenizer, optim: Optim, config: ObjectiveConfig) -> dict[str, torch.Tensor]:
+    """Every parameter's gradient of the objective on four pairs."""
+    model.zero_grad()
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([[2, 4, 5, 8, 3], [2, 4, 6, 8, 3], [2, 4, 7, 9, 3], [2, 4, 5, 9, 3]])
+    training = TrainingModel(model, recipe(model, optim=optim), tokenizer)
+    image, text, _ = training(pixels, (ids, torch.ones_like(ids)), torch.arange(4))
+    HierarchicalObjective(("coarse", "fine"), config)(image, text)["loss"].backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {name: gradient.clone() for name, gradient in found.items() if gradient.abs().sum() > 0}
+
+
+def test_the_finest_level_learns_as_if_it_were_alone(model, tokenizer):
+    """The towers get the finest level's gradient and nothing else, unless a recipe says so."""
+    alone = gradients(model, tokenizer, Optim(), ObjectiveConfig(contrastive={"coarse": 0.0}, distillation=0.0))
+    two = gradients(model, tokenizer, Optim(), ObjectiveConfig(shortlist=0.1))
+    assert set(two) - set(alone) == {name for name in two if "heads.coarse" in name} != set()
+    for name, gradient in alone.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-7)
+    whole = gradients(model, tokenizer, Optim(tower_gradient={"coarse": 1.0}), ObjectiveConfig(shortlist=0.1))
+    half = gradients(model, tokenizer, Optim(tower_gradient={"coarse": 0.5}), ObjectiveConfig(shortlist=0.1))
+    name = "text_tower.bert.embeddings.word_embeddings.weight"
+    assert (whole[name] - alone[name]).norm() > 0.01 * alone[name].norm()
+    torch.testing.assert_close(half[name], (whole[name] + alone[name]) / 2, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        half["text_heads.coarse.project.weight"], whole["text_heads.coarse.project.weight"], rtol=1e-4, atol=1e-7
+    )
+
+
+def test_a_prefix_shapes_the_vector_that_it_is_a_part_of(tokenizer):
+    torch.manual_seed(0)
+    config = tiny_config()
+    sides = [type(tower)(tower.kind, tower.options, {**tower.heads, "coarse": "prefix"})
+             for tower in (config.image_tower, config.text_tower)]  # fmt: skip
+    levels = tuple(type(one)(one.name, one.dim, config.levels[-1].image_layer, config.levels[-1].text_layer)
+                   for one in config.levels)  # fmt: skip
+    model = HiVLPModel(tiny_config(image_tower=sides[0], text_tower=sides[1], levels=levels)).eval()
+    alone = gradients(model, tokenizer, Optim(), ObjectiveConfig(contrastive={"coarse": 0.0}, distillation=0.0))
+    nested = gradients(model, tokenizer, Optim(), ObjectiveConfig(distillation=0.0))
+    name = next(name for name in alone if name.startswith("image_heads.fine"))
+    assert (nested[name] - alone[name]).norm() > 0.01 * alone[name].norm()

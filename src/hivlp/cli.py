@@ -337,6 +337,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 BENCHES = {
     "index": "pictures a second, and where the time goes",
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
+    "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
     "exit": "what a coarse level from an early layer saves",
 }
@@ -354,6 +355,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
             from hivlp.bench import objective
 
             result, text = objective.run(arguments.size, _model(arguments.model), arguments.plot), objective.format_text
+        case "hierarchy":
+            from hivlp.bench import hierarchy
+
+            result, text = hierarchy.run(), hierarchy.format_text
         case "training":
             from hivlp.bench import training
 

@@ -27,7 +27,7 @@ from hivlp.bench.levels import (
     train_heads,
 )
 from hivlp.bench.machine import describe
-from hivlp.config import PictureConfig, TextConfig, TowerConfig
+from hivlp.bench.scenes import scenes_recipe, train_on_scenes
 from hivlp.data.pairs import Pair, load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
@@ -35,10 +35,9 @@ from hivlp.encode.base import Encoder
 from hivlp.encode.stream import chunks, encode_stream
 from hivlp.errors import DataError
 from hivlp.evaluate import score
-from hivlp.levels import Embeddings, Level
+from hivlp.levels import Embeddings
 from hivlp.levels import Vectors as Vectors32
-from hivlp.objective import ObjectiveConfig
-from hivlp.train.recipe import Augment, Compute, Init, Optim, Recipe, SelfDistillation, Source
+from hivlp.train.recipe import SelfDistillation
 from hivlp.train.wordnet import read_nouns
 
 DIMS = (16, 32, 64, 128)
@@ -221,7 +220,9 @@ def _data(settings: Size, model: Encoder) -> Iterator[tuple[str, Pairs]]:
     yield "wordnet", encode_glosses(settings.nouns, model)
     with tempfile.TemporaryDirectory() as folder:
         source = f"scenes:{settings.scenes}"
-        trained = train_on_scenes(source, settings.epochs, Path(folder) / "model")
+        out = Path(folder) / "model"
+        train_on_scenes(scenes_recipe(settings.scenes, settings.epochs), out)
+        trained = HiVLP.from_pretrained(out)
         yield "scenes", encode_pairs({split: load_pairs(source, split) for split in SPLITS}, trained)
 
 
@@ -272,33 +273,6 @@ def encode_glosses(count: int, model: Encoder) -> Pairs:
     edges = [0, round(0.7 * len(pairs)), round(0.8 * len(pairs)), len(pairs)]
     rows = {split: torch.arange(*edges[i : i + 2]) for i, split in enumerate(SPLITS)}
     return Pairs(sides[0], sides[1], torch.arange(len(pairs)), rows)
-
-
-def train_on_scenes(source: str, epochs: int, out: Path) -> Encoder:
-    """A small one-level model, both towers from random weights."""
-    from hivlp.train.job import train
-
-    bert = {"vocab_size": 30522, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    bert |= {"intermediate_size": 512, "max_position_embeddings": 32}
-    without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    rate = 1e-3
-    recipe = Recipe(
-        name="scenes",
-        levels=(Level("fine", 256, 4, 2),),
-        image_tower=TowerConfig("convnet"),
-        text_tower=TowerConfig("bert", {**bert, **without_dropout}),
-        train=(Source(source),),
-        picture=PictureConfig(64),
-        text=TextConfig(24),
-        init=Init(tokenizer="hivlp-mini"),
-        augment=Augment(views=0, zoom=(1.0, 1.0), colour=0.0, flip=False, folders=False),
-        optim=Optim(epochs, 256, lr=rate, text_lr=rate, tower_lr=rate, weight_decay=0.05, warmup_steps=100),
-        compute=Compute(trackers=()),
-        objective=ObjectiveConfig(temperature=0.07),
-        quantize=False,
-    )
-    train(recipe, out)
-    return HiVLP.from_pretrained(out)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -37,12 +37,13 @@ class HiVLPModel(nn.Module):
         super().__init__()
         self.config = config
         self.image_tower, self.text_tower = build_towers(config.image_tower, config.text_tower)
-        self.image_heads, self.text_heads = nn.ModuleDict(), nn.ModuleDict()
+        image_heads: dict[str, nn.Module] = {}
+        text_heads: dict[str, nn.Module] = {}
         finest = config.levels[-1]
-        for level in config.levels:
+        for level in reversed(config.levels):  # so that the finest starts alike however many are below it
             for heads, tower, layer, last, settings in (
-                (self.image_heads, self.image_tower, level.image_layer, finest.image_layer, config.image_tower),
-                (self.text_heads, self.text_tower, level.text_layer, finest.text_layer, config.text_tower),
+                (image_heads, self.image_tower, level.image_layer, finest.image_layer, config.image_tower),
+                (text_heads, self.text_tower, level.text_layer, finest.text_layer, config.text_tower),
             ):
                 if layer > tower.depth:
                     raise ModelError(f"level {level.name} reads layer {layer} of a tower of {tower.depth}")
@@ -55,6 +56,8 @@ class HiVLPModel(nn.Module):
                     heads[level.name] = build_head(kind, width, level.dim)
                 except ValueError as error:
                     raise ModelError(f"level {level.name}: {error}") from error
+        self.image_heads = nn.ModuleDict({level.name: image_heads[level.name] for level in config.levels})
+        self.text_heads = nn.ModuleDict({level.name: text_heads[level.name] for level in config.levels})
 
     @property
     def image_layers(self) -> tuple[int, ...]:
@@ -66,23 +69,33 @@ class HiVLPModel(nn.Module):
         """Layers of the text tower that some level reads, ascending."""
         return tuple(sorted({level.text_layer for level in self.config.levels}))
 
-    def project_image(self, features: Mapping[int, Tensor], dropout: Mapping[str, float] | None = None) -> LevelVectors:
-        """Layer -> (B, width) features to level -> (B, dim) unit vectors, with dropout on some levels' features."""
+    def project_image(
+        self,
+        features: Mapping[int, Tensor],
+        dropout: Mapping[str, float] | None = None,
+        gradient: Mapping[str, float] | None = None,
+    ) -> LevelVectors:
+        """Layer -> (B, width) features to level -> (B, dim) unit vectors; the rest as :meth:`forward`."""
         inputs = {
             level.name: nn.functional.dropout(features[level.image_layer], (dropout or {}).get(level.name, 0.0))
             for level in self.config.levels
         }
-        return self._project(self.image_heads, inputs)
+        return self._project(self.image_heads, inputs, gradient or {})
 
-    def project_text(self, features: Mapping[int, Tensor]) -> LevelVectors:
-        """Layer -> (B, width) features to level -> (B, dim) unit vectors."""
+    def project_text(self, features: Mapping[int, Tensor], gradient: Mapping[str, float] | None = None) -> LevelVectors:
+        """Layer -> (B, width) features to level -> (B, dim) unit vectors; the rest as :meth:`forward`."""
         inputs = {level.name: features[level.text_layer] for level in self.config.levels}
-        return self._project(self.text_heads, inputs)
+        return self._project(self.text_heads, inputs, gradient or {})
 
-    def _project(self, heads: nn.ModuleDict, inputs: Mapping[str, Tensor]) -> LevelVectors:
+    def _project(
+        self, heads: nn.ModuleDict, inputs: Mapping[str, Tensor], gradient: Mapping[str, float]
+    ) -> LevelVectors:
         *coarser, finest = (level.name for level in self.config.levels)
         vector = heads[finest](inputs[finest])
-        vectors = {name: heads[name](vector if reads_finest(heads[name]) else inputs[name]) for name in coarser}
+        vectors = {}
+        for name in coarser:
+            read = vector if reads_finest(heads[name]) else inputs[name]
+            vectors[name] = heads[name](_throttled(read, gradient.get(name, 1.0)))
         return {**vectors, finest: vector}
 
     def image_features(self, pixels: Tensor) -> Features:
@@ -104,6 +117,7 @@ class HiVLPModel(nn.Module):
         image: Tensor | Features,
         text: tuple[Tensor, Tensor] | Features,
         dropout: Mapping[str, float] | None = None,
+        gradient: Mapping[str, float] | None = None,
     ) -> tuple[LevelVectors, LevelVectors]:
         """Level vectors of pictures and texts, from pixels and tokens or, with frozen towers, from stored features.
 
@@ -111,10 +125,11 @@ class HiVLPModel(nn.Module):
             image: (B, size, size, 3) uint8 RGB, or layer -> (B, width).
             text: (B, T) int64 ids and mask, or layer -> (B, width).
             dropout: level -> share of the image features that is hidden from its head.
+            gradient: coarser level -> share of its gradient that goes on from its heads into what they read.
         """
         image_features = self.image_features(image) if isinstance(image, Tensor) else image
         text_features = text if isinstance(text, dict) else self.text_features(*text)
-        return self.project_image(image_features, dropout), self.project_text(text_features)
+        return self.project_image(image_features, dropout, gradient), self.project_text(text_features, gradient)
 
     def encode_image(self, pixels: Tensor) -> LevelVectors:
         """(B, size, size, 3) uint8 RGB -> level -> (B, dim) unit vectors."""
@@ -162,3 +177,10 @@ class HiVLPModel(nn.Module):
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None and tokenizer.resolve() != (folder / "tokenizer.json").resolve():
             shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+
+def _throttled(features: Tensor, share: float) -> Tensor:
+    """The features as they are, with a share of the gradient that comes back."""
+    if share == 1 or not features.requires_grad:
+        return features
+    return share * features + (1 - share) * features.detach() if share else features.detach()

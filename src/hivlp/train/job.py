@@ -94,7 +94,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
 
     # Optimise.
-    training = TrainingModel(model, recipe.pretext, tokenizer)
+    training = TrainingModel(model, recipe, tokenizer)
     optimizer = torch.optim.AdamW(parameter_groups(model, objective, training.tasks, recipe))
     average = AveragedModel(model, multi_avg_fn=_ema(recipe.optim.ema)) if recipe.optim.ema else None
     if accelerator.num_processes > 1:

@@ -5,31 +5,37 @@ Both are for pre-training from towers that have never seen the other side; their
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from hivlp.model.heads import PrefixHead
 from hivlp.model.hivlp_model import HiVLPModel, LevelVectors
 from hivlp.model.tower import Features
 from hivlp.model.towers import BertTextTower
-from hivlp.train.recipe import Pretext, RecipeError
+from hivlp.train.recipe import Recipe, RecipeError
 
 
 class TrainingModel(nn.Module):
     """The model and its pretext tasks, as one module whose forward pass gives all that a step needs."""
 
-    def __init__(self, model: HiVLPModel, config: Pretext, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: HiVLPModel, recipe: Recipe, tokenizer: Tokenizer) -> None:
         """Build the heads of the tasks that have a weight.
 
         Raises:
             RecipeError: if the text tower or its vocabulary cannot mask words.
         """
         super().__init__()
-        self.model = model
-        finest = model.config.levels[-1]
+        self.model, config, finest = model, recipe.pretext, model.config.levels[-1]
+        self._dropout = recipe.optim.feature_dropout
+        # A prefix of the finest vector has nothing of its own that could learn.
+        self._gradient = {
+            level.name: recipe.optim.tower_gradient.get(
+                level.name, float(isinstance(model.image_heads[level.name], PrefixHead))
+            )
+            for level in model.config.levels[:-1]
+        }
         self.weights: dict[str, float] = {}
         self.tasks = nn.ModuleDict()
         if config.masked_language:
@@ -41,11 +47,7 @@ class TrainingModel(nn.Module):
         self._finest = finest.name
 
     def forward(
-        self,
-        image: Tensor | Features,
-        text: tuple[Tensor, Tensor] | Features,
-        ids: Tensor,
-        dropout: Mapping[str, float] | None = None,
+        self, image: Tensor | Features, text: tuple[Tensor, Tensor] | Features, ids: Tensor
     ) -> tuple[LevelVectors, LevelVectors, dict[str, Tensor]]:
         """Level vectors as :meth:`hivlp.model.hivlp_model.HiVLPModel.forward`, and each task's loss, unweighted.
 
@@ -53,9 +55,8 @@ class TrainingModel(nn.Module):
             image: pixels or features.
             text: tokens or features; masked words need tokens.
             ids: (B,) equal for pairs that may be exchanged.
-            dropout: see the model.
         """
-        image_vectors, text_vectors = self.model(image, text, dropout)
+        image_vectors, text_vectors = self.model(image, text, self._dropout, self._gradient)
         losses: dict[str, Tensor] = {}
         for name, task in self.tasks.items():
             if isinstance(task, MaskedLanguage):

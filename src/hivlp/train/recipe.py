@@ -74,6 +74,8 @@ class Optim:
         clip: largest norm of the gradient; 0 for any.
         ema: decay of an exponential moving average of the weights, which then is what the run gives; 0 for none.
         feature_dropout: level name -> share of the image features hidden from its head in each step.
+        tower_gradient: coarser level name -> share of its gradient that goes on from its heads into what they read. Not
+            named: none, so that the finest level learns as if it were alone (but for prefixes, which need it whole).
         checkpoint_every: steps between checkpoints, beside the one after each epoch.
     """
 
@@ -92,6 +94,7 @@ class Optim:
     clip: float = 0.0
     ema: float = 0.0
     feature_dropout: Mapping[str, float] = field(default_factory=dict)
+    tower_gradient: Mapping[str, float] = field(default_factory=dict)
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:

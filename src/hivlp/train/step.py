@@ -132,10 +132,9 @@ def backward(
     the whole batch gives each vector's gradient, then again to carry that gradient into the weights (GradCache; Gao et
     al., 2021). The same, to rounding, as the whole batch at once.
     """
-    dropout = recipe.optim.feature_dropout
     micro = recipe.compute.micro_batch
     if not micro or len(batch) <= micro:
-        image, text, more = model(batch.image, batch.text, batch.ids, dropout)
+        image, text, more = model(batch.image, batch.text, batch.ids)
         terms: dict[str, Tensor] = objective(image, text, batch.ids)
         accelerator.backward(terms["loss"] + _weighted(more, recipe))
         return {**terms, **{f"pretext/{name}": loss for name, loss in more.items()}}
@@ -150,12 +149,12 @@ def _through_vectors(
     recipe: Recipe,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    dropout, micro = recipe.optim.feature_dropout, recipe.compute.micro_batch
+    micro = recipe.compute.micro_batch
     states, images, texts = [], [], []
     with torch.no_grad():
         for part in parts:
             states.append(_random_state(batch.ids.device))
-            image, text, _ = model(part.image, part.text, part.ids, dropout)
+            image, text, _ = model(part.image, part.text, part.ids)
             images.append(image)
             texts.append(text)
     sides = [
@@ -171,7 +170,7 @@ def _through_vectors(
         _set_random_state(states[number], batch.ids.device)
         # Gradients travel between processes once, with the last part.
         with accelerator.no_sync(model) if not last else accelerator.autocast():
-            *again, more = model(part.image, part.text, part.ids, dropout)
+            *again, more = model(part.image, part.text, part.ids)
             share = len(part) / len(batch)
             for name, loss in more.items():
                 name = f"pretext/{name}"

@@ -1,0 +1,51 @@
+"""A small model of rendered scenes, both towers from random weights, for measurements that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hivlp.config import PictureConfig, TextConfig, TowerConfig
+from hivlp.levels import Level
+from hivlp.objective import ObjectiveConfig
+from hivlp.train.job import train
+from hivlp.train.recipe import Augment, Compute, Init, Optim, Recipe, Source
+
+COARSE, FINE = Level("coarse", 32, 4, 1), Level("fine", 256, 4, 2)
+
+
+def scenes_recipe(count: int, epochs: int, **changes: Any) -> Recipe:
+    """The towers and settings of `recipes/scenes_cpu.yaml`, with one level unless ``changes`` say otherwise.
+
+    Args:
+        count: of rendered scenes, all splits together.
+        epochs: passes through the training part.
+        changes: fields of the recipe.
+    """
+    bert = {"vocab_size": 30522, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bert |= {"intermediate_size": 512, "max_position_embeddings": 32}
+    without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    rate = 1e-3
+    settings: dict[str, Any] = {
+        "name": "scenes",
+        "levels": (FINE,),
+        "image_tower": TowerConfig("convnet"),
+        "text_tower": TowerConfig("bert", {**bert, **without_dropout}),
+        "train": (Source(f"scenes:{count}"),),
+        "picture": PictureConfig(64),
+        "text": TextConfig(24),
+        "init": Init(tokenizer="hivlp-mini"),
+        "augment": Augment(views=0, zoom=(1.0, 1.0), colour=0.0, flip=False, folders=False),
+        "optim": Optim(epochs, 256, lr=rate, text_lr=rate, tower_lr=rate, weight_decay=0.05, warmup_steps=100),
+        "compute": Compute(trackers=()),
+        "objective": ObjectiveConfig(temperature=0.07),
+        "quantize": False,
+    }
+    return Recipe(**{**settings, **changes})
+
+
+def train_on_scenes(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Run the recipe in this process; gives its metrics."""
+    metrics = train(recipe, out)
+    assert metrics is not None, "a measurement is one process"
+    return metrics
