@@ -125,9 +125,9 @@ def steps(folder: Path, out: str) -> list[dict]:
     return [row for row in losses(folder, out) if "loss" in row]
 
 
-def assert_same_losses(folder: Path, one: str, other: str) -> None:
+def assert_same_losses(folder: Path, one: str, other: str, count: int = 12) -> None:
     pairs = list(zip(steps(folder, one), steps(folder, other), strict=True))
-    assert len(pairs) == 12
+    assert len(pairs) == count
     for row, same in pairs:
         for name, value in row.items():
             assert same[name] == pytest.approx(value, rel=1e-4), (row["step"], name)
@@ -148,6 +148,34 @@ def test_two_processes_train_as_one_does(workplace):
     recalls = [[row["recalls"] for row in losses(folder, name) if "recalls" in row] for name in ("one", "two")]
     assert recalls[0] == recalls[1] and len(recalls[0]) == 2
     assert results[0]["validation"]["cascade"] == results[1]["validation"]["cascade"]
+
+
+def test_sharded_weights_train_as_whole_ones_do_and_go_on_as_such(workplace):
+    """Two processes with half of everything each; killed, and taken up by one process that holds it all."""
+    folder, recipe = workplace
+    recipe["optim"] |= {"tower_lr": 1e-3, "feature_dropout": {}, "ema": 0.9, "lr": 1e-3, "clip": 1.0, "epochs": 9}
+    recipe["objective"] = {"shortlist": 0.2, "learned_weights": True}
+    recipe["watch"] = {"every": 18, "patience": 9}
+    recipe["compute"] = {"micro_batch": 3}
+    recipe["image_tower"] = {"kind": "convnet", "options": {"channels": [8, 16], "grid": 2}}
+    recipe["optim"]["freeze_batchnorm"] = True
+    for level, layer in zip(recipe["levels"], (1, 2), strict=True):
+        level["image_layer"] = layer
+    finished(run_train(folder, recipe, "whole"))
+    recipe["compute"]["shard"] = True
+    finished(run_train(folder, recipe, "shared", processes=2))
+    assert_same_losses(folder, "whole", "shared", 36)
+    recalls = [[row["recalls"] for row in losses(folder, name) if "recalls" in row] for name in ("whole", "shared")]
+    assert recalls[0] == recalls[1] and len(recalls[0]) == 2
+
+    victim = run_train(folder, recipe, "killed", processes=2)
+    while len(steps(folder, "killed")) < 5 and victim.poll() is None:
+        time.sleep(0.01)
+    victim.terminate()  # torchrun kills its processes
+    victim.communicate()
+    assert len(steps(folder, "killed")) < 36
+    finished(run_train(folder, recipe, "killed", "--resume"))
+    assert_same_losses(folder, "whole", "killed", 36)
 
 
 def test_micro_batches_train_as_a_whole_batch_does(workplace):

@@ -11,26 +11,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hivlp.train.recipe import Recipe, RecipeError
+from hivlp.train.shard import shared_like, whole_state, whole_tensor
 
 FOLDER = "checkpoint"
 
 
 def save(
-    folder: Path,
+    folder: Path | None,
     recipe: Recipe,
     step: int,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     more: dict[str, Any],
 ) -> None:
-    """Write parameters, optimizer moments, the step and ``more``, in one file that replaces the last one at once."""
+    """Write parameters, optimizer moments, the step and ``more``, in one file that replaces the last one at once.
+
+    With sharded weights each process must call this; one without a folder only gives what it has.
+    """
     tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():
-        for name, tensor in module.state_dict().items():
+        for name, tensor in whole_state(module).items():
             tensors[f"{prefix}.{name}"] = tensor.contiguous().clone()
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).clone()
+            tensors[f"optimizer.{index}.{key}"] = whole_tensor(torch.as_tensor(value)).clone()
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "checkpoint.partial"
     save_file(
@@ -59,12 +65,20 @@ def load(
     tensors = load_file(path)
     for prefix, module in modules.items():
         start = f"{prefix}."
-        module.load_state_dict({name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)})
+        here = module.state_dict()
+        module.load_state_dict(
+            {
+                name[len(start) :]: shared_like(value, here[name[len(start) :]])
+                for name, value in tensors.items()
+                if name.startswith(start)
+            }
+        )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            moments.setdefault(int(index), {})[key] = value
+            moments.setdefault(int(index), {})[key] = shared_like(value, parameters[int(index)])
     whole = optimizer.state_dict()
     whole["state"] = moments
     optimizer.load_state_dict(whole)

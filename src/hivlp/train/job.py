@@ -35,6 +35,7 @@ from hivlp.train.publish import publish
 from hivlp.train.recipe import Recipe, RecipeError
 from hivlp.train.schedule import parameter_groups, set_learning_rates
 from hivlp.train.selfdistill import distil
+from hivlp.train.shard import clip_gradients, shard, whole_copy
 from hivlp.train.step import Inputs, backward, batches, share_of
 from hivlp.train.warmstart import warm_start
 from hivlp.train.watch import Best, Validation, keep_best, load_best
@@ -86,21 +87,30 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
             inputs.texts = frozen_text_features(model, corpus)
     if recipe.init.warm_start:
         warm_start(model, tokenizer)
-    learning = recipe.levels if recipe.self_distillation is None else recipe.levels[-1:]
+    taught = recipe.levels if recipe.self_distillation is None else recipe.levels[-1:]
     try:
-        objective = HierarchicalObjective(tuple(level.name for level in learning), recipe.objective)
+        objective = HierarchicalObjective(tuple(level.name for level in taught), recipe.objective)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
 
     # Optimise.
     training = TrainingModel(model, recipe, tokenizer)
-    optimizer = torch.optim.AdamW(parameter_groups(model, objective, training.tasks, recipe))
     average = AveragedModel(model, multi_avg_fn=_ema(recipe.optim.ema)) if recipe.optim.ema else None
     if accelerator.num_processes > 1:
         share_statistics(model)
+    sharded = recipe.compute.shard and accelerator.num_processes > 1
+    if sharded:
+        shard(training.to(accelerator.device), model, accelerator.device)
+        if average is not None:
+            average.to(accelerator.device)
+            shard(average, cast(HiVLPModel, average.module), accelerator.device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, objective, training.tasks, recipe))
     objective.to(accelerator.device)
-    wrapped: nn.Module = accelerator.prepare(torch.compile(training) if recipe.compute.compile else training)
+    if sharded:
+        wrapped = accelerator.prepare_model(training, evaluation_mode=True)  # precision alone: no replica to keep equal
+    else:
+        wrapped = accelerator.prepare(torch.compile(training) if recipe.compute.compile else training)
     optimizer = accelerator.prepare(optimizer)
     modules: dict[str, nn.Module] = {"model": model, "objective": objective, "tasks": training.tasks}
     if average is not None:
@@ -124,7 +134,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
         optimizer.zero_grad()
         terms = backward(wrapped, objective, batch, recipe, accelerator)
         if recipe.optim.clip:
-            accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], recipe.optim.clip)
+            learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            (clip_gradients if sharded else accelerator.clip_grad_norm_)(learning, recipe.optim.clip)
         optimizer.step()
         if average is not None:
             average.update_parameters(model)
@@ -133,6 +144,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
         log.write(step, {**{name: float(term.detach()) for name, term in terms.items()}, "scales": scales})
         if recipe.watch.every and (done % recipe.watch.every == 0 or done == steps):
             seen = model if average is None else cast(HiVLPModel, average.module)
+            if sharded:
+                seen = whole_copy(seen, accelerator.device)
             if validation is not None:
                 recalls = validation.recalls(seen, objective.levels, accelerator.device)
                 keep_best(best, recalls["cascade"], done, seen, run / BEST if patience else None)
@@ -141,16 +154,20 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
                 progress.set_postfix({"AR": f"{recalls['cascade']:.1f}"})
             best = broadcast_object_list([best])[0]
         progress.update()
-        if main and (done % epoch_steps == 0 or done % recipe.optim.checkpoint_every == 0 or done == steps):
-            checkpoint.save(run / checkpoint.FOLDER, recipe, done, modules, optimizer, asdict(best))
+        if done % epoch_steps == 0 or done % recipe.optim.checkpoint_every == 0 or done == steps:
+            where = run / checkpoint.FOLDER if main else None
+            if main or sharded:
+                checkpoint.save(where, recipe, done, modules, optimizer, asdict(best))
     progress.close()
     log.close()
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
+    if sharded:
+        model = whole_copy(model, torch.device("cpu"))
     accelerator.end_training()
     if not main:
         return None
     model = model.cpu().eval()
-    if average is not None:
-        model.load_state_dict(average.module.state_dict())
     if patience and (run / BEST).is_file():
         load_best(model, run / BEST)
     if recipe.self_distillation is not None and inputs.texts is not None and inputs.views is not None:

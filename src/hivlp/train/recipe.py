@@ -113,6 +113,7 @@ class Compute:
         micro_batch: pairs that a process sends through the towers at once; 0 for all of its share. A smaller number
             costs a second forward pass and bounds the towers' memory (GradCache; Gao et al., 2021), while the loss
             still sees the whole batch.
+        shard: keep a share of the weights, gradients and moments in each process instead of all in every one (FSDP).
         compile: compile the towers with ``torch.compile``.
         trackers: where metrics go beside ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``trackio`` and others that
             accelerate knows and that are installed.
@@ -120,12 +121,15 @@ class Compute:
 
     precision: str = "no"
     micro_batch: int = 0
+    shard: bool = False
     compile: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         if self.precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision must be no, bf16 or fp16, not {self.precision!r}")
+        if self.shard and (self.compile or self.precision == "fp16"):
+            raise ValueError("shard goes with neither compile nor fp16; bf16 is fine")
 
 
 @dataclass(frozen=True)
