@@ -33,8 +33,10 @@ system:
 
 train: .venv-dev/.train
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! ls -d /usr/share/openclipart/svg \
-		/usr/share/openclipart/png /usr/share/tuxpaint/stamps /usr/share/wordnet >/dev/null 2>&1; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-			openclipart-png openclipart-svg tuxpaint-stamps-default wordnet-base >/dev/null; fi
+		/usr/share/openclipart/png /usr/share/tuxpaint/stamps /usr/share/games/pysiogame /usr/share/wordnet \
+		>/dev/null 2>&1; then apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openclipart-png openclipart-svg \
+			tuxpaint-stamps-default pysiogame wordnet-base >/dev/null; fi
 	.venv-dev/bin/hivlp train recipes/mini.yaml -o runs/mini
 
 .venv/.core: $(SOURCES)

@@ -577,3 +577,22 @@ def test_the_real_openclipart_keeps_clear_of_what_is_held_out() -> None:
         assert pair.split == "train"
         assert not {caption.casefold() for caption in pair.captions} & (held_out | bare)
         assert not any("hash(" in caption.casefold() or "@" in caption for caption in pair.captions)
+
+
+# --- flash cards
+
+
+def test_flashcards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("animals/baby_rabbit.jpg", "animals/dog.jpg", "food/pie.jpg"):
+        write(tmp_path / "cards" / name, picture())
+    write(tmp_path / "stamps" / "animals" / "dog.png")
+    write(tmp_path / "stamps" / "animals" / "dog.txt", "A dog.")
+    monkeypatch.setenv("HIVLP_STAMPS", str(tmp_path / "stamps"))
+    monkeypatch.setenv("HIVLP_FLASHCARDS", str(tmp_path / "cards"))
+    assert facts(load_pairs("flashcards")) == [
+        ("animals/baby_rabbit.jpg", ("baby rabbit",), "train"),
+        ("food/pie.jpg", ("pie",), "train"),
+    ]
+    monkeypatch.setenv("HIVLP_FLASHCARDS", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="apt-get install pysiogame"):
+        load_pairs("flashcards")

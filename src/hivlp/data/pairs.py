@@ -75,6 +75,7 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
 
     ====================================  ==============================================================
     ``stamps``, ``openclipart``           the data sets of these Debian packages
+    ``flashcards``                        the drawings in Debian's pysiogame, with their words
     ``scenes:COUNT``                      rendered scenes, as many as wanted, with exact captions
     ``demo``                              the pictures that ship with hivlp
     ``X.json``                            Karpathy's JSON
@@ -109,12 +110,14 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
 
 def _read(source: str | Path, images: Path | None) -> list[Pair]:
     # Readers are imported when they are needed: they build on this module, and some pull in large packages.
-    from hivlp.data import folder, karpathy, openclipart, parquet, scenes, stamps, table, webdataset
+    from hivlp.data import flashcards, folder, karpathy, openclipart, parquet, scenes, stamps, table, webdataset
 
     if source == "stamps":
         return stamps.read_stamps()
     if source == "openclipart":
         return openclipart.read_openclipart()
+    if source == "flashcards":
+        return flashcards.read_flashcards()
     if isinstance(source, str) and source.startswith(scenes.PREFIX):
         return scenes.read_scenes(source.removeprefix(scenes.PREFIX))
     if source == "demo":
