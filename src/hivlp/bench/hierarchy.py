@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hivlp.bench.machine import describe
+from hivlp.bench.objective import summary
 from hivlp.bench.scenes import COARSE, FINE, scenes_recipe, train_on_scenes
 from hivlp.objective import ObjectiveConfig
 from hivlp.train.recipe import Recipe
@@ -57,7 +57,7 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> dict[str, A
                 levels = {name: level["AR"] for name, level in test["levels"].items()}
                 seen[way].append({**levels, "cascade": test["cascade"]["AR"]})
                 bar.update()
-    found = {way: {key: _summary([run[key] for run in runs]) for key in runs[0]} for way, runs in seen.items()}
+    found = {way: {key: summary([run[key] for run in runs]) for key in runs[0]} for way, runs in seen.items()}
     alone, ours = found[ALONE]["fine"], found[OURS]["fine"]
     points = alone["mean"] - ours["mean"]
     spread = max(alone["spread"], ours["spread"])
@@ -67,11 +67,6 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> dict[str, A
         "seconds": round(time.perf_counter() - started, 1),
         "machine": describe("torch"),
     }
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.mean(values), 2), "spread": round(spread, 2)}
 
 
 def format_text(result: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def run(size: str, model: Encoder, plot: Path | None = None) -> dict[str, Any]:
                     measured = _measure(pairs, own_fine, coarse, code)
                     results.setdefault((way, dim, code), []).append(measured)
         rows += [_row(name, way, dim, code, seeds) for (way, dim, code), seeds in results.items()]
-        fine[name] = {way: _summary(values) for way, values in fine_levels.items()}
+        fine[name] = {way: summary(values) for way, values in fine_levels.items()}
     result = {
         "size": size,
         "share": SHARE,
@@ -175,18 +175,19 @@ def _row(data: str, way: str, dim: int, code: str, seeds: Sequence[Sequence[floa
         "method": way,
         "dims": dim,
         "code": code,
-        "text_to_image": _summary(columns[0]),
-        "image_to_text": _summary(columns[1]),
-        "both": _summary(whole),
+        "text_to_image": summary(columns[0]),
+        "image_to_text": summary(columns[1]),
+        "both": summary(whole),
         "test_gallery": {
-            "text_to_image": _summary(columns[2]),
-            "image_to_text": _summary(columns[3]),
-            "both": _summary(alone),
+            "text_to_image": summary(columns[2]),
+            "image_to_text": summary(columns[3]),
+            "both": summary(alone),
         },
     }
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation over seeds."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.fmean(values), 2), "spread": round(spread, 2)}
 
