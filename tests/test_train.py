@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,14 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(tmp_path, text, message):
         load_recipe(path)
     with pytest.raises(RecipeError, match="no recipe"):
         load_recipe(tmp_path / "nosuch.yaml")
+
+
+@pytest.mark.parametrize("option", ["feature_dropout", "tower_gradient"])
+def test_an_option_for_a_level_that_there_is_not_is_refused(option):
+    recipe = load_recipe(SOURCE.parent / "recipes" / "tiny_cpu.yaml")
+    replace(recipe, optim=replace(recipe.optim, **{option: {"coarse": 0.5}}))
+    with pytest.raises(ValueError, match=f"{option}: no level corse among"):
+        replace(recipe, optim=replace(recipe.optim, **{option: {"corse": 0.5}}))
 
 
 @pytest.mark.parametrize("name", ["mini", "tiny_cpu", "scenes_cpu"])

@@ -60,7 +60,7 @@ class Size:
 
 SIZES = {
     "small": Size(6_000, 8, 5_000, Budget(200, 200, 384)),
-    "full": Size(75_000, 8, 60_000, Budget(1500, 1500, 1024)),
+    "full": Size(75_000, 8, 30_000, Budget(400, 400, 512)),
 }
 
 

@@ -254,6 +254,12 @@ class Recipe:
     quantize: bool = True
     notes: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        names = [level.name for level in self.levels]
+        for option, known in (("feature_dropout", names), ("tower_gradient", names[:-1])):
+            if unknown := set(getattr(self.optim, option)) - set(known):
+                raise ValueError(f"optim.{option}: no level {', '.join(sorted(unknown))} among {', '.join(known)}")
+
     def digest(self) -> str:
         """Hash of the recipe but for how it is computed; a run is resumed only by the recipe that began it."""
         content = dataclasses.asdict(self)
