@@ -1,0 +1,149 @@
+"""What the engine learns from items and queries: a projection, a partition, and a router over it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import layout, native
+from hivlp.levels import Vectors
+
+Progress = "Callable[[str, float], None]"
+
+
+def rotation(dims: int, rng: np.random.Generator) -> Vectors:
+    """A random (dims, dims) rotation: it spreads what there is to say evenly over the dimensions."""
+    return np.linalg.qr(rng.normal(size=(dims, dims)))[0].astype(np.float32)
+
+
+def projections(items: Vectors, queries: Vectors) -> tuple[Vectors, Vectors, Vectors, Vectors]:
+    """The pair of maps whose products come closest to the true ones, for these queries.
+
+    Minimises ``E (q.x - (q B).(x A))^2`` over maps of any number of columns: the first of what is returned. This is
+    LeanVec-OOD (Tepper et al., 2023), solved exactly by the singular values of ``Sq^1/2 Sx^1/2``. Items are taken from
+    their mean, which adds the same to all scores of a query.
+
+    Returns:
+        the items' mean (d,), A (d, d) for items, B (d, d) for queries, and the singular values (d,).
+    """
+    mean = items.mean(0)
+    centred = (items - mean).astype(np.float64)
+    queries64 = queries.astype(np.float64)
+    half_x, inverse_x = _roots(centred.T @ centred / len(items))
+    half_q, inverse_q = _roots(queries64.T @ queries64 / len(queries))
+    left, values, right = np.linalg.svd(half_q @ half_x)
+    root = np.sqrt(values)
+    of_items, of_queries = inverse_x @ right.T * root, inverse_q @ left * root
+    return mean, of_items.astype(np.float32), of_queries.astype(np.float32), values.astype(np.float32)
+
+
+def _roots(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values, vectors = np.linalg.eigh(matrix)
+    values = np.maximum(values, max(values.max() * 1e-7, 1e-30))
+    return (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
+
+
+def to_int8(values: Vectors) -> tuple[NDArray[np.int8], float]:
+    """Values in steps of one scale for all, and that scale."""
+    scale = max(float(np.abs(values).max(initial=0)), 1e-20) / 127
+    return np.rint(values / scale).astype(np.int8), scale
+
+
+def assign(
+    keys: Vectors, bias: Vectors, items: Vectors, copies: int
+) -> tuple[NDArray[np.int32], Vectors]:
+    """For each item its ``copies`` best lists by ``key . item + bias``, best first, and those scores."""
+    copies = min(copies, len(keys))
+    best, scores = np.empty((len(items), copies), np.int32), np.empty((len(items), copies), np.float32)
+    library = native.load()
+    if library is None:
+        for start in range(0, len(items), 1024):
+            products = items[start : start + 1024] @ keys.T + bias
+            top = np.argpartition(-products, copies - 1, 1)[:, :copies]
+            order = np.argsort(-np.take_along_axis(products, top, 1), 1, kind="stable")
+            best[start : start + 1024] = np.take_along_axis(top, order, 1)
+            scores[start : start + 1024] = np.take_along_axis(products, best[start : start + 1024].astype(np.int64), 1)
+        return best, scores
+    codes, scale = to_int8(keys)
+    packed, bias = layout.pack_keys(codes), np.ascontiguousarray(bias, np.float32)
+    items = np.ascontiguousarray(items, np.float32)
+    library.hivlp_assign(
+        packed.ctypes.data, bias.ctypes.data, scale, len(keys), keys.shape[1], items.ctypes.data, len(items), copies,
+        best.ctypes.data, scores.ctypes.data,
+    )  # fmt: skip
+    return best, scores
+
+
+def partition(sample: Vectors, lists: int, rng: np.random.Generator, rounds: int = 8) -> Vectors:
+    """(lists, dims) centres of a k-means over a sample."""
+    centres = sample[rng.choice(len(sample), lists, replace=False)].copy()
+    for _ in range(rounds):
+        nearest = assign(centres, -0.5 * np.einsum("ld,ld->l", centres, centres), sample, 1)[0][:, 0]
+        sizes = np.bincount(nearest, minlength=lists)
+        order = np.argsort(nearest, kind="stable")
+        filled = np.flatnonzero(sizes)
+        firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[filled]
+        centres[filled] = np.add.reduceat(sample[order], firsts, 0) / sizes[filled, None]
+        empty = np.flatnonzero(sizes == 0)
+        if len(empty):
+            # An empty list takes half of the items of a full one.
+            full = np.argsort(-sizes, kind="stable")[: len(empty)]
+            centres[empty] = centres[full] + rng.normal(size=centres[full].shape).astype(np.float32) * 1e-3
+    return centres
+
+
+def learn_router(
+    keys: Vectors,
+    queries: Vectors,
+    targets: NDArray[np.int32],
+    *,
+    steps: int = 800,
+    batch: int = 512,
+    seed: int = 0,
+) -> tuple[Vectors, Vectors]:
+    """Keys and biases by which a query finds the lists that hold its best items.
+
+    Maximises the likelihood of the lists of each training query's best items under a softmax over all lists, starting
+    from the lists' centres (Vecchiato et al., "A learning-to-rank formulation of clustering-based approximate nearest
+    neighbor search", 2024, with several neighbours a query instead of one).
+
+    Args:
+        keys: (lists, dims) to start from.
+        queries: (queries, dims).
+        targets: (queries, n) list of each of the n best items, best first.
+        steps: of Adam.
+        batch: queries a step.
+        seed: of their order.
+
+    Returns:
+        (lists, dims) keys and (lists,) biases; scores are log-probabilities but for a constant.
+    """
+    rng = np.random.default_rng(seed)
+    scale = 4 / max(float((queries[:1000] @ keys.T).std()), 1e-12)
+    weights, bias = keys * np.float32(scale), np.zeros(len(keys), np.float32)
+    unit = float(np.abs(weights).mean())
+    share = 1 / np.sqrt(1 + np.arange(targets.shape[1], dtype=np.float32))
+    share /= share.sum()
+    moments = [np.zeros_like(weights), np.zeros_like(weights), np.zeros_like(bias), np.zeros_like(bias)]
+    for step in range(steps):
+        chosen = rng.integers(len(queries), size=min(batch, len(queries)))
+        part = queries[chosen]
+        logits = part @ weights.T
+        logits += bias
+        logits -= logits.max(1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        for column, weight in enumerate(share):
+            logits[np.arange(len(part)), targets[chosen, column]] -= weight
+        logits /= len(part)
+        rate = 0.02 * (1 - step / steps)
+        gradients = (logits.T @ part, logits.sum(0))
+        for number, (values, gradient, speed) in enumerate(
+            ((weights, gradients[0], rate * unit), (bias, gradients[1], rate))
+        ):
+            first, second = moments[2 * number], moments[2 * number + 1]
+            first += 0.1 * (gradient - first)
+            second += 0.01 * (gradient * gradient - second)
+            correct = np.sqrt(1 - 0.99 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+            values -= speed * correct * first / (np.sqrt(second) + 1e-12)
+    return weights, bias

@@ -1,0 +1,684 @@
+/* The inner loops of hivlp's engine: scoring packed codes, choosing lists, re-ranking rows.
+ *
+ * Plain C with a variant for each instruction set, chosen once at run time; `hivlp.engine.reference` says the same in
+ * numpy and is what the tests compare with. Every score but the last is a sum of small integers, so that all variants
+ * agree to the last bit.
+ *
+ * Signs, one bit a dimension: 32 vectors share a block. For every 16 dimensions a block holds 64 bytes: byte v has
+ * dimensions 0-3 of vector v in its low half and 4-7 in its high half, byte 32 + v has 8-11 and 12-15. A query is a
+ * table of 16 sums (0..127) for every four dimensions.
+ * Nibbles, four bits a dimension: a row a vector. For every 128 dimensions a row holds 64 bytes: dimension j in the low
+ * half of byte j, dimension 64 + j in its high half.
+ * Keys of lists, a byte a dimension (128 more than the value): 16 lists share a block, four dimensions to 64 bytes.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <math.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define X86 1
+#include <immintrin.h>
+#endif
+#if defined(__aarch64__)
+#define ARM64 1
+#include <arm_neon.h>
+#endif
+
+#define LANES 16      /* lists a block of keys */
+#define SIGN_LANES 32 /* vectors a block of signs */
+enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
+
+/* Table sums of one block of signs, one a vector; returns a bit for each that is at least `bar`. */
+typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *table, int groups, uint16_t bar, uint16_t *out);
+/* Sum of products of one row of nibbles and a query. */
+typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int groups);
+/* Sums of products of one block of keys and a query, one a list. */
+typedef void (*keys_fn)(const uint8_t *block, const int8_t *query, int groups, int32_t *out);
+/* Sum of products of a float16 row and a float32 query. */
+typedef float (*dot_fn)(const uint16_t *row, const float *query, int dim);
+
+/* ---- generic ---------------------------------------------------------------------------------------------------- */
+
+static uint32_t mask_of(const uint16_t *scores, uint16_t bar) {
+    uint32_t mask = 0;
+    for (int v = 0; v < SIGN_LANES; v++) mask |= (uint32_t)(scores[v] >= bar) << v;
+    return mask;
+}
+
+static uint32_t signs_generic(const uint8_t *block, const uint8_t *table, int groups, uint16_t bar, uint16_t *out) {
+    memset(out, 0, SIGN_LANES * sizeof(uint16_t));
+    for (int g = 0; g < groups; g++, block += 64, table += 128)
+        for (int v = 0; v < SIGN_LANES; v++) {
+            uint8_t first = block[v], second = block[SIGN_LANES + v];
+            out[v] += table[first & 15] + table[64 + (first >> 4)] + table[32 + (second & 15)] + table[96 + (second >> 4)];
+        }
+    return mask_of(out, bar);
+}
+
+static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int groups) {
+    int32_t sum = 0;
+    for (int g = 0; g < groups; g++, row += 64, query += 128)
+        for (int j = 0; j < 64; j++) sum += (row[j] & 15) * query[j] + (row[j] >> 4) * query[64 + j];
+    return sum;
+}
+
+static void keys_generic(const uint8_t *block, const int8_t *query, int groups, int32_t *out) {
+    memset(out, 0, LANES * sizeof(int32_t));
+    for (int g = 0; g < groups; g++, block += 64, query += 4)
+        for (int v = 0; v < LANES; v++)
+            for (int j = 0; j < 4; j++) out[v] += block[4 * v + j] * query[j];
+}
+
+static float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 1023, bits;
+    if (exponent == 31) bits = sign | 0x7f800000 | fraction << 13;
+    else if (exponent) bits = sign | (exponent + 112) << 23 | fraction << 13;
+    else { float tiny = (float)fraction * 5.9604644775390625e-8f; return sign ? -tiny : tiny; }
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static float dot_generic(const uint16_t *row, const float *query, int dim) {
+    float sum[8] = {0};
+    int i = 0;
+    for (; i + 8 <= dim; i += 8)
+        for (int j = 0; j < 8; j++) sum[j] += half_to_float(row[i + j]) * query[i + j];
+    for (; i < dim; i++) sum[0] += half_to_float(row[i]) * query[i];
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+/* ---- x86 -------------------------------------------------------------------------------------------------------- */
+#ifdef X86
+__attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block, const uint8_t *table, int groups,
+                                                           uint16_t bar, uint16_t *out) {
+    /* Sums of pairs of bytes; `odd` holds the high bytes alone, and is taken off the low ones at the end. */
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i both = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
+    for (int g = 0; g < 2 * groups; g++, block += 32) {
+        const uint8_t *here = table + 128 * (g / 2) + 32 * (g % 2);
+        __m256i bytes = _mm256_loadu_si256((const __m256i *)block);
+        __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)here), _mm256_and_si256(bytes, low));
+        __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(here + 64)),
+                                        _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
+        __m256i sum = _mm256_add_epi8(a, b);
+        both = _mm256_add_epi16(both, sum);
+        odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sum, 8));
+    }
+    __m256i even = _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8));
+    __m256i first = _mm256_unpacklo_epi16(even, odd), second = _mm256_unpackhi_epi16(even, odd);
+    __m256i x = _mm256_permute2x128_si256(first, second, 0x20), y = _mm256_permute2x128_si256(first, second, 0x31);
+    _mm256_storeu_si256((__m256i *)out, x);
+    _mm256_storeu_si256((__m256i *)(out + 16), y);
+    __m256i least = _mm256_set1_epi16((int16_t)bar);
+    x = _mm256_cmpeq_epi16(_mm256_max_epu16(x, least), x);
+    y = _mm256_cmpeq_epi16(_mm256_max_epu16(y, least), y);
+    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(x, y), 0xd8));
+}
+
+__attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, const int8_t *query, int groups) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256i total = _mm256_setzero_si256();
+    for (int g = 0; g < groups; g++, row += 64, query += 128)
+        for (int half = 0; half < 64; half += 32) {
+            /* Two products of at most 15 * 128 each, twice: well inside 16 bits. */
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)(row + half));
+            __m256i a = _mm256_maddubs_epi16(_mm256_and_si256(bytes, low),
+                                             _mm256_loadu_si256((const __m256i *)(query + half)));
+            __m256i b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
+                                             _mm256_loadu_si256((const __m256i *)(query + 64 + half)));
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+        }
+    int32_t part[8], sum = 0;
+    _mm256_storeu_si256((__m256i *)part, total);
+    for (int j = 0; j < 8; j++) sum += part[j];
+    return sum;
+}
+
+__attribute__((target("avx2"))) static void keys_avx2(const uint8_t *block, const int8_t *query, int groups,
+                                                      int32_t *out) {
+    /* Bytes up to 255 would overflow maddubs: widen to 16 bits first. */
+    for (int quarter = 0; quarter < 4; quarter++) {
+        __m256i total = _mm256_setzero_si256();
+        for (int g = 0; g < groups; g++) {
+            int32_t four;
+            memcpy(&four, query + 4 * g, 4);
+            __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(block + 64 * g + 16 * quarter)));
+            __m256i signed_query = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(bytes, signed_query));
+        }
+        /* Two neighbouring sums belong to one list. */
+        __m256i pairs = _mm256_hadd_epi32(total, total);
+        int64_t a = _mm256_extract_epi64(pairs, 0), b = _mm256_extract_epi64(pairs, 2);
+        memcpy(out + 4 * quarter, &a, 8);
+        memcpy(out + 4 * quarter + 2, &b, 8);
+    }
+}
+
+__attribute__((target("avx2,fma,f16c"))) static float dot_avx2(const uint16_t *row, const float *query, int dim) {
+    __m256 a = _mm256_setzero_ps(), b = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        a = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + i))), _mm256_loadu_ps(query + i), a);
+        b = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + i + 8))),
+                            _mm256_loadu_ps(query + i + 8), b);
+    }
+    float part[8], sum = 0;
+    _mm256_storeu_ps(part, _mm256_add_ps(a, b));
+    for (int j = 0; j < 8; j++) sum += part[j];
+    for (; i < dim; i++) sum += half_to_float(row[i]) * query[i];
+    return sum;
+}
+
+#define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma"
+__attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *table, int groups,
+                                                           uint16_t bar, uint16_t *out) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
+    for (int g = 0; g < groups; g++, block += 64, table += 128) {
+        __m512i bytes = _mm512_loadu_si512(block);
+        __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(table), _mm512_and_si512(bytes, low));
+        __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(table + 64),
+                                        _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low));
+        __m512i sum = _mm512_add_epi8(a, b);
+        both = _mm512_add_epi16(both, sum);
+        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+    }
+    __m512i even = _mm512_sub_epi16(both, _mm512_slli_epi16(odd, 8));
+    /* The upper half is the same vectors' other dimensions. */
+    __m256i e = _mm256_add_epi16(_mm512_castsi512_si256(even), _mm512_extracti64x4_epi64(even, 1));
+    __m256i o = _mm256_add_epi16(_mm512_castsi512_si256(odd), _mm512_extracti64x4_epi64(odd, 1));
+    __m256i first = _mm256_unpacklo_epi16(e, o), second = _mm256_unpackhi_epi16(e, o);
+    __m256i x = _mm256_permute2x128_si256(first, second, 0x20), y = _mm256_permute2x128_si256(first, second, 0x31);
+    __m512i all = _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
+    _mm512_storeu_si512(out, all);
+    return _mm512_cmpge_epu16_mask(all, _mm512_set1_epi16((int16_t)bar));
+}
+
+__attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int groups) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i a = _mm512_setzero_si512(), b = _mm512_setzero_si512();
+    for (int g = 0; g < groups; g++, row += 64, query += 128) {
+        __m512i bytes = _mm512_loadu_si512(row);
+        a = _mm512_dpbusd_epi32(a, _mm512_and_si512(bytes, low), _mm512_loadu_si512(query));
+        b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low), _mm512_loadu_si512(query + 64));
+    }
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+}
+
+__attribute__((target(WIDE))) static void keys_avx512(const uint8_t *block, const int8_t *query, int groups,
+                                                      int32_t *out) {
+    __m512i a = _mm512_setzero_si512(), b = _mm512_setzero_si512();
+    int g = 0;
+    for (; g + 2 <= groups; g += 2) {
+        int32_t first, second;
+        memcpy(&first, query + 4 * g, 4);
+        memcpy(&second, query + 4 * g + 4, 4);
+        a = _mm512_dpbusd_epi32(a, _mm512_loadu_si512(block + 64 * g), _mm512_set1_epi32(first));
+        b = _mm512_dpbusd_epi32(b, _mm512_loadu_si512(block + 64 * g + 64), _mm512_set1_epi32(second));
+    }
+    if (g < groups) {
+        int32_t first;
+        memcpy(&first, query + 4 * g, 4);
+        a = _mm512_dpbusd_epi32(a, _mm512_loadu_si512(block + 64 * g), _mm512_set1_epi32(first));
+    }
+    _mm512_storeu_si512(out, _mm512_add_epi32(a, b));
+}
+
+__attribute__((target(WIDE))) static float dot_avx512(const uint16_t *row, const float *query, int dim) {
+    __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
+    int i = 0;
+    for (; i + 32 <= dim; i += 32) {
+        a = _mm512_fmadd_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + i))), _mm512_loadu_ps(query + i),
+                            a);
+        b = _mm512_fmadd_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + i + 16))),
+                            _mm512_loadu_ps(query + i + 16), b);
+    }
+    float sum = _mm512_reduce_add_ps(_mm512_add_ps(a, b));
+    for (; i < dim; i++) sum += half_to_float(row[i]) * query[i];
+    return sum;
+}
+#endif
+
+/* ---- Arm -------------------------------------------------------------------------------------------------------- */
+#ifdef ARM64
+static uint32_t signs_neon(const uint8_t *block, const uint8_t *table, int groups, uint16_t bar, uint16_t *out) {
+    const uint8x16_t low = vdupq_n_u8(15);
+    for (int part = 0; part < 2; part++) {
+        uint16x8_t first = vdupq_n_u16(0), second = vdupq_n_u16(0);
+        for (int g = 0; g < groups; g++)
+            for (int half = 0; half < 2; half++) {
+                const uint8_t *here = table + 128 * g + 32 * half;
+                uint8x16_t bytes = vld1q_u8(block + 64 * g + 32 * half + 16 * part);
+                uint8x16_t sum = vaddq_u8(vqtbl1q_u8(vld1q_u8(here), vandq_u8(bytes, low)),
+                                          vqtbl1q_u8(vld1q_u8(here + 64), vshrq_n_u8(bytes, 4)));
+                first = vaddw_u8(first, vget_low_u8(sum));
+                second = vaddw_high_u8(second, sum);
+            }
+        vst1q_u16(out + 16 * part, first);
+        vst1q_u16(out + 16 * part + 8, second);
+    }
+    return mask_of(out, bar);
+}
+
+static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int groups) {
+    const uint8x16_t low = vdupq_n_u8(15);
+    int32x4_t total = vdupq_n_s32(0);
+    for (int g = 0; g < groups; g++, row += 64, query += 128)
+        for (int j = 0; j < 64; j += 16) {
+            uint8x16_t bytes = vld1q_u8(row + j);
+            int8x16_t a = vreinterpretq_s8_u8(vandq_u8(bytes, low)), b = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+            int8x16_t x = vld1q_s8(query + j), y = vld1q_s8(query + 64 + j);
+            int16x8_t sum = vmull_s8(vget_low_s8(a), vget_low_s8(x));
+            sum = vmlal_high_s8(sum, a, x);
+            sum = vmlal_s8(sum, vget_low_s8(b), vget_low_s8(y));
+            sum = vmlal_high_s8(sum, b, y);
+            total = vpadalq_s16(total, sum);
+        }
+    return vaddvq_s32(total);
+}
+#endif
+
+/* ---- choice of variant ------------------------------------------------------------------------------------------ */
+
+static signs_fn score_signs = signs_generic;
+static nibbles_fn score_nibbles = nibbles_generic;
+static keys_fn score_keys = keys_generic;
+static dot_fn dot_half = dot_generic;
+
+/* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
+EXPORT int hivlp_choose(int most) {
+    int chosen = GENERIC;
+    score_signs = signs_generic;
+    score_nibbles = nibbles_generic;
+    score_keys = keys_generic;
+    dot_half = dot_generic;
+#ifdef X86
+    __builtin_cpu_init();
+    if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        score_signs = signs_avx2;
+        score_nibbles = nibbles_avx2;
+        score_keys = keys_avx2;
+        dot_half = dot_avx2;
+        chosen = AVX2;
+    }
+    if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")) {
+        score_signs = signs_avx512;
+        score_nibbles = nibbles_avx512;
+        score_keys = keys_avx512;
+        dot_half = dot_avx512;
+        chosen = AVX512;
+    }
+#endif
+#ifdef ARM64
+    if (most >= NEON) {
+        score_signs = signs_neon;
+        score_nibbles = nibbles_neon;
+        chosen = NEON;
+    }
+#endif
+    return chosen;
+}
+
+EXPORT void hivlp_signs(const uint8_t *blocks, int64_t count, const uint8_t *table, int groups, uint16_t *out) {
+    for (int64_t b = 0; b < count; b++) score_signs(blocks + b * groups * 64, table, groups, 0, out + b * SIGN_LANES);
+}
+
+EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int groups, int32_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = score_nibbles(rows + i * groups * 64, query, groups);
+}
+
+EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int groups, int32_t *out) {
+    for (int64_t b = 0; b < count; b++) score_keys(blocks + b * groups * 64, query, groups, out + b * LANES);
+}
+
+EXPORT void hivlp_dot(const uint16_t *rows, const int64_t *which, int64_t count, const float *query, int dim,
+                      float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = dot_half(rows + which[i] * dim, query, dim);
+}
+
+/* ---- choosing the best ------------------------------------------------------------------------------------------ */
+
+typedef struct { int32_t score; uint32_t row; } candidate;
+
+/* A total order, so that what is kept depends on no accident of arrival: higher score first, then lower row. */
+static inline uint64_t rank_of(candidate c) { return (uint64_t)((uint32_t)c.score ^ 0x80000000u) << 32 | (uint32_t)~c.row; }
+
+/* Bring the `keep` best of `count` candidates to the front, in no order; returns the least of their ranks. */
+static uint64_t keep_best(candidate *list, int64_t count, int64_t keep) {
+    int64_t left = 0, right = count - 1, wanted = keep - 1;
+    while (left < right) {
+        uint64_t a = rank_of(list[left]), b = rank_of(list[(left + right) / 2]), c = rank_of(list[right]);
+        uint64_t pivot = a > b ? (b > c ? b : a > c ? c : a) : (a > c ? a : b > c ? c : b);
+        int64_t i = left, j = right;
+        while (i <= j) {
+            while (rank_of(list[i]) > pivot) i++;
+            while (rank_of(list[j]) < pivot) j--;
+            if (i <= j) {
+                candidate t = list[i];
+                list[i++] = list[j];
+                list[j--] = t;
+            }
+        }
+        if (wanted <= j) right = j;
+        else if (wanted >= i) left = i;
+        else break;
+    }
+    return rank_of(list[wanted]);
+}
+
+static int by_rank(const void *a, const void *b) {
+    uint64_t x = rank_of(*(const candidate *)a), y = rank_of(*(const candidate *)b);
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+static int by_row(const void *a, const void *b) {
+    uint32_t x = ((const candidate *)a)->row, y = ((const candidate *)b)->row;
+    return x < y ? -1 : x > y ? 1 : 0;
+}
+
+static inline int32_t ordered(float value) {
+    /* Floats as integers of the same order. */
+    int32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+typedef struct {
+    const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */
+    const float *amplitude;    /* (dims) mean absolute residual, which a sign stands for */
+    const float *step;         /* (dims) what one step of a nibble stands for */
+    const uint8_t *keys;       /* blocks of 16 list keys */
+    const float *key_bias;     /* (lists) */
+    const int8_t *centres;     /* (lists, dims) what the signs of a list are counted from */
+    const int64_t *starts;     /* (lists + 1) first block of each list */
+    const uint8_t *signs;      /* blocks of 32 codes, list after list */
+    const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
+    const uint8_t *nibbles;    /* (rows, nibble_groups * 64) */
+    const uint16_t *fine;      /* (rows, fine_dim) float16 */
+    int64_t lists;
+    int32_t dims;              /* a multiple of 16 */
+    int32_t nibble_groups;     /* of 128 dimensions */
+    int32_t fine_dim;
+    float key_scale;           /* what one step of a key stands for */
+    float centre_scale;
+} engine;
+
+typedef struct { int64_t lists, codes, nibbles, fine; } work_done;
+
+typedef struct { candidate *list; int64_t count, keep, room; uint64_t least; } pool;
+
+static inline void offer(pool *p, int32_t score, uint32_t row) {
+    p->list[p->count].score = score;
+    p->list[p->count].row = row;
+    if (++p->count == p->room) {
+        p->least = keep_best(p->list, p->count, p->keep);
+        p->count = p->keep;
+    }
+}
+
+static inline int passes(const uint8_t *allowed, uint32_t row) {
+    return allowed == NULL || (allowed[row >> 3] >> (row & 7) & 1);
+}
+
+/* All that is derived from one query, and the memory that a search needs. */
+typedef struct {
+    float *z;          /* (dims) */
+    int8_t *small;     /* (dims) the same in steps of small_scale */
+    int8_t *nibble;    /* (128 * nibble_groups) z * step, scaled */
+    uint8_t *table;    /* (dims / 16, 128) */
+    float *scores;     /* (lists) */
+    candidate *order;  /* (lists) */
+    pool p;
+    float small_scale, table_unit;
+} scratch;
+
+static void free_scratch(scratch *s) {
+    free(s->z); free(s->small); free(s->nibble); free(s->table); free(s->scores); free(s->order); free(s->p.list);
+}
+
+static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
+    int64_t lanes = (e->lists + LANES - 1) / LANES * LANES + LANES;
+    memset(s, 0, sizeof *s);
+    s->z = malloc((size_t)e->dims * sizeof(float));
+    s->small = malloc((size_t)e->dims);
+    s->nibble = calloc((size_t)e->nibble_groups * 128 + 64, 1);
+    s->table = malloc((size_t)e->dims * 8 + 64);
+    s->scores = malloc((size_t)lanes * sizeof(float));
+    s->order = malloc((size_t)lanes * sizeof(candidate));
+    s->p.keep = shortlist;
+    s->p.room = 3 * shortlist + SIGN_LANES;
+    s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
+    return s->z && s->small && s->nibble && s->table && s->scores && s->order && s->p.list;
+}
+
+static float to_small(const float *values, const float *weights, int count, int8_t *out) {
+    float most = 1e-20f;
+    for (int j = 0; j < count; j++) {
+        float value = fabsf(weights ? values[j] * weights[j] : values[j]);
+        if (value > most) most = value;
+    }
+    float factor = 127.0f / most;
+    for (int j = 0; j < count; j++) out[j] = (int8_t)lrintf((weights ? values[j] * weights[j] : values[j]) * factor);
+    return most / 127.0f;
+}
+
+static void prepare(scratch *s, const engine *e, const float *query) {
+    for (int j = 0; j < e->dims; j++) s->z[j] = dot_half(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim);
+    s->small_scale = to_small(s->z, NULL, e->dims, s->small);
+    to_small(s->z, e->step, e->dims, s->nibble);
+    float widest = 1e-20f;
+    for (int g = 0; g < e->dims; g += 4) {
+        float width = 0;
+        for (int j = g; j < g + 4; j++) width += fabsf(s->z[j] * e->amplitude[j]);
+        if (width > widest) widest = width;
+    }
+    s->table_unit = 2 * widest / 127.0f;
+    for (int g = 0; g < e->dims / 4; g++) {
+        float t[4], width = 0;
+        for (int j = 0; j < 4; j++) {
+            t[j] = s->z[4 * g + j] * e->amplitude[4 * g + j];
+            width += fabsf(t[j]);
+        }
+        /* Groups 0 to 3 of 16 dimensions: low half of the first bytes, high half, low half of the second, high. */
+        uint8_t *out = s->table + 128 * (g / 4) + 32 * (g % 4 / 2) + 64 * (g % 2);
+        for (int code = 0; code < 16; code++) {
+            float sum = width;
+            for (int j = 0; j < 4; j++) sum += code >> j & 1 ? t[j] : -t[j];
+            out[code] = out[16 + code] = (uint8_t)lrintf(sum / s->table_unit);
+        }
+    }
+}
+
+/* Lists worth reading, best first: at most `most`, and none whose score is more than `margin` below the best. */
+static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float margin) {
+    int64_t blocks = (e->lists + LANES - 1) / LANES, chosen = 0;
+    int32_t shift = 0;
+    for (int j = 0; j < e->dims; j++) shift += s->small[j];
+    shift *= 128;
+    float unit = s->small_scale * e->key_scale, best = -INFINITY;
+    float *score = s->scores;
+    int32_t sums[LANES];
+    for (int64_t b = 0; b < blocks; b++) {
+        score_keys(e->keys + b * e->dims * LANES, s->small, e->dims / 4, sums);
+        for (int64_t l = b * LANES; l < (b + 1) * LANES && l < e->lists; l++) {
+            score[l] = (float)(sums[l - b * LANES] - shift) * unit + e->key_bias[l];
+            if (score[l] > best) best = score[l];
+        }
+    }
+    for (int64_t l = 0; l < e->lists; l++)
+        if (score[l] >= best - margin) {
+            s->order[chosen].score = ordered(score[l]);
+            s->order[chosen++].row = (uint32_t)l;
+        }
+    if (chosen > most) {
+        keep_best(s->order, chosen, most);
+        chosen = most;
+    }
+    qsort(s->order, (size_t)chosen, sizeof(candidate), by_rank);
+    return chosen;
+}
+
+static void scan_list(scratch *s, const engine *e, int64_t list, const uint8_t *allowed) {
+    int32_t dot = 0;
+    const int8_t *centre = e->centres + list * e->dims;
+    for (int j = 0; j < e->dims; j++) dot += centre[j] * s->small[j];
+    int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / s->table_unit));
+    uint16_t scores[SIGN_LANES];
+    int groups = e->dims / 16;
+    for (int64_t b = e->starts[list]; b < e->starts[list + 1]; b++) {
+        int64_t bar = (int64_t)(int32_t)((uint32_t)(s->p.least >> 32) ^ 0x80000000u) - offset;
+        if (bar > UINT16_MAX) return; /* no table sum can reach it */
+        uint32_t mask = score_signs(e->signs + b * groups * 64, s->table, groups, bar < 0 ? 0 : (uint16_t)bar, scores);
+        const uint32_t *rows = e->rows + b * SIGN_LANES;
+        while (mask) {
+            int v = __builtin_ctz(mask);
+            mask &= mask - 1;
+            if (rows[v] != UINT32_MAX && passes(allowed, rows[v])) offer(&s->p, offset + scores[v], rows[v]);
+        }
+    }
+}
+
+/* From a pool of candidates to the best `k`: nibbles choose `last`, whose fine vectors decide. */
+static int64_t decide(scratch *s, const engine *e, const float *query, int64_t last, int64_t k, int64_t *out_rows,
+                      float *out_scores, work_done *work) {
+    candidate *list = s->p.list;
+    int64_t count = 0, width = (int64_t)e->nibble_groups * 64;
+    if (s->p.count > s->p.keep) {
+        keep_best(list, s->p.count, s->p.keep);
+        s->p.count = s->p.keep;
+    }
+    /* In order of rows, so that memory is read in one direction and an item of several lists is seen once. */
+    qsort(list, (size_t)s->p.count, sizeof(candidate), by_row);
+    for (int64_t i = 0; i < s->p.count; i++)
+        if (i == 0 || list[i].row != list[i - 1].row) list[count++] = list[i];
+    if (count > last) {
+        for (int64_t i = 0; i < count; i++) {
+            if (i + 12 < count) {
+                const char *next = (const char *)(e->nibbles + list[i + 12].row * width);
+                for (int64_t at = 0; at < width; at += 64) __builtin_prefetch(next + at);
+            }
+            list[i].score = score_nibbles(e->nibbles + list[i].row * width, s->nibble, e->nibble_groups);
+        }
+        work->nibbles += count;
+        keep_best(list, count, last);
+        count = last;
+    }
+    int64_t found = 0, lines = ((int64_t)e->fine_dim * 2 + 63) / 64;
+    for (int64_t i = 0; i < count; i++) {
+        if (i + 4 < count) {
+            const char *next = (const char *)(e->fine + (int64_t)list[i + 4].row * e->fine_dim);
+            for (int64_t line = 0; line < lines; line++) __builtin_prefetch(next + 64 * line);
+        }
+        float score = dot_half(e->fine + (int64_t)list[i].row * e->fine_dim, query, e->fine_dim);
+        int64_t row = list[i].row;
+        if (found == k && !(score > out_scores[k - 1] || (score == out_scores[k - 1] && row < out_rows[k - 1]))) continue;
+        int64_t at = found < k ? found++ : k - 1;
+        while (at > 0 && (score > out_scores[at - 1] || (score == out_scores[at - 1] && row < out_rows[at - 1]))) {
+            out_scores[at] = out_scores[at - 1];
+            out_rows[at] = out_rows[at - 1];
+            at--;
+        }
+        out_scores[at] = score;
+        out_rows[at] = row;
+    }
+    work->fine += count;
+    return found;
+}
+
+/* The best rows of each of `count` queries, (count, fine_dim) float32.
+ *
+ * most, margin: which lists are read (see choose_lists). shortlist: how many the signs hand on; last: how many the
+ * nibbles hand on. allowed: a bit a row, or NULL. Returns 0, or -1 without memory; found[i] says how many of the k
+ * places of query i are filled.
+ */
+EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, int64_t most, float margin,
+                        int64_t shortlist, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
+                        float *out_scores, int64_t *found, work_done *work) {
+    scratch s;
+    if (!make_scratch(&s, e, shortlist)) {
+        free_scratch(&s);
+        return -1;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const float *query = queries + i * e->fine_dim;
+        prepare(&s, e, query);
+        int64_t chosen = choose_lists(&s, e, most, margin);
+        s.p.count = 0;
+        s.p.least = 0;
+        for (int64_t c = 0; c < chosen; c++) {
+            int64_t list = s.order[c].row;
+            if (c + 1 < chosen) {
+                const uint8_t *next = e->signs + e->starts[s.order[c + 1].row] * (e->dims / 16) * 64;
+                for (int line = 0; line < 8; line++) __builtin_prefetch(next + 64 * line);
+            }
+            scan_list(&s, e, list, allowed);
+            work->codes += (e->starts[list + 1] - e->starts[list]) * SIGN_LANES;
+        }
+        work->lists += chosen;
+        found[i] = decide(&s, e, query, last, k, out_rows + i * k, out_scores + i * k, work);
+    }
+    free_scratch(&s);
+    return 0;
+}
+
+/* The best of the given rows: the cascade without the lists, for a filter that few rows pass. */
+EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t *which, int64_t count, int64_t last,
+                             int64_t k, int64_t *out_rows, float *out_scores, int64_t *found, work_done *work) {
+    scratch s;
+    if (!make_scratch(&s, e, count > 0 ? count : 1)) {
+        free_scratch(&s);
+        return -1;
+    }
+    prepare(&s, e, query);
+    for (int64_t i = 0; i < count; i++) s.p.list[i] = (candidate){0, which[i]};
+    s.p.count = count;
+    *found = decide(&s, e, query, last, k, out_rows, out_scores, work);
+    free_scratch(&s);
+    return 0;
+}
+
+/* For each of `count` items, (count, dims) float32, its `copies` best lists by key score, best first. */
+EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale, int64_t lists, int dims,
+                        const float *items, int64_t count, int copies, int32_t *out, float *out_scores) {
+    engine e = {.keys = keys, .key_bias = bias, .key_scale = key_scale, .lists = lists, .dims = dims};
+    int64_t blocks = (lists + LANES - 1) / LANES;
+    int32_t *scores = malloc((size_t)blocks * LANES * sizeof(int32_t));
+    int8_t *small = malloc((size_t)dims);
+    if (!scores || !small) { free(scores); free(small); return -1; }
+    for (int64_t i = 0; i < count; i++) {
+        float unit = to_small(items + i * dims, NULL, dims, small) * e.key_scale;
+        int32_t shift = 0, filled = 0;
+        for (int j = 0; j < dims; j++) shift += small[j];
+        shift *= 128;
+        int32_t *best = out + i * copies;
+        float *best_score = out_scores + i * copies;
+        for (int64_t b = 0; b < blocks; b++) {
+            score_keys(keys + b * dims * LANES, small, dims / 4, scores);
+            for (int64_t l = b * LANES; l < (b + 1) * LANES && l < lists; l++) {
+                float score = (float)(scores[l - b * LANES] - shift) * unit + bias[l];
+                if (filled == copies && !(score > best_score[copies - 1])) continue;
+                int at = filled < copies ? filled++ : copies - 1;
+                while (at > 0 && score > best_score[at - 1]) {
+                    best_score[at] = best_score[at - 1];
+                    best[at] = best[at - 1];
+                    at--;
+                }
+                best_score[at] = score;
+                best[at] = (int32_t)l;
+            }
+        }
+    }
+    free(scores);
+    free(small);
+    return 0;
+}

@@ -1,0 +1,83 @@
+"""The compiled kernels, where they could be built; everything works without them, more slowly."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LIBRARY = "_kernels.so"
+VARIANTS = ("generic", "avx2", "avx512", "neon")
+
+
+class EngineStruct(Structure):
+    """``engine`` of kernels.c."""
+
+    _fields_ = (
+        ("map", c_void_p),
+        ("amplitude", c_void_p),
+        ("step", c_void_p),
+        ("keys", c_void_p),
+        ("key_bias", c_void_p),
+        ("centres", c_void_p),
+        ("starts", c_void_p),
+        ("signs", c_void_p),
+        ("rows", c_void_p),
+        ("nibbles", c_void_p),
+        ("fine", c_void_p),
+        ("lists", c_int64),
+        ("dims", c_int32),
+        ("nibble_groups", c_int32),
+        ("fine_dim", c_int32),
+        ("key_scale", c_float),
+        ("centre_scale", c_float),
+    )
+
+
+class WorkStruct(Structure):
+    """``work_done`` of kernels.c."""
+
+    _fields_ = (("lists", c_int64), ("codes", c_int64), ("nibbles", c_int64), ("fine", c_int64))
+
+
+def _pointer(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library with its widest variant chosen, or None; ``HIVLP_KERNELS=off`` refuses it."""
+    wanted = os.environ.get("HIVLP_KERNELS", "")
+    path = Path(__file__).with_name(LIBRARY)
+    if wanted == "off" or not path.is_file():
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # built for another machine
+        return None
+    library.hivlp_choose.argtypes = [c_int]
+    library.hivlp_choose.restype = c_int
+    library.hivlp_signs.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_search.argtypes = [
+        POINTER(EngineStruct), c_void_p, c_int64, c_int64, c_float, c_int64, c_int64, c_int64, c_void_p,
+        c_void_p, c_void_p, c_void_p, POINTER(WorkStruct),
+    ]  # fmt: skip
+    library.hivlp_search_rows.argtypes = [
+        POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p,
+        POINTER(WorkStruct),
+    ]  # fmt: skip
+    library.hivlp_assign.argtypes = [
+        c_void_p, c_void_p, c_float, c_int64, c_int, c_void_p, c_int64, c_int, c_void_p, c_void_p,
+    ]  # fmt: skip
+    most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
+    library.hivlp_choose(most)
+    return library
