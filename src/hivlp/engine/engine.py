@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+import shutil
+import zlib
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.engine import fit, layout, native, reference
+from hivlp.engine import building, fit, layout, native, reference
+from hivlp.engine.building import Half, Learnt, Packed, Progress
+from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
-Half = NDArray[np.float16]
-Progress = Callable[[str, int, int], None]
-SAMPLE = 100_000
-CHUNK = 16_384
+MANIFEST = "engine.json"
+FORMAT = 1
+ROUTER_QUERIES = 20_000
+MIN_ROUTER_QUERIES = 1000
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,44 @@ class Work:
 
 @dataclass
 class Arrays:
-    """All that the engine holds, beside the float16 vectors."""
+    """All that the engine holds, beside the float16 vectors; a file each."""
 
-    map: Half  # (dims, d)
-    amplitude: Vectors  # (dims,)
-    step: Vectors  # (dims,)
     mean: Vectors  # (d,)
     item_map: Vectors  # (d, dims)
-    keys: NDArray[np.uint8]  # (blocks, dims / 4, 16, 4)
-    key_bias: Vectors  # (lists,)
+    map: Half  # (dims, d)
+    step: Vectors  # (dims,)
+    amplitude: Vectors  # (dims,)
     centres: NDArray[np.int8]  # (lists, dims)
+    keys: NDArray[np.uint8]  # (list blocks, dims / 4, 16, 4)
+    key_bias: Vectors  # (lists,)
+    scales: Vectors  # (3,) of keys, centres and factors
     starts: NDArray[np.int64]  # (lists + 1,)
     signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
+    factors: NDArray[np.uint8]  # (blocks, 32)
     rows: NDArray[np.uint32]  # (blocks, 32)
     nibbles: NDArray[np.uint8]  # (n, groups * 64)
-    scales: Vectors = field(default_factory=lambda: np.ones(2, np.float32))  # of keys and centres
+
+    @classmethod
+    def of(cls, learnt: Learnt, packed: Packed, keys: Vectors, key_bias: Vectors) -> Arrays:
+        """Put together what was learnt, the codes, and a router."""
+        small, key_scale = fit.to_int8(keys)
+        return cls(
+            **{name: getattr(learnt, name) for name in ("mean", "item_map", "map", "step", "amplitude", "centres")},
+            **{name: getattr(packed, name) for name in ("starts", "signs", "factors", "rows", "nibbles")},
+            keys=layout.pack_keys(small),
+            key_bias=np.ascontiguousarray(key_bias, np.float32),
+            scales=np.array([key_scale, learnt.centre_scale, learnt.factor_scale], np.float32),
+        )
+
+    @property
+    def learnt(self) -> Learnt:
+        """What the codes depend on."""
+        names = ("mean", "item_map", "map", "step", "amplitude", "centres")
+        return Learnt(
+            **{name: getattr(self, name) for name in names},
+            centre_scale=float(self.scales[1]),
+            factor_scale=float(self.scales[2]),
+        )
 
 
 class Engine:
@@ -86,7 +112,6 @@ class Engine:
         dims: int | None = None,
         lists: int | None = None,
         copies: int = 2,
-        router_queries: int = 20_000,
         seed: int = 0,
         on_progress: Progress | None = None,
     ) -> Engine:
@@ -98,105 +123,105 @@ class Engine:
             dims: of the codes, a multiple of 16 (default: what these vectors need).
             lists: how many (default: about four times the square root of n).
             copies: lists that an item lies in.
-            router_queries: how many queries the router learns from at most.
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
         """
         rng = np.random.default_rng(seed)
-        tell = on_progress or (lambda what, done, total: None)
-        count, width = items.shape
+        tell: Progress = on_progress or (lambda what, done, total: None)
+        asked = None if queries is None else np.asarray(queries, np.float32)
+        learnt = building.learn(items, asked, dims, lists, rng, tell)
+        packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
-        chosen = np.sort(rng.choice(count, min(count, SAMPLE), replace=False))
-        sample = np.asarray(items[chosen], np.float32)
-        asked = sample if queries is None else np.asarray(queries, np.float32)
-        tell("projection", 0, 1)
-        mean, of_items, of_queries, values = fit.projections(sample, asked[:SAMPLE])
-        dims = dims or choose_dims(sample, asked, mean, of_items, of_queries)
-        turn = fit.rotation(dims, rng)
-        item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
-        codes = (sample - mean) @ item_map
-        tell("projection", 1, 1)
-
-        lists = lists or max(1, min(count // 64 + 1, int(4 * np.sqrt(count))))
-        lists = min(lists, len(sample))
-        tell("partition", 0, 1)
-        metric = np.sqrt(np.maximum(values[:dims], 1e-12)) if False else None
-        del metric
-        centres = fit.partition(codes, lists, rng)
-        tell("partition", 1, 1)
-        bias = -0.5 * np.einsum("ld,ld->l", centres, centres)
-        spread = codes.std(0)
-        step = np.float32(STEP_OF_SPREAD) * np.maximum(spread, 1e-12)
-
-        members = np.empty((count, min(copies, lists)), np.int32)
-        nibbles = np.empty((count, -(-dims // 128) * 64), np.uint8)
-        for start, part in _chunks(items, mean, item_map):
-            stop = start + len(part)
-            members[start:stop] = fit.assign(centres, bias, part, copies)[0]
-            level = np.clip(np.floor(part / step) + 8, 0, 15).astype(np.uint8)
-            nibbles[start:stop] = layout.pack_nibbles(level)
-            tell("items", stop, count)
-
-        small_centres, centre_scale = fit.to_int8(centres)
-        starts, rows = _lists(members, lists)
-        signs = np.empty((len(rows), dims // 16, 64), np.uint8)
-        total, seen = np.zeros(dims), 0
-        exact_centres = small_centres.astype(np.float32) * centre_scale
-        list_of = np.repeat(np.arange(lists), np.diff(starts))
-        for first in range(0, len(rows), CHUNK // layout.SIGN_LANES):
-            some = rows[first : first + CHUNK // layout.SIGN_LANES]
-            flat = some.ravel()
-            held = np.flatnonzero(flat != layout.EMPTY)
-            vectors = np.zeros((len(flat), dims), np.float32)
-            order = np.argsort(flat[held], kind="stable")  # read the file in one direction
-            picked = flat[held][order]
-            vectors[held[order]] = (np.asarray(items[picked], np.float32) - mean) @ item_map
-            residual = vectors - exact_centres[list_of[first : first + len(some)]].repeat(layout.SIGN_LANES, 0)
-            signs[first : first + len(some)] = layout.pack_signs(residual > 0)
-            total += np.abs(residual[held]).sum(0)
-            seen += len(held)
-            tell("codes", min(first + len(some), len(rows)), len(rows))
-
-        keys, key_scale = fit.to_int8(centres)
-        arrays = Arrays(
-            map=np.ascontiguousarray(query_map.T, np.float16),
-            amplitude=(total / max(seen, 1)).astype(np.float32),
-            step=step.astype(np.float32),
-            mean=mean,
-            item_map=item_map,
-            keys=layout.pack_keys(keys),
-            key_bias=np.zeros(lists, np.float32),
-            centres=small_centres,
-            starts=starts,
-            signs=signs,
-            rows=rows,
-            nibbles=nibbles,
-            scales=np.array([key_scale, centre_scale], np.float32),
-        )
-        engine = cls(arrays, fine)
-        engine._members = members
-        if len(asked) >= MIN_ROUTER_QUERIES and lists >= 8:
-            engine._teach(asked[rng.permutation(len(asked))[:router_queries]], centres, tell, seed)
+        centres = learnt.exact_centres
+        engine = cls(Arrays.of(learnt, packed, centres, np.zeros(len(centres), np.float32)), fine)
+        if asked is None:
+            asked = np.asarray(items[rng.permutation(len(items))[:ROUTER_QUERIES]], np.float32)
+        if len(asked) >= MIN_ROUTER_QUERIES and len(centres) >= 8:
+            asked = asked[rng.permutation(len(asked))[:ROUTER_QUERIES]]
+            keys, bias = engine._learn_router(asked, packed.members[:, 0], tell, seed)
+            engine = cls(Arrays.of(learnt, packed, keys, bias), fine)
         return engine
 
-    def _teach(self, queries: Vectors, centres: Vectors, tell: Progress, seed: int) -> None:
-        """Learn the router from what a thorough search finds for these queries."""
+    def extend(self, items: NDArray[Any], *, copies: int = 2, on_progress: Progress | None = None) -> Engine:
+        """An engine over more (or other) items with all that this one has learnt.
+
+        Args:
+            items: (n, d) float16, all of them.
+            copies: as for :meth:`build`.
+            on_progress: likewise.
+        """
+        packed = building.pack(items, self.arrays.learnt, copies, on_progress or (lambda what, done, total: None))
+        arrays = Arrays(
+            **{each.name: getattr(packed if hasattr(packed, each.name) else self.arrays, each.name)
+               for each in fields(Arrays)}
+        )  # fmt: skip
+        return Engine(arrays, items)
+
+    def _learn_router(
+        self, queries: Vectors, list_of: NDArray[np.int32], tell: Progress, seed: int
+    ) -> tuple[Vectors, Vectors]:
+        """Learn which lists answer a query, from what a thorough search finds for these."""
         found = []
-        thorough = Setting(max(8, self.lists // 12), np.inf, 600, 100)
+        thorough = Setting(max(8, self.lists // 12), np.inf, 300, 100)
         for start in range(0, len(queries), 512):
             found.append(self.search(queries[start : start + 512], 50, thorough)[0])
-            tell("answers", start, len(queries))
+            tell("answers", min(start + 512, len(queries)), len(queries))
         rows = np.concatenate(found)
         whole = (rows >= 0).all(1)
-        mapped = (queries @ self.arrays.map.astype(np.float32).T)[whole]
-        targets = self._members[rows[whole]][:, :, 0]
+        centres = self.arrays.learnt.exact_centres
+        if not whole.any():
+            return centres, np.zeros(len(centres), np.float32)
+        mapped = queries[whole] @ self.arrays.map.astype(np.float32).T
         tell("router", 0, 1)
-        weights, bias = fit.learn_router(centres, mapped, targets, seed=seed)
-        keys, scale = fit.to_int8(weights)
-        self.arrays.keys, self.arrays.key_bias = layout.pack_keys(keys), bias
-        self.arrays.scales = np.array([scale, self.arrays.scales[1]], np.float32)
-        self._struct = self._pointers()
+        router = fit.learn_router(centres, mapped, list_of[rows[whole]], seed=seed)
         tell("router", 1, 1)
+        return router
+
+    # Storing.
+
+    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Write the arrays into a new folder, whole or not at all.
+
+        Args:
+            folder: is replaced if it is there.
+            about: whatever the caller wants to find again in :func:`read_manifest`.
+        """
+        scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            scratch.mkdir(parents=True)
+            checks = {}
+            for each in fields(Arrays):
+                array = np.ascontiguousarray(getattr(self.arrays, each.name))
+                with (scratch / f"{each.name}.npy").open("wb") as file:
+                    np.save(file, array, allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+                checks[each.name] = zlib.crc32(array.data)
+            with (scratch / MANIFEST).open("w") as text:
+                json.dump({"format": FORMAT, "checks": checks, "about": about or {}}, text)
+                text.flush()
+                os.fsync(text.fileno())
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path, fine: Half) -> Engine:
+        """Open what :meth:`save` wrote, memory-mapped.
+
+        Raises:
+            IndexFolderError: if it is missing, of another format, or not whole.
+        """
+        read_manifest(folder)
+        try:
+            arrays = Arrays(
+                **{each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r") for each in fields(Arrays)}
+            )
+        except (OSError, ValueError) as error:
+            raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
+        return cls(arrays, fine)
 
     # Searching.
 
@@ -216,6 +241,16 @@ class Engine:
         total = sum(getattr(self.arrays, each.name).nbytes for each in fields(Arrays))
         return float(total / max(1, len(self.fine)))
 
+    def settings(self) -> list[Setting]:
+        """Settings worth measuring, from little effort to much."""
+        steps = [2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024]
+        return [
+            Setting(lists, np.inf, shortlist, last)
+            for lists in steps
+            if lists <= max(2, self.lists)
+            for shortlist, last in ((60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100))
+        ]
+
     def search(
         self, queries: Vectors, k: int, setting: Setting, *, allowed: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.int64], Vectors]:
@@ -231,68 +266,71 @@ class Engine:
             (b, k) int64 rows, best first, -1 where there are fewer; (b, k) float32 inner products, -inf there.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        rows, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         shortlist = max(setting.shortlist, k)
         last = min(max(setting.last, k), shortlist)
         library = native.load()
         if library is None:
-            return reference.search(self.arrays, self.fine, queries, k, setting, allowed)
+            asked = Setting(setting.lists, setting.margin, shortlist, last)
+            return reference.search(self.arrays, self.fine, queries, k, asked, allowed)
+        rows, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         found, work = np.zeros(len(queries), np.int64), native.WorkStruct()
-        status = library.hivlp_search(
+        if library.hivlp_search(
             self._struct, queries.ctypes.data, len(queries), min(setting.lists, self.lists), setting.margin, shortlist,
             last, k, None if allowed is None else allowed.ctypes.data, rows.ctypes.data, scores.ctypes.data,
             found.ctypes.data, work,
-        )  # fmt: skip
-        if status:
+        ):  # fmt: skip
             raise MemoryError("no memory for a search")
         for name in ("lists", "codes", "nibbles", "fine"):
             setattr(self.work, name, getattr(self.work, name) + getattr(work, name))
         return rows, scores
 
+    def search_rows(
+        self, query: Vectors, rows: NDArray[np.integer[Any]], k: int, last: int
+    ) -> tuple[NDArray[np.int64], Vectors]:
+        """The best of the given rows: nibbles choose ``last``, float16 vectors decide. For filters that few pass.
+
+        Args:
+            query: (d,) float32.
+            rows: candidates, each once.
+            k: how many.
+            last: how many fine vectors to read, at least ``k``.
+        """
+        query = np.ascontiguousarray(query, np.float32)
+        last = max(last, k)
+        library = native.load()
+        if library is None:
+            asked = np.sort(rows.astype(np.int64))
+            return reference.decide(self.arrays, self.fine, query, reference.Query(self.arrays, query), asked, k, last)
+        found, work = np.zeros(1, np.int64), native.WorkStruct()
+        best, scores = np.empty(k, np.int64), np.empty(k, np.float32)
+        which = np.ascontiguousarray(rows, np.uint32)
+        if library.hivlp_search_rows(
+            self._struct, query.ctypes.data, which.ctypes.data, len(which), last, k, best.ctypes.data,
+            scores.ctypes.data, found.ctypes.data, work,
+        ):  # fmt: skip
+            raise MemoryError("no memory for a search")
+        return best[: found[0]], scores[: found[0]]
+
     def _pointers(self) -> native.EngineStruct:
-        a, pointer = self.arrays, native._pointer
+        a, pointer = self.arrays, native.pointer
         return native.EngineStruct(
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
-            pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.rows), pointer(a.nibbles),
-            pointer(self.fine), len(a.key_bias), len(a.step), a.nibbles.shape[1] // 64, self.fine.shape[1],
-            float(a.scales[0]), float(a.scales[1]),
+            pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.rows),
+            pointer(a.nibbles), pointer(self.fine), len(a.key_bias), len(a.step), a.nibbles.shape[1] // 64,
+            self.fine.shape[1], *a.scales.tolist(),
         )  # fmt: skip
 
 
-STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
-MIN_ROUTER_QUERIES = 1000
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What :meth:`Engine.save` noted beside the arrays.
 
-
-def choose_dims(sample: Vectors, queries: Vectors, mean: Vectors, of_items: Vectors, of_queries: Vectors) -> int:
-    """The fewest dimensions whose scores keep the ten best of a sample among its forty best, for 99.7% of them."""
-    items, asked = sample[:20_000], queries[:500]
-    truth = np.argpartition(-(asked @ items.T), min(10, len(items) - 1), 1)[:, :10]
-    width = sample.shape[1]
-    for dims in (64, 128, 256, 384):
-        if dims >= width:
-            break
-        scores = (asked @ of_queries[:, :dims]) @ ((items - mean) @ of_items[:, :dims]).T
-        least = np.take_along_axis(scores, truth, 1)
-        above = np.stack([(scores > least[:, [column]]).sum(1) for column in range(least.shape[1])])
-        if (above < 40).mean() >= 0.997:
-            return dims
-    return min(512, width // 16 * 16)
-
-
-def _chunks(items: NDArray[Any], mean: Vectors, item_map: Vectors) -> Iterator[tuple[int, Vectors]]:
-    for start in range(0, len(items), CHUNK):
-        yield start, (np.asarray(items[start : start + CHUNK], np.float32) - mean) @ item_map
-
-
-def _lists(members: NDArray[np.int32], lists: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    """First block of each list (and the end), and the rows in their blocks."""
-    count, copies = members.shape
-    flat = members.ravel()
-    sizes = np.bincount(flat, minlength=lists)
-    blocks = -(-sizes // layout.SIGN_LANES)
-    starts = np.concatenate([[0], np.cumsum(blocks)]).astype(np.int64)
-    order = np.argsort(flat, kind="stable")
-    within = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    rows = np.full(int(starts[-1]) * layout.SIGN_LANES, layout.EMPTY, np.uint32)
-    rows[starts[:-1].repeat(sizes) * layout.SIGN_LANES + within] = (order // copies).astype(np.uint32)
-    return starts, rows.reshape(-1, layout.SIGN_LANES)
+    Raises:
+        IndexFolderError: if it is missing, unreadable or of another format.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise IndexFolderError(f"{folder} is of another format; build it again with `hivlp tune`")
+    return manifest

@@ -8,15 +8,13 @@ from numpy.typing import NDArray
 from hivlp.engine import layout, native
 from hivlp.levels import Vectors
 
-Progress = "Callable[[str, float], None]"
-
 
 def rotation(dims: int, rng: np.random.Generator) -> Vectors:
     """A random (dims, dims) rotation: it spreads what there is to say evenly over the dimensions."""
     return np.linalg.qr(rng.normal(size=(dims, dims)))[0].astype(np.float32)
 
 
-def projections(items: Vectors, queries: Vectors) -> tuple[Vectors, Vectors, Vectors, Vectors]:
+def projections(items: Vectors, queries: Vectors) -> tuple[Vectors, Vectors, Vectors]:
     """The pair of maps whose products come closest to the true ones, for these queries.
 
     Minimises ``E (q.x - (q B).(x A))^2`` over maps of any number of columns: the first of what is returned. This is
@@ -24,7 +22,7 @@ def projections(items: Vectors, queries: Vectors) -> tuple[Vectors, Vectors, Vec
     their mean, which adds the same to all scores of a query.
 
     Returns:
-        the items' mean (d,), A (d, d) for items, B (d, d) for queries, and the singular values (d,).
+        the items' mean (d,), A (d, d) for items, B (d, d) for queries.
     """
     mean = items.mean(0)
     centred = (items - mean).astype(np.float64)
@@ -34,7 +32,7 @@ def projections(items: Vectors, queries: Vectors) -> tuple[Vectors, Vectors, Vec
     left, values, right = np.linalg.svd(half_q @ half_x)
     root = np.sqrt(values)
     of_items, of_queries = inverse_x @ right.T * root, inverse_q @ left * root
-    return mean, of_items.astype(np.float32), of_queries.astype(np.float32), values.astype(np.float32)
+    return mean, of_items.astype(np.float32), of_queries.astype(np.float32)
 
 
 def _roots(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -49,9 +47,7 @@ def to_int8(values: Vectors) -> tuple[NDArray[np.int8], float]:
     return np.rint(values / scale).astype(np.int8), scale
 
 
-def assign(
-    keys: Vectors, bias: Vectors, items: Vectors, copies: int
-) -> tuple[NDArray[np.int32], Vectors]:
+def assign(keys: Vectors, bias: Vectors, items: Vectors, copies: int) -> tuple[NDArray[np.int32], Vectors]:
     """For each item its ``copies`` best lists by ``key . item + bias``, best first, and those scores."""
     copies = min(copies, len(keys))
     best, scores = np.empty((len(items), copies), np.int32), np.empty((len(items), copies), np.float32)

@@ -6,7 +6,8 @@
  *
  * Signs, one bit a dimension: 32 vectors share a block. For every 16 dimensions a block holds 64 bytes: byte v has
  * dimensions 0-3 of vector v in its low half and 4-7 in its high half, byte 32 + v has 8-11 and 12-15. A query is a
- * table of 16 sums (0..127) for every four dimensions.
+ * table of 16 sums (0..127) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
+ * is what the signs say of the product with the rest of the vector beyond its list's centre.
  * Nibbles, four bits a dimension: a row a vector. For every 128 dimensions a row holds 64 bytes: dimension j in the low
  * half of byte j, dimension 64 + j in its high half.
  * Keys of lists, a byte a dimension (128 more than the value): 16 lists share a block, four dimensions to 64 bytes.
@@ -35,8 +36,9 @@
 #define SIGN_LANES 32 /* vectors a block of signs */
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 
-/* Table sums of one block of signs, one a vector; returns a bit for each that is at least `bar`. */
-typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *table, int groups, uint16_t bar, uint16_t *out);
+/* Scores of one block of signs, one a vector; returns a bit for each that is at least `bar`. */
+typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
+                             int16_t middle, int32_t bar, int32_t *out);
 /* Sum of products of one row of nibbles and a query. */
 typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int groups);
 /* Sums of products of one block of keys and a query, one a list. */
@@ -46,20 +48,20 @@ typedef float (*dot_fn)(const uint16_t *row, const float *query, int dim);
 
 /* ---- generic ---------------------------------------------------------------------------------------------------- */
 
-static uint32_t mask_of(const uint16_t *scores, uint16_t bar) {
+static uint32_t signs_generic(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
+                              int16_t middle, int32_t bar, int32_t *out) {
     uint32_t mask = 0;
-    for (int v = 0; v < SIGN_LANES; v++) mask |= (uint32_t)(scores[v] >= bar) << v;
-    return mask;
-}
-
-static uint32_t signs_generic(const uint8_t *block, const uint8_t *table, int groups, uint16_t bar, uint16_t *out) {
-    memset(out, 0, SIGN_LANES * sizeof(uint16_t));
-    for (int g = 0; g < groups; g++, block += 64, table += 128)
-        for (int v = 0; v < SIGN_LANES; v++) {
-            uint8_t first = block[v], second = block[SIGN_LANES + v];
-            out[v] += table[first & 15] + table[64 + (first >> 4)] + table[32 + (second & 15)] + table[96 + (second >> 4)];
+    for (int v = 0; v < SIGN_LANES; v++) {
+        const uint8_t *bytes = block + v, *sums = table;
+        int32_t sum = -middle;
+        for (int g = 0; g < groups; g++, bytes += 64, sums += 128) {
+            uint8_t first = bytes[0], second = bytes[SIGN_LANES];
+            sum += sums[first & 15] + sums[64 + (first >> 4)] + sums[32 + (second & 15)] + sums[96 + (second >> 4)];
         }
-    return mask_of(out, bar);
+        out[v] = sum * factors[v];
+        mask |= (uint32_t)(out[v] >= bar) << v;
+    }
+    return mask;
 }
 
 static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int groups) {
@@ -97,8 +99,8 @@ static float dot_generic(const uint16_t *row, const float *query, int dim) {
 
 /* ---- x86 -------------------------------------------------------------------------------------------------------- */
 #ifdef X86
-__attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block, const uint8_t *table, int groups,
-                                                           uint16_t bar, uint16_t *out) {
+__attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block, const uint8_t *factors,
+    const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
     /* Sums of pairs of bytes; `odd` holds the high bytes alone, and is taken off the low ones at the end. */
     const __m256i low = _mm256_set1_epi8(15);
     __m256i both = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
@@ -114,13 +116,18 @@ __attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block,
     }
     __m256i even = _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8));
     __m256i first = _mm256_unpacklo_epi16(even, odd), second = _mm256_unpackhi_epi16(even, odd);
-    __m256i x = _mm256_permute2x128_si256(first, second, 0x20), y = _mm256_permute2x128_si256(first, second, 0x31);
-    _mm256_storeu_si256((__m256i *)out, x);
-    _mm256_storeu_si256((__m256i *)(out + 16), y);
-    __m256i least = _mm256_set1_epi16((int16_t)bar);
-    x = _mm256_cmpeq_epi16(_mm256_max_epu16(x, least), x);
-    y = _mm256_cmpeq_epi16(_mm256_max_epu16(y, least), y);
-    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(x, y), 0xd8));
+    __m256i parts[2] = {_mm256_permute2x128_si256(first, second, 0x20), _mm256_permute2x128_si256(first, second, 0x31)};
+    const __m256i half = _mm256_set1_epi16(middle), least = _mm256_set1_epi32(bar - 1);
+    uint32_t mask = 0;
+    for (int v = 0; v < SIGN_LANES; v += 8) {
+        __m256i part = _mm256_sub_epi16(parts[v / 16], half);
+        __m128i eight = v % 16 ? _mm256_extracti128_si256(part, 1) : _mm256_castsi256_si128(part);
+        __m256i factor = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(factors + v)));
+        __m256i score = _mm256_mullo_epi32(_mm256_cvtepi16_epi32(eight), factor);
+        _mm256_storeu_si256((__m256i *)(out + v), score);
+        mask |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(score, least))) << v;
+    }
+    return mask;
 }
 
 __attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, const int8_t *query, int groups) {
@@ -178,8 +185,8 @@ __attribute__((target("avx2,fma,f16c"))) static float dot_avx2(const uint16_t *r
 }
 
 #define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma"
-__attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *table, int groups,
-                                                           uint16_t bar, uint16_t *out) {
+__attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *factors,
+    const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
     const __m512i low = _mm512_set1_epi8(15);
     __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
     for (int g = 0; g < groups; g++, block += 64, table += 128) {
@@ -196,10 +203,17 @@ __attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block,
     __m256i e = _mm256_add_epi16(_mm512_castsi512_si256(even), _mm512_extracti64x4_epi64(even, 1));
     __m256i o = _mm256_add_epi16(_mm512_castsi512_si256(odd), _mm512_extracti64x4_epi64(odd, 1));
     __m256i first = _mm256_unpacklo_epi16(e, o), second = _mm256_unpackhi_epi16(e, o);
-    __m256i x = _mm256_permute2x128_si256(first, second, 0x20), y = _mm256_permute2x128_si256(first, second, 0x31);
-    __m512i all = _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
-    _mm512_storeu_si512(out, all);
-    return _mm512_cmpge_epu16_mask(all, _mm512_set1_epi16((int16_t)bar));
+    const __m256i half = _mm256_set1_epi16(middle);
+    const __m512i least = _mm512_set1_epi32(bar);
+    __m256i x = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x20), half);
+    __m256i y = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x31), half);
+    __m512i u = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(x),
+                                   _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)factors)));
+    __m512i v = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(y),
+                                   _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(factors + 16))));
+    _mm512_storeu_si512(out, u);
+    _mm512_storeu_si512(out + 16, v);
+    return (uint32_t)_mm512_cmpge_epi32_mask(u, least) | (uint32_t)_mm512_cmpge_epi32_mask(v, least) << 16;
 }
 
 __attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int groups) {
@@ -249,8 +263,10 @@ __attribute__((target(WIDE))) static float dot_avx512(const uint16_t *row, const
 
 /* ---- Arm -------------------------------------------------------------------------------------------------------- */
 #ifdef ARM64
-static uint32_t signs_neon(const uint8_t *block, const uint8_t *table, int groups, uint16_t bar, uint16_t *out) {
+static uint32_t signs_neon(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
+                           int16_t middle, int32_t bar, int32_t *out) {
     const uint8x16_t low = vdupq_n_u8(15);
+    uint32_t mask = 0;
     for (int part = 0; part < 2; part++) {
         uint16x8_t first = vdupq_n_u16(0), second = vdupq_n_u16(0);
         for (int g = 0; g < groups; g++)
@@ -262,10 +278,16 @@ static uint32_t signs_neon(const uint8_t *block, const uint8_t *table, int group
                 first = vaddw_u8(first, vget_low_u8(sum));
                 second = vaddw_high_u8(second, sum);
             }
-        vst1q_u16(out + 16 * part, first);
-        vst1q_u16(out + 16 * part + 8, second);
+        uint16_t sums[16];
+        vst1q_u16(sums, first);
+        vst1q_u16(sums + 8, second);
+        for (int v = 0; v < 16; v++) {
+            int32_t score = ((int32_t)sums[v] - middle) * factors[16 * part + v];
+            out[16 * part + v] = score;
+            mask |= (uint32_t)(score >= bar) << (16 * part + v);
+        }
     }
-    return mask_of(out, bar);
+    return mask;
 }
 
 static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int groups) {
@@ -329,8 +351,11 @@ EXPORT int hivlp_choose(int most) {
     return chosen;
 }
 
-EXPORT void hivlp_signs(const uint8_t *blocks, int64_t count, const uint8_t *table, int groups, uint16_t *out) {
-    for (int64_t b = 0; b < count; b++) score_signs(blocks + b * groups * 64, table, groups, 0, out + b * SIGN_LANES);
+EXPORT void hivlp_signs(const uint8_t *blocks, const uint8_t *factors, int64_t count, const uint8_t *table, int groups,
+                        int middle, int bar, int32_t *out, uint32_t *masks) {
+    for (int64_t b = 0; b < count; b++)
+        masks[b] = score_signs(blocks + b * groups * 64, factors + b * SIGN_LANES, table, groups, (int16_t)middle, bar,
+                               out + b * SIGN_LANES);
 }
 
 EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int groups, int32_t *out) {
@@ -402,6 +427,7 @@ typedef struct {
     const int8_t *centres;     /* (lists, dims) what the signs of a list are counted from */
     const int64_t *starts;     /* (lists + 1) first block of each list */
     const uint8_t *signs;      /* blocks of 32 codes, list after list */
+    const uint8_t *factors;    /* 32 a block, in steps of factor_scale */
     const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
     const uint8_t *nibbles;    /* (rows, nibble_groups * 64) */
     const uint16_t *fine;      /* (rows, fine_dim) float16 */
@@ -411,6 +437,7 @@ typedef struct {
     int32_t fine_dim;
     float key_scale;           /* what one step of a key stands for */
     float centre_scale;
+    float factor_scale;
 } engine;
 
 typedef struct { int64_t lists, codes, nibbles, fine; } work_done;
@@ -440,6 +467,7 @@ typedef struct {
     candidate *order;  /* (lists) */
     pool p;
     float small_scale, table_unit;
+    int32_t middle;    /* of the table's sums */
 } scratch;
 
 static void free_scratch(scratch *s) {
@@ -483,12 +511,14 @@ static void prepare(scratch *s, const engine *e, const float *query) {
         if (width > widest) widest = width;
     }
     s->table_unit = 2 * widest / 127.0f;
+    float middle = 0;
     for (int g = 0; g < e->dims / 4; g++) {
         float t[4], width = 0;
         for (int j = 0; j < 4; j++) {
             t[j] = s->z[4 * g + j] * e->amplitude[4 * g + j];
             width += fabsf(t[j]);
         }
+        middle += width;
         /* Groups 0 to 3 of 16 dimensions: low half of the first bytes, high half, low half of the second, high. */
         uint8_t *out = s->table + 128 * (g / 4) + 32 * (g % 4 / 2) + 64 * (g % 2);
         for (int code = 0; code < 16; code++) {
@@ -497,6 +527,7 @@ static void prepare(scratch *s, const engine *e, const float *query) {
             out[code] = out[16 + code] = (uint8_t)lrintf(sum / s->table_unit);
         }
     }
+    s->middle = (int32_t)lrintf(middle / s->table_unit);
 }
 
 /* Lists worth reading, best first: at most `most`, and none whose score is more than `margin` below the best. */
@@ -532,13 +563,15 @@ static void scan_list(scratch *s, const engine *e, int64_t list, const uint8_t *
     int32_t dot = 0;
     const int8_t *centre = e->centres + list * e->dims;
     for (int j = 0; j < e->dims; j++) dot += centre[j] * s->small[j];
-    int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / s->table_unit));
-    uint16_t scores[SIGN_LANES];
+    float unit = s->table_unit * e->factor_scale;
+    int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
+    int32_t scores[SIGN_LANES], most = s->middle * 255;
     int groups = e->dims / 16;
     for (int64_t b = e->starts[list]; b < e->starts[list + 1]; b++) {
         int64_t bar = (int64_t)(int32_t)((uint32_t)(s->p.least >> 32) ^ 0x80000000u) - offset;
-        if (bar > UINT16_MAX) return; /* no table sum can reach it */
-        uint32_t mask = score_signs(e->signs + b * groups * 64, s->table, groups, bar < 0 ? 0 : (uint16_t)bar, scores);
+        if (bar > most) return; /* no code can reach it */
+        uint32_t mask = score_signs(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, s->table, groups,
+                                    (int16_t)s->middle, bar < -most ? -most : (int32_t)bar, scores);
         const uint32_t *rows = e->rows + b * SIGN_LANES;
         while (mask) {
             int v = __builtin_ctz(mask);

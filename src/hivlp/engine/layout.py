@@ -20,6 +20,12 @@ def pack_keys(keys: NDArray[np.int8]) -> Bytes:
     return np.ascontiguousarray(full.reshape(blocks, LANES, dims // 4, 4).transpose(0, 2, 1, 3))
 
 
+def unpack_keys(packed: Bytes) -> NDArray[np.int8]:
+    """The inverse of :func:`pack_keys`, with the lists that fill the last block."""
+    blocks, groups, _, _ = packed.shape
+    return (packed.transpose(0, 2, 1, 3).reshape(blocks * LANES, groups * 4).astype(np.int16) - 128).astype(np.int8)
+
+
 def pack_signs(positive: NDArray[np.bool_]) -> Bytes:
     """(blocks, dims / 16, 64) uint8 from (32 * blocks, dims) bool."""
     count, dims = positive.shape
@@ -43,7 +49,8 @@ def pack_nibbles(codes: Bytes) -> Bytes:
     full = np.zeros((rows, groups * 128), np.uint8)
     full[:, :dims] = codes
     halves = full.reshape(rows, groups, 2, 64)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(rows, groups * 64)
+    packed: Bytes = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(rows, groups * 64)
+    return packed
 
 
 def unpack_nibbles(packed: Bytes, dims: int) -> Bytes:

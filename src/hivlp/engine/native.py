@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 LIBRARY = "_kernels.so"
@@ -28,6 +27,7 @@ class EngineStruct(Structure):
         ("centres", c_void_p),
         ("starts", c_void_p),
         ("signs", c_void_p),
+        ("factors", c_void_p),
         ("rows", c_void_p),
         ("nibbles", c_void_p),
         ("fine", c_void_p),
@@ -37,6 +37,7 @@ class EngineStruct(Structure):
         ("fine_dim", c_int32),
         ("key_scale", c_float),
         ("centre_scale", c_float),
+        ("factor_scale", c_float),
     )
 
 
@@ -46,8 +47,9 @@ class WorkStruct(Structure):
     _fields_ = (("lists", c_int64), ("codes", c_int64), ("nibbles", c_int64), ("fine", c_int64))
 
 
-def _pointer(array: NDArray[Any] | None) -> int | None:
-    return None if array is None else array.ctypes.data
+def pointer(array: NDArray[Any]) -> int:
+    """Where an array's values begin; the caller keeps it alive."""
+    return int(array.ctypes.data)
 
 
 @cache
@@ -63,7 +65,9 @@ def load() -> ctypes.CDLL | None:
         return None
     library.hivlp_choose.argtypes = [c_int]
     library.hivlp_choose.restype = c_int
-    library.hivlp_signs.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_signs.argtypes = [
+        c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p,
+    ]  # fmt: skip
     library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]

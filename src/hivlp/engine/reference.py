@@ -1,1 +1,106 @@
-def search(*a): raise NotImplementedError
+"""The kernels in numpy: what runs where they could not be compiled, and what the tests hold them against.
+
+Integer scores are the same to the last bit; only the last float32 sums may differ by rounding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import layout
+from hivlp.levels import Vectors
+
+if TYPE_CHECKING:
+    from hivlp.engine.building import Half
+    from hivlp.engine.engine import Arrays, Setting
+
+Rows = NDArray[np.int64]
+
+
+class Query:
+    """All that is derived from one query; the fields of ``scratch`` in kernels.c."""
+
+    def __init__(self, arrays: Arrays, query: Vectors) -> None:
+        self.z = np.asarray(arrays.map, np.float32) @ query
+        self.small, self.small_scale = _to_small(self.z)
+        self.nibble, _ = _to_small(self.z * arrays.step)
+        terms = (self.z * arrays.amplitude).reshape(-1, 4)
+        widths = np.abs(terms).sum(1)
+        self.table_unit = max(2 * float(widths.max()) / 127, 1e-20)
+        signs = (np.arange(16)[:, None] >> np.arange(4) & 1) * 2 - 1
+        sums = widths[:, None] + terms @ signs.T.astype(np.float32)
+        self.table = np.rint(sums / np.float32(self.table_unit)).astype(np.int32)  # (dims / 4, 16)
+        self.middle = int(np.rint(widths.sum() / self.table_unit))
+
+
+def _to_small(values: Vectors) -> tuple[NDArray[np.int32], float]:
+    most = max(float(np.abs(values).max()), 1e-20)
+    return np.rint(values * np.float32(127 / most)).astype(np.int32), most / 127
+
+
+def list_scores(arrays: Arrays, query: Query) -> Vectors:
+    """(lists,) what the router says of each list."""
+    keys = layout.unpack_keys(arrays.keys)[: len(arrays.key_bias)]
+    unit = np.float32(query.small_scale * float(arrays.scales[0]))
+    scores: Vectors = (keys.astype(np.int32) @ query.small).astype(np.float32) * unit + arrays.key_bias
+    return scores
+
+
+def sign_scores(arrays: Arrays, query: Query, chosen: Rows) -> tuple[Rows, Rows]:
+    """The rows in these lists, and their integer scores by their signs; a row may occur more than once."""
+    rows, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    unit = query.table_unit * float(arrays.scales[2])
+    for number in chosen:
+        first, last = arrays.starts[number : number + 2]
+        dot = int(arrays.centres[number].astype(np.int64) @ query.small)
+        offset = int(np.rint(np.float32(dot) * np.float32(query.small_scale * float(arrays.scales[1]) / unit)))
+        positive = layout.unpack_signs(np.asarray(arrays.signs[first:last]))
+        codes = (positive.reshape(len(positive), -1, 4) << np.arange(4)).sum(2)
+        sums = query.table[np.arange(codes.shape[1]), codes].sum(1) - query.middle
+        here = np.asarray(arrays.rows[first:last]).ravel()
+        held = here != layout.EMPTY
+        scores.append((offset + sums * np.asarray(arrays.factors[first:last]).ravel().astype(np.int64))[held])
+        rows.append(here[held].astype(np.int64))
+    return np.concatenate(rows), np.concatenate(scores)
+
+
+def nibble_scores(arrays: Arrays, query: Query, rows: Rows) -> Rows:
+    """Integer scores of rows by their nibbles."""
+    codes = layout.unpack_nibbles(np.asarray(arrays.nibbles[rows]), len(arrays.step))
+    scores: Rows = codes.astype(np.int64) @ query.nibble
+    return scores
+
+
+def search(
+    arrays: Arrays, fine: Half, queries: Vectors, k: int, setting: Setting, allowed: NDArray[np.uint8] | None
+) -> tuple[Rows, Vectors]:
+    """:meth:`hivlp.engine.Engine.search` without kernels."""
+    out_rows, out_scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+    for number, vector in enumerate(queries):
+        query = Query(arrays, vector)
+        lists = list_scores(arrays, query)
+        order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
+        chosen = order[lists[order] >= lists[order[0]] - np.float32(setting.margin)]
+        rows, scores = sign_scores(arrays, query, chosen)
+        if allowed is not None:
+            passing = (allowed[rows >> 3] >> (rows & 7) & 1).astype(bool)
+            rows, scores = rows[passing], scores[passing]
+        rows = np.unique(rows[np.lexsort((rows, -scores))[: setting.shortlist]])
+        rows, found = decide(arrays, fine, vector, query, rows, k, setting.last)
+        out_rows[number, : len(rows)], out_scores[number, : len(rows)] = rows, found
+    return out_rows, out_scores
+
+
+def decide(
+    arrays: Arrays, fine: Half, vector: Vectors, query: Query, rows: Rows, k: int, last: int
+) -> tuple[Rows, Vectors]:
+    """The best ``k`` of some rows: nibbles choose ``last`` of them, the float16 vectors decide."""
+    if len(rows) > last:
+        scores = nibble_scores(arrays, query, rows)
+        rows = np.sort(rows[np.lexsort((rows, -scores))[:last]])
+    products: Vectors = np.einsum("rd,d->r", np.asarray(fine[rows], np.float32), vector)
+    best = np.lexsort((rows, -products))[:k]
+    return rows[best], products[best]

@@ -1,0 +1,180 @@
+"""From vectors to the engine's arrays: what is learnt from a sample, and the codes of every item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import fit, layout
+from hivlp.levels import Vectors
+
+Half = NDArray[np.float16]
+Progress = Callable[[str, int, int], None]
+
+SAMPLE = 100_000
+CHUNK = 16_384
+STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
+CANDIDATE_DIMS = (64, 128, 256, 384)
+
+
+@dataclass
+class Learnt:
+    """What the codes of an item depend on, beside the item."""
+
+    mean: Vectors  # (d,) of the items
+    item_map: Vectors  # (d, dims)
+    map: Half  # (dims, d) for queries
+    step: Vectors  # (dims,) what one step of a nibble stands for
+    amplitude: Vectors  # (dims,) what a sign stands for
+    centres: NDArray[np.int8]  # (lists, dims)
+    centre_scale: float
+    factor_scale: float
+
+    @property
+    def exact_centres(self) -> Vectors:
+        """(lists, dims) float32."""
+        return self.centres.astype(np.float32) * np.float32(self.centre_scale)
+
+    def project(self, items: NDArray[Any]) -> Vectors:
+        """(n, dims) of (n, d) items, seen from their mean."""
+        return np.asarray((np.asarray(items, np.float32) - self.mean) @ self.item_map, np.float32)
+
+    def chunks(self, items: NDArray[Any]) -> Iterator[tuple[int, Vectors]]:
+        """The projections of all items, so many at a time, with the row of the first."""
+        for start in range(0, len(items), CHUNK):
+            yield start, self.project(items[start : start + CHUNK])
+
+
+@dataclass
+class Packed:
+    """The codes of all items."""
+
+    starts: NDArray[np.int64]  # (lists + 1,) first block of each list
+    signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
+    factors: NDArray[np.uint8]  # (blocks, 32)
+    rows: NDArray[np.uint32]  # (blocks, 32)
+    nibbles: NDArray[np.uint8]  # (n, groups * 64)
+    members: NDArray[np.int32]  # (n, copies) the lists of each item, nearest first
+
+
+def learn(
+    items: NDArray[Any],
+    queries: Vectors | None,
+    dims: int | None,
+    lists: int | None,
+    rng: np.random.Generator,
+    tell: Progress,
+) -> Learnt:
+    """Projection, partition and scales, from a sample of items and of queries; see :meth:`Engine.build`."""
+    chosen = np.sort(rng.choice(len(items), min(len(items), SAMPLE), replace=False))
+    sample = np.asarray(items[chosen], np.float32)
+    asked = sample if queries is None else queries[:SAMPLE]
+    tell("projection", 0, 1)
+    mean, of_items, of_queries = fit.projections(sample, asked)
+    dims = dims or choose_dims(sample, asked, mean, of_items, of_queries)
+    turn = fit.rotation(dims, rng)
+    item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
+    projected = (sample - mean) @ item_map
+    tell("projection", 1, 1)
+    lists = lists or max(1, min(len(items) // 64, int(4 * np.sqrt(len(items)))))
+    tell("partition", 0, 1)
+    centres, centre_scale = fit.to_int8(fit.partition(projected, min(lists, len(sample)), rng))
+    tell("partition", 1, 1)
+    exact = centres.astype(np.float32) * np.float32(centre_scale)
+    residual = np.abs(projected - exact[fit.assign(exact, length_bias(exact), projected, 1)[0][:, 0]])
+    amplitude = np.maximum(residual.mean(0), 1e-12)
+    factors = sign_factors(residual, amplitude)
+    return Learnt(
+        mean=mean,
+        item_map=np.ascontiguousarray(item_map),
+        map=np.ascontiguousarray(query_map.T, np.float16),
+        step=(STEP_OF_SPREAD * np.maximum(projected.std(0), 1e-12)).astype(np.float32),
+        amplitude=amplitude,
+        centres=centres,
+        centre_scale=centre_scale,
+        # Room for items that lie further out than any of the sample.
+        factor_scale=max(1.5 * float(np.quantile(factors, 0.999)), 1e-20) / 255,
+    )
+
+
+def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Packed:
+    """The codes of all items, in two passes over them in the order of their rows."""
+    count, (lists, dims) = len(items), learnt.centres.shape
+    centres = learnt.exact_centres
+    bias = length_bias(centres)
+    members = np.empty((count, min(copies, lists)), np.int32)
+    nibbles = np.empty((count, -(-dims // 128) * 64), np.uint8)
+    for start, part in learnt.chunks(items):
+        stop = start + len(part)
+        members[start:stop] = fit.assign(centres, bias, part, copies)[0]
+        nibbles[start:stop] = layout.pack_nibbles(np.clip(np.floor(part / learnt.step) + 8, 0, 15).astype(np.uint8))
+        tell("lists", stop, count)
+    starts, places = place(members, lists)
+    blocks = int(starts[-1])
+    rows = np.full((blocks, layout.SIGN_LANES), layout.EMPTY, np.uint32)
+    signs = np.zeros((blocks, dims // 16, 2, layout.SIGN_LANES), np.uint8)
+    factors = np.zeros((blocks, layout.SIGN_LANES), np.uint8)
+    for start, part in learnt.chunks(items):
+        stop = start + len(part)
+        for copy in range(members.shape[1]):
+            residual = part - centres[members[start:stop, copy]]
+            block, lane = np.divmod(places[start:stop, copy], layout.SIGN_LANES)
+            bits = np.packbits((residual > 0).reshape(len(part), dims // 16, 2, 8), axis=-1, bitorder="little")
+            signs[block, :, :, lane] = bits[..., 0]
+            factor = sign_factors(np.abs(residual), learnt.amplitude) / learnt.factor_scale
+            factors[block, lane] = np.clip(np.rint(factor), 0, 255)
+            rows[block, lane] = np.arange(start, stop)
+        tell("codes", stop, count)
+    return Packed(starts, signs.reshape(blocks, dims // 16, 64), factors, rows, nibbles, members)
+
+
+def length_bias(centres: Vectors) -> Vectors:
+    """(lists,) what makes the highest product with a centre the nearest centre."""
+    bias: Vectors = -0.5 * np.einsum("ld,ld->l", centres, centres)
+    return bias
+
+
+def sign_factors(residual: Vectors, amplitude: Vectors) -> Vectors:
+    """(n,) how much longer a vector is than its signs say, along them (Gao & Long, RaBitQ, 2024).
+
+    ``sign * amplitude``, times this, has the product with the vector that the vector has with itself; so the estimate
+    of a query's product is right on average over random rotations.
+
+    Args:
+        residual: (n, dims) absolute values.
+        amplitude: (dims,).
+    """
+    factors: Vectors = np.einsum("nd,nd->n", residual, residual) / np.maximum(residual @ amplitude, 1e-20)
+    return factors
+
+
+def choose_dims(sample: Vectors, queries: Vectors, mean: Vectors, of_items: Vectors, of_queries: Vectors) -> int:
+    """The fewest dimensions whose scores keep the ten best of a sample among its forty best, for 99.7% of them."""
+    items, asked = sample[:20_000], queries[:500]
+    truth = np.argpartition(-(asked @ items.T), min(10, len(items) - 1), 1)[:, :10]
+    width = sample.shape[1]
+    for dims in CANDIDATE_DIMS:
+        if dims >= width:
+            break
+        scores = (asked @ of_queries[:, :dims]) @ ((items - mean) @ of_items[:, :dims]).T
+        least = np.take_along_axis(scores, truth, 1)
+        above = np.stack([(scores > least[:, [column]]).sum(1) for column in range(least.shape[1])])
+        if (above < 40).mean() >= 0.997:
+            return dims
+    return int(min(512, max(16, width // 16 * 16)))
+
+
+def place(members: NDArray[np.int32], lists: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where everything lies: (lists + 1,) first block of each list and the end, (n, copies) place of each code."""
+    flat = members.ravel()
+    sizes = np.bincount(flat, minlength=lists)
+    starts = np.concatenate([[0], np.cumsum(-(-sizes // layout.SIGN_LANES))]).astype(np.int64)
+    order = np.argsort(flat, kind="stable")
+    places = np.empty(len(flat), np.int64)
+    firsts = starts[:-1] * layout.SIGN_LANES - (np.cumsum(sizes) - sizes)
+    places[order] = np.arange(len(flat)) + np.repeat(firsts, sizes)
+    return starts, places.reshape(members.shape)

@@ -1,0 +1,238 @@
+"""The engine against naive numpy: packing, every kernel in every variant, the cascade, storing."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivlp.engine import Engine, Setting, building, fit, layout, native, reference
+from hivlp.errors import IndexFolderError
+
+LIBRARY = native.load()
+VARIANTS = range(len(native.VARIANTS)) if LIBRARY is not None else []
+needs_kernels = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
+
+
+def cloud(count: int, width: int, seed: int) -> np.ndarray:
+    """Unit vectors in groups, with an offset: a little like embeddings."""
+    rng = np.random.default_rng(seed)
+    groups = rng.normal(size=(max(2, count // 40), width))
+    vectors = groups[rng.integers(len(groups), size=count)] + 0.7 * rng.normal(size=(count, width)) + 0.5
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def items() -> np.ndarray:
+    return cloud(3000, 96, 0).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def queries() -> np.ndarray:
+    return cloud(1200, 96, 1)
+
+
+@pytest.fixture(scope="module")
+def engine(items, queries) -> Engine:
+    return Engine.build(items, queries=queries, dims=64, lists=40)
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda number: native.VARIANTS[number])
+def variant(request):
+    """Each instruction set that this processor has, in turn."""
+    chosen = LIBRARY.hivlp_choose(request.param)
+    if chosen != request.param:
+        LIBRARY.hivlp_choose(len(native.VARIANTS))
+        pytest.skip("this processor lacks it")
+    yield request.param
+    LIBRARY.hivlp_choose(len(native.VARIANTS))
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_packing_is_undone(blocks, groups, seed):
+    rng = np.random.default_rng(seed)
+    signs = rng.random((blocks * 32, groups * 16)) < 0.5
+    np.testing.assert_array_equal(layout.unpack_signs(layout.pack_signs(signs)), signs)
+    nibbles = rng.integers(0, 16, (blocks, groups * 16), dtype=np.uint8)
+    np.testing.assert_array_equal(layout.unpack_nibbles(layout.pack_nibbles(nibbles), groups * 16), nibbles)
+    keys = rng.integers(-128, 128, (blocks * 3, groups * 16)).astype(np.int8)
+    np.testing.assert_array_equal(layout.unpack_keys(layout.pack_keys(keys))[: len(keys)], keys)
+
+
+@needs_kernels
+@pytest.mark.parametrize("groups", [1, 3, 8, 16, 32])
+def test_signs(variant, groups):
+    rng = np.random.default_rng(groups)
+    blocks = 3
+    positive = rng.random((blocks * 32, groups * 16)) < 0.5
+    packed, factors = layout.pack_signs(positive), rng.integers(0, 256, (blocks, 32), dtype=np.uint8)
+    sums = rng.integers(0, 128, (groups * 4, 16), dtype=np.uint8)
+    if groups == 32:
+        sums[:] = 127  # the largest sum there can be
+    table = np.empty((groups, 128), np.uint8)
+    for g in range(groups * 4):
+        at = 32 * (g % 4 // 2) + 64 * (g % 2)
+        table[g // 4, at : at + 32] = np.tile(sums[g], 2)
+    codes = (positive.reshape(blocks * 32, -1, 4) << np.arange(4)).sum(2)
+    middle = groups * 4 * 60
+    expected = (sums[np.arange(groups * 4), codes].sum(1, dtype=np.int64) - middle) * factors.ravel()
+    out, masks = np.empty(blocks * 32, np.int32), np.empty(blocks, np.uint32)
+    bar = int(np.median(expected))
+    LIBRARY.hivlp_signs(
+        packed.ctypes.data, factors.ctypes.data, blocks, table.ctypes.data, groups, middle, bar, out.ctypes.data,
+        masks.ctypes.data,
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, expected)
+    above = (masks[:, None] >> np.arange(32, dtype=np.uint32) & 1).ravel().astype(bool)
+    np.testing.assert_array_equal(above, expected >= bar)
+
+
+@needs_kernels
+@pytest.mark.parametrize("extreme", [False, True])
+def test_nibbles_and_keys(variant, extreme):
+    rng = np.random.default_rng(0)
+    for groups in (1, 2, 3):
+        codes = (
+            np.full((7, groups * 128), 15, np.uint8) if extreme else rng.integers(0, 16, (7, groups * 128), np.uint8)
+        )
+        query = np.full(groups * 128, -128 if extreme else 0, np.int8)
+        if not extreme:
+            query[:] = rng.integers(-128, 128, groups * 128)
+        packed, out = layout.pack_nibbles(codes), np.empty(7, np.int32)
+        LIBRARY.hivlp_nibbles(packed.ctypes.data, 7, query.ctypes.data, groups, out.ctypes.data)
+        np.testing.assert_array_equal(out, codes.astype(np.int64) @ query)
+        keys = rng.integers(-128, 128, (19, groups * 16)).astype(np.int8)
+        if extreme:
+            keys[:] = 127
+        packed, out = layout.pack_keys(keys), np.empty(32, np.int32)
+        LIBRARY.hivlp_keys(packed.ctypes.data, 2, query.ctypes.data, groups * 4, out.ctypes.data)
+        np.testing.assert_array_equal(out[:19], (keys.astype(np.int64) + 128) @ query[: groups * 16])
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [1, 7, 16, 31, 32, 100, 768])
+def test_dot(variant, width):
+    rng = np.random.default_rng(width)
+    rows = rng.normal(size=(5, width)).astype(np.float16)
+    rows[0, 0] = np.float16(6e-8)  # a subnormal
+    query, which, out = rng.normal(size=width).astype(np.float32), np.array([4, 0, 2]), np.empty(3, np.float32)
+    LIBRARY.hivlp_dot(rows.ctypes.data, which.ctypes.data, 3, query.ctypes.data, width, out.ctypes.data)
+    np.testing.assert_allclose(out, rows[which].astype(np.float64) @ query, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch):
+    for setting in (Setting(40, np.inf, 200, 50), Setting(5, np.inf, 60, 20), Setting(40, 3.0, 30, 30)):
+        rows, scores = engine.search(queries[:40], 10, setting)
+        expected, products = reference.search(engine.arrays, engine.fine, queries[:40], 10, setting, None)
+        # Rounding of the last sums may swap two that are all but equal, and of the router's a list at the margin.
+        same = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
+        assert same >= 0.995
+        np.testing.assert_allclose(scores[:, 0], products[:, 0], atol=2e-3)
+
+
+def exact(items, queries, k, allowed=None):
+    scores = queries @ items.astype(np.float32).T
+    if allowed is not None:
+        scores[:, ~allowed] = -np.inf
+    return np.argsort(-scores, 1, kind="stable")[:, :k]
+
+
+@pytest.fixture(params=["kernels", "numpy"])
+def either(request, monkeypatch):
+    """With the kernels, and as if they had not been compiled."""
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif LIBRARY is None:
+        pytest.skip("the kernels are not compiled here")
+
+
+def test_everything_read_is_exact(either, engine, items, queries):
+    rows, scores = engine.search(queries[:20], 10, Setting(40, np.inf, 10**4, 10**4))
+    np.testing.assert_array_equal(rows, exact(items, queries[:20], 10))
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_recall_grows_with_effort(either, engine, items, queries):
+    truth = exact(items, queries[:100], 10)
+
+    def recall(setting):
+        rows = engine.search(queries[:100], 10, setting)[0]
+        return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), truth.tolist(), strict=True)])
+
+    little, much = recall(Setting(2, np.inf, 40, 15)), recall(Setting(40, np.inf, 400, 60))
+    assert little < much
+    assert much > 0.97
+
+
+def test_filter(either, engine, items, queries):
+    rng = np.random.default_rng(3)
+    for share in (0.01, 0.3):
+        allowed = rng.random(len(items)) < share
+        bits = np.packbits(allowed, bitorder="little")
+        rows, _ = engine.search(queries[:20], 10, Setting(40, np.inf, 10**4, 10**4), allowed=bits)
+        np.testing.assert_array_equal(rows, exact(items, queries[:20], 10, allowed))
+        some = np.flatnonzero(allowed).astype(np.uint32)
+        found, _ = engine.search_rows(queries[0], some, 10, 10**4)
+        np.testing.assert_array_equal(found, rows[0])
+
+
+def test_fewer_rows_than_wanted(either, items):
+    small = Engine.build(items[:5], lists=1, dims=16)
+    rows, scores = small.search(items[:2].astype(np.float32), 8, Setting(1, np.inf, 8, 8))
+    assert sorted(rows[0][:5].tolist()) == list(range(5))
+    assert (rows[:, 5:] == -1).all() and np.isneginf(scores[:, 5:]).all()
+
+
+def test_the_router_learns(items, queries):
+    """Fewer lists hold the best items once keys were learnt from queries than with the lists' centres as keys."""
+    rng = np.random.default_rng(0)
+    centres = fit.partition(items.astype(np.float32), 30, rng)
+    shift = rng.normal(size=96).astype(np.float32) * 0.15  # queries from elsewhere
+    asked = queries + shift
+    best = exact(items, asked, 10)
+    lists = fit.assign(centres, -0.5 * (centres**2).sum(1), items.astype(np.float32), 1)[0][:, 0]
+    weights, bias = fit.learn_router(centres, asked[:1000], lists[best[:1000]], steps=300)
+
+    def found(scores):
+        first = np.argsort(-scores, 1)[:, :3]
+        return np.mean([np.isin(lists[best[1000 + row]], first[row]).mean() for row in range(200)])
+
+    assert found(asked[1000:] @ weights.T + bias) > found(asked[1000:] @ centres.T) + 0.02
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 1000))
+def test_every_item_lies_in_its_lists(lists, copies, seed):
+    rng = np.random.default_rng(seed)
+    members = np.stack([rng.permutation(lists)[: min(copies, lists)] for _ in range(200)]).astype(np.int32)
+    starts, places = building.place(members, lists)
+    assert len(set(places.ravel().tolist())) == places.size
+    assert (places // layout.SIGN_LANES >= starts[members]).all()
+    assert (places // layout.SIGN_LANES < starts[members + 1]).all()
+
+
+def test_extended(engine, items):
+    """More items under what was learnt from fewer: as if the codes had been packed with them from the start."""
+    half = Engine(engine.arrays, items).extend(items[:1500])
+    whole = half.extend(items)
+    for name in ("signs", "factors", "rows", "nibbles", "starts"):
+        np.testing.assert_array_equal(getattr(whole.arrays, name), getattr(engine.arrays, name))
+
+
+def test_saved_and_loaded(tmp_path, engine, items, queries):
+    engine.save(tmp_path / "engine", {"rows": 3000})
+    again = Engine.load(tmp_path / "engine", items)
+    setting = Setting(10, np.inf, 100, 30)
+    np.testing.assert_array_equal(again.search(queries[:9], 5, setting)[0], engine.search(queries[:9], 5, setting)[0])
+    (tmp_path / "engine" / "signs.npy").unlink()
+    with pytest.raises(IndexFolderError, match="hivlp tune"):
+        Engine.load(tmp_path / "engine", items)
+
+
+def test_the_struct_is_the_one_of_the_kernels():
+    # Eleven... twelve pointers, one 64-bit count, three 32-bit ones, three floats.
+    assert ctypes.sizeof(native.EngineStruct) == 12 * 8 + 8 + 3 * 4 + 3 * 4
