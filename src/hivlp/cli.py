@@ -112,6 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("info", run_info, "What an index holds.")
     sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("--verify", action="store_true", help="check every vector and record; exit 1 if one is damaged")
+
+    sub = verb("repair", run_repair, "Save what can be saved of a damaged index.")
+    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("--model", help="to encode pictures again with (default: the index's own)")
 
     sub = verb("compact", run_compact, "Give back the space of removed and replaced items.")
     sub.add_argument("index", type=Path, metavar="INDEX")
@@ -230,9 +235,37 @@ def run_info(arguments: argparse.Namespace) -> int:
     """``hivlp info``."""
     from hivlp.index import Index
 
+    if arguments.verify:
+        from hivlp.index.verify import verify
+
+        report = verify(arguments.index)
+        _print(arguments, report.to_json, lambda: str(report))
+        return 0 if report.ok else _fail(report.summary())
     with Index.open(arguments.index) as index:
         info = index.info()
     _print(arguments, lambda: info, lambda: "\n".join(f"{name}: {value}" for name, value in info.items()))
+    return 0
+
+
+def run_repair(arguments: argparse.Namespace) -> int:
+    """``hivlp repair``: exit 1 only if the index cannot be used; what is not repaired is part of the result."""
+    from hivlp.errors import DamagedIndexError
+    from hivlp.index import Index
+    from hivlp.index.repair import beyond_repair
+
+    try:
+        index = Index.open(arguments.index)
+    except DamagedIndexError as error:
+        raise DamagedIndexError(beyond_repair(str(error))) from error
+    with index, _progress("vectors") as follow:
+        try:
+            index.attach(_index_model(index, arguments.model))
+        except HivlpError as error:
+            if arguments.model is not None:
+                raise
+            sys.stderr.write(f"hivlp: pictures will not be encoded again: {error}\n")
+        report = index.repair(follow)
+    _print(arguments, report.to_json, lambda: str(report))
     return 0
 
 

@@ -302,12 +302,14 @@ class IndexFolder:
         for number, level in enumerate(self.levels):
             sums = self.catalog.integrity.checksums(level.name, state.rows)
             self.catalog.integrity.forget_blocks(level.name)
-            old = self._file(level, state).map(int(live.max(initial=-1)) + 1)
+            # Of a file that is damaged no more is asked than it must give; of a missing one, nothing.
+            old = self._file(level, state).map(int(live.max()) + 1) if len(live) else None
             new = VectorFile.of(self.path, level, generation)
             new.path.unlink(missing_ok=True)
             new.create()
             for start in range(0, len(live), CHUNK):
                 rows = live[start : start + CHUNK]
+                assert old is not None
                 vectors = old[rows]
                 self._check_sums(state, level, rows, vectors, sums)
                 self.catalog.integrity.add_block(level.name, start, new.write(start, vectors))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,11 @@ class Integrity:
     # The database itself.
 
     def faults(self) -> list[str]:
-        """What SQLite's own check, and a look at the definitions of the tables, find wrong with the database."""
+        """What SQLite's own check, and a look at the file's length and the tables' definitions, find wrong."""
+        (pages,), (page_size,) = (self._db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        length = Path(self._db.execute("PRAGMA database_list").fetchone()[2]).stat().st_size
+        if length < pages * page_size:  # SQLite would read zeros
+            return [f"the file holds {length} of {pages * page_size} bytes"]
         found = [text for (text,) in self._db.execute("PRAGMA integrity_check") if text != "ok"]
         if self._has_checksums():
             found += [f"the definition of {name} is not as it was written" for name in schema.altered(self._db)]
@@ -44,6 +49,12 @@ class Integrity:
             for values in self._db.execute("SELECT * FROM items ORDER BY id"):
                 record, crc = values[:columns], values[columns:]
                 yield record, not crc or crc[0] == record_crc(*record)
+
+    def path_of(self, item_id: int) -> str:
+        """The path of an item, whatever state its record is in."""
+        with self._lenient():
+            found = self._db.execute("SELECT path FROM items WHERE id = ?", (item_id,)).fetchone()
+        return "?" if found is None else unpack_path(found[0] if isinstance(found[0], (str, bytes)) else repr(found[0]))
 
     def damaged_item(self) -> int | None:
         """The id of an item whose record is not as it was written, if there is one."""
