@@ -166,7 +166,7 @@ def flip(file: Path, row: int, dim: int, byte: int = 0) -> None:
     file.write_bytes(data)
 
 
-def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index, encoder, pictures):
+def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index, encoder, pictures, tmp_path):
     before = {item.path: item for item in index.catalog.all_items()}
     query = [(hit.id, hit.scores) for hit in index.search("words", k=99)]
     index.close()
@@ -180,6 +180,9 @@ def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index
         assert encoder.encoded == encoded + 1
         assert (report.restored, report.items, report.forgotten) == (1, 31, [])
         assert [Path(path).name for _, path in report.lost] == ["00009.png"]
+        shutil.copytree(index.path, tmp_path / "given up")
+        with Index.open(tmp_path / "given up") as other:
+            assert other.remove([pictures / "00009.png"]) == 1 and other.info()["lost"] == 0
         assert "not repaired" in str(report) and "00009.png" in str(report)
         assert damaged.verify().ok and damaged.info()["lost"] == 1
         after = {item.path: item for item in damaged.catalog.all_items()}

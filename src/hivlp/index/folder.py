@@ -154,17 +154,23 @@ class IndexFolder:
         """
         with self._changing():
             chosen: dict[int, Item] = {}
+            given_up: set[int] = set()
+            set_aside = {key: item_id for item_id, path in self.catalog.integrity.lost()[0] for key in (item_id, path)}
             for wanted in items:
                 if isinstance(wanted, int):
                     item = self.catalog.get(wanted)
                     found = [] if item is None else [item]
                 else:
                     found = self.catalog.under(stored_path(wanted)) or self.catalog.under(os.path.realpath(wanted))
-                if not found:
+                key = wanted if isinstance(wanted, int) else stored_path(wanted)
+                if not found and key in set_aside:
+                    given_up.add(set_aside[key])
+                elif not found:
                     raise QueryError(f"{self.path} has no item {wanted}")
                 chosen.update({item.id: item for item in found})
             self.catalog.delete((item.id, item.row) for item in chosen.values())
-        return len(chosen)
+            self.catalog.integrity.forget(given_up)
+        return len(chosen) + len(given_up)
 
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
