@@ -155,6 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
     sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
+    sub.add_argument("--rounds", type=int, default=500, metavar="N", help="crash: how many (default 500)")
     sub.add_argument("--size", choices=["small", "full"], default="small", help="objective: minutes or hours")
     sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective: where to draw the rows")
     sub.add_argument("--model", default=DEFAULT_MODEL)
@@ -373,6 +374,7 @@ BENCHES = {
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
     "exit": "what a coarse level from an early layer saves",
+    "crash": "whether an index survives kills and failing disks",
 }
 
 
@@ -400,8 +402,12 @@ def run_bench(arguments: argparse.Namespace) -> int:
             from hivlp.bench import early_exit
 
             result, text = early_exit.run(_model(arguments.model)), early_exit.format_text
+        case "crash":
+            from hivlp.bench import crash
+
+            result, text = crash.run(arguments.rounds), crash.format_text
     _print(arguments, lambda: result, lambda: text(result))
-    return 0
+    return _fail(f"{len(result['failures'])} failures") if result.get("failures") else 0
 
 
 def _model(name: str | Path) -> HiVLP:
