@@ -181,7 +181,7 @@ def _check(
     either = [contents] if story.flight is None else [contents, outcome(contents, story.flight)]
     with Index.open(place) as index:
         report = index.verify()
-        yield from map(str, report.damage)
+        yield from (str(damage).splitlines()[0] for damage in report.damage)
         if not report.ok:
             return
         items = {item.path: item for item in index.catalog.all_items()}

@@ -21,6 +21,7 @@ from hivlp.index.vectors import VectorFile, not_unit, row_checksums
 from hivlp.levels import Level
 
 Rows = NDArray[np.int64]
+SHOWN = 20  # a text for people names so many of a kind; the JSON names all
 NO_CHECKSUMS = (
     "an index of format 1 has no checksums: only lengths and norms were checked; the next change to it makes checksums"
 )
@@ -64,7 +65,10 @@ class Damage:
     def __str__(self) -> str:
         rows = f", {_spans(self.rows)}" if self.rows else ""
         lines = [f"damaged: {self.file}{rows}: {self.what}"]
-        return "\n".join([*lines, *(f"  item [{item_id}] {path!r}" for item_id, path in self.items)])
+        lines += [f"  item [{item_id}] {path!r}" for item_id, path in self.items[:SHOWN]]
+        if len(self.items) > SHOWN:
+            lines.append(f"  and {len(self.items) - SHOWN} items more")
+        return "\n".join(lines)
 
 
 @dataclass
@@ -248,6 +252,6 @@ def _spans(rows: Iterable[int]) -> str:
         else:
             spans.append([row, row])
     words = [str(first) if first == last else f"{first}–{last}" for first, last in spans]
-    if len(words) > 20:
-        words = [*words[:20], f"and {len(words) - 20} more spans"]
+    if len(words) > SHOWN:
+        words = [*words[:SHOWN], f"and {len(words) - SHOWN} spans more"]
     return f"row{'s'[: spans[0][0] != spans[-1][1]]} {', '.join(words)}"
