@@ -29,6 +29,14 @@ from hivlp.levels import Level
 
 FILE = "items.db"
 BUSY_SECONDS = 30.0
+PASSING = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+)
+"""Errors of SQLite that say nothing of the file itself."""
 # Hashes come in no order: a large addition touches most pages of their index, and must not write them out twice.
 CACHE_KIB = 65_536
 WHERE_SECONDS = 5.0
@@ -185,7 +193,8 @@ class Catalog:
                 if self._db.in_transaction:
                     self._db.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            raise IndexFolderError(f"{self._path} cannot be read: {error}") from error
+            kind = IndexFolderError if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING else DamagedIndexError
+            raise kind(f"{self._path} cannot be read: {error}") from error
 
     @contextmanager
     def writing(self) -> Iterator[State]:
@@ -207,7 +216,7 @@ class Catalog:
         meta = self._meta()
         try:
             rows, generation, commits, version = (int(meta[key]) for key in ("rows", "generation", "commits", "format"))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise DamagedIndexError(f"{self._path} is damaged: the table meta makes no sense ({error})") from error
         return State(rows, generation, commits, version, meta.get("dtype", "<f4"))
 

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,18 @@ class IndexFolder:
             if items and embeddings is not None:
                 for level in self.levels:
                     check_vectors(level, embeddings.get(level.name), [item.path for item in items])
-                for level in self.levels:
-                    file = self._file(level, state)
+                files = [self._file(level, state) for level in self.levels]
+                for file in files:
                     file.map(state.rows)  # refuses to build on a damaged file
-                    crcs = file.write(state.rows, embeddings[level.name])
-                    self.catalog.integrity.add_block(level.name, state.rows, crcs)
-                updated = self.catalog.put(items, state.rows)
+                with ThreadPoolExecutor(1, "hivlp-write") as pool:
+                    writes = [
+                        pool.submit(file.write, state.rows, embeddings[level.name])
+                        for file, level in zip(files, self.levels, strict=True)
+                    ]
+                    # Meanwhile; what counts is that all vectors are on disk before the commit.
+                    updated = self.catalog.put(items, state.rows)
+                for level, write in zip(self.levels, writes, strict=True):
+                    self.catalog.integrity.add_block(level.name, state.rows, write.result())
                 self.catalog.set_rows(state.rows + len(items))
             self.catalog.restamp(restamp)
         return updated

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
+from typing import Any
 
 FORMAT = 2
 OLD_FORMAT = 1
@@ -91,17 +92,19 @@ def upgrade_tables(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO meta VALUES ('dtype', '<f4')")
 
 
-def sequence(db: sqlite3.Connection) -> int:
+def sequence(db: sqlite3.Connection) -> Any:
     """The largest id that was ever given to an item."""
     found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
-    return int(found[0]) if found else 0
+    return found[0] if found else 0  # as it is stored: the checksum of meta covers it
 
 
 def altered(db: sqlite3.Connection) -> list[str]:
     """Names of the tables and indexes whose definition is not the one of :data:`FORMAT`."""
-    found = dict(db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
-    with sqlite3.connect(":memory:") as model:
-        make_tables(model)
-        wanted = dict(model.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    model = sqlite3.connect(":memory:")
+    make_tables(model)
+    wanted, found = (
+        {name: rest for name, *rest in each.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")}
+        for each in (model, db)
+    )
     model.close()
-    return [name for name, sql in wanted.items() if found.get(name) != sql]
+    return [name for name, rest in wanted.items() if found.get(name) != rest]

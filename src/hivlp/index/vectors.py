@@ -50,7 +50,7 @@ class VectorFile:
         try:
             return self.path.stat().st_size // (self.dim * self.dtype.itemsize)
         except FileNotFoundError as error:
-            raise DamagedIndexError(f"the index is damaged: {self.path} is missing") from error
+            raise DamagedIndexError(f"the index is damaged: {self.path} is missing; run `hivlp repair`") from error
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
 
@@ -62,7 +62,9 @@ class VectorFile:
         """
         held = self.held()
         if held < rows:
-            raise DamagedIndexError(f"the index is damaged: {self.path} holds {held} of {rows} vectors")
+            raise DamagedIndexError(
+                f"the index is damaged: {self.path} holds {held} of {rows} vectors; run `hivlp repair`"
+            )
         if rows == 0:
             return np.empty((0, self.dim), self.dtype)
         try:

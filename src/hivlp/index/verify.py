@@ -137,25 +137,27 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
         IndexFolderError: if a file may not be read.
     """
     report = VerifyReport(str(folder.path))
-    with folder.catalog.reading() as state:
-        report.format, report.rows = state.format, state.rows
-        if state.format == OLD_FORMAT:
-            report.notes.append(NO_CHECKSUMS)
-        try:
+    try:
+        with folder.catalog.reading() as state:
+            report.format, report.rows = state.format, state.rows
+            if state.format == OLD_FORMAT:
+                report.notes.append(NO_CHECKSUMS)
             folder.catalog.check_meta()
             faults = folder.catalog.integrity.faults()
             report.damage += [Damage("structure", FILE, fault) for fault in faults]
+            if faults:
+                report.notes.append(f"the rest was not looked at: what {FILE} says of it cannot be trusted")
+                return report
             owners = _check_records(folder, state, report)
             files = [_LevelCheck(folder, level, state) for level in folder.levels]
-        except (DamagedIndexError, sqlite3.DatabaseError) as error:
-            report.damage.append(Damage("structure", FILE, str(error)))
-            return report
-    # The files' committed rows never change, so that they can be read without keeping writers waiting.
-    for file in files:
-        for kind, name, what, rows in file.damage():
-            ids = owners[rows]
-            items = _known(folder, ids[ids > 0])
-            report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
+        # The files' committed rows never change, so that they can be read without keeping writers waiting.
+        for file in files:
+            for kind, name, what, rows in file.damage():
+                ids = owners[rows]
+                items = _known(folder, ids[ids > 0])
+                report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
+    except (DamagedIndexError, sqlite3.DatabaseError) as error:
+        report.damage.append(Damage("structure", FILE, str(error)))
     return report
 
 
