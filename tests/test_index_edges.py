@@ -122,7 +122,7 @@ def test_what_may_not_be_read_or_written_is_told_in_a_sentence(index, tmp_path):
     shutil.copytree(index.path, tmp_path / "locked_catalog")
     (tmp_path / "locked_catalog" / "items.db").chmod(0o600)
     shutil.copytree(index.path, tmp_path / "locked_vectors")
-    (tmp_path / "locked_vectors" / "fine.0.f32").chmod(0o600)
+    (tmp_path / "locked_vectors" / "fine.0.f16").chmod(0o600)
     shutil.copytree(index.path, tmp_path / "closed" / "x")
     (tmp_path / "closed").chmod(0o700)
     opened = []
@@ -223,7 +223,7 @@ def test_an_index_opened_by_a_relative_name_stays_open_elsewhere(index, tmp_path
 
 
 def test_compact_clears_what_a_killed_one_left(index):
-    left = index.path / "fine.7.f32"
+    left = index.path / "fine.7.f16"
     left.write_bytes(b"half a generation")
     assert index.compact() == 0
     assert not left.exists()

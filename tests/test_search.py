@@ -25,6 +25,11 @@ def unit(rng, rows, dim):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+def stored(rng, rows, dim):
+    """Unit vectors, rounded as an index stores them, so that an oracle sees the same numbers."""
+    return unit(rng, rows, dim).astype(np.float16).astype(np.float32)
+
+
 def fill(index, vectors, captions=None):
     rows = len(next(iter(vectors.values())))
     items = [
@@ -48,7 +53,7 @@ def fill(index, vectors, captions=None):
 def test_the_cascade_equals_the_oracle(seed, rows, dims, removed, k, page, filtered):
     rng = np.random.default_rng(seed)
     encoder = FakeEncoder(dims=dims)
-    vectors = {level.name: unit(rng, rows, level.dim) for level in encoder.levels}
+    vectors = {level.name: stored(rng, rows, level.dim) for level in encoder.levels}
     query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with tempfile.TemporaryDirectory() as folder, Index.create(Path(folder) / "x", model=encoder) as index:
         fill(index, vectors)
@@ -87,7 +92,7 @@ def test_the_cascade_equals_the_oracle(seed, rows, dims, removed, k, page, filte
 def test_two_levels_are_a_shortlist_then_an_order(tmp_path):
     rng = np.random.default_rng(0)
     encoder = FakeEncoder()
-    vectors = {level.name: unit(rng, 500, level.dim) for level in encoder.levels}
+    vectors = {level.name: stored(rng, 500, level.dim) for level in encoder.levels}
     query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         fill(index, vectors)
@@ -99,7 +104,7 @@ def test_two_levels_are_a_shortlist_then_an_order(tmp_path):
 def test_a_funnel_of_three_levels(tmp_path):
     rng = np.random.default_rng(1)
     encoder = FakeEncoder(dims=(4, 8, 16))
-    vectors = {level.name: unit(rng, 400, level.dim) for level in encoder.levels}
+    vectors = {level.name: stored(rng, 400, level.dim) for level in encoder.levels}
     query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         fill(index, vectors)
@@ -155,7 +160,7 @@ def test_search_by_text_picture_item_and_vector_agree(index, encoder, pictures):
     path = pictures / "00004.png"
     item = index.catalog.at(str(path))
     by_file = index.search(image=path, k=5)
-    assert by_file[0].id == item.id and by_file[0].scores["fine"] == pytest.approx(1, abs=1e-5)
+    assert by_file[0].id == item.id and by_file[0].scores["fine"] == pytest.approx(1, abs=1e-3)
     ids = [hit.id for hit in by_file]
     assert [hit.id for hit in index.search(image=str(path), k=5)] == ids
     assert [hit.id for hit in index.search(image=path.read_bytes(), k=5)] == ids

@@ -112,6 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("info", run_info, "What an index holds.")
     sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("--verify", action="store_true", help="check every vector and record; exit 1 if one is damaged")
+
+    sub = verb("repair", run_repair, "Save what can be saved of a damaged index.")
+    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("--model", help="to encode pictures again with (default: the index's own)")
 
     sub = verb("compact", run_compact, "Give back the space of removed and replaced items.")
     sub.add_argument("index", type=Path, metavar="INDEX")
@@ -150,6 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
     sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
+    sub.add_argument("--rounds", type=int, default=500, metavar="N", help="crash: how many (default 500)")
     sub.add_argument("--size", choices=["small", "full"], default="small", help="objective: minutes or hours")
     sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective: where to draw the rows")
     sub.add_argument("--model", default=DEFAULT_MODEL)
@@ -230,9 +236,37 @@ def run_info(arguments: argparse.Namespace) -> int:
     """``hivlp info``."""
     from hivlp.index import Index
 
+    if arguments.verify:
+        from hivlp.index.verify import verify
+
+        report = verify(arguments.index)
+        _print(arguments, report.to_json, lambda: str(report))
+        return 0 if report.ok else _fail(report.summary())
     with Index.open(arguments.index) as index:
         info = index.info()
     _print(arguments, lambda: info, lambda: "\n".join(f"{name}: {value}" for name, value in info.items()))
+    return 0
+
+
+def run_repair(arguments: argparse.Namespace) -> int:
+    """``hivlp repair``: exit 1 only if the index cannot be used; what is not repaired is part of the result."""
+    from hivlp.errors import DamagedIndexError
+    from hivlp.index import Index
+    from hivlp.index.repair import beyond_repair
+
+    try:
+        index = Index.open(arguments.index)
+    except DamagedIndexError as error:
+        raise DamagedIndexError(beyond_repair(str(error))) from error
+    with index, _progress("vectors") as follow:
+        try:
+            index.attach(_index_model(index, arguments.model))
+        except HivlpError as error:
+            if arguments.model is not None:
+                raise
+            sys.stderr.write(f"hivlp: pictures will not be encoded again: {error}\n")
+        report = index.repair(follow)
+    _print(arguments, report.to_json, lambda: str(report))
     return 0
 
 
@@ -340,6 +374,7 @@ BENCHES = {
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
     "exit": "what a coarse level from an early layer saves",
+    "crash": "whether an index survives kills and failing disks",
 }
 
 
@@ -367,8 +402,12 @@ def run_bench(arguments: argparse.Namespace) -> int:
             from hivlp.bench import early_exit
 
             result, text = early_exit.run(_model(arguments.model)), early_exit.format_text
+        case "crash":
+            from hivlp.bench import crash
+
+            result, text = crash.run(arguments.rounds), crash.format_text
     _print(arguments, lambda: result, lambda: text(result))
-    return 0
+    return _fail(f"{len(result['failures'])} failures") if result.get("failures") else 0
 
 
 def _model(name: str | Path) -> HiVLP:

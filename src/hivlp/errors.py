@@ -23,6 +23,14 @@ class IndexFolderError(HivlpError):
     """An index folder is missing, damaged, of another model, or cannot be written."""
 
 
+class DamagedIndexError(IndexFolderError):
+    """What an index folder holds is not what was written: `hivlp info --verify` says where, `hivlp repair` mends it."""
+
+
+class VectorError(HivlpError, ValueError):
+    """A vector cannot be stored: it is not finite, not of unit length, or not of the level's shape."""
+
+
 class QueryError(HivlpError):
     """A query cannot be answered as asked."""
 

@@ -1,4 +1,4 @@
-"""How many pictures a second ``hivlp index`` takes, and where the time goes."""
+"""How many pictures a second ``hivlp index`` takes, and where the time goes; and how fast vectors are stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,9 @@ from hivlp.bench.machine import describe
 from hivlp.data.pictures import decode, fit
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
+from hivlp.index.catalog import About, NewItem, Stamp
+from hivlp.index.folder import IndexFolder
+from hivlp.levels import Embeddings, Level
 
 SIDE = 400
 SAMPLE = 64
@@ -33,7 +37,7 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> dict[str, Any]:
 
     Returns:
         ``pictures_per_second`` (median), the milliseconds of one core that each stage takes a picture, the peak
-        resident memory while indexing in MB, and the machine.
+        resident memory while indexing in MB, what :func:`append_rates` measures, and the machine.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "pictures"
@@ -67,6 +71,7 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> dict[str, Any]:
         "runs": [round(rate, 1) for rate in rates],
         "core_ms_per_picture": stages,
         "peak_resident_mb": round(max(peaks), 1),
+        "append": append_rates(),
         "model": model.name,
         "machine": describe("onnxruntime", "pillow", "numpy"),
         "command": " ".join(["hivlp", *sys.argv[1:]]),
@@ -82,8 +87,42 @@ def format_text(result: dict[str, Any]) -> str:
         f"{result['pictures']} PNGs of {SIDE}×{SIDE}, {result['model']}\n"
         f"one core, one picture: {stages}\n"
         f"peak resident memory {result['peak_resident_mb']} MB\n"
+        f"{result['append']['vectors_per_second']} items/s stored if they are encoded already: batches of "
+        f"{result['append']['batch']}, {'+'.join(map(str, result['append']['dims']))} dims\n"
         f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {machine['versions']}"
     )
+
+
+def append_rates(batches: int = 8, batch: int = 10_000, dims: Sequence[int] = (64, 768)) -> dict[str, Any]:
+    """Add random vectors with new paths to an index that grows, each batch committed and on disk.
+
+    Returns:
+        ``vectors_per_second`` (median over the batches), the ``runs``, ``batch`` and ``dims``.
+    """
+    levels = tuple(Level(f"level{number}", dim, number, number) for number, dim in enumerate(dims, 1))
+    rng = np.random.default_rng(0)
+    vectors = {}
+    for level in levels:
+        array = rng.standard_normal((batch, level.dim), np.float32)
+        vectors[level.name] = array / np.linalg.norm(array, axis=1, keepdims=True)
+    facts = {"format": "JPEG", "width": 640, "height": 480}
+    rates = []
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "index"
+        IndexFolder.make(place, About("numbers", "numbers", "0" * 64, levels))
+        with closing(IndexFolder(place)) as index:
+            for part in tqdm(range(batches), "batches", leave=False, disable=None):
+                items = [
+                    NewItem(
+                        f"/{number % 100}/{part}-{number}.jpg", rng.bytes(32), "a caption", facts, Stamp(1, 2, 3, 4)
+                    )
+                    for number in range(batch)
+                ]
+                started = time.perf_counter()
+                index.append(items, Embeddings(vectors))
+                rates.append(batch / (time.perf_counter() - started))
+    runs = [round(rate) for rate in rates]
+    return {"vectors_per_second": round(statistics.median(rates)), "runs": runs, "batch": batch, "dims": list(dims)}
 
 
 def _advance(progress: tqdm[Any], done: AddReport) -> None:

@@ -243,13 +243,15 @@ def _outermost(roots: Iterable[Path]) -> list[Path]:
     kept: dict[Path, Path] = {}
     for root in roots:
         kept.setdefault(Path(os.path.abspath(root)), root)  # noqa: PTH100 (links stay as they are)
-    return [root for place, root in kept.items() if not any(_is_met(place, outer) for outer in kept)]
+    return [
+        root
+        for place, root in kept.items()
+        if not any(outer in kept and _is_met(place, outer) for outer in place.parents)
+    ]
 
 
 def _is_met(place: Path, outer: Path) -> bool:
-    """Whether walking ``outer`` comes by ``place``, which hidden names, links and odd suffixes prevent."""
-    if place == outer or not place.is_relative_to(outer):
-        return False
+    """Whether walking ``outer`` comes by ``place`` in it, which hidden names, links and odd suffixes prevent."""
     inside = place.relative_to(outer)
     if any(part.startswith(".") for part in inside.parts):
         return False

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,32 +20,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
+from hivlp.index import schema
+from hivlp.index.integrity import Integrity
+from hivlp.index.schema import COLUMNS, FORMAT, OLD_FORMAT, pack_path, record_crc, unpack_path
+from hivlp.index.vectors import HALF
 from hivlp.levels import Level
 
 FILE = "items.db"
-FORMAT = 1
 BUSY_SECONDS = 30.0
+PASSING = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+)
+"""Errors of SQLite that say nothing of the file itself."""
+# Hashes come in no order: a large addition touches most pages of their index, and must not write them out twice.
+CACHE_KIB = 65_536
 WHERE_SECONDS = 5.0
 # No value that a condition makes may be longer: time limits do not reach inside a function such as zeroblob().
 WHERE_BYTES = 1 << 24
 WHERE_TABLES = ("items", "json_each", "json_tree")
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE items (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    path NOT NULL UNIQUE,               -- TEXT; a BLOB where the file's name is not UTF-8
-    hash BLOB NOT NULL,                 -- SHA-256 of the file's content
-    caption TEXT,
-    metadata TEXT NOT NULL DEFAULT '{}',
-    row INTEGER NOT NULL,               -- in every level's vector file
-    size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, checked INTEGER NOT NULL
-);
-CREATE INDEX items_row ON items (row);
-CREATE INDEX items_hash ON items (hash);
-CREATE TABLE dead (row INTEGER PRIMARY KEY);
-"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,8 @@ class State:
     rows: int
     generation: int
     commits: int
+    format: int
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -106,24 +105,8 @@ class NewItem:
     stamp: Stamp
 
 
-def pack_path(path: str) -> str | bytes:
-    """A path as SQLite can hold it: text, or bytes if the name is not valid UTF-8."""
-    try:
-        path.encode("utf-8")
-        return path
-    except UnicodeEncodeError:
-        return os.fsencode(path)
-
-
-def unpack_path(value: str | bytes) -> str:
-    """The inverse of :func:`pack_path`."""
-    return os.fsdecode(value) if isinstance(value, bytes) else value
-
-
 class Catalog:
     """A connection to ``items.db``. Not for sharing between threads."""
-
-    COLUMNS = "id, path, hash, caption, metadata, row, size, mtime, ctime, checked"
 
     def __init__(self, folder: Path) -> None:
         """Open an existing catalog.
@@ -141,17 +124,21 @@ class Catalog:
             raise IndexFolderError(f"{self._path} cannot be read: {reason}") from error
         try:
             self._tune(self._db)
+            self.integrity = Integrity(self._db)
             meta = self._meta()
-        except sqlite3.DatabaseError as error:
+            if meta.get("format") not in (str(OLD_FORMAT), str(FORMAT)):
+                raise IndexFolderError(
+                    f"{folder} has index format {meta.get('format')}, this hivlp reads {FORMAT}: upgrade"
+                )
+            self.check_meta()
+            levels = tuple(Level(**level) for level in json.loads(meta["levels"]))
+            self.about = About(meta["model"], meta["source"], meta["fingerprint"], levels)
+        except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
             self._db.close()
-            raise IndexFolderError(f"{self._path} is damaged: {error}") from error
-        if meta.get("format") != str(FORMAT):
+            raise DamagedIndexError(f"{self._path} is damaged: {error}") from error
+        except IndexFolderError:
             self._db.close()
-            raise IndexFolderError(
-                f"{folder} has index format {meta.get('format')}, this hivlp reads {FORMAT}: upgrade"
-            )
-        levels = tuple(Level(**level) for level in json.loads(meta["levels"]))
-        self.about = About(meta["model"], meta["source"], meta["fingerprint"], levels)
+            raise
 
     @staticmethod
     def create(folder: Path, about: About) -> None:
@@ -159,18 +146,21 @@ class Catalog:
         db = Catalog._connect(folder / FILE)
         try:
             Catalog._tune(db)
-            db.executescript(f"BEGIN;{SCHEMA}")
+            db.execute("BEGIN")
+            schema.make_tables(db)
             values = {
                 "format": FORMAT,
                 "model": about.model,
                 "source": about.source,
                 "fingerprint": about.fingerprint,
                 "levels": json.dumps([asdict(level) for level in about.levels]),
+                "dtype": HALF.str,
                 "rows": 0,
                 "generation": 0,
                 "commits": 0,
             }
             db.executemany("INSERT INTO meta VALUES (?, ?)", [(key, str(value)) for key, value in values.items()])
+            _seal_meta(db)
             db.execute("COMMIT")
         finally:
             db.close()
@@ -185,6 +175,8 @@ class Catalog:
         # it the state before the commit, back.
         db.execute("PRAGMA synchronous=EXTRA")
         db.execute("PRAGMA trusted_schema=OFF")
+        db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        db.create_function("record_crc", -1, record_crc, deterministic=True)
 
     def close(self) -> None:
         """Close the connection."""
@@ -201,15 +193,18 @@ class Catalog:
                 if self._db.in_transaction:
                     self._db.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            raise IndexFolderError(f"{self._path} cannot be read: {error}") from error
+            kind = IndexFolderError if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING else DamagedIndexError
+            raise kind(f"{self._path} cannot be read: {error}") from error
 
     @contextmanager
     def writing(self) -> Iterator[State]:
         """All or nothing: the block's changes are committed and on disk when it ends, or never were."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            self.check_meta()  # a new checksum must not vouch for what was damaged before
             yield self.state()
             self._db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'commits'")
+            _seal_meta(self._db)
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
@@ -219,16 +214,35 @@ class Catalog:
     def state(self) -> State:
         """Committed rows, generation of the vector files, and a number that grows with each commit."""
         meta = self._meta()
-        return State(int(meta["rows"]), int(meta["generation"]), int(meta["commits"]))
+        try:
+            rows, generation, commits, version = (int(meta[key]) for key in ("rows", "generation", "commits", "format"))
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedIndexError(f"{self._path} is damaged: the table meta makes no sense ({error})") from error
+        return State(rows, generation, commits, version, meta.get("dtype", "<f4"))
 
     def _meta(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT key, value FROM meta"))
 
-    def set_rows(self, rows: int, generation: int | None = None) -> None:
-        """Declare how many vector rows exist, and in which generation of files."""
-        self._db.execute("UPDATE meta SET value = ? WHERE key = 'rows'", (str(rows),))
-        if generation is not None:
-            self._db.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (str(generation),))
+    def check_meta(self) -> None:
+        """Check the index's own record.
+
+        Raises:
+            DamagedIndexError: if it is not as it was written.
+        """
+        meta = self._meta()
+        if meta.get("format") != str(OLD_FORMAT) and meta.get("check") != str(_meta_crc(self._db, meta)):
+            raise DamagedIndexError(f"{self._path} is damaged: the table meta is not as it was written")
+
+    def upgrade(self) -> State:
+        """From format 1 to 2, inside :meth:`writing`; the vectors' checksums are for the caller to add."""
+        schema.upgrade_tables(self._db)
+        return self.state()
+
+    def set_rows(self, rows: int, generation: int | None = None, dtype: str | None = None) -> None:
+        """Declare how many vector rows exist, and in which generation of files, of what dtype."""
+        for key, value in (("rows", rows), ("generation", generation), ("dtype", dtype)):
+            if value is not None:
+                self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (str(value), key))
 
     def count(self) -> int:
         """Number of items."""
@@ -246,15 +260,20 @@ class Catalog:
         return self._one("id = ?", item_id) if 0 < item_id < 1 << 63 else None
 
     def at(self, path: str) -> Item | None:
-        """An item by its path."""
-        return self._one("path = ?", pack_path(path))
+        """An item by its path.
+
+        Raises:
+            DamagedIndexError: if its record is not as it was written.
+        """
+        found = self._db.execute("SELECT * FROM items WHERE path = ?", (pack_path(path),)).fetchone()
+        return self._checked(found) if found else None
 
     def with_hash(self, content: bytes) -> Item | None:
         """Any item with this content."""
         return self._one("hash = ?", content)
 
     def _one(self, condition: str, value: object) -> Item | None:
-        found = self._db.execute(f"SELECT {self.COLUMNS} FROM items WHERE {condition} LIMIT 1", (value,)).fetchone()
+        found = self._db.execute(f"SELECT {COLUMNS} FROM items WHERE {condition} LIMIT 1", (value,)).fetchone()
         return self._item(found) if found else None
 
     @staticmethod
@@ -262,13 +281,20 @@ class Catalog:
         item_id, path, content, caption, metadata, row, *stamp = values
         return Item(item_id, unpack_path(path), content, caption, json.loads(metadata), row, Stamp(*stamp))
 
+    def _checked(self, values: Sequence[Any]) -> Item:
+        """An item from all its columns, of which format 1 has no checksum."""
+        *record, crc = values if len(values) > len(COLUMNS.split(",")) else (*values, None)
+        if crc is not None and crc != record_crc(*record):
+            raise DamagedIndexError(f"{self._path} is damaged: the record of item {values[0]}; run `hivlp repair`")
+        return self._item(record)
+
     def in_rows(self, rows: Sequence[int]) -> list[Item]:
         """The items in these rows, in this order."""
         found = {}
         for start in range(0, len(rows), 500):
             part = rows[start : start + 500]
             marks = ",".join("?" * len(part))
-            for values in self._db.execute(f"SELECT {self.COLUMNS} FROM items WHERE row IN ({marks})", part):
+            for values in self._db.execute(f"SELECT {COLUMNS} FROM items WHERE row IN ({marks})", part):
                 item = self._item(values)
                 found[item.row] = item
         return [found[row] for row in rows]
@@ -279,9 +305,13 @@ class Catalog:
         return np.fromiter(pairs, np.dtype((np.int64, 2)))
 
     def all_items(self) -> Iterator[Item]:
-        """Every item, by row; do not write while this runs."""
-        for values in self._db.execute(f"SELECT {self.COLUMNS} FROM items ORDER BY row"):
-            yield self._item(values)
+        """Every item, by row; do not write while this runs.
+
+        Raises:
+            DamagedIndexError: if a record is not as it was written.
+        """
+        for values in self._db.execute("SELECT * FROM items ORDER BY row"):
+            yield self._checked(values)
 
     def under(self, path: str) -> list[Item]:
         """The item at a path, and all items in the folder of that name."""
@@ -292,48 +322,85 @@ class Catalog:
         ranges: list[tuple[str | bytes, str | bytes]] = [(first, last)]
         if isinstance(pack_path(folder), str):
             ranges.append((folder + "/", folder + "0"))
-        select = f"SELECT {self.COLUMNS} FROM items WHERE"
+        select = f"SELECT {COLUMNS} FROM items WHERE"
         found = self._db.execute(f"{select} path = ?", (pack_path(path),)).fetchall()
         for bounds in ranges:
             found += self._db.execute(f"{select} path >= ? AND path < ?", bounds).fetchall()
         return [self._item(values) for values in found]
 
-    def put(self, item: NewItem, row: int) -> int:
-        """Store an item in a row; one at the same path is replaced, keeps its id, and its old row dies."""
-        before = self.at(item.path)
-        metadata = json.dumps(item.metadata)
-        caption = None if item.caption is None else item.caption.encode("utf-8", "replace").decode("utf-8")
-        stamp = (item.stamp.size, item.stamp.mtime, item.stamp.ctime, item.stamp.checked)
-        if before is None:
-            cursor = self._db.execute(
-                "INSERT INTO items (path, hash, caption, metadata, row, size, mtime, ctime, checked) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (pack_path(item.path), item.hash, caption, metadata, row, *stamp),
-            )
-            return int(cursor.lastrowid or 0)
-        self._db.execute("INSERT INTO dead VALUES (?)", (before.row,))
-        self._db.execute(
-            "UPDATE items SET hash=?, caption=?, metadata=?, row=?, size=?, mtime=?, ctime=?, checked=? WHERE id=?",
-            (item.hash, caption, metadata, row, *stamp, before.id),
-        )
-        return before.id
+    def put(self, items: Sequence[NewItem], first: int) -> int:
+        """Store items in rows from ``first`` on.
 
-    def restamp(self, item_id: int, stamp: Stamp) -> None:
-        """Note that an item's file was read again and had the same content."""
-        self._db.execute(
-            "UPDATE items SET size=?, mtime=?, ctime=?, checked=? WHERE id=?",
-            (stamp.size, stamp.mtime, stamp.ctime, stamp.checked, item_id),
+        One whose path is known, or comes twice, replaces the item there, which keeps its id; the old row dies. One that
+        was lost comes back with its id and what was known of it.
+
+        Returns:
+            How many replaced another.
+        """
+        paths = [pack_path(item.path) for item in items]
+        known = {path: (item_id, row) for path, item_id, row in self._with_paths("path, id, row", "items", paths)}
+        lost = {path: rest for path, *rest in self._with_paths("path, id, caption, metadata", "lost", paths)}
+        stored = set(known)
+        next_id = schema.sequence(self._db) + 1
+        records: dict[str | bytes, tuple[Any, ...]] = {}
+        dead: list[tuple[int]] = []
+        for row, (path, item) in enumerate(zip(paths, items, strict=True), start=first):
+            caption, metadata = item.caption, item.metadata
+            if path in known:
+                item_id, before = known[path]
+                dead.append((before,))
+            elif path in lost:
+                item_id, old_caption, old_metadata = lost[path]
+                caption = old_caption if caption is None else caption
+                metadata = {**json.loads(old_metadata), **metadata}
+            else:
+                item_id, next_id = next_id, next_id + 1
+            known[path] = item_id, row
+            if caption is not None:
+                caption = caption.encode("utf-8", "replace").decode("utf-8")
+            stamp = (item.stamp.size, item.stamp.mtime, item.stamp.ctime, item.stamp.checked)
+            records[path] = (item_id, path, item.hash, caption, json.dumps(metadata), row, *stamp)
+        sealed = [(path in stored, (*record, record_crc(*record))) for path, record in records.items()]
+        self._db.executemany(
+            f"INSERT INTO items ({COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [record for old, record in sealed if not old],
+        )
+        self._db.executemany(
+            "UPDATE items SET hash=?, caption=?, metadata=?, row=?, size=?, mtime=?, ctime=?, checked=?, crc=? "
+            "WHERE id=?",
+            [(*record[2:], record[0]) for old, record in sealed if old],
+        )
+        self._db.executemany("INSERT INTO dead VALUES (?)", dead)
+        self._db.executemany("DELETE FROM lost WHERE id = ?", [(rest[0],) for rest in lost.values()])
+        return len(dead)
+
+    def _with_paths(self, columns: str, table: str, paths: Sequence[str | bytes]) -> Iterator[Sequence[Any]]:
+        if table == "lost" and self.integrity.lost_count() == 0:
+            return
+        for start in range(0, len(paths), 500):
+            part = paths[start : start + 500]
+            marks = ",".join("?" * len(part))
+            yield from self._db.execute(f"SELECT {columns} FROM {table} WHERE path IN ({marks})", part).fetchall()
+
+    def restamp(self, stamps: Iterable[tuple[int, Stamp]]) -> None:
+        """Note that items' files were read again and had the same content."""
+        # The new checksum must not vouch for a record that was damaged before.
+        self._db.executemany(
+            f"UPDATE items SET size=?1, mtime=?2, ctime=?3, checked=?4, crc = CASE crc WHEN record_crc({COLUMNS}) "
+            "THEN record_crc(id, path, hash, caption, metadata, row, ?1, ?2, ?3, ?4) ELSE crc END WHERE id=?5",
+            [(stamp.size, stamp.mtime, stamp.ctime, stamp.checked, item_id) for item_id, stamp in stamps],
         )
 
-    def delete(self, items: Iterable[Item]) -> None:
-        """Forget items; their rows die."""
-        for item in items:
-            self._db.execute("DELETE FROM items WHERE id = ?", (item.id,))
-            self._db.execute("INSERT INTO dead VALUES (?)", (item.row,))
+    def delete(self, items: Iterable[tuple[int, int]]) -> None:
+        """Forget items, given as (id, row); their rows die."""
+        for item_id, row in items:
+            self._db.execute("DELETE FROM items WHERE id = ?", (item_id,))
+            self._db.execute("INSERT INTO dead VALUES (?)", (row,))
 
     def renumber(self, moves: Iterable[tuple[int, int]]) -> None:
         """Give items new rows, as (new, id), and forget the dead ones."""
         self._db.executemany("UPDATE items SET row = ? WHERE id = ?", moves)
+        self._db.execute(f"UPDATE items SET crc = record_crc({COLUMNS})")
         self._db.execute("DELETE FROM dead")
 
     def rows_where(self, condition: str) -> list[int]:
@@ -376,3 +443,12 @@ class Catalog:
             self._db.set_authorizer(None)
             self._db.set_progress_handler(None, 0)
             self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+
+
+def _meta_crc(db: sqlite3.Connection, meta: Mapping[str, str]) -> int:
+    return record_crc(*(meta.get(key) for key in schema.META), schema.sequence(db))
+
+
+def _seal_meta(db: sqlite3.Connection) -> None:
+    meta = dict(db.execute("SELECT key, value FROM meta"))
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('check', ?)", (str(_meta_crc(db, meta)),))

