@@ -368,10 +368,14 @@ class Index(IndexFolder):
                 return []
             vectors = self._need_model().encode_text(list(queries))
         assert vectors is not None
-        sizes = {len(vectors[level.name]) for level in self.levels if level.name in vectors}
-        if len(sizes) > 1:
-            raise QueryError(f"every level needs the vectors of the same queries, not {sorted(sizes)}")
-        count = sizes.pop() if sizes else 1  # no level at all is refused below
+        try:
+            shapes = {name: np.shape(array) for name, array in vectors.items()}
+        except (TypeError, ValueError) as error:
+            raise QueryError("vectors must be (queries, dim) arrays of numbers") from error
+        sizes = {shapes[level.name][:1] for level in self.levels if level.name in shapes}
+        if len(sizes) != 1 or sizes == {()}:
+            raise QueryError(f"every level needs a row for each query, not {shapes}")
+        ((count,),) = sizes
         return [
             check_vector({name: array[number] for name, array in vectors.items()}, self.levels)
             for number in range(count)
