@@ -363,6 +363,26 @@ def test_a_scan_for_many_is_each_scan(seed, rows, dim, count, queries, passing, 
         np.testing.assert_allclose(scores, exact, rtol=1e-4, atol=1e-4 * scale * dim)
 
 
+@pytest.mark.parametrize("dim", [64, 200])
+def test_that_a_matrix_product_rounds_otherwise_does_not_show(dim):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        few = rng.normal(size=(4, dim)) / np.sqrt(dim)
+        # Equal vectors, and some whose scores differ by less than the rounding of a product.
+        jitter = 1 + rng.choice([0, 1e-7, 3e-7], (600, 1))
+        vectors = (few[rng.integers(0, 4, 600)] * jitter).astype(np.float32)
+        asks = rng.normal(size=(5, dim)).astype(np.float32)
+        count = int(rng.integers(1, 300))
+        scanner = ExhaustiveScanner(vectors)
+        with blocks_of(97 * dim):
+            many = scanner.top_many(asks, count)
+        for ask, (rows, scores) in zip(asks, many, strict=True):
+            exact = scanner.rescore(ask, np.arange(600))
+            order = np.argsort(-exact, kind="stable")[:count]
+            np.testing.assert_array_equal(rows, order)
+            np.testing.assert_array_equal(scores, exact[order])
+
+
 @pytest.fixture
 def made():
     with world(0, (4, 16), [("add", 40), ("update", 5), ("remove", 5)]) as made:
@@ -384,6 +404,27 @@ def test_an_engine_for_single_queries_will_do(made):
     made.index._scanners = [OneByOne(scanner) for scanner in made.index._scanners]
     assert not isinstance(made.index._scanners[0], BatchScanner)
     assert [result.hits for result in made.index.search_many(vectors=vectors, group=0.5)] == [r.hits for r in before]
+
+
+def test_the_copies_of_a_hit_are_those_that_could_be_hits(made):
+    item = made.items[7]
+    copies = [NewItem(f"/copy/{n}", item.content, None, {"n": n}, STAMP) for n in range(4)]
+    vectors = Embeddings({name: np.stack([item.vectors[name]] * 4) for name in made.names})
+    made.index.append(copies, vectors)
+    made.index.remove(["/copy/3"])
+    zero, one, two = (made.index.catalog.at(f"/copy/{n}").id for n in range(3))
+
+    def first(**options):
+        hit = made.index.search(**options)[0]
+        return hit.id, [other.id for other in hit.duplicates]
+
+    # Those beyond the shortlist are listed too.
+    assert first(vector=item.vectors, k=1, shortlist=1, group=True) == (item.id, [zero, one, two])
+    assert first(vector=item.vectors, k=1, shortlist=2, group=1.0) == (item.id, [zero])
+    assert first(like=item.id, group=True) == (zero, [one, two])
+    assert first(like=one, group=True) == (item.id, [zero, two])
+    assert first(like=one, group=True, where=f"id != {item.id}") == (zero, [two])
+    assert first(vector=item.vectors, group=True, where=f"id IN ({zero}, {two})") == (zero, [two])
 
 
 def test_a_condition_is_worked_out_once_a_commit(made, monkeypatch):

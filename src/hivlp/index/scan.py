@@ -17,7 +17,7 @@ from hivlp.levels import Vectors
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 BLOCK_FLOATS = 1 << 22  # 16 MB of vectors, or scores, at once: memory stays bounded, whatever the size of the index
-SPARSE = 0.25  # of a block's rows: below this, copying them out costs less than scoring them all
+SPARSE = 0.2  # of a block's rows: below this, copying them out costs less than scoring them all
 
 
 class Scanner(Protocol):
@@ -128,7 +128,8 @@ class _Best:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._rows, self._scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        self._rows, self._scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        self._held = 0
         self._edge = -np.inf  # what a row must exceed; one that equals it comes too late
 
     def candidates(self, scores: Vectors, mask: Mask | None, error: float = 0.0) -> Rows:
@@ -139,29 +140,43 @@ class _Best:
         places = np.flatnonzero(chosen)
         if len(places) > self._count:
             left = scores[places]
-            edge = np.partition(left, len(left) - self._count)[len(left) - self._count]
-            places = places[left >= float(edge) - 2 * error]
+            places = places[left >= _nth_best(left, self._count) - 2 * error]
         return places
 
     def add(self, rows: Rows, scores: Vectors) -> None:
         """Take in rows with their true scores."""
-        if len(self._rows):
-            rows, scores = np.concatenate([self._rows, rows]), np.concatenate([self._scores, scores])
-        surplus = len(rows) - self._count
-        if surplus > 0:
-            edge = np.partition(scores, surplus)[surplus]
-            above, level = np.flatnonzero(scores > edge), np.flatnonzero(scores == edge)
-            # Rows ascend, so those that fill up from the rows at the edge are the first.
-            kept = np.sort(np.concatenate([above, level[: self._count - len(above)]]))
-            rows, scores = rows[kept], scores[kept]
-        if surplus >= 0:
-            self._edge = float(scores.min())
-        self._rows, self._scores = rows, scores
+        self._rows.append(rows)
+        self._scores.append(scores)
+        self._held += len(rows)
+        # Sorting out what is too much costs more than holding it for a while.
+        if self._held >= (self._count if self._edge == -np.inf else 2 * self._count):
+            self._settle()
 
     def ordered(self) -> tuple[Rows, Vectors]:
         """(n,) rows and scores, best first; equal scores in row order."""
-        order = np.argsort(-self._scores, kind="stable")
-        return self._rows[order], self._scores[order]
+        rows, scores = self._settle()
+        order = np.argsort(-scores, kind="stable")
+        return rows[order], scores[order]
+
+    def _settle(self) -> tuple[Rows, Vectors]:
+        rows, scores = np.concatenate(self._rows), np.concatenate(self._scores)
+        if len(rows) >= self._count:
+            self._edge = _nth_best(scores, self._count)
+            above, level = np.flatnonzero(scores > self._edge), np.flatnonzero(scores == self._edge)
+            # Rows ascend, so those that fill up from the rows at the edge are the first.
+            kept = np.sort(np.concatenate([above, level[: self._count - len(above)]]))
+            rows, scores = rows[kept], scores[kept]
+        self._rows, self._scores, self._held = [rows], [scores], len(rows)
+        return rows, scores
+
+
+def _nth_best(scores: Vectors, count: int) -> float:
+    """The score of rank ``count``; there are at least so many."""
+    # What the first few say is a floor, above which little is left to partition: several times faster.
+    some = scores[: max(4 * count, len(scores) // 16)]
+    if 2 * len(some) < len(scores):
+        scores = scores[scores >= np.partition(some, len(some) - count)[len(some) - count]]
+    return float(np.partition(scores, len(scores) - count)[len(scores) - count])
 
 
 def _float32(vectors: NDArray[np.floating[Any]]) -> Vectors:
