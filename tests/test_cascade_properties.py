@@ -407,24 +407,23 @@ def test_an_engine_for_single_queries_will_do(made):
 
 
 def test_the_copies_of_a_hit_are_those_that_could_be_hits(made):
-    item = made.items[7]
-    copies = [NewItem(f"/copy/{n}", item.content, None, {"n": n}, STAMP) for n in range(4)]
-    vectors = Embeddings({name: np.stack([item.vectors[name]] * 4) for name in made.names})
-    made.index.append(copies, vectors)
-    made.index.remove(["/copy/3"])
-    zero, one, two = (made.index.catalog.at(f"/copy/{n}").id for n in range(3))
+    vector = {level.name: any_vector(made.rng, level.dim) for level in made.index.levels}
+    copies = [NewItem(f"/copy/{n}", bytes(32), None, {}, STAMP) for n in range(5)]
+    made.index.append(copies, Embeddings({name: np.stack([vector[name]] * 5) for name in made.names}))
+    made.index.remove(["/copy/4"])
+    first, zero, one, two = (made.index.catalog.at(f"/copy/{n}").id for n in range(4))
 
-    def first(**options):
+    def best(**options):
         hit = made.index.search(**options)[0]
         return hit.id, [other.id for other in hit.duplicates]
 
     # Those beyond the shortlist are listed too.
-    assert first(vector=item.vectors, k=1, shortlist=1, group=True) == (item.id, [zero, one, two])
-    assert first(vector=item.vectors, k=1, shortlist=2, group=1.0) == (item.id, [zero])
-    assert first(like=item.id, group=True) == (zero, [one, two])
-    assert first(like=one, group=True) == (item.id, [zero, two])
-    assert first(like=one, group=True, where=f"id != {item.id}") == (zero, [two])
-    assert first(vector=item.vectors, group=True, where=f"id IN ({zero}, {two})") == (zero, [two])
+    assert best(vector=vector, k=1, shortlist=1, group=True) == (first, [zero, one, two])
+    assert best(vector=vector, k=1, shortlist=2, group=1.0) == (first, [zero])
+    assert best(like=first, group=True) == (zero, [one, two])
+    assert best(like=one, group=True) == (first, [zero, two])
+    assert best(like=one, group=True, where=f"id != {first}") == (zero, [two])
+    assert best(vector=vector, group=True, where=f"id IN ({zero}, {two})") == (zero, [two])
 
 
 def test_a_condition_is_worked_out_once_a_commit(made, monkeypatch):
