@@ -2,6 +2,6 @@
 
 from hivlp.index.adding import AddReport, Failure
 from hivlp.index.index import Index
-from hivlp.index.search import Hit, SearchResult
+from hivlp.index.search import Duplicate, Hit, SearchResult
 
-__all__ = ["AddReport", "Failure", "Hit", "Index", "SearchResult"]
+__all__ = ["AddReport", "Duplicate", "Failure", "Hit", "Index", "SearchResult"]

@@ -55,37 +55,28 @@ class Ranking:
     def rows(self, first: int, last: int) -> Rows:
         """(n,) rows from place ``first`` of the ranking up to ``last``; fewer where it ends."""
         if len(self.scanners) == 1:
-            self._reach(last)
+            self.reach(last)
             return self._coarse[first:last]
         start, end = first // self._block, -(-last // self._block)
-        self._reach(end * self._block)
+        self.reach(end * self._block)
         parts = [self._ordered(number) for number in range(start, end)]
         skipped = first - start * self._block
         return np.concatenate([np.empty(0, np.int64), *parts])[skipped : skipped + last - first]
 
     def blocks(self) -> Iterator[Rows]:
-        """The whole ranking, block by block; each is in order of its finest score."""
+        """The whole ranking, block by block."""
         number = 0
         while True:
             end = (number + 1) * self._block
             if end > self._reached:
-                self._reach(
-                    max(end, 2 * self._reached)
-                )  # each scan goes twice as far: few are needed to get to the end
+                self.reach(max(end, 2 * self._reached))  # twice as far each time, so that few scans are needed
             rows = self._ordered(number)
             if len(rows) == 0:
                 return
             yield rows
             number += 1
 
-    def _ordered(self, number: int) -> Rows:
-        rows = self._coarse[number * self._block : (number + 1) * self._block]
-        if len(self.scanners) > 1:
-            rows = _funnel(self.scanners[1:], self.query[1:], self._shortlists, rows)
-            self._watch.lap("fine")
-        return rows
-
-    def _reach(self, count: int) -> None:
+    def reach(self, count: int) -> None:
         """Know the first ``count`` rows of the coarse ranking."""
         count = min(count, self._total)
         if count > self._reached:
@@ -103,17 +94,26 @@ class Ranking:
             rows = rows[rows != self._without]
         self._coarse = rows[:count]
 
+    def _ordered(self, number: int) -> Rows:
+        rows = self._coarse[number * self._block : (number + 1) * self._block]
+        if len(self.scanners) > 1:
+            rows = _funnel(self.scanners[1:], self.query[1:], self._shortlists, rows)
+            self._watch.lap("fine")
+        return rows
+
 
 def scan_together(rankings: Sequence[Ranking], count: int, stage: str, watch: Stopwatch) -> None:
-    """Let rankings of the same rows know their first ``count`` from one pass, where the engine can do that."""
+    """Let rankings that differ in their query alone know their first ``count``, from one pass if the engine can."""
     scanner = rankings[0].scanners[0]
-    if len(rankings) > 1 and count > 0 and isinstance(scanner, BatchScanner):
-        queries = np.stack([ranking.query[0] for ranking in rankings])
-        asked = max(ranking.asks(count) for ranking in rankings)
-        found = scanner.top_many(queries, asked, rankings[0].allowed)
-        for ranking, (rows, _) in zip(rankings, found, strict=True):
-            ranking.take(rows, count)
-        watch.lap(stage)
+    if len(rankings) == 1 or count == 0 or not isinstance(scanner, BatchScanner):
+        for ranking in rankings:
+            ranking.reach(count)
+        return
+    queries = np.stack([ranking.query[0] for ranking in rankings])
+    found = scanner.top_many(queries, rankings[0].asks(count), rankings[0].allowed)
+    for ranking, (rows, _) in zip(rankings, found, strict=True):
+        ranking.take(rows, count)
+    watch.lap(stage)
 
 
 def _funnel(scanners: Sequence[Scanner], query: Sequence[Vectors], shortlists: Sequence[int], rows: Rows) -> Rows:

@@ -163,8 +163,8 @@ class _Best:
         if len(rows) >= self._count:
             self._edge = _nth_best(scores, self._count)
             above, level = np.flatnonzero(scores > self._edge), np.flatnonzero(scores == self._edge)
-            # Rows ascend, so those that fill up from the rows at the edge are the first.
-            kept = np.sort(np.concatenate([above, level[: self._count - len(above)]]))
+            # Rows of equal score ascend, so the first of those at the edge fill up.
+            kept = np.concatenate([above, level[: self._count - len(above)]])
             rows, scores = rows[kept], scores[kept]
         self._rows, self._scores, self._held = [rows], [scores], len(rows)
         return rows, scores
