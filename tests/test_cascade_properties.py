@@ -426,6 +426,15 @@ def test_the_copies_of_a_hit_are_those_that_could_be_hits(made):
     assert best(vector=vector, group=True, where=f"id IN ({zero}, {two})") == (zero, [two])
 
 
+def test_a_threshold_is_compared_with_the_score_that_is_shown(made):
+    query = {level.name: any_vector(made.rng, level.dim) for level in made.index.levels}
+    shown = [hit.scores["fine"] for hit in made.index.search(vector=query, k=100)]
+    for score in shown:
+        for threshold in (score, np.nextafter(score, 2)):  # the next float64, which is the same float32
+            found = made.index.search(vector=query, k=100, threshold=float(threshold))
+            assert [hit.scores["fine"] for hit in found] == [each for each in shown if each >= threshold]
+
+
 def test_a_condition_is_worked_out_once_a_commit(made, monkeypatch):
     asked = []
     evaluate = made.index.catalog.rows_where

@@ -293,7 +293,7 @@ class Index(IndexFolder):
                 folded.append(None)
                 continue
             folding = self._folding(options.group, allowed, without)
-            page = _listed(ranking, last, options.threshold, folding)[first:]
+            page = ranking.listed(last, options.threshold, folding)[first:]
             pages.append(page)
             folded.append(None if folding is None else [folding.duplicates(row) for row in page.tolist()])
         return self._hits(queries, pages, folded, first)
@@ -385,19 +385,3 @@ class Index(IndexFolder):
         if self._model is None:
             raise QueryError("the index was opened without its model: Index.open(path, model=...)")
         return self._model
-
-
-def _listed(ranking: Ranking, count: int, threshold: float | None, folding: Folding | None) -> Rows:
-    """The first ``count`` rows of a ranking that reach a threshold and are folded into no other."""
-    finest, query = ranking.scanners[-1], ranking.query[-1]
-    parts = [np.empty(0, np.int64)]
-    found = 0
-    for block in ranking.blocks():
-        rows = block if threshold is None else block[finest.rescore(query, block) >= threshold]
-        if len(rows) == 0:
-            break
-        parts.append(rows if folding is None else folding.fold(rows))
-        found += len(parts[-1])
-        if found >= count:
-            break
-    return np.concatenate(parts)[:count]

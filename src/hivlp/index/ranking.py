@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hivlp.index.grouping import Folding
 from hivlp.index.scan import BatchScanner, Mask, Rows, Scanner
 from hivlp.index.search import Stopwatch
 from hivlp.levels import Vectors
@@ -62,6 +63,25 @@ class Ranking:
         parts = [self._ordered(number) for number in range(start, end)]
         skipped = first - start * self._block
         return np.concatenate([np.empty(0, np.int64), *parts])[skipped : skipped + last - first]
+
+    def listed(self, count: int, threshold: float | None, folding: Folding | None) -> Rows:
+        """The first ``count`` rows whose finest score reaches a threshold, and which are folded into none before them.
+
+        The list ends with the first block in which no row reaches it.
+        """
+        parts = [np.empty(0, np.int64)]
+        found = 0
+        for rows in self.blocks():
+            if threshold is not None:
+                # A float64 makes the comparison exact; a float would be rounded to the scores' float32.
+                rows = rows[self.scanners[-1].rescore(self.query[-1], rows) >= np.float64(threshold)]
+            if len(rows) == 0:
+                break
+            parts.append(rows if folding is None else folding.fold(rows))
+            found += len(parts[-1])
+            if found >= count:
+                break
+        return np.concatenate(parts)[:count]
 
     def blocks(self) -> Iterator[Rows]:
         """The whole ranking, block by block."""
