@@ -363,6 +363,13 @@ def test_a_scan_for_many_is_each_scan(seed, rows, dim, count, queries, passing, 
         np.testing.assert_allclose(scores, exact, rtol=1e-4, atol=1e-4 * scale * dim)
 
 
+def test_every_float16_is_widened_exactly(monkeypatch):
+    monkeypatch.setattr(scan, "WIDEN_FLOATS", 640)
+    half = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    half = half[np.isfinite(half)].reshape(-1, 64)
+    np.testing.assert_array_equal(scan._float32(half).view(np.uint32), half.astype(np.float32).view(np.uint32))
+
+
 @pytest.mark.parametrize("dim", [64, 200])
 def test_that_a_matrix_product_rounds_otherwise_does_not_show(dim):
     for seed in range(20):

@@ -17,6 +17,7 @@ from hivlp.levels import Vectors
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 BLOCK_FLOATS = 1 << 22  # 16 MB of vectors, or scores, at once: memory stays bounded, whatever the size of the index
+WIDEN_FLOATS = 1 << 18  # float16 is widened in pieces that stay in the processor's cache
 SPARSE = 0.2  # of a block's rows: below this, copying them out costs less than scoring them all
 
 
@@ -56,7 +57,8 @@ class ExhaustiveScanner:
             (n,) int64 rows and (n,) float32 scores, best first; equal scores in row order.
         """
         best = _Best(count)
-        for block in self._blocks(allowed, BLOCK_FLOATS // self._vectors.shape[1]):
+        floats = BLOCK_FLOATS if self._vectors.dtype != np.float16 else min(WIDEN_FLOATS, BLOCK_FLOATS)
+        for block in self._blocks(allowed, floats // self._vectors.shape[1]):
             scores = _dot(block.vectors, query)
             places = best.candidates(scores, block.mask)
             best.add(block.rows(places), scores[places])
@@ -180,7 +182,22 @@ def _nth_best(scores: Vectors, count: int) -> float:
 
 
 def _float32(vectors: NDArray[np.floating[Any]]) -> Vectors:
-    return vectors.astype(np.float32, copy=False)
+    """The same numbers as float32, finite float16 exactly and several times as fast as by ``astype``.
+
+    Sign, exponent and fraction move to where a float32 has them; then only the bias of the exponent is wrong, by 112.
+    """
+    if vectors.dtype != np.float16:
+        return vectors.astype(np.float32, copy=False)
+    wide = np.empty(vectors.shape, np.float32)
+    half, bits = vectors.view(np.int16), wide.view(np.int32)
+    step = max(1, WIDEN_FLOATS // vectors.shape[1])
+    for start in range(0, len(vectors), step):
+        piece = bits[start : start + step]
+        piece[...] = half[start : start + step]
+        piece <<= 13
+        piece &= -0x7000_2000  # the sign was spread over the three bits below it
+        wide[start : start + step] *= np.float32(2.0**112)
+    return wide
 
 
 def _dot(vectors: Vectors, query: Vectors) -> Vectors:
