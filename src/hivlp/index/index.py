@@ -194,7 +194,7 @@ class Index(IndexFolder):
                 item = self.catalog.get(like)
                 if item is None:
                     raise QueryError(f"{self.path} has no item {like}")
-                encoded, without = check_vector(self._rows([item.row]), self.levels), item.row
+                encoded, without = self._check(self._rows([item.row])), item.row
             assert encoded is not None
             (hits,) = self._answer([encoded], options, watch, without)
         return SearchResult(hits, watch.finish())
@@ -356,8 +356,8 @@ class Index(IndexFolder):
             return self._encode_many([query], None)[0]
         if image is not None:
             picture = Path(image) if isinstance(image, str) else image
-            return check_vector(self._need_model().encode_image([picture]), self.levels)
-        return None if vector is None else check_vector(vector, self.levels)
+            return self._check(self._need_model().encode_image([picture]))
+        return None if vector is None else self._check(vector)
 
     def _encode_many(self, queries: Sequence[str] | None, vectors: Mapping[str, Any] | None) -> list[list[Vectors]]:
         if queries is not None:
@@ -376,10 +376,10 @@ class Index(IndexFolder):
         if len(sizes) != 1 or sizes == {()}:
             raise QueryError(f"every level needs a row for each query, not {shapes}")
         ((count,),) = sizes
-        return [
-            check_vector({name: array[number] for name, array in vectors.items()}, self.levels)
-            for number in range(count)
-        ]
+        return [self._check({name: array[number] for name, array in vectors.items()}) for number in range(count)]
+
+    def _check(self, query: Mapping[str, Any]) -> list[Vectors]:
+        return check_vector(query, self.levels)
 
     def _need_model(self) -> Encoder:
         if self._model is None:
