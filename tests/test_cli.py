@@ -101,12 +101,46 @@ def test_remove_info_compact_merge(index, photos, tmp_path):
     assert "no item 777" in refusal("remove", mine, 777)
 
 
+def test_many_searches_at_once(index, tmp_path):
+    texts = ["a red car", "food", "ünïcödé 狐"]
+    file = tmp_path / "queries.txt"
+    file.write_bytes("\ufeff a red car\r\n\n food \n\nünïcödé 狐".encode())
+    result = hivlp("search", index, "--queries", file, "-k", 3, "--json")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [each["query"] for each in found] == texts
+    for each in found:
+        assert set(each) == {"query", "hits", "timings_ms"}
+        alone = answer("search", index, each["query"], "-k", 3)["hits"]
+        assert [hit["id"] for hit in each["hits"]] == [hit["id"] for hit in alone]
+    shown = hivlp("search", index, "--queries", file, "-k", 1).stdout.decode()
+    assert shown.startswith("a red car\n  1  [") and "\n\nfood\n" in shown
+    file.write_text("\n\n")
+    assert hivlp("search", index, "--queries", file, "--json").stdout == b""
+
+
+def test_equal_pictures_are_one_hit(photos, tmp_path):
+    folder, place = tmp_path / "p", tmp_path / "x.hivlp"
+    shutil.copytree(photos, folder)
+    shutil.copyfile(folder / "cello.webp", folder / "copy.webp")
+    answer("index", folder, "-o", place)
+    for group in (["--group"], ["--group", "0.99"]):
+        hits = answer("search", place, "a cello", "-k", 9, *group)["hits"]
+        assert len(hits) == 5
+        assert [Path(other["path"]).name for other in hits[0]["duplicates"]] == ["copy.webp"]
+        assert all(hit["duplicates"] == [] for hit in hits[1:])
+    assert len(answer("search", place, "a cello", "-k", 9, "--group", "0.01")["hits"]) < 5
+    assert "\n     = [" in hivlp("search", place, "a cello", "--group").stdout.decode()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["search", "{index}", ""], "the query is empty"),
         (["search", "{index}", "x", "-k", "0"], "k must be at least 1"),
         (["search", "{index}", "--like", "12345"], "no item 12345"),
+        (["search", "{index}", "x", "--group", "2"], "group must be a cosine"),
+        (["search", "{index}", "--queries", "{missing}"], "cannot be read"),
+        (["search", "{index}", "--queries", "{photos}/cello.webp"], "is not a text file"),
         (["search", "{index}", "x", "--where", "nosuch = 1"], "nosuch"),
         (["search", "{index}", "--image", "{missing}"], "cannot be read"),
         (["search", "{missing}", "x"], "is not an index"),
@@ -127,7 +161,17 @@ def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, mes
 
 @pytest.mark.parametrize(
     "line",
-    ["", "nosuch", "search", "search {index}", "index x", "search {index} x --like 1", "search {index} x -k a"],
+    [
+        "",
+        "nosuch",
+        "search",
+        "search {index}",
+        "index x",
+        "search {index} x --like 1",
+        "search {index} x --queries f",
+        "search {index} x --group a",
+        "search {index} x -k a",
+    ],
 )
 def test_wrong_usage_exits_with_two(index, line):
     refusal(*(part.format(index=index) for part in line.split()), code=2)

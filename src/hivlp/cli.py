@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from hivlp.errors import HivlpError, MissingExtraError
 
 if TYPE_CHECKING:
     from hivlp.encode import HiVLP
-    from hivlp.index import Index
+    from hivlp.index import Index, SearchResult
 
 DEFAULT_MODEL = "hivlp-mini"
 
@@ -98,12 +99,26 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("text", nargs="?", metavar="TEXT", help="what to look for, in words")
     sub.add_argument("--image", type=Path, metavar="FILE", help="look for pictures like this one")
     sub.add_argument("--like", type=int, metavar="ID", help="look for pictures like this item")
+    sub.add_argument(
+        "--queries",
+        metavar="FILE",
+        help="look for each line of this text file (- for standard input); with --json, one JSON object a line",
+    )
     sub.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
     sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
     sub.add_argument("--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata")
     sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
     sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")
+    sub.add_argument(
+        "--group",
+        type=float,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="COSINE",
+        help="show equal pictures as one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
+    )
     sub.add_argument("--model", help="model name or folder (default: the index's own)")
 
     sub = verb("remove", run_remove, "Remove items from an index; the pictures themselves stay.")
@@ -196,28 +211,42 @@ def run_index(arguments: argparse.Namespace) -> int:
 
 def run_search(arguments: argparse.Namespace) -> int:
     """``hivlp search``."""
-    given = [name for name in ("text", "image", "like") if getattr(arguments, name) is not None]
+    given = [name for name in ("text", "image", "like", "queries") if getattr(arguments, name) is not None]
     if len(given) != 1:
-        sys.stderr.write("hivlp search: error: give exactly one of TEXT, --image FILE, --like ID\n")
+        sys.stderr.write("hivlp search: error: give exactly one of TEXT, --image FILE, --like ID, --queries FILE\n")
         return 2
     from hivlp.index import Index
 
+    names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group")
+    options = {name: getattr(arguments, name) for name in names}
+    queries = None if arguments.queries is None else _lines(arguments.queries)
     with Index.open(arguments.index) as index:
         if arguments.like is None:
             index.attach(_index_model(index, arguments.model))
-        result = index.search(
-            arguments.text,
-            image=arguments.image,
-            like=arguments.like,
-            k=arguments.k,
-            shortlist=arguments.shortlist,
-            exact=arguments.exact,
-            where=arguments.where,
-            offset=arguments.offset,
-            threshold=arguments.threshold,
-        )
-    _print(arguments, result.to_json, lambda: str(result))
+        if queries is None:
+            result = index.search(arguments.text, image=arguments.image, like=arguments.like, **options)
+            _print(arguments, result.to_json, lambda: str(result))
+            return 0
+        results = index.search_many(queries, **options)
+    for query, result in zip(queries, results, strict=True):
+        _print(arguments, partial(_with_query, query, result), partial("{}\n{}\n".format, query, result))
     return 0
+
+
+def _with_query(query: str, result: SearchResult) -> dict[str, Any]:
+    return {"query": query, **result.to_json()}
+
+
+def _lines(name: str) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise HivlpError(f"{name} is not a text file in UTF-8: {error}") from error
+    except OSError as error:
+        raise HivlpError(f"{name} cannot be read: {error.strerror}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def run_remove(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,17 @@
 from hivlp.index.adding import AddReport, Failure
 from hivlp.index.index import Index
 from hivlp.index.repair import RepairReport
-from hivlp.index.search import Hit, SearchResult
+from hivlp.index.search import Duplicate, Hit, SearchResult
 from hivlp.index.verify import Damage, VerifyReport
 
-__all__ = ["AddReport", "Damage", "Failure", "Hit", "Index", "RepairReport", "SearchResult", "VerifyReport"]
+__all__ = [
+    "AddReport",
+    "Damage",
+    "Duplicate",
+    "Failure",
+    "Hit",
+    "Index",
+    "RepairReport",
+    "SearchResult",
+    "VerifyReport",
+]

@@ -299,6 +299,20 @@ class Catalog:
                 found[item.row] = item
         return [found[row] for row in rows]
 
+    def hashes(self, rows: Sequence[int]) -> list[bytes]:
+        """The content hashes of the items in these rows, in this order."""
+        found: dict[int, bytes] = {}
+        for start in range(0, len(rows), 500):
+            part = rows[start : start + 500]
+            marks = ",".join("?" * len(part))
+            found.update(self._db.execute(f"SELECT row, hash FROM items WHERE row IN ({marks})", part))
+        return [found[row] for row in rows]
+
+    def copies(self, content: bytes) -> list[Item]:
+        """All items with this content, by row."""
+        select = f"SELECT {COLUMNS} FROM items WHERE hash = ? ORDER BY row"
+        return [self._item(values) for values in self._db.execute(select, (content,))]
+
     def live(self) -> NDArray[np.int64]:
         """(items, 2) of row and id, by row."""
         pairs = self._db.execute("SELECT row, id FROM items ORDER BY row")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,18 +10,29 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hivlp.encode.base import Encoder, Picture
+from hivlp.encode.stream import chunks
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.adding import AddReport, add_pictures
-from hivlp.index.catalog import About
+from hivlp.index.catalog import About, State
 from hivlp.index.folder import IndexFolder, Progress
+from hivlp.index.grouping import Folding, NearDuplicates, SameContent
+from hivlp.index.ranking import Ranking, scan_together
 from hivlp.index.repair import RepairReport, set_damage_aside
-from hivlp.index.scan import ExhaustiveScanner
-from hivlp.index.search import DEFAULT_SHORTLIST, Hit, SearchResult, Stopwatch, cascade, check_vector
+from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
+from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, SearchResult, Stopwatch, check_vector
 from hivlp.index.verify import VerifyReport, verify_folder
 from hivlp.levels import Vectors
+
+BATCH = 256  # queries that share a pass over the vectors
+CONDITIONS = 8  # of which it is kept what they let pass
+# Conditions that may hold at one time and not at another.
+CHANGING = re.compile(
+    r"\b((random|randomblob|date|time|datetime|julianday|unixepoch|strftime|timediff|changes|total_changes)\s*\("
+    r"|current_(date|time|timestamp)\b)",
+    re.IGNORECASE,
+)
 
 
 class Index(IndexFolder):
@@ -33,6 +45,8 @@ class Index(IndexFolder):
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open; see :meth:`open`."""
         super().__init__(path)
+        self._scanners: list[Scanner] = []
+        self._passing: dict[str, Mask] = {}  # the least recently asked first
         self._model: Encoder | None = None
         if model is not None:
             try:
@@ -81,6 +95,12 @@ class Index(IndexFolder):
                 "use that model, or index the pictures again into a new folder"
             )
         self._model = model
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._scanners = []
+        self._passing.clear()
+        super().close()
 
     def __enter__(self) -> Index:
         return self
@@ -168,6 +188,7 @@ class Index(IndexFolder):
         where: str | None = None,
         offset: int = 0,
         threshold: float | None = None,
+        group: bool | float = False,
     ) -> SearchResult:
         """The items closest to a text, a picture, another item, or a vector.
 
@@ -180,22 +201,20 @@ class Index(IndexFolder):
             shortlist: candidates that the coarse level hands on (default 200, never less than ``k``); with more than
                 two levels, one number for each level but the finest makes a funnel.
             exact: rank everything by the finest level instead.
-            where: SQL condition over ``id``, ``path``, ``caption`` and ``metadata`` (JSON) that hits must meet.
-            offset: hits to skip; pages of the same query and shortlist fit together.
-            threshold: leave out hits whose finest score is below this.
+            where: SQL condition over ``id``, ``path``, ``caption`` and ``metadata`` (JSON) that hits must meet. What it
+                lets pass is kept until the next commit, so that asking the same again costs nothing.
+            offset: hits to skip; pages of the same query, ``k`` and shortlist fit together, to any depth.
+            threshold: leave out hits whose finest score is below this. The list ends with the first shortlist in which
+                no hit reaches it.
+            group: True folds hits of the same content into one; a cosine folds a hit into the first one whose finest
+                vector is that close to its own. ``k`` and ``offset`` then count groups. A hit's ``duplicates`` are all
+                items of its content, or the close ones from its own shortlist.
 
         Raises:
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
-        shortlists = self._shortlists(shortlist)
-        for name, value, least in (
-            ("k", k, 1),
-            ("offset", offset, 0),
-            *(("shortlist", size, 1) for size in shortlists),
-        ):
-            if value < least:
-                raise QueryError(f"{name} must be at least {least}, not {value}")
+        options = Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group)
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
         watch = Stopwatch()
@@ -203,35 +222,157 @@ class Index(IndexFolder):
         watch.lap("encode")
         with self.catalog.reading() as state:
             self._refresh(state)
-            allowed = self._alive
+            without = None
             if like is not None:
                 item = self.catalog.get(like)
                 if item is None:
                     raise QueryError(f"{self.path} has no item {like}")
-                encoded = check_vector(self._rows([item.row]), self.levels)
-                allowed = _only(allowed, state.rows)
-                allowed[item.row] = False
-            if where is not None:
-                passing = np.zeros(state.rows, bool)
-                passing[self.catalog.rows_where(where)] = True
-                allowed = passing if allowed is None else passing & allowed
-            scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
+                encoded, without = self._check(self._rows([item.row])), item.row
             assert encoded is not None
-            count = min(k, state.rows)
-            stages = (scanners[-1:], encoded[-1:]) if exact else (scanners, encoded)
-            rows = cascade(*stages, allowed, first=offset, count=count, shortlists=shortlists, watch=watch)
-            if exact and len(scanners) > 1:
-                watch.timings["fine"], watch.timings["coarse"] = watch.timings["coarse"], 0.0
-            scores = [scanner.rescore(part, rows).tolist() for scanner, part in zip(scanners, encoded, strict=True)]
-            items = self.catalog.in_rows(rows.tolist())
-        hits = []
-        for number, item in enumerate(items):
-            by_level = {level.name: scores[at][number] for at, level in enumerate(self.levels)}
-            if threshold is None or by_level[self.levels[-1].name] >= threshold:
-                hits.append(Hit(offset + number + 1, item.id, item.path, item.caption, by_level, item.metadata))
+            (hits,) = self._answer([encoded], options, watch, without)
         return SearchResult(hits, watch.finish())
 
+    def search_many(
+        self,
+        queries: Sequence[str] | None = None,
+        *,
+        vectors: Mapping[str, Any] | None = None,
+        k: int = 10,
+        shortlist: int | Sequence[int] | None = None,
+        exact: bool = False,
+        where: str | None = None,
+        offset: int = 0,
+        threshold: float | None = None,
+        group: bool | float = False,
+    ) -> list[SearchResult]:
+        """What :meth:`search` finds for each of many texts or vectors, in less time than one by one.
+
+        Texts are encoded as one batch, and the vectors of the index are looked at once for many queries. All answers
+        are of the same commit; a writer's next commit waits until the last is found. For given vectors, hits and scores
+        are those of :meth:`search` to the last bit; a text's vector may be rounded otherwise in a batch than alone.
+
+        Args:
+            queries: texts.
+            vectors: level name -> (queries, dim), for every level.
+            k: how many hits for each; this and what follows is as in :meth:`search`.
+            shortlist: candidates that the coarse level hands on.
+            exact: rank everything by the finest level instead.
+            where: SQL condition that hits must meet.
+            offset: hits to skip, for each query.
+            threshold: leave out hits whose finest score is below this.
+            group: fold hits of the same content (True), or as close as a cosine, into one.
+
+        Returns:
+            One result a query, in their order; its timings are its share of the whole batch's.
+
+        Raises:
+            QueryError: if a query or an option makes no sense.
+        """
+        options = Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group)
+        if (queries is None) == (vectors is None):
+            raise QueryError("give either texts or vectors")
+        watch = Stopwatch()
+        encoded = self._encode_many(queries, vectors)
+        watch.lap("encode")
+        answers: list[list[Hit]] = []
+        with self.catalog.reading() as state:
+            self._refresh(state)
+            for chunk in chunks(encoded, BATCH):
+                answers += self._answer(chunk, options, watch)
+        share = {name: round(value / len(answers), 3) for name, value in watch.finish().items()} if answers else {}
+        return [SearchResult(hits, dict(share)) for hits in answers]
+
     # Inside.
+
+    def _refresh(self, state: State) -> None:
+        if state != self._state:
+            self._passing.clear()
+            super()._refresh(state)
+            self._scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
+
+    def _answer(
+        self, queries: Sequence[Sequence[Vectors]], options: Options, watch: Stopwatch, without: int | None = None
+    ) -> list[list[Hit]]:
+        """The hits of each query, (dim,) a level; called inside a read transaction, after :meth:`_refresh`."""
+        assert self._state is not None
+        allowed = self._alive if options.where is None else self._where(options.where)
+        scanners = self._scanners[-1:] if options.exact else self._scanners
+        stage = "fine" if options.exact and len(self._scanners) > 1 else "coarse"
+        first, count = options.offset, min(options.k, self._state.rows)
+        shortlists = [max(shortlist, count) for shortlist in options.shortlists] or [max(DEFAULT_SHORTLIST, count)]
+        rankings = [
+            Ranking(
+                scanners,
+                query[-len(scanners) :],
+                allowed,
+                block=shortlists[0],
+                shortlists=shortlists[1:],
+                total=self._state.rows,
+                without=without,
+                stage=stage,
+                watch=watch,
+            )
+            for query in queries
+        ]
+        in_blocks = options.threshold is not None or options.group is not False
+        last = first + count
+        whole_blocks = -(-last // shortlists[0]) * shortlists[0]
+        scan_together(rankings, whole_blocks if in_blocks or len(scanners) > 1 else last, stage, watch)
+        pages: list[Rows] = []
+        folded: list[list[Sequence[int]] | None] = []
+        for ranking in rankings:
+            if not in_blocks:
+                pages.append(ranking.rows(first, last))
+                folded.append(None)
+                continue
+            folding = self._folding(options.group, allowed, without)
+            page = ranking.listed(last, options.threshold, folding)[first:]
+            pages.append(page)
+            folded.append(None if folding is None else [folding.duplicates(row) for row in page.tolist()])
+        return self._hits(queries, pages, folded, first)
+
+    def _hits(
+        self,
+        queries: Sequence[Sequence[Vectors]],
+        pages: Sequence[Rows],
+        folded: Sequence[Sequence[Sequence[int]] | None],
+        first: int,
+    ) -> list[list[Hit]]:
+        """What is known of the rows of each page, and of those folded into them."""
+        wanted = {row for page in pages for row in page.tolist()}
+        wanted.update(row for groups in folded for group in groups or () for row in group)
+        items = {item.row: item for item in self.catalog.in_rows(list(wanted))}
+        answers = []
+        for query, page, groups in zip(queries, pages, folded, strict=True):
+            scores = [scanner.rescore(part, page).tolist() for scanner, part in zip(self._scanners, query, strict=True)]
+            hits = []
+            for place, row in enumerate(page.tolist()):
+                item = items[row]
+                by_level = {level.name: scores[at][place] for at, level in enumerate(self.levels)}
+                same = None if groups is None else [Duplicate(items[r].id, items[r].path) for r in groups[place]]
+                hits.append(Hit(first + place + 1, item.id, item.path, item.caption, by_level, item.metadata, same))
+            answers.append(hits)
+        return answers
+
+    def _where(self, condition: str) -> Mask:
+        """(rows,) bool: the items for which a condition holds, worked out once a commit."""
+        passing = self._passing.pop(condition, None)
+        if passing is None:
+            assert self._state is not None
+            passing = np.zeros(self._state.rows, bool)
+            passing[self.catalog.rows_where(condition)] = True
+        if not CHANGING.search(condition):
+            self._passing[condition] = passing
+            if len(self._passing) > CONDITIONS:
+                del self._passing[next(iter(self._passing))]
+        return passing
+
+    def _folding(self, group: bool | float, allowed: Mask | None, without: int | None) -> Folding | None:
+        if group is False:
+            return None
+        if group is True:
+            return SameContent(self.catalog, allowed, without)
+        return NearDuplicates(lambda rows: self._maps[-1][rows], group)
 
     def _shortlists(self, shortlist: int | Sequence[int] | None) -> list[int]:
         stages = len(self.levels) - 1
@@ -245,20 +386,35 @@ class Index(IndexFolder):
         self, query: str | None, image: Picture | str | None, vector: Mapping[str, Any] | None
     ) -> list[Vectors] | None:
         if query is not None:
-            if not query.strip():
-                raise QueryError("the query is empty")
-            return check_vector(self._need_model().encode_text([query]), self.levels)
+            return self._encode_many([query], None)[0]
         if image is not None:
             picture = Path(image) if isinstance(image, str) else image
-            return check_vector(self._need_model().encode_image([picture]), self.levels)
-        return None if vector is None else check_vector(vector, self.levels)
+            return self._check(self._need_model().encode_image([picture]))
+        return None if vector is None else self._check(vector)
+
+    def _encode_many(self, queries: Sequence[str] | None, vectors: Mapping[str, Any] | None) -> list[list[Vectors]]:
+        if queries is not None:
+            for number, query in enumerate(queries, start=1):
+                if not query.strip():
+                    raise QueryError("the query is empty" if len(queries) == 1 else f"query {number} is empty")
+            if not queries:
+                return []
+            vectors = self._need_model().encode_text(list(queries))
+        assert vectors is not None
+        try:
+            shapes = {name: np.shape(array) for name, array in vectors.items()}
+        except (TypeError, ValueError) as error:
+            raise QueryError("vectors must be (queries, dim) arrays of numbers") from error
+        sizes = {shapes[level.name][:1] for level in self.levels if level.name in shapes}
+        if len(sizes) != 1 or sizes == {()}:
+            raise QueryError(f"every level needs a row for each query, not {shapes}")
+        ((count,),) = sizes
+        return [self._check({name: array[number] for name, array in vectors.items()}) for number in range(count)]
+
+    def _check(self, query: Mapping[str, Any]) -> list[Vectors]:
+        return check_vector(query, self.levels)
 
     def _need_model(self) -> Encoder:
         if self._model is None:
             raise QueryError("the index was opened without its model: Index.open(path, model=...)")
         return self._model
-
-
-def _only(allowed: NDArray[np.bool_] | None, rows: int) -> NDArray[np.bool_]:
-    """A mask of one's own to change."""
-    return np.ones(rows, bool) if allowed is None else allowed.copy()

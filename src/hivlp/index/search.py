@@ -1,7 +1,8 @@
-"""The cascade: the coarse level scans everything, each finer level decides among the few that remain."""
+"""What a search is asked, and what it answers."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,13 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hivlp.errors import QueryError
-from hivlp.index.scan import Rows, Scanner
 from hivlp.levels import Level, Vectors
 
 DEFAULT_SHORTLIST = 200
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """An item that is shown with another one instead of by itself."""
+
+    id: int
+    path: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the ``duplicates`` of a hit."""
+        return {"id": self.id, "path": _printable(self.path)}
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Hit:
         caption: what is known of it in words, if anything.
         scores: cosine with the query at each level.
         metadata: what was stored with it.
+        duplicates: what was folded into it; None unless the search was asked to group.
     """
 
     rank: int
@@ -37,12 +49,15 @@ class Hit:
     caption: str | None
     scores: dict[str, float]
     metadata: dict[str, Any]
+    duplicates: list[Duplicate] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp search --json`` prints."""
-        # A name that is no text is shown escaped: a JSON response must be UTF-8.
-        path = os.fsencode(self.path).decode("utf-8", "backslashreplace")
-        return {"rank": self.rank, "id": self.id, "path": path, "caption": self.caption, "scores": self.scores}
+        path = _printable(self.path)
+        data = {"rank": self.rank, "id": self.id, "path": path, "caption": self.caption, "scores": self.scores}
+        if self.duplicates is not None:
+            data["duplicates"] = [duplicate.to_json() for duplicate in self.duplicates]
+        return data
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class SearchResult(Sequence[Hit]):
             scores = " ".join(f"{name} {value:.3f}" for name, value in hit.scores.items())
             caption = f"  {hit.caption}" if hit.caption else ""
             lines.append(f"{hit.rank:3}  [{hit.id}] {hit.path!r}{caption}  ({scores})")
+            lines += [f"     = [{duplicate.id}] {duplicate.path!r}" for duplicate in hit.duplicates or []]
         timings = ", ".join(f"{name} {value:.2f}" for name, value in self.timings_ms.items())
         return "\n".join([*(lines or ["nothing found"]), f"ms: {timings}"])
 
@@ -94,65 +110,27 @@ class Stopwatch:
         return {name: round(value, 3) for name, value in {**self.timings, "total": total}.items()}
 
 
-def cascade(
-    scanners: Sequence[Scanner],
-    query: Sequence[Vectors],
-    allowed: NDArray[np.bool_] | None,
-    *,
-    first: int,
-    count: int,
-    shortlists: Sequence[int],
-    watch: Stopwatch,
-) -> Rows:
-    """Rows ``first`` to ``first + count`` of the cascade's ranking.
+@dataclass(frozen=True)
+class Options:
+    """What is wanted of a search, whatever the query; see :meth:`hivlp.index.Index.search`."""
 
-    The coarsest level ranks everything; its best ``shortlists[0]`` rows go to the next level, whose best
-    ``shortlists[1]`` go to the next, until the finest level orders what is left. What a level drops keeps its place
-    behind what it kept, and the next ``shortlists[0]`` rows of the coarse ranking follow in the same manner: the
-    ranking has no end but the collection's, and pages of it fit together.
+    k: int
+    shortlists: Sequence[int]
+    exact: bool
+    where: str | None
+    offset: int
+    threshold: float | None
+    group: bool | float
 
-    Args:
-        scanners: one a level, coarse to fine.
-        query: (dim,) a level.
-        allowed: (rows,) bool, or None for all.
-        first: rows to skip.
-        count: rows wanted.
-        shortlists: what each level but the finest hands on; raised to ``count``, so that one page is in order.
-        watch: charged ``coarse`` and ``fine``.
-    """
-    if len(scanners) == 1:
-        rows, _ = scanners[0].top(query[0], first + count, allowed)
-        watch.lap("coarse")
-        return rows[first : first + count]
-    shortlists = [max(shortlist, count) for shortlist in shortlists]
-    block = shortlists[0]
-    block_first = first // block * block
-    block_last = -(-(first + count) // block) * block
-    coarse, _ = scanners[0].top(query[0], block_last, allowed)
-    watch.lap("coarse")
-    ordered = [
-        _funnel(scanners[1:], query[1:], shortlists[1:], coarse[start : start + block])
-        for start in range(block_first, len(coarse), block)
-    ]
-    watch.lap("fine")
-    if not ordered:
-        return np.empty(0, np.int64)
-    return np.concatenate(ordered)[first - block_first : first - block_first + count]
-
-
-def _funnel(scanners: Sequence[Scanner], query: Sequence[Vectors], shortlists: Sequence[int], rows: Rows) -> Rows:
-    """Order one block by ever finer levels, each looking at no more rows than the one before."""
-    dropped: list[Rows] = []
-    for position, (scanner, vector) in enumerate(zip(scanners, query, strict=True)):
-        finest = position == len(scanners) - 1
-        if not finest and len(rows) <= shortlists[position]:
-            continue  # nothing to drop: the finest level will order them anyway
-        scores = scanner.rescore(vector, rows)
-        rows = rows[np.lexsort((rows, -scores))]
-        if not finest:
-            dropped.insert(0, rows[shortlists[position] :])
-            rows = rows[: shortlists[position]]
-    return np.concatenate([rows, *dropped])
+    def __post_init__(self) -> None:
+        sizes = (("shortlist", size, 1) for size in self.shortlists)
+        for name, value, least in (("k", self.k, 1), ("offset", self.offset, 0), *sizes):
+            if value < least:
+                raise QueryError(f"{name} must be at least {least}, not {value}")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise QueryError("threshold must be a number, not NaN")
+        if not isinstance(self.group, bool) and not 0 < self.group <= 1:
+            raise QueryError(f"group must be a cosine above 0 and at most 1, not {self.group}")
 
 
 def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Vectors]:
@@ -178,3 +156,8 @@ def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Ve
             raise QueryError(f"level {level.name}: the vector is {'zero' if norm == 0 else 'not finite'}")
         checked.append((vector.astype(np.float64) / norm).astype(np.float32))
     return checked
+
+
+def _printable(path: str) -> str:
+    """A name that is no text is shown escaped: a JSON response must be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
