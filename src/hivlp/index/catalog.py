@@ -249,6 +249,17 @@ class Catalog:
         """An item by its path."""
         return self._one("path = ?", pack_path(path))
 
+    def at_paths(self, paths: Sequence[str]) -> dict[str, Item]:
+        """The items that there are at these paths, by path."""
+        found = {}
+        for start in range(0, len(paths), 500):
+            part = [pack_path(path) for path in paths[start : start + 500]]
+            marks = ",".join("?" * len(part))
+            for values in self._db.execute(f"SELECT {self.COLUMNS} FROM items WHERE path IN ({marks})", part):
+                item = self._item(values)
+                found[item.path] = item
+        return found
+
     def with_hash(self, content: bytes) -> Item | None:
         """Any item with this content."""
         return self._one("hash = ?", content)
