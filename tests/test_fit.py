@@ -147,7 +147,7 @@ def test_maps_that_do_not_fit_are_refused(tmp_path):
     for bad in (np.eye(4, dtype=np.float32), good.astype(np.float64), good * np.nan, np.eye(2, 5, dtype=np.float32)):
         with pytest.raises(ValueError, match="map"):
             CoarseMaps(good, bad)
-    with pytest.raises(IndexFolderError, match="item_map.npy is missing"):
+    with pytest.raises(IndexFolderError, match=r"item_map\.npy is missing"):
         CoarseMaps.load(tmp_path)
     (tmp_path / "item_map.npy").write_bytes(b"no array")
     with pytest.raises(IndexFolderError, match="cannot be read"):

@@ -157,8 +157,8 @@ def unit_rows(raw: Raw) -> tuple[Vectors, dict[int, str]]:
     Returns:
         (n, d) float32, and the refusals.
     """
-    vectors = raw.astype(np.float32)
     with np.errstate(all="ignore"):
+        vectors = raw.astype(np.float32)
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         vectors /= norms[:, None]
     refused = {}
