@@ -243,9 +243,9 @@ def test_search_is_exact_with_a_shortlist_of_everything(made):
     expected = np.argsort(-scores)[:10]
     result = index.search(vector={"fine": query}, k=10, shortlist=len(given))
     assert [int(hit.path.rpartition("#")[2]) for hit in result] == expected.tolist()
-    np.testing.assert_allclose([hit.scores["fine"] for hit in result], scores[expected], atol=1e-5)
+    np.testing.assert_allclose([hit.scores["fine"] for hit in result], scores[expected], atol=1e-3)
     coarse = unit(given[:, :8]) @ unit(query[None, :8])[0]
-    np.testing.assert_allclose([hit.scores["coarse"] for hit in result], coarse[expected], atol=1e-5)
+    np.testing.assert_allclose([hit.scores["coarse"] for hit in result], coarse[expected], atol=1e-3)
 
 
 def test_queries_have_a_map_of_their_own(tmp_path):
@@ -259,9 +259,9 @@ def test_queries_have_a_map_of_their_own(tmp_path):
         hit = index.search(vector={"fine": query}, k=1)[0]
         row = int(hit.path.rpartition("#")[2])
         expected = unit((maps.query @ query)[None])[0] @ unit(given[row : row + 1, :8])[0]
-        assert hit.scores["coarse"] == pytest.approx(expected, abs=1e-5)
+        assert hit.scores["coarse"] == pytest.approx(expected, abs=1e-3)
         own = {"fine": query, "coarse": unit(given[row : row + 1, :8])[0]}
-        assert index.search(vector=own, k=1, shortlist=1)[0].scores["coarse"] == pytest.approx(1, abs=1e-5)
+        assert index.search(vector=own, k=1, shortlist=1)[0].scores["coarse"] == pytest.approx(1, abs=1e-3)
 
 
 def test_like(made):
@@ -283,7 +283,7 @@ def test_run_again_adds_what_is_new_and_updates_what_changed(tmp_path):
         table(file, given, path=names, caption=["told anew", *names[1:]])
         report = index.add_embeddings(file)
         assert (report.added, report.updated, report.skipped, report.items) == (10, 2, 18, 30)
-        assert index.search(vector={"fine": given[4]}, k=1)[0].scores["fine"] == pytest.approx(1, abs=1e-5)
+        assert index.search(vector={"fine": given[4]}, k=1)[0].scores["fine"] == pytest.approx(1, abs=1e-3)
         assert index.search(vector={"fine": given[0]}, k=1)[0].caption == "told anew"
         assert index.remove([names[3]]) == 1
         assert index.add_embeddings(file).added == 1
@@ -328,7 +328,7 @@ def test_texts_by_the_model_whose_vectors_they_are(tmp_path, made):
     scores = unit(given) @ model.encode_text(["red"]).fine[0]
     hit = index.search("red", k=1, shortlist=len(given))[0]
     assert int(hit.path.rpartition("#")[2]) == scores.argmax()
-    assert hit.scores["fine"] == pytest.approx(scores.max(), abs=1e-5)
+    assert hit.scores["fine"] == pytest.approx(scores.max(), abs=1e-3)
     with Index.create_from_embeddings(tmp_path / "named", prefix(WIDTH, 8), model=model) as named:
         assert named.model_source == "fake"
 

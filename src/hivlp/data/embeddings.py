@@ -214,7 +214,7 @@ class _Npy:
     def chunks(self) -> Iterator[Chunk]:
         told = _told(self._metadata) if self._metadata else None
         for first in range(0, self.rows, CHUNK):
-            vectors = np.array(self._array[first : first + CHUNK])
+            vectors = np.asarray(self._array[first : first + CHUNK])
             yield Chunk(self.file, first, vectors, next(told) if told else [NOTHING_TOLD] * len(vectors), {})
 
     def some(self, count: int, rng: np.random.Generator) -> Raw:

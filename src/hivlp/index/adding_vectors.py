@@ -1,11 +1,12 @@
-"""From given vectors to items: what is new or changed gets a coarse level, and is committed a batch at a time."""
+"""From given vectors to items: what is new or changed is committed with its coarse level, a batch at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from hivlp.errors import DataError
 from hivlp.fit.maps import CoarseMaps
 from hivlp.index.adding import AddReport, Failure, stored_path
 from hivlp.index.catalog import NewItem, Stamp
+from hivlp.levels import Embeddings
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index
@@ -39,8 +41,8 @@ def add_vectors(
         raise DataError(f"vectors of {source.dim} dims for an index of {width}: they must come from the same model")
     report = AddReport()
     checked = time.time_ns()
-    for chunk in source.chunks():
-        _add_chunk(index, maps, chunk, checked, report)
+    for batch in _read_ahead(source, maps):
+        _add_batch(index, batch, checked, report)
         if on_progress is not None:
             on_progress(report)
     report.items = len(index)
@@ -48,12 +50,40 @@ def add_vectors(
     return report
 
 
-def _add_chunk(index: Index, maps: CoarseMaps, chunk: Chunk, checked: int, report: AddReport) -> None:
+@dataclass(frozen=True)
+class _Batch:
+    """A chunk of the source with all that does not depend on the index: both levels, hashes, and refused rows."""
+
+    chunk: Chunk
+    embeddings: Embeddings
+    hashes: list[bytes]
+    refused: dict[int, str]
+
+
+def _read_ahead(source: EmbeddingSource, maps: CoarseMaps) -> Iterator[_Batch]:
+    """One batch is read, hashed and mapped on another core while the one before is being stored."""
+    chunks = source.chunks()
+
+    def prepare() -> _Batch | None:
+        chunk = next(chunks, None)
+        if chunk is None:
+            return None
+        vectors, refused = unit_rows(chunk.vectors)
+        hashes = [hashlib.sha256(row).digest() for row in np.ascontiguousarray(chunk.vectors)]
+        return _Batch(chunk, maps.of_items(vectors), hashes, {**refused, **chunk.refused})
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(prepare)
+        while (batch := ahead.result()) is not None:
+            ahead = pool.submit(prepare)
+            yield batch
+
+
+def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> None:
+    chunk = batch.chunk
     file = stored_path(chunk.file)
     # The time of this run, not of this row: an item with it was stored by a row of this same run.
     stamp = replace(Stamp.of(chunk.file.stat()), checked=checked)
-    vectors, refused = unit_rows(chunk.vectors)
-    refused.update(chunk.refused)
     paths = [told.path or f"{file}#{chunk.first + row}" for row, told in enumerate(chunk.told)]
     stored = index.catalog.at_paths(paths)
     new: dict[str, tuple[int, NewItem]] = {}
@@ -61,25 +91,23 @@ def _add_chunk(index: Index, maps: CoarseMaps, chunk: Chunk, checked: int, repor
     def fail(row: int, why: str) -> None:
         report.failed.append(Failure(paths[row], f"{chunk.file}, row {chunk.first + row}: {why}"))
 
-    for row, (path, told, raw) in enumerate(zip(paths, chunk.told, np.ascontiguousarray(chunk.vectors), strict=True)):
-        if row in refused:
-            fail(row, refused[row])
-            continue
-        content = hashlib.sha256(raw).digest()
-        item = NewItem(path, content, told.caption, told.metadata, stamp)
+    for row, (path, told, content) in enumerate(zip(paths, chunk.told, batch.hashes, strict=True)):
         before = stored.get(path)
-        twin = new[path][1] if path in new else before if before and before.stamp.checked == checked else None
-        if twin is not None and twin.hash != content:
-            fail(row, "another row has the same path and another vector")
-        elif twin is not None or (
-            before is not None
-            and (before.hash, before.caption, before.metadata) == (content, told.caption, told.metadata)
-        ):
+        if row in batch.refused:
+            fail(row, batch.refused[row])
+        elif path in new or (before is not None and before.stamp.checked == checked):
+            twin = new[path][1].hash if path in new else before.hash if before else b""
+            if twin == content:
+                report.skipped += 1
+            else:
+                fail(row, "another row has the same path and another vector")
+        elif before and (before.hash, before.caption, before.metadata) == (content, told.caption, told.metadata):
             report.skipped += 1
         else:
-            new[path] = row, item
+            new[path] = row, NewItem(path, content, told.caption, told.metadata, stamp)
     if new:
         rows, items = zip(*new.values(), strict=True)
-        updated = index.append(items, maps.of_items(vectors[list(rows)]))
+        embeddings = batch.embeddings if len(rows) == batch.embeddings.count else batch.embeddings.rows(list(rows))
+        updated = index.append(items, embeddings)
         report.updated += updated
         report.added += len(items) - updated

@@ -57,8 +57,8 @@ def index_embeddings(
             otherwise the items themselves. An existing index keeps its coarse level.
         dims: of the coarse level, default 64; an existing index must have so many.
         method: see :func:`hivlp.fit.fit_coarse`.
-        model: that made the vectors, if texts and pictures shall be searched for.
-        model_source: how to load it again (a name or folder).
+        model: that made the vectors, if texts and pictures shall be searched for without naming it again.
+        model_source: how to load it again (a name or folder); default its name.
         on_fit: called with how much of the learning is done, and of how much.
         on_progress: called after each commit with what is stored by then.
 
@@ -69,7 +69,7 @@ def index_embeddings(
     source = Path(source)
     embeddings = open_embeddings(source, column=column)
     if Index.exists(out):
-        with Index.open(out) as index:
+        with Index.open(out, model) as index:
             if dims is not None and dims != index.levels[0].dim:
                 raise IndexFolderError(
                     f"{out} has a coarse level of {index.levels[0].dim} dims, not {dims}: make a new index for that"
