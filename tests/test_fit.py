@@ -106,7 +106,7 @@ def test_same_sample_same_maps():
     calls = []
     one = distill(start, queries, items, steps=5, on_progress=lambda done, total: calls.append((done, total)))
     assert one.fingerprint == distill(start, queries, items, steps=5).fingerprint != start.fingerprint
-    assert calls == [(n, 6) for n in range(1, 7)]
+    assert calls == [(n, 9) for n in range(1, 10)]
 
 
 def test_few_items_get_principal_directions_and_no_promises():

@@ -74,7 +74,7 @@ class _Part(Protocol):
 
     def chunks(self) -> Iterator[Chunk]: ...
 
-    def some(self, count: int, rng: np.random.Generator) -> Raw: ...
+    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]: ...
 
 
 class EmbeddingSource:
@@ -110,9 +110,14 @@ class EmbeddingSource:
         """
         rng = np.random.default_rng(seed)
         share = min(1.0, count / max(1, self.rows))
-        drawn = [part.some(min(part.rows, math.ceil(share * part.rows)), rng) for part in self._parts]
-        vectors = np.concatenate([unit_rows(raw)[0] for raw in drawn])
-        return vectors[np.flatnonzero(vectors.any(axis=1))][:count]
+        vectors, filled = np.empty((min(count, self.rows), self.dim), np.float32), 0
+        for part in self._parts:
+            for raw in part.some(math.ceil(share * part.rows), rng):
+                good, refused = unit_rows(raw)
+                good = np.delete(good, list(refused), axis=0)[: len(vectors) - filled]
+                vectors[filled : filled + len(good)] = good
+                filled += len(good)
+        return vectors[:filled]
 
 
 def open_embeddings(path: Path | str, *, column: str | None = None, texts: bool = False) -> EmbeddingSource:
@@ -217,9 +222,10 @@ class _Npy:
             vectors = np.asarray(self._array[first : first + CHUNK])
             yield Chunk(self.file, first, vectors, next(told) if told else [NOTHING_TOLD] * len(vectors), {})
 
-    def some(self, count: int, rng: np.random.Generator) -> Raw:
+    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
         rows = np.sort(rng.choice(self.rows, count, replace=False))
-        return np.asarray(self._array[rows])
+        for first in range(0, count, CHUNK):
+            yield np.asarray(self._array[rows[first : first + CHUNK]])
 
 
 class _Parquet:
@@ -262,20 +268,19 @@ class _Parquet:
                 yield Chunk(self.file, first, vectors, told, refused)
                 first += len(vectors)
 
-    def some(self, count: int, rng: np.random.Generator) -> Raw:
+    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
         groups, held = [], 0
         for group in rng.permutation(len(self._groups)).tolist():
             if held < SAMPLE_EXCESS * count:
                 groups.append(group)
                 held += self._groups[group]
         chosen = np.sort(rng.choice(held, min(count, held), replace=False))
-        kept, first = [np.empty((0, self.dim), np.float32)], 0
+        first = 0
         with _opened(self.file) as parquet:
             for batch in _batches(self.file, parquet, [self._column], sorted(groups)):
                 here = chosen[(chosen >= first) & (chosen < first + len(batch))] - first
                 first += len(batch)
-                kept.append(_matrix(batch.column(0).take(here), self.dim)[0])
-        return np.concatenate(kept)
+                yield _matrix(batch.column(0).take(here), self.dim)[0]
 
 
 def _is_vector(kind: Any) -> bool:

@@ -106,16 +106,14 @@ def fit_coarse(
     if queries is not None and len(queries) < LEAST_QUERIES:
         raise DataError(f"{len(queries)} queries are too few to fit to: give {LEAST_QUERIES} or more, or none")
     rng = np.random.default_rng(seed)
-    items = items[rng.permutation(len(items))]
     if len(items) < LEAST_ITEMS:
         maps = prefix(width, dims) if method == "prefix" else principal(second_moment(items), dims)
         used: Method = "prefix" if method == "prefix" else "pca"
         return Fitted(maps, used, {}, 0, len(items), 0, 0, time.perf_counter() - started)
     if queries is None:
-        asking = min(SAMPLE_QUERIES, len(items) // 5)
-        queries, items = items[:asking], items[asking:]
-    else:
-        queries = queries[rng.permutation(len(queries))]
+        asking = rng.choice(len(items), min(SAMPLE_QUERIES, len(items) // 5), replace=False)
+        queries, items = items[asking], np.delete(items, asking, axis=0)
+    queries = queries[rng.permutation(len(queries))]
     kept = min(HELD_OUT, len(queries) // 5)
     held, seen = queries[:kept], queries[kept:]
     judge = _Judge(held, items)
@@ -159,4 +157,4 @@ class _Judge:
 def _top(scores: NDArray[np.floating], count: int) -> NDArray[np.int64]:
     """(n, count) columns of the highest scores, in no order."""
     result: NDArray[np.int64] = np.argpartition(scores, -count, axis=1)[:, -count:]
-    return result
+    return result.copy()  # a view would keep all columns

@@ -17,6 +17,7 @@ Progress = Callable[[int, int], None]
 MAX_QUERIES = 4000  # more cost time in finding their neighbours and gain nothing that can be measured
 NEIGHBOURS = 64  # of each query, of which a step draws DRAWN
 DRAWN = 8
+SCAN = 64  # queries that look at all items at once
 BATCH = 256
 POOL = 2048
 STEPS = 300
@@ -90,14 +91,14 @@ def distill(
     Args:
         start: where to begin, usually the closed form.
         queries: (M, d) unit vectors; the first ones are used.
-        items: (N, d) unit vectors, in random order.
+        items: (N, d) unit vectors.
         steps: of Adam, with a rate that falls along a cosine.
         seed: of what is drawn.
         on_progress: called with how much is done, and of how much.
     """
     rng = np.random.default_rng(seed)
     queries = queries[:MAX_QUERIES]
-    blocks = -(-len(queries) // BATCH)
+    blocks = -(-len(queries) // SCAN)
     total = blocks + steps
 
     def done(count: int) -> None:
@@ -134,13 +135,13 @@ def _neighbours(queries: Vectors, items: Vectors, done: Callable[[int], None]) -
     hits = min(HITS, count)
     near = np.empty((len(queries), count), np.int64)
     gap = 0.0
-    for start in range(0, len(queries), BATCH):
-        scores = queries[start : start + BATCH] @ items.T
+    for start in range(0, len(queries), SCAN):
+        scores = queries[start : start + SCAN] @ items.T
         best = np.argpartition(scores, -count, axis=1)[:, -count:]
-        near[start : start + BATCH] = best
+        near[start : start + SCAN] = best
         of_best = np.sort(np.take_along_axis(scores, best, 1), axis=1)
         gap += float((of_best[:, -hits] - scores.mean(1)).sum())
-        done(start // BATCH + 1)
+        done(start // SCAN + 1)
     return near, max(gap / len(queries), 1e-3) / max(math.log(len(items) / HITS), 1.0)
 
 
