@@ -258,8 +258,11 @@ def test_queries_have_a_map_of_their_own(tmp_path):
     with Index.open(tmp_path / "index") as index:
         hit = index.search(vector={"fine": query}, k=1)[0]
         row = int(hit.path.rpartition("#")[2])
+        # An item is compared with items by the map of items.
+        nearest = (unit(given[1:, :8]) @ unit(given[:1, :8])[0]).max()
         expected = unit((maps.query @ query)[None])[0] @ unit(given[row : row + 1, :8])[0]
         assert hit.scores["coarse"] == pytest.approx(expected, abs=1e-3)
+        assert index.search(like=1, k=1, shortlist=1)[0].scores["coarse"] == pytest.approx(nearest, abs=1e-3)
         own = {"fine": query, "coarse": unit(given[row : row + 1, :8])[0]}
         assert index.search(vector=own, k=1, shortlist=1)[0].scores["coarse"] == pytest.approx(1, abs=1e-3)
 
@@ -319,12 +322,16 @@ def test_embeddings_and_pictures_do_not_mix(tmp_path, made, pictures):
         index.search("a text")
 
 
-def test_texts_by_the_model_whose_vectors_they_are(tmp_path, made):
+def test_texts_and_pictures_by_the_model_whose_vectors_they_are(tmp_path, made, pictures):
     index, given = made
     with pytest.raises(IndexFolderError, match="fake makes vectors of 64 dims"):
         index.attach(FakeEncoder())
     model = FakeEncoder(dims=(4, 6, WIDTH))
     index.attach(model)
+    picture = pictures / "00003.png"
+    scores = unit(given) @ model.encode_image([picture]).fine[0]
+    hit = index.search(image=picture, k=1, shortlist=len(given))[0]
+    assert int(hit.path.rpartition("#")[2]) == scores.argmax()
     scores = unit(given) @ model.encode_text(["red"]).fine[0]
     hit = index.search("red", k=1, shortlist=len(given))[0]
     assert int(hit.path.rpartition("#")[2]) == scores.argmax()

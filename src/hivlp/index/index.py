@@ -21,7 +21,7 @@ from hivlp.index.catalog import About
 from hivlp.index.folder import IndexFolder
 from hivlp.index.scan import ExhaustiveScanner
 from hivlp.index.search import DEFAULT_SHORTLIST, Hit, SearchResult, Stopwatch, cascade, check_vector
-from hivlp.levels import Embeddings, Vectors
+from hivlp.levels import Vectors
 
 
 class Index(IndexFolder):
@@ -235,7 +235,7 @@ class Index(IndexFolder):
                 item = self.catalog.get(like)
                 if item is None:
                     raise QueryError(f"{self.path} has no item {like}")
-                encoded = check_vector(self._derived(self._rows([item.row])), self.levels)
+                encoded = check_vector(self._rows([item.row]), self.levels)
                 allowed = _only(allowed, state.rows)
                 allowed[item.row] = False
             if where is not None:
@@ -274,18 +274,16 @@ class Index(IndexFolder):
         if query is not None:
             if not query.strip():
                 raise QueryError("the query is empty")
-            return check_vector(self._derived(self._need_model().encode_text([query])), self.levels)
+            words = self._need_model().encode_text([query])
+            return check_vector(words if self._coarse is None else self._coarse.of_queries(words.fine), self.levels)
         if image is not None:
-            picture = Path(image) if isinstance(image, str) else image
-            return check_vector(self._derived(self._need_model().encode_image([picture])), self.levels)
+            seen = self._need_model().encode_image([Path(image) if isinstance(image, str) else image])
+            # A picture is spread as the items are: their map suits it, as it does an item that others shall be like.
+            return check_vector(seen if self._coarse is None else self._coarse.of_items(seen.fine), self.levels)
         if vector is not None and self._coarse is not None and COARSE not in vector:
             (fine,) = check_vector(vector, self.levels[-1:])
             vector = self._coarse.of_queries(fine[None])
         return None if vector is None else check_vector(vector, self.levels)
-
-    def _derived(self, query: Embeddings) -> Embeddings:
-        """A query's vectors at the index's levels; among given embeddings the finest one tells the coarse one."""
-        return query if self._coarse is None else self._coarse.of_queries(query.fine)
 
     def _need_model(self) -> Encoder:
         if self._model is None:
