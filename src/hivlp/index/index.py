@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.fit.maps import COARSE, EMBEDDINGS, CoarseMaps
+from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.catalog import About
@@ -275,15 +275,19 @@ class Index(IndexFolder):
             if not query.strip():
                 raise QueryError("the query is empty")
             words = self._need_model().encode_text([query])
-            return check_vector(words if self._coarse is None else self._coarse.of_queries(words.fine), self.levels)
+            return self._check(words if self._coarse is None else {FINE: words.fine})
         if image is not None:
             seen = self._need_model().encode_image([Path(image) if isinstance(image, str) else image])
             # A picture is spread as the items are: their map suits it, as it does an item that others shall be like.
-            return check_vector(seen if self._coarse is None else self._coarse.of_items(seen.fine), self.levels)
-        if vector is not None and self._coarse is not None and COARSE not in vector:
-            (fine,) = check_vector(vector, self.levels[-1:])
-            vector = self._coarse.of_queries(fine[None])
-        return None if vector is None else check_vector(vector, self.levels)
+            return self._check(seen if self._coarse is None else self._coarse.of_items(seen.fine))
+        return None if vector is None else self._check(vector)
+
+    def _check(self, query: Mapping[str, Any]) -> list[Vectors]:
+        """The (dim,) unit vector of each level; of given embeddings the fine one tells the coarse one."""
+        if self._coarse is not None and COARSE not in query:
+            (fine,) = check_vector(query, self.levels[-1:])
+            query = self._coarse.of_queries(fine[None])
+        return check_vector(query, self.levels)
 
     def _need_model(self) -> Encoder:
         if self._model is None:
