@@ -24,9 +24,11 @@ from hivlp.errors import HivlpError, MissingExtraError
 
 if TYPE_CHECKING:
     from hivlp.encode import HiVLP
-    from hivlp.index import Index, SearchResult
+    from hivlp.index import AddReport, Index, SearchResult
 
 DEFAULT_MODEL = "hivlp-mini"
+# As hivlp.fit.METHODS, which is slow to import.
+FITS = ("distill", "pca", "lean", "prefix")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +75,11 @@ def _fail(message: str, code: int = 1) -> int:
     return code
 
 
+def _usage(verb: str, message: str) -> int:
+    sys.stderr.write(f"hivlp {verb}: error: {message}\n")
+    return 2
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
     parser = argparse.ArgumentParser(prog="hivlp", description=hivlp.__doc__)
@@ -89,10 +96,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--out", type=Path, default=Path("hivlp-demo"), help="folder for the page and its index")
     sub.add_argument("--model", default=DEFAULT_MODEL)
 
-    sub = verb("index", run_index, "Add pictures to an index; run again to add only what is new or changed.")
-    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="pictures or folders of pictures")
+    sub = verb("index", run_index, "Add pictures or vectors to an index; run again to add only what is new or changed.")
+    sub.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="pictures or folders of pictures")
     sub.add_argument("-o", "--out", type=Path, required=True, metavar="INDEX", help="index folder")
     sub.add_argument("--model", help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    given = sub.add_argument_group("vectors that you have already")
+    given.add_argument("--embeddings", type=Path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
+    given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
+    given.add_argument("--queries", type=Path, metavar="FILE", help="vectors as they will be asked for, to fit to")
+    given.add_argument("--dims", type=int, help="of the coarse level (default 64)")
+    given.add_argument("--fit", choices=FITS, help="how it is made (default: distill)")
 
     sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
     sub.add_argument("index", type=Path, metavar="INDEX")
@@ -104,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="look for each line of this text file (- for standard input); with --json, one JSON object a line",
     )
+    sub.add_argument("--vector", type=Path, metavar="FILE.npy", help="look for a vector (an index of embeddings)")
     sub.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
     sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
@@ -190,41 +204,81 @@ def run_index(arguments: argparse.Namespace) -> int:
     """``hivlp index``: exit 1 only if nothing could be done; broken pictures are part of the result."""
     from tqdm import tqdm
 
+    fitting = [name for name in ("column", "queries", "dims", "fit") if getattr(arguments, name) is not None]
+    if bool(arguments.paths) == (arguments.embeddings is not None):
+        return _usage("index", "give either PATH or --embeddings SOURCE")
+    if fitting and arguments.embeddings is None:
+        return _usage("index", f"--{fitting[0]} goes with --embeddings")
+    if arguments.embeddings is not None:
+        return _index_embeddings(arguments)
     for path in arguments.paths:
         if not path.exists():
             raise HivlpError(f"{path} does not exist")
     with _open_or_create(arguments.out, arguments.model) as index, tqdm(desc="pictures", unit="", disable=None) as bar:
         report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
-    data = report.to_json()
+    _print(arguments, report.to_json, lambda: _added(report, arguments.out))
+    return 0
+
+
+def _index_embeddings(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from hivlp.index.from_embeddings import index_embeddings
+
+    with _progress("fit") as follow, tqdm(desc="vectors", unit="", disable=None) as bar:
+        report = index_embeddings(
+            arguments.out,
+            arguments.embeddings,
+            column=arguments.column,
+            queries=arguments.queries,
+            dims=arguments.dims,
+            method=arguments.fit or "distill",
+            model=_model(arguments.model) if arguments.model else None,
+            model_source=arguments.model,
+            on_fit=follow,
+            on_progress=lambda done: bar.update(done.seen - bar.n),
+        )
 
     def text() -> str:
-        lines = [f"failed: {failure['path']}: {failure['error']}" for failure in data["failed"]]
-        lines.append(
-            f"{data['added']} added, {data['updated']} updated, {data['skipped']} skipped, "
-            f"{len(data['failed'])} failed; {data['items']} items in {arguments.out} ({data['seconds']:.1f} s)"
-        )
+        lines = [_added(report.added, arguments.out)]
+        if report.fit is not None:
+            fit = report.fit.to_json()
+            recalls = ", ".join(f"{name} {100 * value:.2f}%" for name, value in fit["recall@10"].items())
+            judged = f"; recall@10 in a shortlist of {fit['shortlist']}: {recalls}" if recalls else ""
+            lines.append(f"coarse level of {fit['dims']} dims by {fit['method']} ({fit['seconds']:.1f} s){judged}")
         return "\n".join(lines)
 
     _print(arguments, report.to_json, text)
     return 0
 
 
+def _added(report: AddReport, out: Path) -> str:
+    lines = [f"failed: {failure.path}: {failure.error}" for failure in report.failed]
+    lines.append(
+        f"{report.added} added, {report.updated} updated, {report.skipped} skipped, "
+        f"{len(report.failed)} failed; {report.items} items in {out} ({report.seconds:.1f} s)"
+    )
+    return "\n".join(lines)
+
+
 def run_search(arguments: argparse.Namespace) -> int:
     """``hivlp search``."""
-    given = [name for name in ("text", "image", "like", "queries") if getattr(arguments, name) is not None]
+    given = [name for name in ("text", "image", "like", "queries", "vector") if getattr(arguments, name) is not None]
     if len(given) != 1:
-        sys.stderr.write("hivlp search: error: give exactly one of TEXT, --image FILE, --like ID, --queries FILE\n")
-        return 2
+        return _usage("search", "give exactly one of TEXT, --image FILE, --like ID, --queries FILE, --vector FILE.npy")
     from hivlp.index import Index
 
     names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group")
     options = {name: getattr(arguments, name) for name in names}
     queries = None if arguments.queries is None else _lines(arguments.queries)
     with Index.open(arguments.index) as index:
-        if arguments.like is None:
+        vector = None
+        if arguments.vector is not None:
+            vector = {index.levels[-1].name: _load_vector(arguments.vector)}
+        elif arguments.like is None:
             index.attach(_index_model(index, arguments.model))
         if queries is None:
-            result = index.search(arguments.text, image=arguments.image, like=arguments.like, **options)
+            result = index.search(arguments.text, image=arguments.image, like=arguments.like, vector=vector, **options)
             _print(arguments, result.to_json, lambda: str(result))
             return 0
         results = index.search_many(queries, **options)
@@ -253,7 +307,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
     """``hivlp remove``."""
     from hivlp.index import Index
 
-    wanted = [int(item) if item.isdecimal() else Path(item) for item in arguments.items]
+    wanted = [int(item) if item.isdecimal() else item for item in arguments.items]
     with Index.open(arguments.index) as index:
         removed = index.remove(wanted)
         items = len(index)
@@ -455,7 +509,20 @@ def _open_or_create(path: Path, model: str | None) -> Index:
     return Index.create(path, model=_model(model or DEFAULT_MODEL), source=str(model or DEFAULT_MODEL))
 
 
+def _load_vector(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise HivlpError(f"{path} is not a readable .npy file: {error}") from error
+
+
 def _index_model(index: Index, model: str | None) -> HiVLP:
+    if not (model or index.model_source):
+        raise HivlpError(
+            f"{index.path} was made of embeddings alone: search by --vector or --like, or name their model with --model"
+        )
     return _model(model or index.model_source)
 
 

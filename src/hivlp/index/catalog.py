@@ -268,6 +268,17 @@ class Catalog:
         found = self._db.execute("SELECT * FROM items WHERE path = ?", (pack_path(path),)).fetchone()
         return self._checked(found) if found else None
 
+    def at_paths(self, paths: Sequence[str]) -> dict[str, Item]:
+        """The items that there are at these paths, by path."""
+        found = {}
+        for start in range(0, len(paths), 500):
+            part = [pack_path(path) for path in paths[start : start + 500]]
+            marks = ",".join("?" * len(part))
+            for values in self._db.execute(f"SELECT {COLUMNS} FROM items WHERE path IN ({marks})", part):
+                item = self._item(values)
+                found[item.path] = item
+        return found
+
     def with_hash(self, content: bytes) -> Item | None:
         """Any item with this content."""
         return self._one("hash = ?", content)

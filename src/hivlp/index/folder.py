@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -61,11 +61,11 @@ class IndexFolder:
         return os.path.isfile(Path(path) / catalog_module.FILE)  # noqa: PTH113 (Path.is_file raises if access is denied)
 
     @staticmethod
-    def make(path: Path, about: About) -> None:
-        """Make an empty folder for what ``about`` says.
+    def check_free(path: Path) -> None:
+        """Whether an index can be made here.
 
         Raises:
-            IndexFolderError: if the folder holds something, or cannot be written.
+            IndexFolderError: if the folder holds something.
         """
         if IndexFolder.exists(path):
             raise IndexFolderError(f"{path} is already an index: open it instead")
@@ -74,6 +74,20 @@ class IndexFolder:
                 raise IndexFolderError(f"{path} exists and is not an index: choose another folder")
         except OSError as error:
             raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
+
+    @staticmethod
+    def make(path: Path, about: About, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+        """Make an empty folder for what ``about`` says.
+
+        Args:
+            path: a folder that does not exist yet, or is empty.
+            about: what the index is made with.
+            arrays: name of a ``.npy`` file -> what belongs to the index beside the vectors.
+
+        Raises:
+            IndexFolderError: if the folder holds something, or cannot be written.
+        """
+        IndexFolder.check_free(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Built aside and moved into place whole: a crash leaves no half-made index under this name.
@@ -81,6 +95,11 @@ class IndexFolder:
             try:
                 for level in about.levels:
                     VectorFile.of(scratch, level, 0).create()
+                for name, array in (arrays or {}).items():
+                    with (scratch / name).open("xb") as file:
+                        np.save(file, array, allow_pickle=False)
+                        file.flush()
+                        os.fsync(file.fileno())
                 Catalog.create(scratch, about)
                 scratch.chmod(0o755)
                 _sync_folder(scratch)
@@ -168,7 +187,9 @@ class IndexFolder:
                     item = self.catalog.get(wanted)
                     found = [] if item is None else [item]
                 else:
-                    found = self.catalog.under(stored_path(wanted)) or self.catalog.under(os.path.realpath(wanted))
+                    # The last for given embeddings, which keep the path that they came with.
+                    places = (stored_path(wanted), os.path.realpath(wanted), os.fspath(wanted))
+                    found = next(filter(None, map(self.catalog.under, places)), [])
                 key = wanted if isinstance(wanted, int) else stored_path(wanted)
                 if not found and key in set_aside:
                     given_up.add(set_aside[key])

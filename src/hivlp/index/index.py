@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from hivlp.data.embeddings import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture
 from hivlp.encode.stream import chunks
 from hivlp.errors import IndexFolderError, QueryError
+from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
+from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.catalog import About, State
 from hivlp.index.folder import IndexFolder, Progress
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
@@ -48,12 +51,15 @@ class Index(IndexFolder):
         self._scanners: list[Scanner] = []
         self._passing: dict[str, Mask] = {}  # the least recently asked first
         self._model: Encoder | None = None
-        if model is not None:
-            try:
+        self._coarse: CoarseMaps | None = None
+        try:
+            if self.catalog.about.model == EMBEDDINGS:
+                self._coarse = self._load_maps()
+            if model is not None:
                 self.attach(model)
-            except IndexFolderError:
-                self.close()
-                raise
+        except IndexFolderError:
+            self.close()
+            raise
 
     @classmethod
     def create(cls, path: Path | str, *, model: Encoder, source: str | None = None) -> Index:
@@ -67,9 +73,32 @@ class Index(IndexFolder):
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
         """
-        place = Path(source) if source is not None and Path(source).is_dir() else None
-        loaded_from = str(place.resolve()) if place else source or model.name
-        cls.make(Path(path), About(model.name, loaded_from, model.fingerprint, model.levels))
+        if model.name == EMBEDDINGS:
+            raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
+        about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
+        cls.make(Path(path), about)
+        return cls(Path(path), model)
+
+    @classmethod
+    def create_from_embeddings(
+        cls, path: Path | str, maps: CoarseMaps, *, model: Encoder | None = None, source: str | None = None
+    ) -> Index:
+        """Make an empty index for vectors that come from elsewhere; :meth:`add_embeddings` fills it.
+
+        Args:
+            path: a folder that does not exist yet, or is empty.
+            maps: what makes the coarse level (:func:`hivlp.fit.fit_coarse`); kept in the folder.
+            model: that made the vectors, if texts and pictures shall be searched for; its finest level is used.
+            source: how to load the model again (a name or folder); default the model's name.
+
+        Raises:
+            IndexFolderError: if the folder holds something, or cannot be written, or the model's vectors have another
+                length.
+        """
+        if model is not None:
+            _check_width(model, maps)
+        about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
+        cls.make(Path(path), about, maps.arrays())
         return cls(Path(path), model)
 
     @classmethod
@@ -88,6 +117,10 @@ class Index(IndexFolder):
             IndexFolderError: if the index was made with another model.
         """
         about = self.catalog.about
+        if self._coarse is not None:
+            _check_width(model, self._coarse)
+            self._model = model
+            return
         if model.levels != about.levels or model.fingerprint != about.fingerprint:
             same = " (the same name, but other weights or settings)" if model.name == about.model else ""
             raise IndexFolderError(
@@ -131,6 +164,8 @@ class Index(IndexFolder):
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
+        if self._coarse is not None:
+            raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
         model = self._need_model()
         roots: list[Path] = []
         for path in paths:
@@ -175,6 +210,31 @@ class Index(IndexFolder):
                 report.items = len(self)
         return report
 
+    def add_embeddings(
+        self, source: EmbeddingSource | Path | str, *, on_progress: Callable[[AddReport], None] | None = None
+    ) -> AddReport:
+        """Add vectors that come from elsewhere; those that are there already and unchanged are skipped.
+
+        Args:
+            source: a file or folder, or what :func:`hivlp.data.embeddings.open_embeddings` made of it.
+            on_progress: called after each commit with what is stored by then.
+
+        Raises:
+            IndexFolderError: if the index was made with a model, another process is writing, the index is damaged, or
+                the folder cannot be written; what was reported is kept.
+            DataError: if there are no vectors, or not of the index's length.
+        """
+        if self._coarse is None:
+            raise IndexFolderError(f"{self.path} was made with a model: use a new index for embeddings")
+        if not isinstance(source, EmbeddingSource):
+            source = open_embeddings(source)
+        with self._writer():
+            try:
+                self.info()  # adding to a damaged index would hide the damage
+                return add_vectors(self, self._coarse, source, on_progress=on_progress)
+            except sqlite3.DatabaseError as error:
+                raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
+
     def search(
         self,
         query: str | None = None,
@@ -196,7 +256,7 @@ class Index(IndexFolder):
             query: text.
             image: a picture (file, bytes or PIL image).
             like: id of an item, which is itself left out.
-            vector: level name -> (dim,) or (1, dim), for every level.
+            vector: level name -> (dim,) or (1, dim), for every level; of given embeddings ``fine`` is enough.
             k: how many hits.
             shortlist: candidates that the coarse level hands on (default 200, never less than ``k``); with more than
                 two levels, one number for each level but the finest makes a funnel.
@@ -389,7 +449,9 @@ class Index(IndexFolder):
             return self._encode_many([query], None)[0]
         if image is not None:
             picture = Path(image) if isinstance(image, str) else image
-            return self._check(self._need_model().encode_image([picture]))
+            seen = self._need_model().encode_image([picture])
+            # A picture is spread as the items are: their map suits it, as it does an item that others shall be like.
+            return self._check(seen if self._coarse is None else self._coarse.of_items(seen.fine))
         return None if vector is None else self._check(vector)
 
     def _encode_many(self, queries: Sequence[str] | None, vectors: Mapping[str, Any] | None) -> list[list[Vectors]]:
@@ -399,7 +461,8 @@ class Index(IndexFolder):
                     raise QueryError("the query is empty" if len(queries) == 1 else f"query {number} is empty")
             if not queries:
                 return []
-            vectors = self._need_model().encode_text(list(queries))
+            words = self._need_model().encode_text(list(queries))
+            vectors = words if self._coarse is None else {FINE: words.fine}
         assert vectors is not None
         try:
             shapes = {name: np.shape(array) for name, array in vectors.items()}
@@ -412,9 +475,32 @@ class Index(IndexFolder):
         return [self._check({name: array[number] for name, array in vectors.items()}) for number in range(count)]
 
     def _check(self, query: Mapping[str, Any]) -> list[Vectors]:
+        """The (dim,) unit vector of each level; of given embeddings the fine one tells the coarse one."""
+        if self._coarse is not None and COARSE not in query:
+            (fine,) = check_vector(query, self.levels[-1:])
+            query = self._coarse.of_queries(fine[None])
         return check_vector(query, self.levels)
 
     def _need_model(self) -> Encoder:
         if self._model is None:
             raise QueryError("the index was opened without its model: Index.open(path, model=...)")
         return self._model
+
+    def _load_maps(self) -> CoarseMaps:
+        maps = CoarseMaps.load(self.path)
+        if maps.fingerprint != self.catalog.about.fingerprint:
+            raise IndexFolderError(f"the index is damaged: the maps in {self.path} are not those that it was made with")
+        return maps
+
+
+def _loaded_from(model: Encoder, source: str | None) -> str:
+    place = Path(source) if source is not None and Path(source).is_dir() else None
+    return str(place.resolve()) if place else source or model.name
+
+
+def _check_width(model: Encoder, maps: CoarseMaps) -> None:
+    width, fine = maps.levels[-1].dim, model.levels[-1].dim
+    if fine != width:
+        raise IndexFolderError(
+            f"{model.name} makes vectors of {fine} dims, the embeddings have {width}: use their model"
+        )

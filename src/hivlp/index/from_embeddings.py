@@ -1,0 +1,92 @@
+"""An index of vectors that somebody has already: fit a coarse level to a sample of them, then store them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hivlp.data.embeddings import has_texts, open_embeddings
+from hivlp.encode.base import Encoder
+from hivlp.errors import IndexFolderError
+from hivlp.fit.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, Fitted, Method, fit_coarse
+from hivlp.index.adding import AddReport
+from hivlp.index.index import Index
+
+DIMS = 64
+
+
+@dataclass(frozen=True)
+class EmbeddingsReport:
+    """What :func:`index_embeddings` did.
+
+    Attributes:
+        added: what was stored.
+        fit: how the coarse level came about; None if the index had one.
+    """
+
+    added: AddReport
+    fit: Fitted | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape that ``hivlp index --embeddings --json`` prints."""
+        return {**self.added.to_json(), "fit": self.fit.to_json() if self.fit else None}
+
+
+def index_embeddings(
+    out: Path | str,
+    source: Path | str,
+    *,
+    column: str | None = None,
+    queries: Path | str | None = None,
+    dims: int | None = None,
+    method: Method = "distill",
+    model: Encoder | None = None,
+    model_source: str | None = None,
+    on_fit: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[AddReport], None] | None = None,
+) -> EmbeddingsReport:
+    """Make an index of given vectors, or add what is new or changed to one that exists.
+
+    Args:
+        out: the index folder.
+        source: see :func:`hivlp.data.embeddings.open_embeddings`.
+        column: of parquet that holds the vectors; default ``embedding``.
+        queries: vectors as they will be asked for, to fit to, likewise; default the texts of a clip-retrieval folder,
+            otherwise the items themselves. An existing index keeps its coarse level.
+        dims: of the coarse level, default 64; an existing index must have so many.
+        method: see :func:`hivlp.fit.fit_coarse`.
+        model: that made the vectors, if texts and pictures shall be searched for without naming it again.
+        model_source: how to load it again (a name or folder); default its name.
+        on_fit: called with how much of the learning is done, and of how much.
+        on_progress: called after each commit with what is stored by then.
+
+    Raises:
+        DataError: if vectors cannot be read or do not fit.
+        IndexFolderError: see :meth:`hivlp.index.Index.add_embeddings`.
+    """
+    source = Path(source)
+    embeddings = open_embeddings(source, column=column)
+    if Index.exists(out):
+        with Index.open(out, model) as index:
+            if dims is not None and dims != index.levels[0].dim:
+                raise IndexFolderError(
+                    f"{out} has a coarse level of {index.levels[0].dim} dims, not {dims}: make a new index for that"
+                )
+            return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress), None)
+    Index.check_free(Path(out))  # before minutes go into the fit
+    if queries is None and has_texts(source):
+        queries = source
+    asked = None
+    if queries is not None:
+        asked = open_embeddings(queries, column=column, texts=has_texts(Path(queries))).sample(SAMPLE_QUERIES)
+    fitted = fit_coarse(
+        embeddings.sample(SAMPLE_ITEMS),
+        asked,
+        dims=DIMS if dims is None else dims,
+        method=method,
+        on_progress=on_fit,
+    )
+    with Index.create_from_embeddings(out, fitted.maps, model=model, source=model_source) as index:
+        return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress), fitted)
