@@ -13,10 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.errors import DamagedIndexError
+from hivlp.engine import Engine
+from hivlp.engine.engine import MANIFEST
+from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index.catalog import FILE, State
 from hivlp.index.folder import CHUNK, IndexFolder
 from hivlp.index.schema import OLD_FORMAT, unpack_path
+from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
 from hivlp.index.vectors import VectorFile, not_unit, row_checksums
 from hivlp.levels import Level
 
@@ -27,7 +30,7 @@ NO_CHECKSUMS = (
 )
 
 
-Kind = Literal["structure", "record", "rows", "vectors", "checksums"]
+Kind = Literal["structure", "record", "rows", "vectors", "checksums", "engine"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Damage:
 
     Attributes:
         kind: of what is damaged: ``items.db`` as a whole (``structure``), what it says of an item (``record``), which
-            item a row belongs to (``rows``), the vectors themselves, or only their checksums.
+            item a row belongs to (``rows``), the vectors themselves, only their checksums, or the engine,
+            which is built from the rest.
         file: its name in the folder.
         what: in words.
         rows: of the vector file, ascending.
@@ -158,7 +162,19 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
                 report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
     except (DamagedIndexError, sqlite3.DatabaseError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
+    report.damage += _check_engine(folder.path / ENGINE_FOLDER)
     return report
+
+
+def _check_engine(folder: Path) -> list[Damage]:
+    if not folder.exists():
+        return []
+    try:
+        names = Engine.damage(folder)
+    except IndexFolderError as error:
+        return [Damage("engine", f"{folder.name}/{MANIFEST}", str(error))]
+    what = "is not as it was written; `hivlp tune` builds the engine again"
+    return [Damage("engine", f"{folder.name}/{name}", what) for name in names]
 
 
 def _check_records(folder: IndexFolder, state: State, report: VerifyReport) -> Rows:
