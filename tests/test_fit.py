@@ -59,7 +59,7 @@ def test_lean_keeps_what_two_narrow_cones_have_in_common():
     one, other = np.linalg.qr(rng.normal(size=(32, 2)))[0].T
     items, queries = unit(items + 1.5 * one), unit(queries + 0.5 * one + 1.5 * other)
     recall = fit_coarse(items, queries, dims=8, method="lean").recall
-    assert recall["lean"] > recall["pca"] + 0.1
+    assert recall["lean"] > 0.97  # without the mean in a dim of its own: 0.91
 
 
 def test_gradient_is_that_of_finite_differences():
