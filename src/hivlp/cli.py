@@ -103,7 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=Path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
-    given.add_argument("--queries", type=Path, metavar="FILE", help="vectors as they will be asked for, to fit to")
+    given.add_argument(
+        "--queries",
+        type=Path,
+        metavar="FILE",
+        help="vectors to fit to, as they will be asked for (default: text_emb beside img_emb, or the items)",
+    )
     given.add_argument("--dims", type=int, help="of the coarse level (default 64)")
     given.add_argument("--fit", choices=FITS, help="how it is made (default: distill)")
 
