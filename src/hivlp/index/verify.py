@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError
+from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
 from hivlp.index.catalog import FILE, State
 from hivlp.index.folder import CHUNK, IndexFolder
 from hivlp.index.schema import OLD_FORMAT, unpack_path
@@ -27,7 +28,7 @@ NO_CHECKSUMS = (
 )
 
 
-Kind = Literal["structure", "record", "rows", "vectors", "checksums"]
+Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Damage:
 
     Attributes:
         kind: of what is damaged: ``items.db`` as a whole (``structure``), what it says of an item (``record``), which
-            item a row belongs to (``rows``), the vectors themselves, or only their checksums.
+            item a row belongs to (``rows``), the vectors themselves, only their checksums, or the ``maps`` that an
+            index of given vectors has in place of a model.
         file: its name in the folder.
         what: in words.
         rows: of the vector file, ascending.
@@ -150,6 +152,8 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
                 return report
             owners = _check_records(folder, state, report)
             files = [_LevelCheck(folder, level, state) for level in folder.levels]
+            if folder.catalog.about.model == EMBEDDINGS:
+                _check_maps(folder, report)
         # The files' committed rows never change, so that they can be read without keeping writers waiting.
         for file in files:
             for kind, name, what, rows in file.damage():
@@ -159,6 +163,13 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
     except (DamagedIndexError, sqlite3.DatabaseError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
     return report
+
+
+def _check_maps(folder: IndexFolder, report: VerifyReport) -> None:
+    try:
+        CoarseMaps.load(folder.path, folder.catalog.about.fingerprint)
+    except DamagedIndexError as error:
+        report.damage.append(Damage("maps", f"{ITEM_FILE}, {QUERY_FILE}", str(error)))
 
 
 def _check_records(folder: IndexFolder, state: State, report: VerifyReport) -> Rows:
