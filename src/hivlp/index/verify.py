@@ -160,7 +160,7 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
                 ids = owners[rows]
                 items = _known(folder, ids[ids > 0])
                 report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
-    except (DamagedIndexError, sqlite3.DatabaseError) as error:
+    except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
     return report
 
