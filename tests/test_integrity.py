@@ -14,6 +14,7 @@ import pytest
 from conftest import FakeEncoder, write_pictures
 from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
+from hivlp.fit.closed import prefix
 from hivlp.index import Index
 from hivlp.index.catalog import NewItem, Stamp
 from hivlp.index.scan import ExhaustiveScanner
@@ -291,6 +292,58 @@ def test_info_verify_and_repair_on_the_command_line(index, encoder, capsys, monk
     assert main(["info", place, "--verify"]) == 0
     assert main(["info", place + "-nosuch", "--verify"]) == 1
     assert "is not an index" in capsys.readouterr().err
+
+
+# An index of given vectors.
+
+
+@pytest.fixture
+def given(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    with Index.create_from_embeddings(tmp_path / "given", prefix(24, 8)) as index:
+        assert index.add_embeddings(tmp_path / "v.npy").added == 40
+        yield index
+
+
+def test_the_maps_of_given_vectors_are_checked(given):
+    given.close()
+    rng = random.Random(3)
+    for name in ("item_map.npy", "query_map.npy"):
+        file = given.path / name
+        whole = file.read_bytes()
+        found = 0
+        for _ in range(60):
+            bit = rng.randrange(8 * len(whole))
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(data)
+            report = verify(given.path)
+            if report.ok:  # in the header, where it changes nothing
+                np.testing.assert_array_equal(np.load(file), prefix(24, 8).item)
+            else:
+                found += 1
+                assert [(damage.kind, name in damage.file) for damage in report.damage] == [("maps", True)]
+                with pytest.raises(DamagedIndexError):
+                    Index.open(given.path)
+        assert found > 30
+        for length in (0, 50, len(whole) - 1):
+            file.write_bytes(whole[:length])
+            assert [damage.kind for damage in verify(given.path).damage] == ["maps"]
+        file.unlink()
+        assert [damage.kind for damage in verify(given.path).damage] == ["maps"]
+        file.write_bytes(whole)
+    assert verify(given.path).ok
+
+
+def test_given_vectors_that_are_damaged_come_back_when_they_are_given_again(given, tmp_path):
+    given.close()
+    flip(given.path / "fine.0.f16", 7, 24)
+    with Index.open(given.path) as index:
+        (lost,) = index.repair().lost
+        assert lost[1].endswith("v.npy#7") and len(index) == 39
+        assert index.add_embeddings(tmp_path / "v.npy").added == 1
+        assert index.catalog.get(lost[0]).path == lost[1] and index.verify().ok and not index.verify().lost
 
 
 # Format 1.

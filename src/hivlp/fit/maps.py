@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hivlp.errors import IndexFolderError
+from hivlp.errors import DamagedIndexError
 from hivlp.levels import Embeddings, Level, Vectors
 
 # What an index of given vectors says in place of a model's name.
@@ -66,24 +66,32 @@ class CoarseMaps:
         return {ITEM_FILE: self.item, QUERY_FILE: self.query}
 
     @classmethod
-    def load(cls, folder: Path) -> CoarseMaps:
+    def load(cls, folder: Path, fingerprint: str | None = None) -> CoarseMaps:
         """Read the maps that lie in an index folder.
 
+        Args:
+            folder: of the index.
+            fingerprint: that they must have, if it is known.
+
         Raises:
-            IndexFolderError: if one is missing or cannot be read.
+            DamagedIndexError: if one is missing, cannot be read, or is another.
         """
         loaded = []
         for name in (ITEM_FILE, QUERY_FILE):
             try:
                 loaded.append(np.load(folder / name, allow_pickle=False))
             except FileNotFoundError as error:
-                raise IndexFolderError(f"the index is damaged: {folder / name} is missing") from error
-            except (OSError, ValueError, EOFError) as error:
-                raise IndexFolderError(f"the index is damaged: {folder / name} cannot be read: {error}") from error
+                raise DamagedIndexError(f"the index is damaged: {folder / name} is missing") from error
+            # An array whose header is damaged may claim any shape, dtype or length.
+            except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError) as error:
+                raise DamagedIndexError(f"the index is damaged: {folder / name} cannot be read: {error}") from error
         try:
-            return cls(*loaded)
-        except ValueError as error:
-            raise IndexFolderError(f"the index is damaged: {error}") from error
+            maps = cls(*loaded)
+        except (ValueError, TypeError) as error:
+            raise DamagedIndexError(f"the index is damaged: {error}") from error
+        if fingerprint not in (None, maps.fingerprint):
+            raise DamagedIndexError(f"the index is damaged: the maps in {folder} are not those that it was made with")
+        return maps
 
 
 def unit_or_flat(vectors: Vectors) -> Vectors:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
 from hivlp.index import schema
 from hivlp.index.integrity import Integrity
-from hivlp.index.schema import COLUMNS, FORMAT, OLD_FORMAT, pack_path, record_crc, unpack_path
+from hivlp.index.schema import COLUMNS, FORMAT, OLD_FORMAT, WITH_HASH, pack_path, record_crc, unpack_path
 from hivlp.index.vectors import HALF
 from hivlp.levels import Level
 
@@ -192,7 +192,7 @@ class Catalog:
             finally:
                 if self._db.in_transaction:
                     self._db.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             kind = IndexFolderError if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING else DamagedIndexError
             raise kind(f"{self._path} cannot be read: {error}") from error
 
@@ -281,7 +281,7 @@ class Catalog:
 
     def with_hash(self, content: bytes) -> Item | None:
         """Any item with this content."""
-        return self._one("hash = ?", content)
+        return self._one(WITH_HASH, content)
 
     def _one(self, condition: str, value: object) -> Item | None:
         found = self._db.execute(f"SELECT {COLUMNS} FROM items WHERE {condition} LIMIT 1", (value,)).fetchone()
@@ -326,7 +326,7 @@ class Catalog:
 
     def copies(self, content: bytes) -> list[Item]:
         """All items with this content, by row."""
-        select = f"SELECT {COLUMNS} FROM items WHERE hash = ? ORDER BY row"
+        select = f"SELECT {COLUMNS} FROM items WHERE {WITH_HASH} ORDER BY row"
         return [self._item(values) for values in self._db.execute(select, (content,))]
 
     def live(self) -> NDArray[np.int64]:

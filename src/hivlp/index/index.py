@@ -62,7 +62,7 @@ class Index(IndexFolder):
         self._coarse: CoarseMaps | None = None
         try:
             if self.catalog.about.model == EMBEDDINGS:
-                self._coarse = self._load_maps()
+                self._coarse = CoarseMaps.load(self.path, self.catalog.about.fingerprint)
             if model is not None:
                 self.attach(model)
         except IndexFolderError:
@@ -211,7 +211,7 @@ class Index(IndexFolder):
         with self._writer():
             report = set_damage_aside(self, on_progress)
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
-            if there and self._model is not None:
+            if there and self._model is not None and self._coarse is None:
                 report.failed = self.add(there).failed
                 lost = self.catalog.integrity.lost()[0]
                 report.restored, report.lost = len(report.lost) - len(lost), lost
@@ -568,12 +568,6 @@ class Index(IndexFolder):
         if self._model is None:
             raise QueryError("the index was opened without its model: Index.open(path, model=...)")
         return self._model
-
-    def _load_maps(self) -> CoarseMaps:
-        maps = CoarseMaps.load(self.path)
-        if maps.fingerprint != self.catalog.about.fingerprint:
-            raise IndexFolderError(f"the index is damaged: the maps in {self.path} are not those that it was made with")
-        return maps
 
 
 def _loaded_from(model: Encoder, source: str | None) -> str:

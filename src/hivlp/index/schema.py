@@ -15,6 +15,7 @@ FORMAT = 2
 OLD_FORMAT = 1
 """Vectors in float32 and no checksums; read as it is, brought to :data:`FORMAT` by the first change."""
 
+WITH_HASH = "substr(hash, 1, 8) = substr(?1, 1, 8) AND hash = ?1"
 COLUMNS = "id, path, hash, caption, metadata, row, size, mtime, ctime, checked"
 META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
 """What the record ``check`` of the table ``meta`` vouches for, beside the last id that was given."""
@@ -36,7 +37,8 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
     "CREATE INDEX items_row ON items (row)",
-    "CREATE INDEX items_hash ON items (hash)",
+    # Hashes come in no order, so that an addition rewrites most of this index: it is kept small.
+    "CREATE INDEX items_hash ON items (substr(hash, 1, 8))",
     """CREATE TABLE blocks (              -- of vectors that were written together
     level TEXT NOT NULL, first INTEGER NOT NULL, rows INTEGER NOT NULL,
     crcs BLOB NOT NULL,                 -- CRC-32 of each row as it is on disk, little-endian

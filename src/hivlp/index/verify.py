@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hivlp.engine import Engine
 from hivlp.engine.engine import MANIFEST
 from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
 from hivlp.index.catalog import FILE, State
 from hivlp.index.folder import CHUNK, IndexFolder
 from hivlp.index.schema import OLD_FORMAT, unpack_path
@@ -30,7 +31,7 @@ NO_CHECKSUMS = (
 )
 
 
-Kind = Literal["structure", "record", "rows", "vectors", "checksums", "engine"]
+Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps", "engine"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Damage:
 
     Attributes:
         kind: of what is damaged: ``items.db`` as a whole (``structure``), what it says of an item (``record``), which
-            item a row belongs to (``rows``), the vectors themselves, only their checksums, or the engine,
-            which is built from the rest.
+            item a row belongs to (``rows``), the vectors themselves, only their checksums, the ``maps`` that an index of
+            given vectors has in place of a model, or the ``engine``, which is built from the rest.
         file: its name in the folder.
         what: in words.
         rows: of the vector file, ascending.
@@ -154,13 +155,15 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
                 return report
             owners = _check_records(folder, state, report)
             files = [_LevelCheck(folder, level, state) for level in folder.levels]
+            if folder.catalog.about.model == EMBEDDINGS:
+                _check_maps(folder, report)
         # The files' committed rows never change, so that they can be read without keeping writers waiting.
         for file in files:
             for kind, name, what, rows in file.damage():
                 ids = owners[rows]
                 items = _known(folder, ids[ids > 0])
                 report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
-    except (DamagedIndexError, sqlite3.DatabaseError) as error:
+    except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
     report.damage += _check_engine(folder.path / ENGINE_FOLDER)
     return report
@@ -175,6 +178,13 @@ def _check_engine(folder: Path) -> list[Damage]:
         return [Damage("engine", f"{folder.name}/{MANIFEST}", str(error))]
     what = "is not as it was written; `hivlp tune` builds the engine again"
     return [Damage("engine", f"{folder.name}/{name}", what) for name in names]
+
+
+def _check_maps(folder: IndexFolder, report: VerifyReport) -> None:
+    try:
+        CoarseMaps.load(folder.path, folder.catalog.about.fingerprint)
+    except DamagedIndexError as error:
+        report.damage.append(Damage("maps", f"{ITEM_FILE}, {QUERY_FILE}", str(error)))
 
 
 def _check_records(folder: IndexFolder, state: State, report: VerifyReport) -> Rows:
