@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int], None]
 SAMPLE = 100_000
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
-CANDIDATE_DIMS = (64, 128, 256, 384)
+CANDIDATE_DIMS = (64, 96, 128, 192, 256, 384)
 
 
 @dataclass
