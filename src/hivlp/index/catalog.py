@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ WHERE_SECONDS = 5.0
 # No value that a condition makes may be longer: time limits do not reach inside a function such as zeroblob().
 WHERE_BYTES = 1 << 24
 WHERE_TABLES = ("items", "json_each", "json_tree")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -287,16 +289,22 @@ class Catalog:
         found = self._db.execute(f"SELECT {COLUMNS} FROM items WHERE {condition} LIMIT 1", (value,)).fetchone()
         return self._item(found) if found else None
 
-    @staticmethod
-    def _item(values: Sequence[Any]) -> Item:
+    def _item(self, values: Sequence[Any]) -> Item:
         item_id, path, content, caption, metadata, row, *stamp = values
-        return Item(item_id, unpack_path(path), content, caption, json.loads(metadata), row, Stamp(*stamp))
+        try:
+            known = json.loads(metadata)
+        except (ValueError, TypeError) as error:
+            raise self._damaged(item_id) from error
+        return Item(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
+
+    def _damaged(self, item_id: int) -> DamagedIndexError:
+        return DamagedIndexError(f"{self._path} is damaged: the record of item {item_id}; run `hivlp repair`")
 
     def _checked(self, values: Sequence[Any]) -> Item:
         """An item from all its columns, of which format 1 has no checksum."""
         *record, crc = values if len(values) > len(COLUMNS.split(",")) else (*values, None)
         if crc is not None and crc != record_crc(*record):
-            raise DamagedIndexError(f"{self._path} is damaged: the record of item {values[0]}; run `hivlp repair`")
+            raise self._damaged(values[0])
         return self._item(record)
 
     def in_rows(self, rows: Sequence[int]) -> list[Item]:
@@ -308,6 +316,12 @@ class Catalog:
             for values in self._db.execute(f"SELECT {COLUMNS} FROM items WHERE row IN ({marks})", part):
                 item = self._item(values)
                 found[item.row] = item
+        return self._each(found, rows)
+
+    def _each(self, found: Mapping[int, T], rows: Sequence[int]) -> list[T]:
+        for row in rows:
+            if row not in found:
+                raise DamagedIndexError(f"{self._path} is damaged: row {row} belongs to no item; run `hivlp repair`")
         return [found[row] for row in rows]
 
     def hashes(self, rows: Sequence[int]) -> list[bytes]:
@@ -317,7 +331,7 @@ class Catalog:
             part = rows[start : start + 500]
             marks = ",".join("?" * len(part))
             found.update(self._db.execute(f"SELECT row, hash FROM items WHERE row IN ({marks})", part))
-        return [found[row] for row in rows]
+        return self._each(found, rows)
 
     def copies(self, content: bytes) -> list[Item]:
         """All items with this content, by row."""
@@ -327,7 +341,10 @@ class Catalog:
     def live(self) -> NDArray[np.int64]:
         """(items, 2) of row and id, by row."""
         pairs = self._db.execute("SELECT row, id FROM items ORDER BY row")
-        return np.fromiter(pairs, np.dtype((np.int64, 2)))
+        try:
+            return np.fromiter(pairs, np.dtype((np.int64, 2)))
+        except (TypeError, ValueError) as error:
+            raise DamagedIndexError(f"{self._path} is damaged: {error}; run `hivlp repair`") from error
 
     def all_items(self) -> Iterator[Item]:
         """Every item, by row; do not write while this runs.
