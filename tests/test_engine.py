@@ -217,8 +217,8 @@ def test_every_item_lies_in_its_lists(lists, copies, seed):
 
 def test_extended(engine, items):
     """More items under what was learnt from fewer: as if the codes had been packed with them from the start."""
-    half = Engine(engine.arrays, items).extend(items[:1500])
-    whole = half.extend(items)
+    half = Engine.extend(engine.arrays, items[:1500])
+    whole = Engine.extend(half.arrays, items)
     for name in ("signs", "factors", "rows", "nibbles", "starts"):
         np.testing.assert_array_equal(getattr(whole.arrays, name), getattr(engine.arrays, name))
 
@@ -234,5 +234,5 @@ def test_saved_and_loaded(tmp_path, engine, items, queries):
 
 
 def test_the_struct_is_the_one_of_the_kernels():
-    # Eleven... twelve pointers, one 64-bit count, three 32-bit ones, three floats.
-    assert ctypes.sizeof(native.EngineStruct) == 12 * 8 + 8 + 3 * 4 + 3 * 4
+    # Twelve pointers, two counts of 64 bits, three of 32, three floats.
+    assert ctypes.sizeof(native.EngineStruct) == 12 * 8 + 2 * 8 + 3 * 4 + 3 * 4

@@ -103,7 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=Path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
-    given.add_argument("--queries", type=Path, metavar="FILE", help="vectors as they will be asked for, to fit to")
+    given.add_argument(
+        "--queries",
+        type=Path,
+        metavar="FILE",
+        help="vectors to fit to, as they will be asked for (default: text_emb beside img_emb, or the items)",
+    )
     given.add_argument("--dims", type=int, help="of the coarse level (default 64)")
     given.add_argument("--fit", choices=FITS, help="how it is made (default: distill)")
 
@@ -121,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
     sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
+    sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (see tune)")
     sub.add_argument("--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata")
     sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
     sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")
@@ -133,6 +139,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="COSINE",
         help="show equal pictures as one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
     )
+    sub.add_argument("--model", help="model name or folder (default: the index's own)")
+
+    sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
+    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument(
+        "--queries",
+        type=Path,
+        metavar="FILE",
+        help="what people ask: a text a line, or vectors (.npy); default: captions, words, or the items themselves",
+    )
+    sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (default 0.99)")
+    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="where to draw recall over time")
     sub.add_argument("--model", help="model name or folder (default: the index's own)")
 
     sub = verb("remove", run_remove, "Remove items from an index; the pictures themselves stay.")
@@ -216,6 +234,7 @@ def run_index(arguments: argparse.Namespace) -> int:
             raise HivlpError(f"{path} does not exist")
     with _open_or_create(arguments.out, arguments.model) as index, tqdm(desc="pictures", unit="", disable=None) as bar:
         report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
+        _take_in(index)
     _print(arguments, report.to_json, lambda: _added(report, arguments.out))
     return 0
 
@@ -268,7 +287,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         return _usage("search", "give exactly one of TEXT, --image FILE, --like ID, --queries FILE, --vector FILE.npy")
     from hivlp.index import Index
 
-    names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group")
+    names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group", "recall")
     options = {name: getattr(arguments, name) for name in names}
     queries = None if arguments.queries is None else _lines(arguments.queries)
     with Index.open(arguments.index) as index:
@@ -301,6 +320,30 @@ def _lines(name: str) -> list[str]:
     except OSError as error:
         raise HivlpError(f"{name} cannot be read: {error.strerror}") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    """``hivlp tune``."""
+    from hivlp.index import Index, tuning
+
+    with Index.open(arguments.index) as index:
+        vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
+        if not vectors and (arguments.model or index.model_source):
+            index.attach(_index_model(index, arguments.model))
+        with _stages() as follow:
+            report = index.tune(arguments.queries, recall=arguments.recall or tuning.DEFAULT_RECALL, on_progress=follow)
+    if arguments.plot is not None:
+        tuning.plot(report, arguments.plot)
+    _print(arguments, lambda: report, lambda: tuning.format_text(report))
+    return 0
+
+
+def _take_in(index: Index) -> None:
+    """Let the engine of a tuned index know what has changed."""
+    from hivlp.index import tuning
+
+    with _stages() as follow:
+        tuning.refresh(index, follow)
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
@@ -360,6 +403,7 @@ def run_compact(arguments: argparse.Namespace) -> int:
     with Index.open(arguments.index) as index:
         with _progress("vectors") as follow:
             freed = index.compact(follow)
+        _take_in(index)
         items = len(index)
     _print(arguments, lambda: {"freed": freed, "items": items}, lambda: f"{freed} rows freed; {items} items")
     return 0
@@ -372,6 +416,7 @@ def run_merge(arguments: argparse.Namespace) -> int:
     with Index.open(arguments.index) as index:
         with _progress("items") as follow:
             merged = index.merge(arguments.other, follow)
+        _take_in(index)
         items = len(index)
     _print(arguments, lambda: {"added": merged, "items": items}, lambda: f"{merged} added; {items} items")
     return 0
@@ -524,6 +569,26 @@ def _index_model(index: Index, model: str | None) -> HiVLP:
             f"{index.path} was made of embeddings alone: search by --vector or --like, or name their model with --model"
         )
     return _model(model or index.model_source)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal for a job of several parts; gives what to call with the part, how much, and of how much."""
+    from tqdm import tqdm
+
+    with tqdm(unit="", disable=None, leave=False) as bar:
+        at: tuple[str, int] = ("", 0)
+
+        def follow(what: str, done: int, total: int) -> None:
+            nonlocal at
+            if what != at[0]:
+                bar.reset(total)
+                bar.set_description(what)
+                at = (what, 0)
+            bar.update(done - at[1])
+            at = (what, done)
+
+        yield follow
 
 
 @contextmanager

@@ -138,6 +138,10 @@ class OnnxEncoder:
         dims = {level.name: level.dim for level in self.levels}
         return Embeddings({name: np.empty((0, dims[name]), np.float32) for name in names})
 
+    def vocabulary(self) -> list[str]:
+        """The pieces that the tokenizer spells texts with."""
+        return sorted(self._tokenizer.get_vocab())
+
     def tokenize(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(B, T) int64 ids and mask, cut, padded and lower-cased as the model was trained."""
         config = self.config.text

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,44 @@ class Arrays:
             scales=np.array([key_scale, learnt.centre_scale, learnt.factor_scale], np.float32),
         )
 
+    @classmethod
+    def load(cls, folder: Path) -> Arrays:
+        """Open what :meth:`Engine.save` wrote, memory-mapped.
+
+        Raises:
+            IndexFolderError: if it is missing, of another format, or not whole.
+        """
+        before = read_manifest(folder)
+        try:
+            arrays = cls(
+                **{
+                    each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r", allow_pickle=False)
+                    for each in fields(cls)
+                }
+            )
+        except (OSError, ValueError) as error:
+            raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
+        # Another process may have put a new one in its place meanwhile.
+        if read_manifest(folder) != before or not arrays.fit():
+            raise IndexFolderError(f"{folder} is damaged or has just changed; build it again with `hivlp tune`")
+        return arrays
+
+    def fit(self) -> bool:
+        """Whether all lengths belong together, so that no kernel reads beyond an array."""
+        dims, width, lists, blocks = len(self.step), len(self.mean), len(self.key_bias), len(self.signs)
+        shapes = {
+            "item_map": (width, dims), "map": (dims, width), "amplitude": (dims,), "centres": (lists, dims),
+            "keys": (-(-lists // layout.LANES), dims // 4, layout.LANES, 4), "scales": (3,), "starts": (lists + 1,),
+            "signs": (blocks, dims // 16, 64), "factors": (blocks, layout.SIGN_LANES),
+            "rows": (blocks, layout.SIGN_LANES), "nibbles": (len(self.nibbles), -(-dims // 128) * 64),
+        }  # fmt: skip
+        starts = self.starts
+        return (
+            all(getattr(self, name).shape == shape for name, shape in shapes.items())
+            and bool((np.diff(starts) >= 0).all())
+            and (int(starts[0]), int(starts[-1])) == (0, blocks)
+        )
+
     @property
     def learnt(self) -> Learnt:
         """What the codes depend on."""
@@ -142,20 +180,21 @@ class Engine:
             engine = cls(Arrays.of(learnt, packed, keys, bias), fine)
         return engine
 
-    def extend(self, items: NDArray[Any], *, copies: int = 2, on_progress: Progress | None = None) -> Engine:
-        """An engine over more (or other) items with all that this one has learnt.
+    @classmethod
+    def extend(
+        cls, arrays: Arrays, items: NDArray[Any], *, copies: int = 2, on_progress: Progress | None = None
+    ) -> Engine:
+        """An engine over more items, or other ones, with all that was learnt for these arrays.
 
         Args:
+            arrays: of another engine.
             items: (n, d) float16, all of them.
             copies: as for :meth:`build`.
             on_progress: likewise.
         """
-        packed = building.pack(items, self.arrays.learnt, copies, on_progress or (lambda what, done, total: None))
-        arrays = Arrays(
-            **{each.name: getattr(packed if hasattr(packed, each.name) else self.arrays, each.name)
-               for each in fields(Arrays)}
-        )  # fmt: skip
-        return Engine(arrays, items)
+        packed = building.pack(items, arrays.learnt, copies, on_progress or (lambda what, done, total: None))
+        names = ("starts", "signs", "factors", "rows", "nibbles")
+        return cls(replace(arrays, **{name: getattr(packed, name) for name in names}), items)
 
     def _learn_router(
         self, queries: Vectors, list_of: NDArray[np.int32], tell: Progress, seed: int
@@ -179,27 +218,31 @@ class Engine:
 
     # Storing.
 
-    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+    def save(
+        self, folder: Path, about: dict[str, Any] | None = None, extra: dict[str, NDArray[Any]] | None = None
+    ) -> None:
         """Write the arrays into a new folder, whole or not at all.
 
         Args:
-            folder: is replaced if it is there.
+            folder: is replaced if it is there; whoever has it open goes on with what it was.
             about: whatever the caller wants to find again in :func:`read_manifest`.
+            extra: further arrays by file name.
         """
         scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(scratch, ignore_errors=True)
         try:
             scratch.mkdir(parents=True)
             checks = {}
-            for each in fields(Arrays):
-                array = np.ascontiguousarray(getattr(self.arrays, each.name))
-                with (scratch / f"{each.name}.npy").open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
+            arrays = {f"{each.name}.npy": getattr(self.arrays, each.name) for each in fields(Arrays)}
+            for name, array in {**arrays, **(extra or {})}.items():
+                with (scratch / name).open("wb") as file:
+                    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
                     file.flush()
                     os.fsync(file.fileno())
-                checks[each.name] = zlib.crc32(array.data)
+                checks[name] = file_check(scratch / name)
+            manifest = {"format": FORMAT, "id": os.urandom(8).hex(), "checks": checks, "about": about or {}}
             with (scratch / MANIFEST).open("w") as text:
-                json.dump({"format": FORMAT, "checks": checks, "about": about or {}}, text)
+                json.dump({**manifest, "check": manifest_check(manifest)}, text)
                 text.flush()
                 os.fsync(text.fileno())
             shutil.rmtree(folder, ignore_errors=True)
@@ -211,17 +254,27 @@ class Engine:
     def load(cls, folder: Path, fine: Half) -> Engine:
         """Open what :meth:`save` wrote, memory-mapped.
 
+        Args:
+            folder: that was written.
+            fine: (n, d) float16, at least as many rows as it was built over.
+
         Raises:
-            IndexFolderError: if it is missing, of another format, or not whole.
+            IndexFolderError: if it is missing, of another format, not whole, or of other vectors.
         """
-        read_manifest(folder)
-        try:
-            arrays = Arrays(
-                **{each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r") for each in fields(Arrays)}
-            )
-        except (OSError, ValueError) as error:
-            raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
+        arrays = Arrays.load(folder)
+        if fine.dtype != np.float16 or fine.shape[1] != len(arrays.mean) or len(fine) < len(arrays.nibbles):
+            raise IndexFolderError(f"{folder} was built for other vectors; build it again with `hivlp tune`")
         return cls(arrays, fine)
+
+    @staticmethod
+    def damage(folder: Path) -> list[str]:
+        """Names of the files in ``folder`` that are not as :meth:`save` wrote them.
+
+        Raises:
+            IndexFolderError: if the manifest itself is missing, unreadable or of another format.
+        """
+        checks = read_manifest(folder)["checks"]
+        return [name for name, check in checks.items() if file_check(folder / name) != check]
 
     # Searching.
 
@@ -316,9 +369,21 @@ class Engine:
         return native.EngineStruct(
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
             pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.rows),
-            pointer(a.nibbles), pointer(self.fine), len(a.key_bias), len(a.step), a.nibbles.shape[1] // 64,
-            self.fine.shape[1], *a.scales.tolist(),
+            pointer(a.nibbles), pointer(self.fine), len(a.nibbles), len(a.key_bias), len(a.step),
+            a.nibbles.shape[1] // 64, self.fine.shape[1], *a.scales.tolist(),
         )  # fmt: skip
+
+
+def file_check(path: Path) -> int | None:
+    """CRC-32 of a file; None if it cannot be read."""
+    check = 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 22):
+                check = zlib.crc32(part, check)
+    except OSError:
+        return None
+    return check
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -333,4 +398,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise IndexFolderError(f"{folder} is of another format; build it again with `hivlp tune`")
+    check = manifest.pop("check", None)
+    if check != manifest_check(manifest):
+        raise IndexFolderError(f"{folder} is damaged: {MANIFEST} is not what was written; build it again")
     return manifest
+
+
+def manifest_check(manifest: dict[str, Any]) -> int:
+    """CRC-32 of what a manifest says."""
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())

@@ -368,7 +368,7 @@ EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query
 
 EXPORT void hivlp_dot(const uint16_t *rows, const int64_t *which, int64_t count, const float *query, int dim,
                       float *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = dot_half(rows + which[i] * dim, query, dim);
+    for (int64_t i = 0; i < count; i++) out[i] = dot_half(rows + (which ? which[i] : i) * dim, query, dim);
 }
 
 /* ---- choosing the best ------------------------------------------------------------------------------------------ */
@@ -431,6 +431,7 @@ typedef struct {
     const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
     const uint8_t *nibbles;    /* (rows, nibble_groups * 64) */
     const uint16_t *fine;      /* (rows, fine_dim) float16 */
+    int64_t count;             /* of rows; a code of any other row is skipped */
     int64_t lists;
     int32_t dims;              /* a multiple of 16 */
     int32_t nibble_groups;     /* of 128 dimensions */
@@ -576,7 +577,7 @@ static void scan_list(scratch *s, const engine *e, int64_t list, const uint8_t *
         while (mask) {
             int v = __builtin_ctz(mask);
             mask &= mask - 1;
-            if (rows[v] != UINT32_MAX && passes(allowed, rows[v])) offer(&s->p, offset + scores[v], rows[v]);
+            if (rows[v] < e->count && passes(allowed, rows[v])) offer(&s->p, offset + scores[v], rows[v]);
         }
     }
 }

@@ -9,7 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+from hivlp.levels import Vectors
 
 LIBRARY = "_kernels.so"
 VARIANTS = ("generic", "avx2", "avx512", "neon")
@@ -31,6 +34,7 @@ class EngineStruct(Structure):
         ("rows", c_void_p),
         ("nibbles", c_void_p),
         ("fine", c_void_p),
+        ("count", c_int64),
         ("lists", c_int64),
         ("dims", c_int32),
         ("nibble_groups", c_int32),
@@ -85,3 +89,24 @@ def load() -> ctypes.CDLL | None:
     most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
     library.hivlp_choose(most)
     return library
+
+
+def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
+    """Dot products with float16 vectors, each depending on its own row alone; None without kernels.
+
+    Args:
+        vectors: (n, dim), rows one after the other in memory.
+        query: (dim,).
+        rows: those that are wanted (default: all); each must be at least 0 and below n.
+    """
+    library = load()
+    if library is None or not vectors.flags.c_contiguous:
+        return None
+    query = np.ascontiguousarray(query, np.float32)
+    which = None if rows is None else np.ascontiguousarray(rows, np.int64)
+    out = np.empty(len(vectors) if which is None else len(which), np.float32)
+    library.hivlp_dot(
+        vectors.ctypes.data, None if which is None else which.ctypes.data, len(out), query.ctypes.data,
+        vectors.shape[1], out.ctypes.data,
+    )  # fmt: skip
+    return out

@@ -86,7 +86,7 @@ def fit_coarse(
         queries: (M, d) unit vectors, if they are spread otherwise than the items (texts that look for pictures); by
             default some of the items look for the others.
         dims: of the coarse level.
-        method: ``distill`` learns from where ``lean`` ends, and is dropped for a closed form that does better on
+        method: ``distill`` learns from where the better closed form ends, and is dropped if that does better on
             held-out queries; ``lean`` minimises the error of scores; ``pca`` looks at the items alone; ``prefix`` keeps
             the first dims.
         seed: of what is drawn.
@@ -118,16 +118,22 @@ def fit_coarse(
     held, seen = queries[:kept], queries[kept:]
     judge = _Judge(held, items)
     moment = second_moment(items)
-    ways: dict[Method, CoarseMaps] = {"pca": principal(moment, dims), "lean": lean(moment, second_moment(seen), dims)}
+    mean = items.mean(axis=0, dtype=np.float64)
+    ways: dict[Method, CoarseMaps] = {
+        "pca": principal(moment, dims),
+        "lean": lean(moment, second_moment(seen), mean, dims),
+    }
     if method == "prefix":
         ways["prefix"] = prefix(width, dims)
-    if method == "distill":
-        ways["distill"] = distill(ways["lean"], seen, items, seed=seed, on_progress=on_progress)
     recall = {name: judge.recall(maps) for name, maps in ways.items()}
     chosen = method
-    if method == "distill" and recall["distill"] <= max(recall["lean"], recall["pca"]):
-        chosen = "lean" if recall["lean"] >= recall["pca"] else "pca"
-        log.warning("learning did not beat the closed form on held-out queries: %s is used", chosen)
+    if method == "distill":
+        closed: Method = "lean" if recall["lean"] >= recall["pca"] else "pca"
+        ways["distill"] = distill(ways[closed], seen, items, seed=seed, on_progress=on_progress)
+        recall["distill"] = judge.recall(ways["distill"])
+        if recall["distill"] <= recall[closed]:
+            chosen = closed
+            log.warning("learning did not beat the closed form on held-out queries: %s is used", closed)
     seconds = time.perf_counter() - started
     return Fitted(ways[chosen], chosen, recall, judge.shortlist, len(items), len(seen), kept, seconds)
 

@@ -40,30 +40,47 @@ def principal(items: Matrix, dims: int) -> CoarseMaps:
     return CoarseMaps(matrix, matrix)
 
 
-def lean(items: Matrix, queries: Matrix, dims: int) -> CoarseMaps:
+def lean(items: Matrix, queries: Matrix, mean: NDArray[np.floating], dims: int) -> CoarseMaps:
     """The maps A (items) and B (queries) that minimise the mean of ``(q·x - (Bq)·(Ax))²`` over all pairs.
 
     This is the objective of LeanVec-OOD (Tepper et al., 2024), whose alternating steps approximate what has a closed
-    form: with R_q, R_x the square roots of the second moments, ``R_q BᵀA R_x`` must be the truncated singular value
-    decomposition of ``R_q R_x``. Of all pairs (TA, T⁻ᵀB) with these products the one is taken whose A has orthonormal
-    rows, because items are then brought to unit length: the length that this takes away is how much of an item lies in
-    the subspace, and dividing by it ranks better than the products themselves.
+    form. Items are then brought to unit length, which it does not foresee; what is free in its solution is chosen so
+    that this does good, not harm:
+
+    - The first dim is the direction of the items' mean, in which the scores become exact; the others minimise the error
+      of what remains. Pictures and texts of a dual encoder lie in two narrow cones, so most of an item's length is its
+      mean, and a subspace without it would divide by little but noise.
+    - Of all pairs (TA, T⁻ᵀB) with the same products the one is taken whose A has orthonormal rows: the length that is
+      divided by is how much of an item lies in the subspace. That ranks better than the products themselves.
 
     Args:
         items: (d, d) second moment of the items.
         queries: (d, d) second moment of the queries.
+        mean: (d,) of the items.
         dims: m.
+    """
+    direction = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    across = np.eye(len(direction)) - np.outer(direction, direction)
+    item_map = query_map = direction[None]
+    if dims > 1:
+        rest = _factors(across @ items @ across, across @ queries @ across, dims - 1)
+        item_map, query_map = (np.vstack([direction, matrix @ across]) for matrix in rest)
+    return CoarseMaps(item_map.astype(np.float32), query_map.astype(np.float32))
+
+
+def _factors(items: Matrix, queries: Matrix, dims: int) -> tuple[Matrix, Matrix]:
+    """A and B of the least error, A with orthonormal rows.
+
+    With R_q, R_x the square roots of the second moments, ``R_q BᵀA R_x`` must be the truncated singular value
+    decomposition U S Vᵀ of ``R_q R_x``; and ``R_q⁻¹ U S Vᵀ R_x⁻¹ = R_x V Vᵀ R_x⁻¹``, so that R_q need not be inverted.
     """
     root_items, inverse_items = _roots(items)
     root_queries, _ = _roots(queries)
     right = np.linalg.svd(root_queries @ root_items)[2][:dims]
-    # R_q⁻¹ U S Vᵀ R_x⁻¹ = R_x V Vᵀ R_x⁻¹, so the queries' moment need not be inverted.
     basis, triangle = np.linalg.qr((right @ inverse_items).T)
     # The subspace may be turned freely; largest moment first, as PCA has it, so that a prefix means something too.
     turn = np.linalg.eigh(basis.T @ items @ basis)[1][:, ::-1]
-    item_map = turn.T @ basis.T
-    query_map = turn.T @ triangle @ right @ root_items
-    return CoarseMaps(np.ascontiguousarray(item_map, np.float32), np.ascontiguousarray(query_map, np.float32))
+    return turn.T @ basis.T, turn.T @ triangle @ right @ root_items
 
 
 def _roots(moment: Matrix) -> tuple[Matrix, Matrix]:

@@ -324,6 +324,11 @@ class Catalog:
                 raise DamagedIndexError(f"{self._path} is damaged: row {row} belongs to no item; run `hivlp repair`")
         return [found[row] for row in rows]
 
+    def captions(self, limit: int) -> list[str]:
+        """Different captions of items, as many as wanted or there are."""
+        select = "SELECT DISTINCT caption FROM items WHERE caption IS NOT NULL AND TRIM(caption) != '' LIMIT ?"
+        return [caption for (caption,) in self._db.execute(select, (limit,))]
+
     def hashes(self, rows: Sequence[int]) -> list[bytes]:
         """The content hashes of the items in these rows, in this order."""
         found: dict[int, bytes] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,17 +15,22 @@ import numpy as np
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture
 from hivlp.encode.stream import chunks
+from hivlp.engine import Engine
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.catalog import About, State
+from hivlp.index.engine_scan import HEAD, EngineScanner
 from hivlp.index.folder import IndexFolder, Progress
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
 from hivlp.index.ranking import Ranking, scan_together
 from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
 from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, SearchResult, Stopwatch, check_vector
+from hivlp.index.tuning import DEFAULT_RECALL, Tuned, tune
+from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
+from hivlp.index.tuning import Progress as TuneProgress
 from hivlp.index.verify import VerifyReport, verify_folder
 from hivlp.levels import Vectors
 
@@ -49,6 +55,8 @@ class Index(IndexFolder):
         """Open; see :meth:`open`."""
         super().__init__(path)
         self._scanners: list[Scanner] = []
+        self._engine: EngineScanner | None = None
+        self._tuned: Tuned | None = None
         self._passing: dict[str, Mask] = {}  # the least recently asked first
         self._model: Encoder | None = None
         self._coarse: CoarseMaps | None = None
@@ -249,6 +257,7 @@ class Index(IndexFolder):
         offset: int = 0,
         threshold: float | None = None,
         group: bool | float = False,
+        recall: float | None = None,
     ) -> SearchResult:
         """The items closest to a text, a picture, another item, or a vector.
 
@@ -269,12 +278,16 @@ class Index(IndexFolder):
             group: True folds hits of the same content into one; a cosine folds a hit into the first one whose finest
                 vector is that close to its own. ``k`` and ``offset`` then count groups. A hit's ``duplicates`` are all
                 items of its content, or the close ones from its own shortlist.
+            recall: share of the ten best of the finest level to find at least, on average and with 95% confidence, by
+                what :meth:`tune` measured on this index (default: what it was tuned for). Where no setting is known to
+                find so many, everything is ranked by the finest level. An index that was not tuned, and a search with a
+                ``shortlist`` of its own, reads everything at the coarse level instead.
 
         Raises:
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
-        options = Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group)
+        options = self._options(k, shortlist, exact, where, offset, threshold, group, recall)
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
         watch = Stopwatch()
@@ -304,6 +317,7 @@ class Index(IndexFolder):
         offset: int = 0,
         threshold: float | None = None,
         group: bool | float = False,
+        recall: float | None = None,
     ) -> list[SearchResult]:
         """What :meth:`search` finds for each of many texts or vectors, in less time than one by one.
 
@@ -321,6 +335,7 @@ class Index(IndexFolder):
             offset: hits to skip, for each query.
             threshold: leave out hits whose finest score is below this.
             group: fold hits of the same content (True), or as close as a cosine, into one.
+            recall: share of the ten best to find at least.
 
         Returns:
             One result a query, in their order; its timings are its share of the whole batch's.
@@ -328,7 +343,7 @@ class Index(IndexFolder):
         Raises:
             QueryError: if a query or an option makes no sense.
         """
-        options = Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group)
+        options = self._options(k, shortlist, exact, where, offset, threshold, group, recall)
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
         watch = Stopwatch()
@@ -342,6 +357,32 @@ class Index(IndexFolder):
         share = {name: round(value / len(answers), 3) for name, value in watch.finish().items()} if answers else {}
         return [SearchResult(hits, dict(share)) for hits in answers]
 
+    def tune(
+        self,
+        queries: Path | Sequence[str] | Vectors | None = None,
+        *,
+        recall: float = DEFAULT_RECALL,
+        on_progress: TuneProgress | None = None,
+    ) -> dict[str, Any]:
+        """Build the engine of this index, and measure on its own data what each setting finds and costs.
+
+        Searches use it from then on; as items are added, ``hivlp index`` lets it take them in.
+
+        Args:
+            queries: what people ask: texts, a file with a text a line, (m, dim) vectors of the finest level, or a
+                ``.npy`` of them. By default captions of the index, words that the model knows, or the items themselves.
+            recall: what searches shall find that ask for nothing else.
+            on_progress: called with what is done, how much of it, and of how much.
+
+        Returns:
+            the measured frontier (recall, its lower bound, times), what was chosen, and what it takes in memory.
+
+        Raises:
+            IndexFolderError: if the index is too small to need it, of an old format, or cannot be written.
+            QueryError: if the queries make no sense.
+        """
+        return tune(self, queries, recall=recall, on_progress=on_progress)
+
     # Inside.
 
     def _refresh(self, state: State) -> None:
@@ -349,6 +390,46 @@ class Index(IndexFolder):
             self._passing.clear()
             super()._refresh(state)
             self._scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
+            self._engine, self._tuned = None, Tuned.load(self.path)
+            if self._tuned is not None and self._tuned.generation == state.generation:
+                # An engine that has just been replaced, or is damaged, is done without until the next commit.
+                with suppress(IndexFolderError):
+                    vectors = np.asarray(self._maps[-1])
+                    engine = Engine.load(self.path / ENGINE_FOLDER, vectors)
+                    self._engine = EngineScanner(engine, len(engine.arrays.nibbles), vectors)
+
+    def _forget(self) -> None:
+        """Open everything again at the next search."""
+        self._state = None
+
+    def _options(
+        self,
+        k: int,
+        shortlist: int | Sequence[int] | None,
+        exact: bool,
+        where: str | None,
+        offset: int,
+        threshold: float | None,
+        group: bool | float,
+        recall: float | None,
+    ) -> Options:
+        if recall is not None and (exact or shortlist is not None):
+            raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
+        tuned = not exact and shortlist is None
+        return Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group, recall, tuned)
+
+    def _plan(self, options: Options) -> tuple[Sequence[Scanner], bool]:
+        """The scanners, coarse to fine, that answer, and whether they are the finest level alone."""
+        if options.exact:
+            return self._scanners[-1:], True
+        if not options.tuned or (self._engine is None and options.recall is None):
+            return self._scanners, False
+        if self._engine is not None and self._tuned is not None:
+            setting = self._tuned.setting(options.recall or self._tuned.recall)
+            if setting is not None:
+                self._engine.setting = setting
+                return [self._engine], True
+        return self._scanners[-1:], True
 
     def _answer(
         self, queries: Sequence[Sequence[Vectors]], options: Options, watch: Stopwatch, without: int | None = None
@@ -356,10 +437,12 @@ class Index(IndexFolder):
         """The hits of each query, (dim,) a level; called inside a read transaction, after :meth:`_refresh`."""
         assert self._state is not None
         allowed = self._alive if options.where is None else self._where(options.where)
-        scanners = self._scanners[-1:] if options.exact else self._scanners
-        stage = "fine" if options.exact and len(self._scanners) > 1 else "coarse"
+        scanners, finest = self._plan(options)
+        stage = "fine" if finest and scanners[0] is not self._engine and len(self._scanners) > 1 else "coarse"
         first, count = options.offset, min(options.k, self._state.rows)
         shortlists = [max(shortlist, count) for shortlist in options.shortlists] or [max(DEFAULT_SHORTLIST, count)]
+        if scanners[0] is self._engine:
+            shortlists = [max(HEAD, count)]
         rankings = [
             Ranking(
                 scanners,

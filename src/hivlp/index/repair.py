@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from hivlp.errors import DamagedIndexError
 from hivlp.index.adding import Failure
 from hivlp.index.folder import IndexFolder, Progress
 from hivlp.index.schema import OLD_FORMAT
+from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
 from hivlp.index.verify import VerifyReport, items_to_json, verify_folder
 
 
@@ -75,7 +77,9 @@ def set_damage_aside(folder: IndexFolder, on_progress: Progress | None = None) -
             for damage in found.damage:
                 if damage.kind == "structure":
                     raise DamagedIndexError(beyond_repair(f"{folder.path}: {damage.file}: {damage.what}"))
-        if not report.found.ok:
+        if any(damage.kind == "engine" for damage in report.found.damage):
+            shutil.rmtree(folder.path / ENGINE_FOLDER, ignore_errors=True)  # `hivlp tune` builds it again
+        if any(damage.kind != "engine" for damage in report.found.damage):
             records = {item for damage in found.damage if damage.kind == "record" for item in damage.items}
             vectors = {item for damage in found.damage if damage.kind in ("rows", "vectors") for item in damage.items}
             report.forgotten = sorted(records)

@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.engine import native
+from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
 
 Rows = NDArray[np.int64]
@@ -42,7 +44,7 @@ class BatchScanner(Scanner, Protocol):
 class ExhaustiveScanner:
     """Dot products with every row of a (rows, dim) array of float32 or float16, memory-mapped or not."""
 
-    def __init__(self, vectors: NDArray[np.floating[Any]]) -> None:
+    def __init__(self, vectors: Stored) -> None:
         self._vectors = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
 
     def top(self, query: Vectors, count: int, allowed: Mask | None = None) -> tuple[Rows, Vectors]:
@@ -79,11 +81,12 @@ class ExhaustiveScanner:
         bests = [_Best(count) for _ in queries]
         lengths = np.linalg.norm(queries, axis=1)
         for block in self._blocks(allowed, BLOCK_FLOATS // max(dim, len(queries), 1)):
-            longest = np.fmax.reduce(np.einsum("ij,ij->i", block.vectors, block.vectors), initial=0) ** 0.5
+            wide = _float32(block.vectors)
+            longest = np.fmax.reduce(np.einsum("ij,ij->i", wide, wide), initial=0) ** 0.5
             # Two sums of `dim` products, however ordered and rounded, differ by no more than 2 * dim * 2^-24 of the
             # product of the lengths; a little more for the rounding of what is compared here.
             errors = (dim + 16) * 2.0**-23 * longest * lengths + np.finfo(np.float32).tiny
-            for best, query, scores, error in zip(bests, queries, queries @ block.vectors.T, errors, strict=True):
+            for best, query, scores, error in zip(bests, queries, queries @ wide.T, errors, strict=True):
                 places = best.candidates(scores, block.mask, float(error))
                 if len(places):
                     best.add(block.rows(places), _dot(block.vectors[places], query))
@@ -91,7 +94,11 @@ class ExhaustiveScanner:
 
     def rescore(self, query: Vectors, rows: Rows) -> Vectors:
         """(n,) float32 dot products of the query with the given rows."""
-        return _dot(_float32(self._vectors[rows]), query)
+        if self._vectors.dtype == np.float16:
+            scores = native.half_dot(self._vectors, query, rows)
+            if scores is not None:
+                return scores
+        return _dot(self._vectors[rows], query)
 
     def _blocks(self, allowed: Mask | None, step: int) -> Iterator[_Block]:
         """The blocks that hold allowed rows."""
@@ -99,24 +106,24 @@ class ExhaustiveScanner:
         for start in range(0, len(self._vectors), step):
             vectors = self._vectors[start : start + step]
             if allowed is None:
-                yield _Block(start, _float32(vectors))
+                yield _Block(start, vectors)
                 continue
             mask = allowed[start : start + step]
             passing = np.count_nonzero(mask)
             if passing == len(mask):
-                yield _Block(start, _float32(vectors))
+                yield _Block(start, vectors)
             elif passing >= SPARSE * len(mask):
-                yield _Block(start, _float32(vectors), mask=mask)
+                yield _Block(start, vectors, mask=mask)
             elif passing:
                 inside = np.flatnonzero(mask)
-                yield _Block(start, _float32(vectors[inside]), inside=inside)
+                yield _Block(start, vectors[inside], inside=inside)
 
 
 class _Block:
     """Vectors from row ``start`` on, of which ``mask`` says which count, or only those of them at ``inside``."""
 
     def __init__(
-        self, start: int, vectors: Vectors, *, mask: Mask | None = None, inside: NDArray[np.int64] | None = None
+        self, start: int, vectors: Stored, *, mask: Mask | None = None, inside: NDArray[np.int64] | None = None
     ) -> None:
         self.start, self.vectors, self.mask, self._inside = start, vectors, mask, inside
 
@@ -200,11 +207,15 @@ def _float32(vectors: NDArray[np.floating[Any]]) -> Vectors:
     return wide
 
 
-def _dot(vectors: Vectors, query: Vectors) -> Vectors:
+def _dot(vectors: Stored, query: Vectors) -> Vectors:
     """(n,) dot products, each depending on its own row alone.
 
     BLAS rounds a row by where it lies in the matrix: equal vectors would get unequal scores, and a page would not be
     sorted by the scores that it shows. ``einsum`` sums every row alike, and is no slower.
     """
-    result: Vectors = np.einsum("ij,j->i", vectors, query)
+    if vectors.dtype == np.float16:
+        scores = native.half_dot(vectors, query)
+        if scores is not None:
+            return scores
+    result: Vectors = np.einsum("ij,j->i", _float32(vectors), query)
     return result

@@ -121,12 +121,16 @@ class Options:
     offset: int
     threshold: float | None
     group: bool | float
+    recall: float | None = None
+    tuned: bool = False  # whether the engine may choose how to look
 
     def __post_init__(self) -> None:
         sizes = (("shortlist", size, 1) for size in self.shortlists)
         for name, value, least in (("k", self.k, 1), ("offset", self.offset, 0), *sizes):
             if value < least:
                 raise QueryError(f"{name} must be at least {least}, not {value}")
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise QueryError(f"recall must be above 0 and at most 1, not {self.recall}")
         if self.threshold is not None and math.isnan(self.threshold):
             raise QueryError("threshold must be a number, not NaN")
         if not isinstance(self.group, bool) and not 0 < self.group <= 1:

@@ -13,11 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.errors import DamagedIndexError
+from hivlp.engine import Engine
+from hivlp.engine.engine import MANIFEST
+from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
 from hivlp.index.catalog import FILE, State
 from hivlp.index.folder import CHUNK, IndexFolder
 from hivlp.index.schema import OLD_FORMAT, unpack_path
+from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
 from hivlp.index.vectors import VectorFile, not_unit, row_checksums
 from hivlp.levels import Level
 
@@ -28,7 +31,7 @@ NO_CHECKSUMS = (
 )
 
 
-Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps"]
+Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps", "engine"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Damage:
 
     Attributes:
         kind: of what is damaged: ``items.db`` as a whole (``structure``), what it says of an item (``record``), which
-            item a row belongs to (``rows``), the vectors themselves, only their checksums, or the ``maps`` that an
-            index of given vectors has in place of a model.
+            item a row belongs to (``rows``), the vectors themselves, only their checksums, the ``maps`` that an index of
+            given vectors has in place of a model, or the ``engine``, which is built from the rest.
         file: its name in the folder.
         what: in words.
         rows: of the vector file, ascending.
@@ -162,7 +165,19 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
                 report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
     except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
+    report.damage += _check_engine(folder.path / ENGINE_FOLDER)
     return report
+
+
+def _check_engine(folder: Path) -> list[Damage]:
+    if not folder.exists():
+        return []
+    try:
+        names = Engine.damage(folder)
+    except IndexFolderError as error:
+        return [Damage("engine", f"{folder.name}/{MANIFEST}", str(error))]
+    what = "is not as it was written; `hivlp tune` builds the engine again"
+    return [Damage("engine", f"{folder.name}/{name}", what) for name in names]
 
 
 def _check_maps(folder: IndexFolder, report: VerifyReport) -> None:

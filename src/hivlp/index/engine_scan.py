@@ -1,0 +1,96 @@
+"""The engine as a scanner of the finest level, over an index that goes on changing."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import Engine, Setting
+from hivlp.index.scan import ExhaustiveScanner, Mask, Rows
+from hivlp.index.vectors import Stored
+from hivlp.levels import Vectors
+
+# Ranks that come from the engine; what lies behind them is ranked by reading everything, so that pages fit together.
+HEAD = 50
+# Rows that pass a filter and are looked at one by one, instead of in the lists: what reading so many codes costs.
+FEW = 20_000
+# How much harder to look, at most, where a filter thins out what the lists hold.
+MOST_EFFORT = 4.0
+
+
+class EngineScanner:
+    """Ranks the rows of the finest level: the first :data:`HEAD` by the engine, the rest exhaustively.
+
+    Rows that were added after the engine was built are read one by one and take their places among the engine's.
+    """
+
+    def __init__(self, engine: Engine, built: int, vectors: Stored) -> None:
+        """A scanner for one commit.
+
+        Args:
+            engine: over the first ``built`` rows.
+            built: how many rows it knows.
+            vectors: (rows, dim) all rows of the commit.
+        """
+        self._engine, self._built = engine, built
+        self._all = ExhaustiveScanner(vectors)
+        self._tail = ExhaustiveScanner(vectors[built:])
+        self._rows = len(vectors)
+        self._masks: list[tuple[Mask, _Filter]] = []
+        self.setting: Setting | None = None
+
+    def top(self, query: Vectors, count: int, allowed: Mask | None) -> tuple[Rows, Vectors]:
+        """As :class:`hivlp.index.scan.Scanner` says; not every row among the first :data:`HEAD` may be found."""
+        head, scores = self._head(query, allowed)
+        if count <= HEAD and len(head) >= count:
+            return head[:count], scores[:count]
+        rows, rest = self._all.top(query, count + len(head), allowed)
+        left = ~np.isin(rows, head)
+        return np.concatenate([head, rows[left]])[:count], np.concatenate([scores, rest[left]])[:count]
+
+    def rescore(self, query: Vectors, rows: Rows) -> Vectors:
+        """(n,) scores of the given rows."""
+        return self._all.rescore(query, rows)
+
+    def _head(self, query: Vectors, allowed: Mask | None) -> tuple[Rows, Vectors]:
+        assert self.setting is not None
+        setting, bits = self.setting, None
+        if allowed is not None:
+            passing = self._filter(allowed)
+            if passing.few is not None:
+                rows, scores = self._engine.search_rows(query, passing.few, HEAD, 2 * HEAD)
+                return self._with_tail(query, rows, scores, allowed)
+            bits = passing.bits
+            effort = min(1 / passing.share, MOST_EFFORT)
+            setting = Setting(int(setting.lists * effort), setting.margin, setting.shortlist, setting.last)
+        found, products = self._engine.search(query[None], HEAD, setting, allowed=bits)
+        held = found[0] >= 0
+        return self._with_tail(query, found[0][held], products[0][held], allowed)
+
+    def _with_tail(self, query: Vectors, rows: Rows, scores: Vectors, allowed: Mask | None) -> tuple[Rows, Vectors]:
+        if self._rows == self._built:
+            return rows, scores
+        late, products = self._tail.top(query, HEAD, None if allowed is None else allowed[self._built :])
+        rows, scores = np.concatenate([rows, late + self._built]), np.concatenate([scores, products])
+        order = np.lexsort((rows, -scores))[:HEAD]
+        return rows[order], scores[order]
+
+    def _filter(self, allowed: Mask) -> _Filter:
+        for mask, known in self._masks:
+            if mask is allowed:
+                return known
+        known = _Filter(allowed[: self._built])
+        self._masks = [*self._masks[-7:], (allowed, known)]
+        return known
+
+
+class _Filter:
+    """What the engine needs of a mask, worked out once."""
+
+    def __init__(self, allowed: Mask) -> None:
+        passing = int(np.count_nonzero(allowed))
+        self.share = max(passing, 1) / max(len(allowed), 1)
+        self.few: NDArray[np.uint32] | None = None
+        if passing <= FEW:
+            self.few = np.flatnonzero(allowed).astype(np.uint32)
+        self.bits = np.packbits(allowed, bitorder="little")

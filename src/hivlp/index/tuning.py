@@ -1,0 +1,356 @@
+"""Building the engine of an index, and measuring on its own data what each setting finds and costs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import Engine, Setting
+from hivlp.engine.engine import Arrays, read_manifest
+from hivlp.errors import IndexFolderError, QueryError
+from hivlp.index.engine_scan import HEAD
+from hivlp.index.scan import ExhaustiveScanner
+from hivlp.index.vectors import Stored
+from hivlp.levels import Vectors
+
+if TYPE_CHECKING:
+    from hivlp.index.index import Index
+
+FOLDER = "engine"
+QUERIES = "queries.npy"
+K = 10
+DEFAULT_RECALL = 0.99
+LEAST_ROWS = 1000  # below this, reading everything is as fast
+HELD_OUT = 400  # queries that settings are measured with
+MOST_QUERIES = 20_000
+ENCODED = 6_000  # texts that are encoded to learn from, at most
+GROWTH = 1.1  # from how many times the rows on the engine takes in what was added
+RELEARN = 2.0  # from how many times the rows on it learns anew
+CONFIDENCE = 1.645  # standard errors: one-sided 95%
+TIMED = 200
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting, measured.
+
+    Attributes:
+        setting: what was measured.
+        recall: mean share of the exact ten best that it finds.
+        at_least: lower end of that mean's 95% confidence (one-sided, over the held-out queries).
+        p50_ms: median time of one search on one thread.
+        p99_ms: 99th percentile.
+    """
+
+    setting: Setting
+    recall: float
+    at_least: float
+    p50_ms: float
+    p99_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and for people."""
+        numbers = {name: round(getattr(self, name), 4) for name in ("recall", "at_least", "p50_ms", "p99_ms")}
+        setting = {name: value for name, value in asdict(self.setting).items() if name != "margin"}
+        return {**setting, **numbers}
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> Point:
+        """The inverse of :meth:`to_json`."""
+        setting = Setting(data["lists"], float("inf"), data["shortlist"], data["last"])
+        return cls(setting, data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What an index folder's engine was built for, and what it is known to do."""
+
+    generation: int
+    rows: int
+    learnt_rows: int
+    queries: str
+    recall: float
+    frontier: tuple[Point, ...]
+
+    def setting(self, recall: float) -> Setting | None:
+        """The fastest setting that finds so much at least, with 95% confidence; None if none is known to."""
+        good = [point for point in self.frontier if point.at_least >= recall]
+        return min(good, key=lambda point: point.p50_ms).setting if good else None
+
+    @classmethod
+    def load(cls, folder: Path) -> Tuned | None:
+        """Of an index folder; None if it has no engine, or one that cannot be read."""
+        if not (folder / FOLDER).is_dir():
+            return None
+        try:
+            about = read_manifest(folder / FOLDER)["about"]
+            points = tuple(Point.of_json(point) for point in about["frontier"])
+            names = ("generation", "rows", "learnt_rows", "queries", "recall")
+            return cls(**{name: about[name] for name in names}, frontier=points)
+        except (IndexFolderError, KeyError, TypeError):
+            return None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and for people."""
+        names = ("generation", "rows", "learnt_rows", "queries", "recall")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "frontier": [point.to_json() for point in self.frontier],
+        }
+
+
+def tune(
+    index: Index,
+    queries: Path | Sequence[str] | Vectors | None = None,
+    *,
+    recall: float = DEFAULT_RECALL,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The job behind :meth:`hivlp.index.Index.tune`."""
+    tell: Progress = on_progress or (lambda what, done, total: None)
+    if not 0 < recall <= 1:
+        raise QueryError(f"recall must be above 0 and at most 1, not {recall}")
+    started = time.perf_counter()
+    with index._writer():
+        vectors, alive, generation = _fine(index)
+        if len(vectors) < LEAST_ROWS:
+            raise IndexFolderError(
+                f"{index.path} has {len(vectors)} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
+            )
+        asked, source = _queries(index, queries, vectors, tell)
+        rng = np.random.default_rng(0)
+        asked = asked[rng.permutation(len(asked))[:MOST_QUERIES]]
+        held_out = min(HELD_OUT, max(1, len(asked) // 3))
+        engine = Engine.build(vectors, queries=asked[held_out:], on_progress=tell)
+        tuned = _measure(engine, alive, asked[:held_out], recall, source, generation, len(vectors), tell)
+        _store(index, engine, tuned, asked[:held_out])
+    return _report(index, engine, tuned, time.perf_counter() - started)
+
+
+def refresh(index: Index, on_progress: Progress | None = None) -> bool:
+    """Let an index's engine take in what was added since, if that is a tenth or more, or if rows were renumbered.
+
+    Returns:
+        whether it did.
+    """
+    tuned = Tuned.load(index.path)
+    if tuned is None:
+        return False
+    tell: Progress = on_progress or (lambda what, done, total: None)
+    with index._writer():
+        vectors, alive, generation = _fine(index)
+        stale = generation != tuned.generation or len(vectors) >= GROWTH * tuned.rows or len(vectors) < tuned.rows
+        if not stale or len(vectors) < LEAST_ROWS:
+            return False
+        try:
+            asked = np.load(index.path / FOLDER / QUERIES, allow_pickle=False)
+            arrays = Arrays.load(index.path / FOLDER)
+        except (OSError, ValueError, IndexFolderError):
+            return False
+        learnt = tuned.learnt_rows
+        if len(vectors) >= RELEARN * learnt:
+            tune(index, recall=tuned.recall, on_progress=on_progress)
+            return True
+        engine = Engine.extend(arrays, vectors, on_progress=tell)
+        again = _measure(engine, alive, asked, tuned.recall, tuned.queries, generation, learnt, tell)
+        _store(index, engine, again, asked)
+    return True
+
+
+def _fine(index: Index) -> tuple[Stored, NDArray[np.bool_] | None, int]:
+    with index.catalog.reading() as state:
+        index._refresh(state)
+        vectors = np.asarray(index._maps[-1])
+        if vectors.dtype != np.float16:
+            raise IndexFolderError(f"{index.path} is of an old format: `hivlp compact` it first")
+        return vectors, index._alive, state.generation
+
+
+def _queries(
+    index: Index, given: Path | Sequence[str] | Vectors | None, vectors: Stored, tell: Progress
+) -> tuple[Vectors, str]:
+    """(m, dim) unit vectors to learn and to measure with, and where they are from."""
+    if isinstance(given, Path) and given.suffix == ".npy":
+        try:
+            given = np.load(given, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise QueryError(f"{given} cannot be read: {error}") from error
+    if isinstance(given, Path):
+        try:
+            given = [line for line in given.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise QueryError(f"{given} cannot be read: {error}") from error
+    width = vectors.shape[1]
+    if isinstance(given, np.ndarray):
+        if given.ndim != 2 or given.shape[1] != width or len(given) < 2 or given.dtype.kind != "f":
+            raise QueryError(f"queries must be (2 or more, {width}) floats, not {given.shape} {given.dtype}")
+        return _unit(np.asarray(given, np.float32)), "given vectors"
+    if given is not None:
+        if len(given) < 2:
+            raise QueryError("tuning needs at least two queries")
+        return _encode(index, list(given)[:MOST_QUERIES], tell), "given texts"
+    if index._model is not None:
+        captions = index.catalog.captions(ENCODED)
+        if len(captions) >= ENCODED // 4:
+            return _encode(index, captions, tell), "the captions of the index"
+        words = _vocabulary(index._model)
+        if words:
+            return _encode(index, captions + words[: ENCODED - len(captions)], tell), "words of the model's vocabulary"
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.choice(len(vectors), min(len(vectors), ENCODED), replace=False))
+    return _unit(np.asarray(vectors[chosen], np.float32)), "the items themselves"
+
+
+def _vocabulary(model: Any) -> list[str]:
+    """Words, and pairs of words, of a model's tokenizer: what its text side can say without knowing the pictures."""
+    if not hasattr(model, "vocabulary"):
+        return []
+    known = model.vocabulary()
+    # As word pieces spell whole words: as they are, or with a mark in front (▁ or Ġ) or behind (</w>).
+    marked = any(re.match("[▁Ġ]|.+</w>$", piece) for piece in known)
+    pattern = re.compile(r"(?:[▁Ġ]([a-z]{3,14})|([a-z]{3,14})</w>)$" if marked else r"([a-z]{3,14})()$")
+    words = sorted({match[1] or match[2] for piece in known if (match := pattern.match(piece))})
+    rng = np.random.default_rng(0)
+    rng.shuffle(words)
+    pairs = [f"{first} {second}" for first, second in zip(words, reversed(words), strict=True)]
+    return [text for both in zip(words, pairs, strict=True) for text in both]
+
+
+def _encode(index: Index, texts: list[str], tell: Progress) -> Vectors:
+    parts = []
+    for start in range(0, len(texts), 256):
+        parts += [query[-1] for query in index._encode_many(texts[start : start + 256], None)]
+        tell("queries", min(start + 256, len(texts)), len(texts))
+    return np.stack(parts)
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise QueryError("a query vector is zero or not finite")
+    unit: Vectors = vectors / norms
+    return unit
+
+
+def _measure(
+    engine: Engine,
+    alive: NDArray[np.bool_] | None,
+    asked: Vectors,
+    recall: float,
+    source: str,
+    generation: int,
+    learnt_rows: int,
+    tell: Progress,
+) -> Tuned:
+    tell("truth", 0, 1)
+    truth = [set(rows.tolist()) for rows, _ in ExhaustiveScanner(engine.fine).top_many(asked, K, alive)]
+    tell("truth", 1, 1)
+    bits = None if alive is None else np.packbits(alive, bitorder="little")
+    points: list[Point] = []
+    settings = [setting for setting in engine.settings() if setting.shortlist > HEAD]
+    for number, setting in enumerate(settings):
+        rows = engine.search(asked, HEAD, setting, allowed=bits)[0][:, :K]
+        shares = np.array(
+            [len(one & set(other)) / max(1, len(one)) for one, other in zip(truth, rows.tolist(), strict=True)]
+        )
+        spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
+        # Where all are found the spread says nothing; the rule of three does.
+        error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
+        p50, p99 = _times(engine, asked, setting, bits)
+        points.append(Point(setting, float(shares.mean()), float(shares.mean()) - error, p50, p99))
+        tell("settings", number + 1, len(settings))
+    return Tuned(generation, len(engine.fine), learnt_rows, source, recall, tuple(frontier(points)))
+
+
+def _times(engine: Engine, asked: Vectors, setting: Setting, bits: NDArray[np.uint8] | None) -> tuple[float, float]:
+    times = []
+    for number in range(TIMED):
+        query = asked[number % len(asked)][None]
+        start = time.perf_counter()
+        engine.search(query, HEAD, setting, allowed=bits)
+        times.append((time.perf_counter() - start) * 1000)
+    return float(np.median(times)), float(np.quantile(times, 0.99))
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Those than which no other finds as much in less time, fastest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda each: (each.p50_ms, -each.recall)):
+        if not best or point.recall > best[-1].recall:
+            best.append(point)
+    return best
+
+
+def _store(index: Index, engine: Engine, tuned: Tuned, asked: Vectors) -> None:
+    try:
+        engine.save(index.path / FOLDER, tuned.to_json(), {QUERIES: asked})
+    except OSError as error:
+        raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
+    index._forget()
+
+
+def _report(index: Index, engine: Engine, tuned: Tuned, seconds: float) -> dict[str, Any]:
+    chosen = tuned.setting(tuned.recall)
+    return {
+        "index": str(index.path),
+        **tuned.to_json(),
+        "chosen": next((point.to_json() for point in tuned.frontier if point.setting == chosen), None),
+        "lists": engine.lists,
+        "dims": engine.dims,
+        "bytes_per_vector": round(engine.bytes_per_vector, 1),
+        "memory_mb": round(engine.bytes_per_vector * len(engine.fine) / 1e6, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Recall over time of the frontier, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = report["frontier"]
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    times = [point["p50_ms"] for point in points]
+    axes.fill_between(
+        times, [p["at_least"] for p in points], [p["recall"] for p in points], alpha=0.2, label="95% sure"
+    )
+    axes.plot(times, [point["recall"] for point in points], marker="o", label="measured")
+    axes.axhline(report["recall"], linestyle=":", color="grey", label=f"asked for: {report['recall']}")
+    axes.set(
+        xscale="log",
+        xlabel="milliseconds a search (median, one thread)",
+        ylabel=f"recall@{K}",
+        title=f"{report['rows']:,} items",
+    )
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def format_text(report: dict[str, Any]) -> str:
+    """The frontier as a table for people."""
+    lines = [f"{'recall':>8} {'at least':>9} {'p50 ms':>8} {'p99 ms':>8}   lists shortlist last"]
+    for point in report["frontier"]:
+        mark = "  <- chosen" if point == report["chosen"] else ""
+        lines.append(
+            f"{point['recall']:8.4f} {point['at_least']:9.4f} {point['p50_ms']:8.3f} {point['p99_ms']:8.3f}"
+            f"   {point['lists']:5} {point['shortlist']:9} {point['last']:4}{mark}"
+        )
+    if report["chosen"] is None:
+        lines.append(f"no setting is known to reach {report['recall']}: such searches read everything")
+    lines.append(
+        f"{report['rows']:,} items, {report['lists']} lists, {report['bytes_per_vector']} bytes a vector "
+        f"({report['memory_mb']} MB); queries: {report['queries']}; {report['seconds']} s"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,216 @@
+"""The engine inside an index that goes on changing: what is found, what is promised, what is taken in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from hivlp.cli import main
+from hivlp.errors import IndexFolderError, QueryError
+from hivlp.index import Index, tuning
+from hivlp.index.engine_scan import HEAD
+from test_engine import cloud
+
+WIDTH = 48
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return cloud(4000, WIDTH, 0)
+
+
+@pytest.fixture(scope="module")
+def queries() -> np.ndarray:
+    return cloud(1500, WIDTH, 1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, vectors, queries):
+    """A tuned index of the first 3,500 vectors, and the folder they come from."""
+    folder = tmp_path_factory.mktemp("tuned")
+    np.save(folder / "v.npy", vectors[:3500])
+    np.save(folder / "q.npy", queries[:1300])
+    arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
+    assert main(["index", *arguments]) == 0
+    with Index.open(folder / "index") as index:
+        index.tune(folder / "q.npy")
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy to change."""
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def ids(result) -> list[int]:
+    return [hit.id for hit in result]
+
+
+def share(index: Index, queries: np.ndarray, **options) -> float:
+    found = [
+        len(set(ids(index.search(vector={"fine": query}, **options)))
+            & set(ids(index.search(vector={"fine": query}, exact=True, where=options.get("where"))))) / 10
+        for query in queries
+    ]  # fmt: skip
+    return float(np.mean(found))
+
+
+def test_the_recall_that_was_asked_for(made, queries):
+    fresh = queries[1300:]
+    with Index.open(made / "index") as index:
+        for recall in (0.9, 0.99):
+            assert share(index, fresh, recall=recall) >= recall - 0.02
+        # What cannot be promised is read in full.
+        assert share(index, fresh[:20], recall=1.0) == 1.0
+
+
+def test_searches_use_the_engine(made, queries, monkeypatch):
+    asked = []
+    with Index.open(made / "index") as index:
+        index.search(vector={"fine": queries[0]})
+        search = index._engine._engine.search
+        monkeypatch.setattr(index._engine._engine, "search", lambda *a, **b: asked.append(1) or search(*a, **b))
+        index.search(vector={"fine": queries[0]})
+        assert asked == [1]
+        index.search(vector={"fine": queries[0]}, shortlist=50)
+        index.search(vector={"fine": queries[0]}, exact=True)
+        assert asked == [1]
+
+
+def test_pages_are_one_long_list(made, queries):
+    with Index.open(made / "index") as index:
+        query = {"fine": queries[3]}
+        whole = ids(index.search(vector=query, k=120))
+        paged = [i for offset in range(0, 120, 8) for i in ids(index.search(vector=query, k=8, offset=offset))]
+        assert paged == whole
+        assert len(set(whole)) == 120
+        everything = ids(index.search(vector=query, k=10**6))
+        assert sorted(everything) == sorted({item.id for item in index.catalog.all_items()})
+        assert everything[:120] == whole
+        scores = [hit.scores["fine"] for hit in index.search(vector=query, k=HEAD)]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_batches_groups_and_thresholds(made, queries):
+    with Index.open(made / "index") as index:
+        many = index.search_many(vectors={"fine": queries[:20]}, k=7)
+        assert [ids(one) for one in many] == [ids(index.search(vector={"fine": q}, k=7)) for q in queries[:20]]
+        top = index.search(vector={"fine": queries[0]}, k=10)
+        bar = top[4].scores["fine"]
+        assert ids(index.search(vector={"fine": queries[0]}, k=10, threshold=bar)) == ids(top)[:5]
+        assert ids(index.search(like=top[0].id, k=5))[0] != top[0].id
+        grouped = index.search(vector={"fine": queries[0]}, k=10, group=0.999)
+        assert [hit.id for hit in grouped] == ids(top)
+
+
+@pytest.mark.parametrize("condition", ["id % 100 = 0", "id % 7 = 0", "id % 2 = 0"])
+def test_filters_starve_nobody(made, queries, monkeypatch, condition):
+    from hivlp.index import engine_scan
+
+    monkeypatch.setattr(engine_scan, "FEW", 100)
+    with Index.open(made / "index") as index:
+        assert share(index, queries[1440:], where=condition) >= 0.97
+        hits = index.search(vector={"fine": queries[1400]}, where=condition, k=20)
+        assert len(hits) == 20
+
+
+def test_what_changes_after_tuning(folder, vectors, queries):
+    with Index.open(folder / "index") as index:
+        first = index.search(vector={"fine": vectors[10]})[0]
+        index.remove([first.id])
+        assert first.id not in ids(index.search(vector={"fine": vectors[10]}))
+        np.save(folder / "more.npy", vectors[3500:3600])
+        index.add_embeddings(folder / "more.npy")
+        hit = index.search(vector={"fine": vectors[3550]})[0]
+        assert hit.path.endswith("#50") and "more" in hit.path
+        assert tuning.refresh(index) is False  # too little to be worth it
+        np.save(folder / "most.npy", vectors[3600:])
+        index.add_embeddings(folder / "most.npy")
+        assert tuning.refresh(index) is True
+        assert tuning.Tuned.load(index.path).rows == 4000
+        assert share(index, queries[1450:]) >= 0.97
+        index.compact()
+        assert share(index, queries[1480:]) >= 0.5  # by the coarse level, until the engine takes it in
+        assert index._engine is None
+        assert tuning.refresh(index) is True
+        assert share(index, queries[1450:]) >= 0.97
+        assert index._engine is not None
+
+
+def test_damage_is_found_and_does_no_harm(folder, queries):
+    path = folder / "index" / "engine"
+    with Index.open(folder / "index") as index:
+        assert index.verify().ok
+    for name in sorted(file.name for file in path.iterdir()):
+        data = bytearray((path / name).read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        (path / name).write_bytes(data)
+        with Index.open(folder / "index") as index:
+            assert any(name in str(damage.file) for damage in index.verify().damage), name
+            assert len(index.search(vector={"fine": queries[0]}, k=5)) == 5
+        data[len(data) // 2] ^= 0xFF
+        (path / name).write_bytes(data[: len(data) // 2])
+        with Index.open(folder / "index") as index:
+            assert not index.verify().ok
+            assert len(index.search(vector={"fine": queries[0]}, k=5)) == 5
+        (path / name).write_bytes(data)
+    (path / "signs.npy").unlink()
+    with Index.open(folder / "index") as index:
+        generation = index.catalog.state().generation
+        index.repair()
+        assert index.verify().ok
+        assert index.catalog.state().generation == generation  # the vectors were whole and are left alone
+        assert tuning.Tuned.load(index.path) is None
+
+
+def test_refusals(folder, tmp_path):
+    np.save(tmp_path / "few.npy", cloud(50, WIDTH, 0))
+    assert main(["index", "--embeddings", str(tmp_path / "few.npy"), "-o", str(tmp_path / "few"), "--dims", "8"]) == 0
+    with Index.open(tmp_path / "few") as index, pytest.raises(IndexFolderError, match="nothing to tune"):
+        index.tune()
+    with Index.open(folder / "index") as index:
+        for bad in (np.zeros((3, WIDTH), np.float32), np.ones((3, 5), np.float32), np.ones((1, WIDTH), np.float32)):
+            with pytest.raises(QueryError):
+                index.tune(bad)
+        for options in (
+            {"recall": 0},
+            {"recall": 1.5},
+            {"recall": 0.9, "exact": True},
+            {"recall": 0.9, "shortlist": 9},
+        ):
+            with pytest.raises(QueryError, match="recall"):
+                index.search(vector={"fine": np.ones(WIDTH)}, **options)
+
+
+def test_command_line(folder, capsys):
+    pytest.importorskip("matplotlib")
+    picture = folder / "tune.png"
+    capsys.readouterr()
+    assert main(["tune", str(folder / "index"), "--recall", "0.95", "--plot", str(picture), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["chosen"]["at_least"] >= 0.95
+    assert report["queries"] == "the items themselves"
+    assert [point["p50_ms"] for point in report["frontier"]] == sorted(point["p50_ms"] for point in report["frontier"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["tune", str(folder / "index"), "--queries", str(folder / "q.npy")]) == 0
+    assert "chosen" in capsys.readouterr().out
+
+
+def test_texts_come_from_the_vocabulary():
+    class Model:
+        def vocabulary(self):
+            return ["red", "##ness", "[CLS]", "car", "1999", "ox", "beach"]
+
+    words = tuning._vocabulary(Model())
+    assert {"red", "car", "beach"} < set(words) and not {"ox", "1999"} & set(words)
+
+    class Marked(Model):
+        def vocabulary(self):
+            return ["red</w>", "car</w>", "ness", "▁"]
+
+    assert {"red", "car"} <= set(tuning._vocabulary(Marked())) and "ness" not in tuning._vocabulary(Marked())
