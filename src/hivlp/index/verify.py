@@ -40,8 +40,8 @@ class Damage:
 
     Attributes:
         kind: of what is damaged: ``items.db`` as a whole (``structure``), what it says of an item (``record``), which
-            item a row belongs to (``rows``), the vectors themselves, only their checksums, the ``maps`` that an index of
-            given vectors has in place of a model, or the ``engine``, which is built from the rest.
+            item a row belongs to (``rows``), the vectors themselves, only their checksums, the ``maps`` that an index
+            of given vectors has in place of a model, or the ``engine``, which is built from the rest.
         file: its name in the folder.
         what: in words.
         rows: of the vector file, ascending.
