@@ -139,6 +139,37 @@ def test_a_flipped_bit_of_the_catalog_is_found_or_changes_nothing(index, encoder
     assert verify(index.path).ok
 
 
+def test_whatever_is_flipped_in_the_catalog_nothing_but_sentences_comes_of_it(index, encoder, pictures):
+    index.close()
+    shutil.copytree(index.path, index.path.with_name("whole"))
+    whole = (index.path / "items.db").read_bytes()
+    used = [place for place, byte in enumerate(whole) if byte]
+    rng = random.Random(4)
+    refused = 0
+    for _ in range(80):
+        shutil.rmtree(index.path)
+        shutil.copytree(index.path.with_name("whole"), index.path)
+        data = bytearray(whole)
+        data[rng.choice(used)] ^= 1 << rng.randrange(8)
+        (index.path / "items.db").write_bytes(data)
+        for use in (
+            lambda damaged: damaged.search("words", k=99),
+            lambda damaged: damaged.add(pictures),
+            Index.compact,
+            Index.repair,
+        ):
+            try:
+                with Index.open(index.path, encoder) as damaged:
+                    use(damaged)
+            except HivlpError as error:
+                assert str(error)
+                refused += 1
+        if verify(index.path).ok:
+            with Index.open(index.path, encoder) as repaired:
+                assert len(repaired.search("words", k=99)) == len(repaired)
+    assert refused > 50
+
+
 def test_every_file_that_is_cut_or_gone_is_named(index):
     index.close()
     rng = random.Random(2)

@@ -267,9 +267,9 @@ def test_where_limits_and_cannot_do_more(tmp_path, encoder):
 
 
 def test_a_where_that_never_ends_is_stopped(index, monkeypatch):
-    import hivlp.index.catalog as catalog
+    import hivlp.index.where as where
 
-    monkeypatch.setattr(catalog, "WHERE_SECONDS", 0.1)
+    monkeypatch.setattr(where, "WHERE_SECONDS", 0.1)
     endless = "(SELECT count(*) FROM items a, items b, items c, items d, items e, items f) > 0"
     with pytest.raises(HivlpError, match="took longer"):
         index.search("x", where=endless)

@@ -15,16 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
+from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index import schema
 from hivlp.index.integrity import Integrity
 from hivlp.index.schema import COLUMNS, FORMAT, OLD_FORMAT, WITH_HASH, pack_path, record_crc, unpack_path
 from hivlp.index.vectors import HALF
+from hivlp.index.where import rows_where
 from hivlp.levels import Level
 
 FILE = "items.db"
@@ -39,10 +40,7 @@ PASSING = (
 """Errors of SQLite that say nothing of the file itself."""
 # Hashes come in no order: a large addition touches most pages of their index, and must not write them out twice.
 CACHE_KIB = 65_536
-WHERE_SECONDS = 5.0
-# No value that a condition makes may be longer: time limits do not reach inside a function such as zeroblob().
-WHERE_BYTES = 1 << 24
-WHERE_TABLES = ("items", "json_each", "json_tree")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -287,16 +285,22 @@ class Catalog:
         found = self._db.execute(f"SELECT {COLUMNS} FROM items WHERE {condition} LIMIT 1", (value,)).fetchone()
         return self._item(found) if found else None
 
-    @staticmethod
-    def _item(values: Sequence[Any]) -> Item:
+    def _item(self, values: Sequence[Any]) -> Item:
         item_id, path, content, caption, metadata, row, *stamp = values
-        return Item(item_id, unpack_path(path), content, caption, json.loads(metadata), row, Stamp(*stamp))
+        try:
+            known = json.loads(metadata)
+        except (ValueError, TypeError) as error:
+            raise self._damaged(item_id) from error
+        return Item(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
+
+    def _damaged(self, item_id: int) -> DamagedIndexError:
+        return DamagedIndexError(f"{self._path} is damaged: the record of item {item_id}; run `hivlp repair`")
 
     def _checked(self, values: Sequence[Any]) -> Item:
         """An item from all its columns, of which format 1 has no checksum."""
         *record, crc = values if len(values) > len(COLUMNS.split(",")) else (*values, None)
         if crc is not None and crc != record_crc(*record):
-            raise DamagedIndexError(f"{self._path} is damaged: the record of item {values[0]}; run `hivlp repair`")
+            raise self._damaged(values[0])
         return self._item(record)
 
     def in_rows(self, rows: Sequence[int]) -> list[Item]:
@@ -308,6 +312,12 @@ class Catalog:
             for values in self._db.execute(f"SELECT {COLUMNS} FROM items WHERE row IN ({marks})", part):
                 item = self._item(values)
                 found[item.row] = item
+        return self._each(found, rows)
+
+    def _each(self, found: Mapping[int, T], rows: Sequence[int]) -> list[T]:
+        for row in rows:
+            if row not in found:
+                raise DamagedIndexError(f"{self._path} is damaged: row {row} belongs to no item; run `hivlp repair`")
         return [found[row] for row in rows]
 
     def captions(self, limit: int) -> list[str]:
@@ -322,7 +332,7 @@ class Catalog:
             part = rows[start : start + 500]
             marks = ",".join("?" * len(part))
             found.update(self._db.execute(f"SELECT row, hash FROM items WHERE row IN ({marks})", part))
-        return [found[row] for row in rows]
+        return self._each(found, rows)
 
     def copies(self, content: bytes) -> list[Item]:
         """All items with this content, by row."""
@@ -332,7 +342,10 @@ class Catalog:
     def live(self) -> NDArray[np.int64]:
         """(items, 2) of row and id, by row."""
         pairs = self._db.execute("SELECT row, id FROM items ORDER BY row")
-        return np.fromiter(pairs, np.dtype((np.int64, 2)))
+        try:
+            return np.fromiter(pairs, np.dtype((np.int64, 2)))
+        except (TypeError, ValueError) as error:
+            raise DamagedIndexError(f"{self._path} is damaged: {error}; run `hivlp repair`") from error
 
     def all_items(self) -> Iterator[Item]:
         """Every item, by row; do not write while this runs.
@@ -434,45 +447,8 @@ class Catalog:
         self._db.execute("DELETE FROM dead")
 
     def rows_where(self, condition: str) -> list[int]:
-        """Rows of the items for which an SQL expression over id, path, caption and metadata holds.
-
-        Raises:
-            QueryError: if it is not such an expression, does more than read items, or takes too long.
-        """
-        if "\x00" in condition or not condition.strip():
-            raise QueryError("--where is empty or holds a NUL character")
-        deadline = time.monotonic() + WHERE_SECONDS
-
-        def authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
-            if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
-                return sqlite3.SQLITE_OK
-            if action == sqlite3.SQLITE_READ and first in WHERE_TABLES:
-                return sqlite3.SQLITE_OK
-            # load_extension is off by default in this library; refused here all the same.
-            if action == sqlite3.SQLITE_FUNCTION and second not in ("load_extension", "writefile", "readfile"):
-                return sqlite3.SQLITE_OK
-            return sqlite3.SQLITE_DENY
-
-        # SQLite builds a table-valued function once, with rights that a condition does not get.
-        self._db.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')").fetchall()
-        longest = self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, WHERE_BYTES)
-        self._db.set_authorizer(authorize)
-        self._db.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
-        try:
-            # Only a whole expression fits both here and below: one that closes a bracket early to add a query of its
-            # own, such as `0) UNION SELECT (1`, cannot stand inside CAST.
-            self._db.execute(f"SELECT CAST(({condition}\n) AS INTEGER) FROM items LIMIT 0")
-            return [row for (row,) in self._db.execute(f"SELECT row FROM items WHERE ({condition}\n)")]
-        except (sqlite3.OperationalError, sqlite3.DataError) as error:
-            if "interrupted" in str(error):
-                raise QueryError(f"--where took longer than {WHERE_SECONDS:.0f} s") from error
-            raise QueryError(f"--where is not a condition on id, path, caption, metadata: {error}") from error
-        except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
-            raise QueryError(f"--where is not a condition on id, path, caption, metadata: {error}") from error
-        finally:
-            self._db.set_authorizer(None)
-            self._db.set_progress_handler(None, 0)
-            self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+        """Rows of the items for which a condition holds; see :func:`hivlp.index.where.rows_where`."""
+        return rows_where(self._db, condition)
 
 
 def _meta_crc(db: sqlite3.Connection, meta: Mapping[str, str]) -> int:

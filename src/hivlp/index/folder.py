@@ -409,6 +409,8 @@ class IndexFolder:
         """A disk that is full, read-only or failing is told in a sentence."""
         try:
             yield
+        except UnicodeDecodeError as error:
+            raise DamagedIndexError(f"{self.path} is damaged: {error}; run `hivlp repair`") from error
         except (OSError, sqlite3.Error) as error:
             raise IndexFolderError(
                 f"{self.path} cannot be written: {_reason(error)}; what was reported is safe, the rest is not stored"

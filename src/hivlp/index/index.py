@@ -184,7 +184,7 @@ class Index(IndexFolder):
                 return add_pictures(
                     self, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
                 )
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
     def verify(self) -> VerifyReport:
@@ -240,7 +240,7 @@ class Index(IndexFolder):
             try:
                 self.info()  # adding to a damaged index would hide the damage
                 return add_vectors(self, self._coarse, source, on_progress=on_progress)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
     def search(
