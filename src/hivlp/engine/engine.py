@@ -22,6 +22,7 @@ MANIFEST = "engine.json"
 FORMAT = 1
 ROUTER_QUERIES = 20_000
 MIN_ROUTER_QUERIES = 1000
+MOST_BY_MARGIN = 256  # lists, so that a query that the router cannot place does not read everything
 
 
 @dataclass(frozen=True)
@@ -296,13 +297,11 @@ class Engine:
 
     def settings(self) -> list[Setting]:
         """Settings worth measuring, from little effort to much."""
-        steps = [2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024]
-        return [
-            Setting(lists, np.inf, shortlist, last)
-            for lists in steps
-            if lists <= max(2, self.lists)
-            for shortlist, last in ((60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100))
-        ]
+        steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
+        efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
+        efforts += [(MOST_BY_MARGIN, margin) for margin in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)]
+        handed_on = ((60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100))
+        return [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
 
     def search(
         self, queries: Vectors, k: int, setting: Setting, *, allowed: NDArray[np.uint8] | None = None

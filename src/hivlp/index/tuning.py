@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -59,13 +60,14 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
         numbers = {name: round(getattr(self, name), 4) for name in ("recall", "at_least", "p50_ms", "p99_ms")}
-        setting = {name: value for name, value in asdict(self.setting).items() if name != "margin"}
-        return {**setting, **numbers}
+        margin = None if self.setting.margin == math.inf else self.setting.margin
+        return {**asdict(self.setting), "margin": margin, **numbers}
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> Point:
         """The inverse of :meth:`to_json`."""
-        setting = Setting(data["lists"], float("inf"), data["shortlist"], data["last"])
+        margin = math.inf if data["margin"] is None else data["margin"]
+        setting = Setting(data["lists"], margin, data["shortlist"], data["last"])
         return cls(setting, data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
 
 
@@ -340,12 +342,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def format_text(report: dict[str, Any]) -> str:
     """The frontier as a table for people."""
-    lines = [f"{'recall':>8} {'at least':>9} {'p50 ms':>8} {'p99 ms':>8}   lists shortlist last"]
+    lines = [f"{'recall':>8} {'at least':>9} {'p50 ms':>8} {'p99 ms':>8}   lists margin shortlist last"]
     for point in report["frontier"]:
         mark = "  <- chosen" if point == report["chosen"] else ""
         lines.append(
             f"{point['recall']:8.4f} {point['at_least']:9.4f} {point['p50_ms']:8.3f} {point['p99_ms']:8.3f}"
-            f"   {point['lists']:5} {point['shortlist']:9} {point['last']:4}{mark}"
+            f"   {point['lists']:5} {point['margin'] or '':>6} {point['shortlist']:9} {point['last']:4}{mark}"
         )
     if report["chosen"] is None:
         lines.append(f"no setting is known to reach {report['recall']}: such searches read everything")
