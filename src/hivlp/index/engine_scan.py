@@ -13,7 +13,7 @@ from hivlp.levels import Vectors
 # Ranks that come from the engine; what lies behind them is ranked by reading everything, so that pages fit together.
 HEAD = 50
 # Rows that pass a filter and are looked at one by one, instead of in the lists: what reading so many codes costs.
-FEW = 20_000
+FEW = 5_000
 # How much harder to look, at most, where a filter thins out what the lists hold.
 MOST_EFFORT = 4.0
 
