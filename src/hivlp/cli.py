@@ -150,8 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
     sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
-    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective: minutes or hours")
-    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective: where to draw the rows")
+    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective, ann: minutes or hours")
+    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective, ann: where to draw the rows")
     sub.add_argument("--model", default=DEFAULT_MODEL)
     return parser
 
@@ -340,6 +340,7 @@ BENCHES = {
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
     "exit": "what a coarse level from an early layer saves",
+    "ann": "the engine's speed and recall beside other libraries'",
 }
 
 
@@ -367,6 +368,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
             from hivlp.bench import early_exit
 
             result, text = early_exit.run(_model(arguments.model)), early_exit.format_text
+        case "ann":
+            from hivlp.bench.ann import run as ann
+
+            result, text = ann.run(arguments.size, _model(arguments.model), arguments.plot), ann.format_text
     _print(arguments, lambda: result, lambda: text(result))
     return 0
 
