@@ -116,7 +116,7 @@ class FaissHnsw:
 
     def settings(self) -> list[Ladder]:
         """Candidates kept while walking."""
-        return [[{"ef": ef} for ef in (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)]]
+        return [[{"ef": ef} for ef in (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1000)]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search."""
@@ -215,8 +215,8 @@ class FaissIvfFastScan(_FaissRefined):
 
     def settings(self) -> list[Ladder]:
         """Lists, for some numbers refined."""
-        lists = [lists for lists in (8, 16, 32, 64, 96, 128, 192, 256, 384, 512) if lists <= self._lists]
-        return [[{"refine": refine, "lists": each} for each in lists] for refine in (8, 16, 32)]
+        lists = [lists for lists in (16, 32, 64, 96, 128, 192, 256, 384, 512, 1024) if lists <= self._lists]
+        return [[{"refine": refine, "lists": each} for each in lists] for refine in (8, 16, 32, 64)]
 
 
 class FaissRabitq(FaissIvfFastScan):
@@ -311,7 +311,7 @@ class Scann:
         leaves = int(2 * np.sqrt(len(items)))
         builder = library.scann_ops_pybind.builder(items.astype(np.float32), 10, "dot_product")
         builder = builder.set_n_training_threads(_cores()).tree(
-            num_leaves=leaves, num_leaves_to_search=leaves // 20, training_sample_size=min(len(items), 250_000),
+            num_leaves=leaves, num_leaves_to_search=leaves // 20, training_sample_size=min(len(items), SAMPLE),
             spherical=True, soar_lambda=1.5, overretrieve_factor=2.0,
         )  # fmt: skip
         self._leaves = leaves
@@ -319,7 +319,7 @@ class Scann:
 
     def settings(self) -> list[Ladder]:
         """Leaves, for some numbers reordered."""
-        leaves = [each for each in (8, 16, 32, 48, 64, 96, 128, 192, 256, 384) if each <= self._leaves]
+        leaves = [each for each in (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512) if each <= self._leaves]
         return [[{"reorder": reorder, "leaves": each} for each in leaves] for reorder in (50, 100, 200)]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
@@ -356,13 +356,30 @@ class Rabitqlib:
 
     def settings(self) -> list[Ladder]:
         """Lists."""
-        return [[{"lists": each} for each in (8, 16, 32, 64, 96, 128, 192, 256, 384) if each <= self._lists]]
+        return [[{"lists": each} for each in (16, 32, 64, 96, 128, 192, 256, 384, 512, 1024) if each <= self._lists]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search."""
-        found = self._index.search(queries, k, setting["lists"], num_threads=1)
-        which = next(part for part in found if np.issubdtype(np.asarray(part).dtype, np.integer))
-        return np.asarray(which).astype(np.int64).reshape(len(queries), k)
+        return _rows(self._index.search(queries, k, setting["lists"], num_threads=1), len(queries))
+
+
+class Symqg:
+    """SymphonyQG of the same library: a graph that scans its neighbours' one-bit codes."""
+
+    name: ClassVar[str] = "rabitqlib SymphonyQG"
+
+    def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
+        """Index."""
+        self._index = importlib.import_module("rabitqlib").SymqgIndex(items.shape[1], 32, metric="ip")
+        self._index.build(items.astype(np.float32), 200, num_threads=_cores())
+
+    def settings(self) -> list[Ladder]:
+        """Candidates kept while walking."""
+        return FaissHnsw().settings()
+
+    def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
+        """Search."""
+        return _rows(self._index.search_batch(queries, k, setting["ef"], num_threads=1), len(queries))
 
 
 class Vsag:
@@ -398,8 +415,14 @@ class Vsag:
 
 SMALL = (Ours, FaissFlat, FaissFastScan, FaissIvfFastScan, FaissHnsw, Scann, Usearch)
 FULL = (
-    *SMALL, FaissHnswHalf, FaissHnswByte, FaissRabitq, FaissRabitqWhole, Hnswlib, UsearchByte, Rabitqlib, Vsag,
+    *SMALL, FaissHnswHalf, FaissHnswByte, FaissRabitq, FaissRabitqWhole, Hnswlib, UsearchByte, Rabitqlib, Symqg, Vsag,
 )  # fmt: skip
+
+
+def _rows(found: Any, queries: int) -> Rows:
+    """The rows of a pair of rows and scores in whichever order."""
+    which = next(part for part in found if np.issubdtype(np.asarray(part).dtype, np.integer))
+    return np.asarray(which).astype(np.int64).reshape(queries, -1)
 
 
 def _faiss() -> Any:
