@@ -11,7 +11,7 @@ from hivlp.bench.ann.truth import exact, recall
 from hivlp.cli import BENCHES
 from hivlp.errors import DataError
 
-FAKES = '''
+FAKES = """
 import numpy as np
 
 class Exact:
@@ -39,7 +39,7 @@ class Broken(Exact):
     name = "broken"
     def search(self, queries, k, setting):
         raise RuntimeError("out of order")
-'''
+"""
 
 
 def unit(rng: np.random.Generator, count: int, dim: int = 16) -> np.ndarray:
@@ -154,7 +154,12 @@ def test_a_small_collection_is_generated_once(tmp_path: Path) -> None:
     stamp = (made.folder / "items.npy").stat().st_mtime_ns
     assert generator.generate(tmp_path / "generated", real, 500).folder == made.folder
     assert (made.folder / "items.npy").stat().st_mtime_ns == stamp
-    assert generator.match(real, made).keys() == {"pictures, captions", "pictures, glosses", "words, glosses", "generated"}
+    assert generator.match(real, made).keys() == {
+        "pictures, captions",
+        "pictures, glosses",
+        "words, glosses",
+        "generated",
+    }
 
 
 def test_wordnet_is_read_in_a_fixed_order(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ K = 10
 ENOUGH = 0.997
 ROUNDS = 3
 ENOUGH_SECONDS = 3.0
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 TRAIN, TEST, TRUTH, ITEMS = "train.npy", "queries.npy", "truth.npy", "items.npy"
 
 

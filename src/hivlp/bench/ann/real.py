@@ -5,15 +5,16 @@ Encoding takes minutes, so the vectors are kept in a cache by the model's finger
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
@@ -28,7 +29,6 @@ from hivlp.levels import Embeddings, Vectors
 WORDNET = Path("/usr/share/wordnet")
 GLOSSES, TESTED, TRAINED_FROM = 40_000, 1_000, 5_000
 CHUNK = 2_000
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,15 @@ def read_real(model: HiVLP) -> RealSet:
     """
     folder = cache_folder() / f"real-{model.fingerprint[:16]}"
     names = [field.name for field in fields(RealSet)]
-    if not all((folder / f"{name}.npy").is_file() for name in names):
+    missing = {name for name in names if not (folder / f"{name}.npy").is_file()}
+    if missing & {"words", "glosses"}:
         words, glosses = read_wordnet()
-        made = {
-            "words": lambda: _encode(model, words, "words"),
-            "glosses": lambda: _encode(model, glosses[:GLOSSES], "glosses"),
-        }
-        for name, make in made.items():
-            _keep(folder / f"{name}.npy", make)
-        if not all((folder / f"{name}.npy").is_file() for name in ("pictures", "captions")):
-            pictures, captions = _pictures(model)
-            _keep(folder / "pictures.npy", lambda: pictures)
-            _keep(folder / "captions.npy", lambda: captions)
+        for name, texts in (("words", words), ("glosses", glosses[:GLOSSES])):
+            if name in missing:
+                _keep(folder / f"{name}.npy", _encode(model, texts, name))
+    if missing & {"pictures", "captions"}:
+        for name, vectors in zip(("pictures", "captions"), _pictures(model), strict=True):
+            _keep(folder / f"{name}.npy", vectors)
     return RealSet(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
 
 
@@ -86,7 +83,8 @@ def read_wordnet(folder: Path | None = None) -> tuple[list[str], list[str]]:
         DataError: if it is not there.
     """
     folder = folder or Path(os.environ.get("HIVLP_WORDNET", WORDNET))
-    words, glosses = set(), set()
+    words: set[str] = set()
+    glosses: set[str] = set()
     try:
         for part in ("noun", "verb", "adj", "adv"):
             for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
@@ -108,8 +106,9 @@ def write_collection(folder: Path, items: Vectors, test: Vectors, train: Vectors
     """Put a collection and its exact answers where engines can read it."""
     folder.mkdir(parents=True, exist_ok=True)
     small = items.astype(np.float16)
-    for name, array in {ITEMS: small, TEST: test, TRAIN: train, TRUTH: exact(small, test)}.items():
-        np.save(folder / name, array)
+    arrays: dict[str, NDArray[Any]] = {ITEMS: small, TEST: test, TRAIN: train, TRUTH: exact(small, test)}
+    for name, array in arrays.items():
+        _keep(folder / name, array)
     return Collection(folder)
 
 
@@ -128,18 +127,15 @@ def _pictures(model: HiVLP) -> tuple[Vectors, Vectors]:
     finest = model.levels[-1].name
     pairs = load_pairs("stamps") + load_pairs("openclipart")
     done, captions = [], []
-    stream = encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture), default_workers())
+    stream = encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture))
     for batch in tqdm(stream, desc="pictures", disable=None):
         done.append(batch.embeddings)
         captions += [pair.captions[0] for pair in batch.jobs]
     return Embeddings.concatenate(done)[finest], _encode(model, captions, "captions")
 
 
-def _keep(path: Path, make: Callable[[], Vectors]) -> None:
+def _keep(path: Path, array: NDArray[Any]) -> None:
     """Write aside and rename, so that what is there is whole."""
-    if path.is_file():
-        return
-    array = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with scratch.open("wb") as file:

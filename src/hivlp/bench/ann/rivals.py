@@ -57,7 +57,7 @@ class Ours:
             return [[{}]]
         ladders: dict[tuple[int, int], Ladder] = {}
         for each in self._engine.settings():
-            if each.lists >= 8 and each.shortlist in (100, 160, 250, 400):
+            if each.lists >= 24 and each.shortlist in (100, 160, 250):
                 ladders.setdefault((each.shortlist, each.last), []).append({"setting": each})
         return list(ladders.values())
 
