@@ -162,6 +162,21 @@ def test_a_small_collection_is_generated_once(tmp_path: Path) -> None:
     }
 
 
+def test_pools_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    rng = np.random.default_rng(9)
+    real = RealSet(*(unit(rng, count, 8) for count in (400, 5100, 30, 30)))
+    (pool,) = run.pools(real, 60, sizes=(300,))
+    assert pool["items"] == 300
+    assert min(pool[key] for key in ("ours_qps", "flat_qps", "ours_batch_qps", "flat_batch_qps", "speedup")) > 0
+    pytest.importorskip("matplotlib")
+    row = {"engine": "a", "recall": 0.9, "qps": 10.0, "batch_qps": 20.0}
+    result = {"engines": [{"engine": "a"}, {"engine": "b"}], "rows": [row], "items": 300, "dim": 8}
+    run.draw(result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_wordnet_is_read_in_a_fixed_order(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="wordnet-base"):
         read_wordnet(tmp_path)

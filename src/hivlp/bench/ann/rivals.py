@@ -125,6 +125,13 @@ class FaissHnsw:
         return rows
 
 
+class FaissHnswQuick(FaissHnsw):
+    """The same, built with half the effort."""
+
+    name: ClassVar[str] = "faiss HNSW32, quick"
+    effort: ClassVar[int] = 100
+
+
 class FaissHnswHalf(FaissHnsw):
     """A graph over float16 vectors."""
 
@@ -217,6 +224,20 @@ class FaissIvfFastScan(_FaissRefined):
         """Lists, for some numbers refined."""
         lists = [lists for lists in (16, 32, 64, 96, 128, 192, 256, 384, 512, 1024) if lists <= self._lists]
         return [[{"refine": refine, "lists": each} for each in lists] for refine in (8, 16, 32, 64)]
+
+
+class FaissFastScanWide(FaissFastScan):
+    """The same over twice the dimensions, which a flat spectrum needs."""
+
+    name: ClassVar[str] = "faiss PQ fast-scan, wide"
+    reduced: ClassVar[int | None] = 2 * REDUCED
+
+
+class FaissIvfFastScanWide(FaissIvfFastScan):
+    """The same over twice the dimensions."""
+
+    name: ClassVar[str] = "faiss IVF-PQ fast-scan, wide"
+    reduced: ClassVar[int | None] = 2 * REDUCED
 
 
 class FaissRabitq(FaissIvfFastScan):
@@ -413,9 +434,11 @@ class Vsag:
         return found
 
 
-SMALL = (Ours, FaissFlat, FaissFastScan, FaissIvfFastScan, FaissHnsw, Scann, Usearch)
+SMALL = (Ours, FaissFlat, FaissFastScan, FaissIvfFastScan, FaissHnswQuick, Scann, Usearch)
 FULL = (
-    *SMALL, FaissHnswHalf, FaissHnswByte, FaissRabitq, FaissRabitqWhole, Hnswlib, UsearchByte, Rabitqlib, Symqg, Vsag,
+    Ours, FaissFlat, FaissFastScan, FaissFastScanWide, FaissIvfFastScan, FaissIvfFastScanWide, FaissRabitq,
+    FaissRabitqWhole, FaissHnsw, FaissHnswHalf, FaissHnswByte, Hnswlib, Usearch, UsearchByte, Scann, Rabitqlib, Symqg,
+    Vsag,
 )  # fmt: skip
 
 

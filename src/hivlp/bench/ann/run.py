@@ -23,7 +23,7 @@ from hivlp.errors import MissingExtraError
 GENERATED = 1_000_000
 POOLS = (1_000, 5_000, 31_014, 123_287)
 WANTED = 0.99
-TIMEOUTS = {"small": 120.0, "full": 4 * 3600.0}
+TIMEOUTS = {"small": 100.0, "full": 4 * 3600.0}
 LIBRARIES = ("faiss-cpu", "hnswlib", "usearch", "scann", "rabitqlib", "pyvsag", "numpy")
 
 
