@@ -203,8 +203,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("name", choices=list(BENCHES))
     sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
     sub.add_argument("--rounds", type=int, default=500, metavar="N", help="crash: how many (default 500)")
-    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective: minutes or hours")
-    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective: where to draw the rows")
+    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective, ann: minutes or hours")
+    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective, ann: where to draw the rows")
     sub.add_argument("--model", default=DEFAULT_MODEL)
     return parser
 
@@ -503,6 +503,7 @@ BENCHES = {
     "training": "memory and speed of the objective beside a plain one",
     "exit": "what a coarse level from an early layer saves",
     "crash": "whether an index survives kills and failing disks",
+    "ann": "the engine's speed and recall beside other libraries'",
 }
 
 
@@ -534,6 +535,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
             from hivlp.bench import crash
 
             result, text = crash.run(arguments.rounds), crash.format_text
+        case "ann":
+            from hivlp.bench.ann import run as ann
+
+            result, text = ann.run(arguments.size, _model(arguments.model), arguments.plot), ann.format_text
     _print(arguments, lambda: result, lambda: text(result))
     return _fail(f"{len(result['failures'])} failures") if result.get("failures") else 0
 

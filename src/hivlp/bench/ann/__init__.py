@@ -1,0 +1,1 @@
+"""Our engine beside other libraries' on one thread: `hivlp bench ann`."""

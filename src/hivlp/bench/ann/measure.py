@@ -1,0 +1,157 @@
+"""One engine on one collection, measured in a process of its own that may be slow, large or crash."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.bench.ann.truth import recall
+from hivlp.levels import Vectors
+
+K = 10
+ENOUGH = 0.997
+ROUNDS = 3
+ENOUGH_SECONDS = 3.0
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+TRAIN, TEST, TRUTH, ITEMS = "train.npy", "queries.npy", "truth.npy", "items.npy"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A folder with ``items.npy`` (n, d) float16, ``queries.npy`` and ``train.npy`` float32, ``truth.npy`` int64."""
+
+    folder: Path
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One of its arrays, memory-mapped."""
+        array: NDArray[Any] = np.load(self.folder / name, mmap_mode="r")
+        return array
+
+
+def measure(rival: str, collection: Collection, timeout: float, queries: int = 1000) -> dict[str, Any]:
+    """Measure in a child process.
+
+    Args:
+        rival: ``module:Class``.
+        collection: what to index and ask.
+        timeout: seconds after which the child is stopped; what it measured by then is kept.
+        queries: how many are timed one by one.
+
+    Returns:
+        ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``,
+        ``peak_mb`` and ``resident_mb`` over the process before; ``rows`` with ``setting``, ``recall``, ``qps``,
+        ``p50_us``, ``p99_us`` and ``batch_qps``.
+    """
+    command = [sys.executable, "-m", "hivlp.bench.ann.measure", rival, str(collection.folder), str(queries)]
+    result: dict[str, Any] = {"engine": rival.partition(":")[2], "status": "ok", "rows": []}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **ONE_THREAD}, check=False
+        )
+        output, failed = done.stdout, done.returncode != 0
+        if failed:
+            result["status"] = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:300]
+    except subprocess.TimeoutExpired as error:
+        partial = error.stdout or b""
+        output = partial.decode() if isinstance(partial, bytes) else partial
+        result["status"] = "timeout"
+    for line in output.splitlines():
+        if line.startswith("{"):  # libraries write lines of their own
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            rows = said.pop("rows", [])
+            result["rows"] += rows
+            result |= said
+    return result
+
+
+def child(rival: str, folder: Path, queries: int) -> None:
+    """What the child process does: a line of JSON for every step."""
+    module, _, name = rival.partition(":")
+    engine = getattr(importlib.import_module(module), name)()
+    collection = Collection(folder)
+    _say({"engine": engine.name})
+    # In memory before the engine is built, so that its own memory is what is added.
+    items, train = np.array(collection.read(ITEMS)), np.array(collection.read(TRAIN))
+    asked, truth = np.array(collection.read(TEST))[:queries], np.array(collection.read(TRUTH))[:queries, :K]
+    before = _megabytes("VmRSS")
+    started = time.perf_counter()
+    try:
+        engine.build(items, train)
+    except ModuleNotFoundError:
+        _say({"status": "not installed"})
+        return
+    seconds = time.perf_counter() - started
+    memory = {"peak_mb": round(_megabytes("VmHWM") - before), "resident_mb": round(_megabytes("VmRSS") - before)}
+    _say({"build_s": round(seconds, 2), **memory})
+    for ladder in engine.settings():
+        for setting in ladder:
+            row = time_setting(engine, setting, asked, truth)
+            _say({"rows": [row]})
+            if row["recall"] >= ENOUGH:
+                break
+
+
+def time_setting(engine: Any, setting: dict[str, Any], queries: Vectors, truth: NDArray[np.int64]) -> dict[str, Any]:
+    """One setting: all queries at once for the recall and the batch speed, one by one for the others."""
+    for query in queries[:20]:
+        engine.search(query[None], K, setting)
+    batches, rounds = [], []
+    for _ in range(ROUNDS):  # the least disturbed one counts: other programs may run
+        started = time.perf_counter()
+        found = engine.search(queries, K, setting)
+        batches.append(len(queries) / (time.perf_counter() - started))
+        times: list[float] = []
+        for query in queries:
+            started = time.perf_counter()
+            engine.search(query[None], K, setting)
+            times.append(time.perf_counter() - started)
+            if sum(times) > ENOUGH_SECONDS and len(times) >= 100:
+                break
+        rounds.append(times)
+        if sum(times) > ENOUGH_SECONDS:  # slow enough to be sure
+            break
+    times, batch = min(rounds, key=lambda times: sum(times) / len(times)), max(batches)
+    p50, p99 = np.percentile(times, [50, 99]) * 1e6
+    return {
+        "setting": {key: str(value) if not isinstance(value, int | float) else value for key, value in setting.items()},
+        "recall": round(recall(found, truth), 4),
+        "qps": round(len(times) / sum(times), 1),
+        "p50_us": round(float(p50), 1),
+        "p99_us": round(float(p99), 1),
+        "batch_qps": round(batch, 1),
+    }
+
+
+def _megabytes(what: str) -> float:
+    """Memory of this process (Linux; 0 elsewhere): ``VmRSS``, what is resident; ``VmHWM``, the most there was."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(what)), 0.0)
+
+
+def _say(what: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rival")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("queries", type=int)
+    given = parser.parse_args()
+    child(given.rival, given.folder, given.queries)

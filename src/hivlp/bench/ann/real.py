@@ -1,0 +1,143 @@
+"""Real vectors: WordNet's words as items, its glosses as queries, and captioned pictures, all from the shipped model.
+
+Encoding takes minutes, so the vectors are kept in a cache by the model's fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
+from hivlp.bench.ann.truth import exact
+from hivlp.data.pairs import load_pairs
+from hivlp.data.pictures import load_pixels
+from hivlp.encode import HiVLP
+from hivlp.encode.stream import default_workers, encode_stream
+from hivlp.errors import DataError
+from hivlp.levels import Embeddings, Vectors
+
+WORDNET = Path("/usr/share/wordnet")
+GLOSSES, TESTED, TRAINED_FROM = 40_000, 1_000, 5_000
+CHUNK = 2_000
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """Unit vectors of the finest level, float32.
+
+    Attributes:
+        words: (148,730, d) items.
+        glosses: (40,000, d) queries in a random order; the first 1,000 test, those from 5,000 on may be learnt from.
+        pictures: (about 3,000, d) drawings and photo cut-outs.
+        captions: of the pictures, in their order.
+    """
+
+    words: Vectors
+    glosses: Vectors
+    pictures: Vectors
+    captions: Vectors
+
+
+def cache_folder() -> Path:
+    """``HIVLP_CACHE``, or ``~/.cache/hivlp``; benchmarks keep their vectors in ``bench`` there."""
+    return Path(os.environ.get("HIVLP_CACHE") or Path.home() / ".cache" / "hivlp") / "bench"
+
+
+def read_real(model: HiVLP) -> RealSet:
+    """The vectors, encoded if they are not in the cache yet.
+
+    Raises:
+        DataError: if WordNet or the pictures are not there.
+    """
+    folder = cache_folder() / f"real-{model.fingerprint[:16]}"
+    names = [field.name for field in fields(RealSet)]
+    missing = {name for name in names if not (folder / f"{name}.npy").is_file()}
+    if missing & {"words", "glosses"}:
+        words, glosses = read_wordnet()
+        for name, texts in (("words", words), ("glosses", glosses[:GLOSSES])):
+            if name in missing:
+                _keep(folder / f"{name}.npy", _encode(model, texts, name))
+    if missing & {"pictures", "captions"}:
+        for name, vectors in zip(("pictures", "captions"), _pictures(model), strict=True):
+            _keep(folder / f"{name}.npy", vectors)
+    return RealSet(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
+
+
+def read_wordnet(folder: Path | None = None) -> tuple[list[str], list[str]]:
+    """All distinct words, sorted, and all distinct glosses' first sentences, in a random order.
+
+    Args:
+        folder: default the environment's ``HIVLP_WORDNET``, or Debian's place.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    folder = folder or Path(os.environ.get("HIVLP_WORDNET", WORDNET))
+    words: set[str] = set()
+    glosses: set[str] = set()
+    try:
+        for part in ("noun", "verb", "adj", "adv"):
+            for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
+                if line.startswith("  "):  # the licence, which comes first
+                    continue
+                head, _, gloss = line.partition("|")
+                cells = head.split()
+                named = cells[4 : 4 + 2 * int(cells[3], 16) : 2]
+                words.update(re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in named)
+                glosses.add(gloss.split(";")[0].strip())
+    except OSError as error:
+        raise DataError(f"WordNet is not at {folder}: apt-get install wordnet-base") from error
+    shuffled = sorted(glosses)
+    np.random.default_rng(0).shuffle(shuffled)
+    return sorted(words), shuffled
+
+
+def write_collection(folder: Path, items: Vectors, test: Vectors, train: Vectors) -> Collection:
+    """Put a collection and its exact answers where engines can read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    small = items.astype(np.float16)
+    arrays: dict[str, NDArray[Any]] = {ITEMS: small, TEST: test, TRAIN: train, TRUTH: exact(small, test)}
+    for name, array in arrays.items():
+        _keep(folder / name, array)
+    return Collection(folder)
+
+
+def _encode(model: HiVLP, texts: Sequence[str], what: str) -> Vectors:
+    finest = model.levels[-1].name
+    parts = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+
+    def one(part: Sequence[str]) -> Vectors:
+        return np.asarray(model.encode_text(part, levels=[finest])[finest], np.float32)
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        return np.concatenate(list(tqdm(pool.map(one, parts), desc=what, total=len(parts), disable=None)))
+
+
+def _pictures(model: HiVLP) -> tuple[Vectors, Vectors]:
+    finest = model.levels[-1].name
+    pairs = load_pairs("stamps") + load_pairs("openclipart")
+    done, captions = [], []
+    stream = encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture))
+    for batch in tqdm(stream, desc="pictures", disable=None):
+        done.append(batch.embeddings)
+        captions += [pair.captions[0] for pair in batch.jobs]
+    return Embeddings.concatenate(done)[finest], _encode(model, captions, "captions")
+
+
+def _keep(path: Path, array: NDArray[Any]) -> None:
+    """Write aside and rename, so that what is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("wb") as file:
+        np.save(file, array)
+    scratch.replace(path)

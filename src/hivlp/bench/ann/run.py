@@ -1,0 +1,236 @@
+"""Measure every engine on one collection, and say what ours is worth."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hivlp.bench.ann import rivals
+from hivlp.bench.ann.generator import generate, match
+from hivlp.bench.ann.measure import ITEMS, TRUTH, Collection, measure
+from hivlp.bench.ann.real import TESTED, TRAINED_FROM, RealSet, cache_folder, read_real, write_collection
+from hivlp.bench.machine import describe
+from hivlp.encode import HiVLP
+from hivlp.errors import MissingExtraError
+
+GENERATED = 1_000_000
+POOLS = (1_000, 5_000, 31_014, 123_287)
+WANTED = 0.99
+TIMEOUTS = {"small": 100.0, "full": 4 * 3600.0}
+LIBRARIES = ("faiss-cpu", "hnswlib", "usearch", "scann", "rabitqlib", "pyvsag", "numpy")
+
+
+def run(size: str, model: HiVLP, plot: Path | None = None) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        size: ``small``, words and glosses, the best-known engines, ten minutes; ``full``, a million generated
+            vectors, all engines, hours.
+        model: encodes the real set.
+        plot: where to draw recall and speed.
+
+    Returns:
+        What :func:`compare` returns; ``pools``: our gain over an exhaustive scan of smaller real collections;
+        ``match``: statistics of generated beside real vectors (full); the machine.
+
+    Raises:
+        MissingExtraError: if faiss or, for a plot, matplotlib is not installed.
+    """
+    if _version("faiss-cpu") is None or (plot is not None and _version("matplotlib") is None):
+        raise MissingExtraError("`hivlp bench ann`", "bench")
+    started = time.perf_counter()
+    real = read_real(model)
+    folder = cache_folder()
+    key = model.fingerprint[:16]
+    words = folder / f"words-{key}"
+    collection = Collection(words)
+    if not (words / TRUTH).is_file():  # it is written last
+        collection = write_collection(words, *_parts(real))
+    matched = None
+    if size == "full":
+        collection = generate(folder / f"generated-{GENERATED}-{key}", real, GENERATED)
+        matched = match(real, collection)
+    chosen = rivals.SMALL if size == "small" else rivals.FULL
+    result = compare(collection, [f"{rivals.__name__}:{each.__name__}" for each in chosen], TIMEOUTS[size])
+    result |= {"pools": pools(real, TIMEOUTS[size]), "match": matched}
+    installed = [name for name in LIBRARIES if _version(name) is not None]
+    result |= {"size": size, "seconds": round(time.perf_counter() - started, 1), "machine": describe(*installed)}
+    if plot is not None:
+        draw(result, plot)
+    return result
+
+
+def compare(collection: Collection, engines: Sequence[str], timeout: float) -> dict[str, Any]:
+    """Measure engines one after another; the first is ours, the second the exhaustive one.
+
+    Args:
+        collection: to search.
+        engines: ``module:Class``.
+        timeout: seconds for each.
+
+    Returns:
+        ``items``, ``dim``; ``engines``: as :func:`hivlp.bench.ann.measure.measure` says, without rows; ``rows``: of
+        all, with ``engine`` and whether they are on its Pareto ``front``; ``speedup_best_rival``: our speed, one
+        query at a time, over that of the fastest other engine, each with the fastest setting that finds 99% of the
+        exact top ten, and ``best_rival``; ``speedup_flat``: over the exhaustive scan; ``speedup_best_rival_batch``,
+        ``best_rival_batch``: many queries at once. None if an engine to compare with does not get there.
+    """
+    rows, about = [], []
+    for engine in tqdm(engines, desc="engines", disable=None):
+        measured = measure(engine, collection, timeout)
+        of_engine = measured.pop("rows")
+        front = pareto([(row["recall"], row["qps"]) for row in of_engine])
+        rows += [
+            {"engine": measured["engine"], **row, "front": place in front} for place, row in enumerate(of_engine)
+        ]  # fmt: skip
+        about.append(measured)
+    count, dim = collection.read(ITEMS).shape
+    names = [each["engine"] for each in about]
+    single, batch = fastest(rows, "qps"), fastest(rows, "batch_qps")
+    best, gain = _gain(single, names[0], names[1:])
+    best_batch, gain_batch = _gain(batch, names[0], names[1:])
+    return {
+        "items": count,
+        "dim": dim,
+        "speedup_best_rival": gain,
+        "best_rival": best,
+        "speedup_flat": _gain(single, names[0], names[1:2])[1],
+        "speedup_best_rival_batch": gain_batch,
+        "best_rival_batch": best_batch,
+        "engines": about,
+        "rows": rows,
+    }
+
+
+def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[dict[str, Any]]:
+    """Ours beside an exhaustive scan on random parts of the real set: ``items``, and both speeds at 99% recall."""
+    ours, flat = (f"{rivals.__name__}:{each.__name__}" for each in (rivals.Ours, rivals.FaissFlat))
+    items, test, train = _parts(real)
+    order = np.random.default_rng(0).permutation(len(items))
+    result = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            part = write_collection(Path(scratch), items[order[:size]], test, train)
+            measured = compare(part, [ours, flat], timeout)
+        single, batch = fastest(measured["rows"], "qps"), fastest(measured["rows"], "batch_qps")
+        names = [each["engine"] for each in measured["engines"]]
+        result.append(
+            {
+                "items": len(items[order[:size]]),
+                **{f"{name}_qps": single.get(engine) for name, engine in zip(("ours", "flat"), names, strict=True)},
+                **{
+                    f"{name}_batch_qps": batch.get(engine) for name, engine in zip(("ours", "flat"), names, strict=True)
+                },
+                "speedup": measured["speedup_flat"],
+                "speedup_batch": measured["speedup_best_rival_batch"],
+            }
+        )
+    return result
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Which (recall, speed) points no other beats in one without losing in the other."""
+    front, best = set(), -np.inf
+    for place in sorted(range(len(points)), key=lambda place: (-points[place][0], -points[place][1])):
+        if points[place][1] > best:
+            front.add(place)
+            best = points[place][1]
+    return front
+
+
+def fastest(rows: Sequence[Mapping[str, Any]], speed: str) -> dict[str, float]:
+    """By engine, the speed of the fastest setting with the recall that is wanted; engines without one are left out."""
+    result: dict[str, float] = {}
+    for row in rows:
+        if row["recall"] >= WANTED:
+            result[row["engine"]] = max(result.get(row["engine"], 0.0), row[speed])
+    return result
+
+
+def _gain(speeds: Mapping[str, float], ours: str, others: Sequence[str]) -> tuple[str | None, float | None]:
+    best = max((name for name in others if name in speeds), key=lambda name: speeds[name], default=None)
+    if best is None or ours not in speeds:
+        return best, None
+    return best, round(speeds[ours] / speeds[best], 2)
+
+
+def _parts(real: RealSet) -> tuple[Any, Any, Any]:
+    return np.asarray(real.words), np.asarray(real.glosses[:TESTED]), np.asarray(real.glosses[TRAINED_FROM:])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Each engine's front: recall, and queries a second on one thread."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 6), sharey=True)
+    for axis, speed, title in zip(axes, ("qps", "batch_qps"), ("one query at a time", "many at once"), strict=True):
+        for place, about in enumerate(result["engines"]):
+            rows = [row for row in result["rows"] if row["engine"] == about["engine"]]
+            kept = pareto([(row["recall"], row[speed]) for row in rows])
+            points = sorted((rows[place]["recall"], rows[place][speed]) for place in kept)
+            points = [point for point in points if point[0] >= 0.8]
+            if points:
+                style = {"linewidth": 2.5, "color": "black"} if place == 0 else {"linewidth": 1.2}
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=about["engine"], **style)
+        axis.set(yscale="log", xlabel="recall of the exact top 10", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("queries a second, one thread")
+    axes[1].legend(fontsize=8)
+    figure.suptitle(f"{result['items']:,} vectors of {result['dim']} dimensions")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def format_text(result: Mapping[str, Any]) -> str:
+    """Tables for the terminal."""
+    lines = [f"{result['items']} vectors of {result['dim']} dimensions, one thread, recall@10 ≥ {WANTED}"]
+    lines.append(
+        f"{'engine':28s}{'recall':>8s}{'µs p50':>9s}{'p99':>9s}{'QPS':>9s}{'batch':>9s}{'build s':>9s}{'MB':>7s}"
+    )
+    for about in result["engines"]:
+        rows = [row for row in result["rows"] if row["engine"] == about["engine"]]
+        there = [row for row in rows if row["recall"] >= WANTED]
+        row = (
+            max(there, key=lambda row: row["qps"]) if there else max(rows, key=lambda row: row["recall"], default=None)
+        )
+        note = "" if about["status"] == "ok" else f"  {about['status']}"
+        if row is None:
+            lines.append(f"{about['engine']:28s}{note}")
+            continue
+        batch = max((row["batch_qps"] for row in there), default=row["batch_qps"])
+        lines.append(
+            f"{about['engine']:28s}{row['recall']:8.4f}{row['p50_us']:9.0f}{row['p99_us']:9.0f}{row['qps']:9.0f}"
+            f"{batch:9.0f}{about['build_s']:9.0f}{about['resident_mb']:7.0f}{note}"
+        )
+    for what, rival in (("one at a time", ""), ("many at once", "_batch")):
+        gain = result[f"speedup_best_rival{rival}"]
+        if gain is not None:
+            lines.append(f"{what}: {gain:.2f} times the best other engine ({result[f'best_rival{rival}']})")
+    if result["speedup_flat"] is not None:
+        lines.append(f"one at a time: {result['speedup_flat']:.1f} times an exhaustive scan")
+    lines += [
+        f"{pool['items']:>9d} real vectors: {pool['speedup']:.1f} times an exhaustive scan"
+        for pool in result["pools"]
+        if pool["speedup"] is not None
+    ]
+    for name, values in (result["match"] or {}).items():
+        lines.append(f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in values.items())}")
+    return "\n".join([*lines, f"{result['seconds']:.0f} s"])

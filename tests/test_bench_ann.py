@@ -1,0 +1,191 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hivlp.bench.ann import generator, run
+from hivlp.bench.ann.measure import Collection, measure
+from hivlp.bench.ann.real import RealSet, read_wordnet, write_collection
+from hivlp.bench.ann.truth import exact, recall
+from hivlp.cli import BENCHES
+from hivlp.errors import DataError
+
+FAKES = """
+import numpy as np
+
+class Exact:
+    name = "exact"
+    def build(self, items, train_queries):
+        self.items = items.astype(np.float32)
+    def settings(self):
+        return [[{"effort": 1}, {"effort": 2}]]
+    def search(self, queries, k, setting):
+        print("{ a library's own line")
+        return np.argsort(-queries @ self.items.T, axis=1)[:, :k]
+
+class Half(Exact):
+    name = "half"
+    def search(self, queries, k, setting):
+        found = super().search(queries, k, setting)
+        return found if setting["effort"] == 2 else np.where(np.arange(k) % 2, found, -1)
+
+class Missing(Exact):
+    name = "missing"
+    def build(self, items, train_queries):
+        import a_library_that_is_not_there
+
+class Broken(Exact):
+    name = "broken"
+    def search(self, queries, k, setting):
+        raise RuntimeError("out of order")
+"""
+
+
+def unit(rng: np.random.Generator, count: int, dim: int = 16) -> np.ndarray:
+    vectors = rng.standard_normal((count, dim)).astype(np.float32) * np.linspace(2, 0.1, dim, dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Collection:
+    (tmp_path / "fakes.py").write_text(FAKES)
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *sys.path]))
+    rng = np.random.default_rng(0)
+    return write_collection(tmp_path / "collection", unit(rng, 200), unit(rng, 30), unit(rng, 40))
+
+
+def test_exact_answers_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    items, queries = unit(rng, 100), unit(rng, 7)
+    monkeypatch.setattr("hivlp.bench.ann.truth.BLOCK", 30)
+    found = exact(items, queries, 10)
+    assert (found == np.argsort(-queries @ items.T, axis=1)[:, :10]).all()
+    assert recall(found[:, ::-1], found) == 1
+    assert recall(np.where(np.arange(10) < 5, found, -1), found) == 0.5
+
+
+def test_every_engine_runs_in_its_own_process(collection: Collection) -> None:
+    result = run.compare(collection, ["fakes:Exact", "fakes:Half", "fakes:Missing", "fakes:Broken"], timeout=60)
+    status = {each["engine"]: each["status"] for each in result["engines"]}
+    assert status["exact"] == status["half"] == "ok"
+    assert status["missing"] == "not installed"
+    assert "out of order" in status["broken"]
+    rows = {name: [row for row in result["rows"] if row["engine"] == name] for name in status}
+    assert [row["recall"] for row in rows["exact"]] == [1.0]  # enough, so no more effort
+    assert [row["recall"] for row in rows["half"]] == [0.5, 1.0]
+    assert {"setting", "recall", "qps", "p50_us", "p99_us", "batch_qps", "front"} <= rows["exact"][0].keys()
+    assert {"build_s", "peak_mb", "resident_mb"} <= result["engines"][0].keys()
+    assert result["best_rival"] == result["best_rival_batch"] == "half"
+    for key in ("speedup_best_rival", "speedup_flat", "speedup_best_rival_batch"):
+        assert result[key] > 0
+    shown = run.format_text({**result, "pools": [], "match": None, "seconds": 1.0})
+    assert "not installed" in shown and "out of order" in shown
+
+
+def test_a_slow_engine_is_stopped(collection: Collection) -> None:
+    assert measure("fakes:Exact", collection, timeout=0.01) == {"engine": "Exact", "status": "timeout", "rows": []}
+
+
+def test_pareto_front() -> None:
+    points = [(0.9, 10.0), (0.9, 12.0), (0.95, 11.0), (0.94, 11.0), (0.99, 1.0), (0.99, 2.0)]
+    assert run.pareto(points) == {1, 2, 5}
+
+
+def test_gain_takes_each_ones_fastest_good_enough_setting() -> None:
+    rows = [
+        {"engine": "ours", "recall": 0.98, "qps": 900.0},
+        {"engine": "ours", "recall": 0.99, "qps": 300.0},
+        {"engine": "ours", "recall": 0.995, "qps": 400.0},
+        {"engine": "fast", "recall": 0.98, "qps": 800.0},
+        {"engine": "slow", "recall": 0.999, "qps": 100.0},
+    ]
+    speeds = run.fastest(rows, "qps")
+    assert speeds == {"ours": 400.0, "slow": 100.0}
+    assert run._gain(speeds, "ours", ["fast", "slow"]) == ("slow", 4.0)
+    assert run._gain(speeds, "ours", ["fast"]) == (None, None)
+
+
+def test_the_generator_is_deterministic_and_follows_its_neighbourhoods() -> None:
+    rng = np.random.default_rng(2)
+    vectors = unit(rng, 300)
+    near = np.argsort(-vectors @ vectors.T, axis=1)[:, : 1 + generator.NEIGHBOURS]
+    source = generator.Source(vectors, near)
+    first, again, other = (source.draw(500, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert (first == again).all() and not np.allclose(first, other)
+    assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
+    strangers = unit(np.random.default_rng(5), 500)
+    closest = [np.median((drawn @ vectors.T).max(1)) for drawn in (first, strangers)]
+    assert closest[0] > closest[1]
+
+
+def test_moved_vectors_have_the_others_mean_and_covariance() -> None:
+    rng = np.random.default_rng(6)
+    vectors = rng.standard_normal((4000, 6)).astype(np.float32)
+    turned = np.linalg.qr(rng.standard_normal((6, 6)))[0] * np.linspace(0.5, 0.05, 6)
+    onto = (rng.standard_normal((4000, 6)) @ turned.T + 3).astype(np.float32)
+    onto /= np.linalg.norm(onto, axis=1, keepdims=True)
+    moved = generator.move(vectors, onto)
+    assert np.allclose(moved.mean(0), onto.mean(0), atol=0.02)
+    assert np.allclose(np.cov(moved.T), np.cov(onto.T), atol=2e-3)
+
+
+def test_statistics_tell_a_flat_cloud_from_a_thin_one() -> None:
+    rng = np.random.default_rng(7)
+    thin = rng.standard_normal((500, 3)) @ rng.standard_normal((3, 32))
+    thin = (thin / np.linalg.norm(thin, axis=1, keepdims=True)).astype(np.float32)
+    full = rng.standard_normal((500, 32)).astype(np.float32)
+    full /= np.linalg.norm(full, axis=1, keepdims=True)
+    low, high = (generator.statistics(items, items[:50], 400) for items in (thin, full))
+    assert low["spectrum_8"] > 0.999 > high["spectrum_8"]
+    assert low["local_dim"] < 4 < high["local_dim"]
+    assert low["nearest"] < high["nearest"]
+
+
+def test_a_small_collection_is_generated_once(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(8)
+    parts = {"words": 3000, "glosses": 1200, "pictures": 300, "captions": 300}
+    real = RealSet(**{name: unit(rng, count, 8) for name, count in parts.items()})
+    made = generator.generate(tmp_path / "generated", real, 500)
+    items = made.read("items.npy")
+    assert items.shape == (500, 8) and items.dtype == np.float16
+    assert (made.read("truth.npy") == exact(items, np.array(made.read("queries.npy")))).all()
+    stamp = (made.folder / "items.npy").stat().st_mtime_ns
+    assert generator.generate(tmp_path / "generated", real, 500).folder == made.folder
+    assert (made.folder / "items.npy").stat().st_mtime_ns == stamp
+    assert generator.match(real, made).keys() == {
+        "pictures, captions",
+        "pictures, glosses",
+        "words, glosses",
+        "generated",
+    }
+
+
+def test_pools_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    rng = np.random.default_rng(9)
+    real = RealSet(*(unit(rng, count, 8) for count in (400, 5100, 30, 30)))
+    (pool,) = run.pools(real, 60, sizes=(300,))
+    assert pool["items"] == 300
+    assert min(pool[key] for key in ("ours_qps", "flat_qps", "ours_batch_qps", "flat_batch_qps", "speedup")) > 0
+    pytest.importorskip("matplotlib")
+    row = {"engine": "a", "recall": 0.9, "qps": 10.0, "batch_qps": 20.0}
+    result = {"engines": [{"engine": "a"}, {"engine": "b"}], "rows": [row], "items": 300, "dim": 8}
+    run.draw(result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wordnet_is_read_in_a_fixed_order(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="wordnet-base"):
+        read_wordnet(tmp_path)
+    for part in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"data.{part}").write_text(
+            "  1 licence\n00001740 03 n 02 physical_entity 0 old(a) 0 000 | that which is; an example\n"
+        )
+    assert read_wordnet(tmp_path) == (["old", "physical entity"], ["that which is"])
+
+
+def test_the_command_line_knows_it() -> None:
+    assert "ann" in BENCHES
