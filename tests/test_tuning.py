@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hivlp.cli import main
+from hivlp.engine import Engine
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.engine_scan import HEAD
@@ -28,7 +29,7 @@ def queries() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, vectors, queries):
+def made(tmp_path_factory, quick, vectors, queries):
     """A tuned index of the first 3,500 vectors, and the folder they come from."""
     folder = tmp_path_factory.mktemp("tuned")
     np.save(folder / "v.npy", vectors[:3500])
@@ -45,6 +46,16 @@ def folder(made, tmp_path):
     """A copy to change."""
     shutil.copytree(made, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Few settings, timed a few times: what is tested here does not depend on them."""
+    every = Engine.settings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "TIMED", 10)
+        patch.setattr(Engine, "settings", lambda engine: every(engine)[1::4])
+        yield
 
 
 def ids(result) -> list[int]:

@@ -55,10 +55,10 @@ class Ours:
         """Lists for some lengths of the shortlists."""
         if self._engine is None:
             return [[{}]]
-        ladders: dict[tuple[int, int], Ladder] = {}
+        ladders: dict[tuple[int, bool], Ladder] = {}
         for each in self._engine.settings():
             if each.lists >= 24 and each.shortlist in (100, 160, 250):
-                ladders.setdefault((each.shortlist, each.last), []).append({"setting": each})
+                ladders.setdefault((each.shortlist, np.isinf(each.margin)), []).append({"setting": each})
         return list(ladders.values())
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
