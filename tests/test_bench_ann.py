@@ -142,8 +142,46 @@ def test_statistics_tell_a_flat_cloud_from_a_thin_one() -> None:
     assert low["nearest"] < high["nearest"]
 
 
+def test_gathered_vectors_come_in_series() -> None:
+    vectors = unit(np.random.default_rng(9), 2000, 32)
+    gathered = generator.gather(vectors, np.random.default_rng(10))
+    gathered /= np.linalg.norm(gathered, axis=1, keepdims=True)
+    before, after = (generator.statistics(each, vectors[:50], 1500) for each in (vectors, gathered))
+    assert after["local_dim"] < 0.8 * before["local_dim"]
+    assert after["nearest"] < before["nearest"]
+    assert after["gap"] > before["gap"]
+
+
+def test_neighbours_are_near_and_the_row_itself_is_first() -> None:
+    vectors = unit(np.random.default_rng(11), 1500)
+    near = generator.neighbours(vectors)
+    assert near.shape == (1500, 1 + generator.NEIGHBOURS)
+    assert (near[:, 0] == np.arange(1500)).all()
+    truth = exact(vectors, vectors, 1 + generator.NEIGHBOURS)
+    assert recall(near, truth) > 0.5  # looked for among a part only
+    alone = generator.neighbours(vectors[:1])
+    assert (alone == 0).all()
+
+
+def test_the_match_samples_captions_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(12)
+    first, second = unit(rng, 1500), unit(rng, 1500)
+    captions = np.concatenate([first, second[:, ::-1]])
+    real = RealSet(words=unit(rng, 1500), glosses=unit(rng, 1200), pictures=unit(rng, 3000), captions=captions)
+    made = write_collection(tmp_path / "made", unit(rng, 1200), unit(rng, 100), unit(rng, 20))
+    asked = {}
+
+    def note(items: np.ndarray, queries: np.ndarray, size: int) -> dict[str, float]:
+        asked[len(asked)] = np.array(queries)
+        return {}
+
+    monkeypatch.setattr(generator, "statistics", note)
+    generator.match(real, made)
+    known = {row.tobytes() for row in np.ascontiguousarray(second[:, ::-1])}
+    assert 350 < sum(row.tobytes() in known for row in asked[0]) < 650
+
+
 def test_a_small_collection_is_generated_once(tmp_path: Path) -> None:
-    pytest.importorskip("faiss")
     rng = np.random.default_rng(8)
     parts = {"words": 3000, "glosses": 1200, "pictures": 300, "captions": 300}
     real = RealSet(**{name: unit(rng, count, 8) for name, count in parts.items()})

@@ -1,15 +1,16 @@
 """A million vectors like those of captioned pictures, made from the real ones.
 
 There are too few captioned pictures that everyone has. Words' vectors are many, but lie elsewhere than pictures': an
-affine map (the optimal transport between two Gaussians) moves them to the pictures' mean and covariance. New vectors
-are then drawn around the moved ones: part of the way to some of their near neighbours, plus differences of other
-neighbours (so that noise has the local shape), plus a little of the whole covariance. Queries are drawn likewise
-around glosses. :func:`match` says how like real ones they are.
+affine map (the optimal transport between two Gaussians) moves them to the pictures' mean and covariance. They are also
+spread more evenly: pictures come in series of look-alikes, so the moved words are gathered around some of themselves,
+each series by its own share. New vectors are then drawn around these: part of the way to some of their near
+neighbours, plus differences of other neighbours (so that noise has the local shape), plus a little of the whole
+covariance. Queries are drawn likewise around glosses that have been moved to the captions' mean and covariance.
+:func:`match` says how like real ones they are.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ NEIGHBOURS = 8
 PARENTS = 4
 REACH = 0.7  # of the way to the neighbours at most
 NOISE = 0.35
+WHOLE = 0.55  # of the noise is of the whole covariance; more fills the space between series
+SERIES = 500
+GATHERED = 0.95  # of the way to a series' middle, in the tightest one
+MOVES = 2  # unit length undoes a little of the first
+CELL = 300  # vectors among which neighbours are looked for, on average
 BLOCK = 20_000
 TRAIN_QUERIES = 60_000
 SAMPLE = 2_000
@@ -65,7 +71,7 @@ class Source:
         second = near[first, 1 + rng.integers(NEIGHBOURS, size=count)]
         drawn += noise * rng.normal(size=(count, 1)).astype(np.float32) * (vectors[first] - vectors[second])
         one, two = rng.integers(len(vectors), size=count), rng.integers(len(vectors), size=count)
-        drawn += noise * 0.5 * (vectors[one] - vectors[two]) / 1.414
+        drawn += noise * WHOLE * (vectors[one] - vectors[two])
         unit: Vectors = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
         return unit
 
@@ -76,36 +82,54 @@ class Source:
 
 
 def sources(real: RealSet) -> tuple[Source, Source]:
-    """What items and what queries are drawn around.
-
-    Raises:
-        ModuleNotFoundError: if faiss, which finds the neighbours, is not installed.
-    """
-    words = move(np.asarray(real.words), np.asarray(real.pictures))
-    glosses = np.asarray(real.glosses)
-    return Source(words, neighbours(words, 1024, 16, 60_000)), Source(glosses, neighbours(glosses, 256, 8))
+    """What items and what queries are drawn around."""
+    pictures = np.asarray(real.pictures)
+    words = move(gather(move(np.asarray(real.words), pictures), np.random.default_rng(3)), pictures)
+    glosses = move(np.asarray(real.glosses), np.asarray(real.captions))
+    return Source(words, neighbours(words)), Source(glosses, neighbours(glosses))
 
 
 def move(vectors: Vectors, onto: Vectors) -> Vectors:
     """(n, d) vectors with the mean and covariance of others, and of unit length again."""
-    root, inverse = _roots(_covariance(vectors))
-    middle, _ = _roots(root @ _covariance(onto) @ root)
-    transport = (inverse @ middle @ inverse).astype(np.float32)
-    moved = onto.mean(0) + (vectors - vectors.mean(0)) @ transport
-    unit: Vectors = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    return unit
+    wanted, middle = _covariance(onto), onto.mean(0)
+    for _ in range(MOVES):
+        root, inverse = _roots(_covariance(vectors))
+        between, _ = _roots(root @ wanted @ root, 1e-12)
+        transport = (inverse @ between @ inverse).astype(np.float32)
+        moved = middle + (vectors - vectors.mean(0)) @ transport
+        vectors = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    return vectors
 
 
-def neighbours(vectors: Vectors, lists: int, probes: int, sample: int | None = None) -> NDArray[np.int64]:
-    """(n, 1 + NEIGHBOURS) nearest rows (nearly always), itself first; missing ones are the row itself."""
-    faiss = importlib.import_module("faiss")
-    dim = vectors.shape[1]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors[:sample])
-    index.add(vectors)
-    index.nprobe = probes
-    near: NDArray[np.int64] = index.search(vectors, 1 + NEIGHBOURS)[1]
-    return np.where(near < 0, np.arange(len(vectors))[:, None], near)
+def gather(vectors: Vectors, rng: np.random.Generator) -> Vectors:
+    """(n, d) vectors, each some way towards the nearest of a few of them; how far is drawn for each of these."""
+    middles = vectors[rng.permutation(len(vectors))[:SERIES]]
+    share = (GATHERED * rng.random(len(middles))).astype(np.float32)
+    gathered = np.empty_like(vectors)
+    for start in range(0, len(vectors), BLOCK):
+        block = vectors[start : start + BLOCK]
+        own = np.argmax(block @ middles.T, axis=1)
+        gathered[start : start + BLOCK] = block + share[own][:, None] * (middles[own] - block)
+    return gathered
+
+
+def neighbours(vectors: Vectors) -> NDArray[np.int64]:
+    """(n, 1 + NEIGHBOURS) rows of near ones, itself first: the nearest of those with the same nearest middle.
+
+    Where there are too few of these, the rest are the row itself.
+    """
+    middles = vectors[np.random.default_rng(4).permutation(len(vectors))[: max(1, len(vectors) // CELL)]]
+    starts = range(0, len(vectors), BLOCK)
+    own = np.concatenate([np.argmax(vectors[start : start + BLOCK] @ middles.T, axis=1) for start in starts])
+    near = np.repeat(np.arange(len(vectors))[:, None], 1 + NEIGHBOURS, axis=1)
+    for cell in range(len(middles)):
+        rows = np.flatnonzero(own == cell)
+        count = min(NEIGHBOURS, len(rows) - 1)
+        if count > 0:
+            scores = vectors[rows] @ vectors[rows].T
+            np.fill_diagonal(scores, -np.inf)
+            near[rows, 1 : 1 + count] = rows[np.argpartition(-scores, count - 1, axis=1)[:, :count]]
+    return near
 
 
 def generate(folder: Path, real: RealSet, count: int) -> Collection:
@@ -142,8 +166,10 @@ def match(real: RealSet, generated: Collection) -> dict[str, dict[str, float]]:
     """The same statistics of captioned pictures, of words, and of generated vectors, at equal sample size."""
     size = min(SAMPLE, len(real.pictures))
     items, asked = generated.read(ITEMS), np.asarray(generated.read(TEST))
+    # The pictures' sources follow one another: the first captions alone are those of one source.
+    captions = np.asarray(real.captions)[np.random.default_rng(1).permutation(len(real.captions))[:1000]]
     return {
-        "pictures, captions": statistics(real.pictures, real.captions[:1000], size),
+        "pictures, captions": statistics(real.pictures, captions, size),
         "pictures, glosses": statistics(real.pictures, real.glosses[:1000], size),
         "words, glosses": statistics(real.words, real.glosses[:1000], size),
         "generated": statistics(items, asked[:1000], size),
@@ -162,7 +188,9 @@ def statistics(items: NDArray[np.floating], queries: Vectors, size: int) -> dict
         ``spectrum_8`` to ``spectrum_128``: the share of variance in so many principal directions; ``local_dim``: the
         median maximum-likelihood intrinsic dimension of 20 neighbours; ``mean_cosine``: of the queries' and the
         items' means; ``top10``: the tenth best score, in standard deviations over a query's mean; ``hubs``: the
-        skewness of how often an item is among a query's ten best; ``nearest``: the median distance to the nearest.
+        skewness of how often an item is among a query's ten best; ``nearest``: the median distance to the nearest;
+        ``gap``: how many times farther a query's nearest item is; ``decay``: the median difference between a
+        query's best score and its tenth.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(items))[:size])
     sample, asked = items[rows].astype(np.float32), np.asarray(queries, np.float32)
@@ -182,6 +210,9 @@ def statistics(items: NDArray[np.floating], queries: Vectors, size: int) -> dict
     hits = np.bincount(np.argpartition(-scores, 10, axis=1)[:, :10].ravel(), minlength=len(sample))
     result["hubs"] = float(((hits - hits.mean()) ** 3).mean() / hits.std() ** 3)
     result["nearest"] = float(np.median(distances[:, 0]))
+    best = scores.max(1)
+    result["gap"] = float(np.median(np.sqrt(np.maximum(2 - 2 * best, 1e-9)))) / max(result["nearest"], 1e-6)
+    result["decay"] = float(np.median(best - tenth))
     return {name: round(value, 3) for name, value in result.items()}
 
 
@@ -191,8 +222,11 @@ def _covariance(vectors: Vectors) -> Vectors:
     return covariance
 
 
-def _roots(matrix: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # type: ignore[type-arg]
-    """Square root and inverse square root; directions without variance keep a little."""
+def _roots(
+    matrix: NDArray[np.floating],  # type: ignore[type-arg]
+    least: float = 1e-6,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Square root and inverse square root; directions without variance keep ``least`` of the largest."""
     values, directions = np.linalg.eigh(matrix.astype(np.float64))
-    values = np.maximum(values, values.max() * 1e-4)
+    values = np.maximum(values, values.max() * least)
     return (directions * np.sqrt(values)) @ directions.T, (directions / np.sqrt(values)) @ directions.T
