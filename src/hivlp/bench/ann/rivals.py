@@ -182,7 +182,7 @@ class _FaissRefined:
 
     def settings(self) -> list[Ladder]:
         """How many times k are refined, and lists."""
-        return [[{"refine": refine} for refine in (4, 8, 16, 32, 64, 128)]]
+        return [[{"refine": refine} for refine in (4, 8, 16, 32, 64, 128, 256)]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search."""
