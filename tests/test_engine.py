@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,6 +234,28 @@ def test_saved_and_loaded(tmp_path, engine, items, queries):
     (tmp_path / "engine" / "signs.npy").unlink()
     with pytest.raises(IndexFolderError, match="hivlp tune"):
         Engine.load(tmp_path / "engine", items)
+
+
+COMPILERS = {
+    "native": (["cc"], []),
+    "arm64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64-static"]),
+}
+
+
+@pytest.mark.parametrize("machine", COMPILERS)
+def test_variants_compiled_for(machine, tmp_path):
+    """All variants say the same, also on Arm, which is emulated where the tools for it are installed."""
+    compiler, emulator = COMPILERS[machine]
+    for tool in (compiler[0], *emulator):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    source, program = Path(__file__).with_name("kernels_variants.c"), tmp_path / "variants"
+    flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*compiler, *flags, str(source), "-o", str(program), "-lm"], check=True)
+    done = subprocess.run([*emulator, str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    if machine == "arm64":
+        assert "widest variant 3" in done.stdout
 
 
 def test_the_struct_is_the_one_of_the_kernels():

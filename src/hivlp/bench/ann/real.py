@@ -27,7 +27,7 @@ from hivlp.errors import DataError
 from hivlp.levels import Embeddings, Vectors
 
 WORDNET = Path("/usr/share/wordnet")
-GLOSSES, TESTED, TRAINED_FROM = 40_000, 1_000, 5_000
+GLOSSES, TESTED, TRAINED_FROM = 25_000, 1_000, 2_000
 CHUNK = 2_000
 
 
@@ -37,7 +37,7 @@ class RealSet:
 
     Attributes:
         words: (148,730, d) items.
-        glosses: (40,000, d) queries in a random order; the first 1,000 test, those from 5,000 on may be learnt from.
+        glosses: (25,000, d) queries in a random order; the first 1,000 test, those from 2,000 on may be learnt from.
         pictures: (about 3,000, d) drawings and photo cut-outs.
         captions: of the pictures, in their order.
     """
@@ -53,14 +53,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HIVLP_CACHE") or Path.home() / ".cache" / "hivlp") / "bench"
 
 
-def read_real(model: HiVLP) -> RealSet:
+def read_real(model: HiVLP, *, pictures: bool = True) -> RealSet:
     """The vectors, encoded if they are not in the cache yet.
+
+    Args:
+        model: encodes them.
+        pictures: whether they are wanted too; otherwise the set has none.
 
     Raises:
         DataError: if WordNet or the pictures are not there.
     """
     folder = cache_folder() / f"real-{model.fingerprint[:16]}"
-    names = [field.name for field in fields(RealSet)]
+    names = [field.name for field in fields(RealSet) if pictures or field.name in ("words", "glosses")]
     missing = {name for name in names if not (folder / f"{name}.npy").is_file()}
     if missing & {"words", "glosses"}:
         words, glosses = read_wordnet()
@@ -70,7 +74,9 @@ def read_real(model: HiVLP) -> RealSet:
     if missing & {"pictures", "captions"}:
         for name, vectors in zip(("pictures", "captions"), _pictures(model), strict=True):
             _keep(folder / f"{name}.npy", vectors)
-    return RealSet(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
+    none = np.empty((0, model.levels[-1].dim), np.float32)
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return RealSet(**{field.name: arrays.get(field.name, none) for field in fields(RealSet)})
 
 
 def read_wordnet(folder: Path | None = None) -> tuple[list[str], list[str]]:

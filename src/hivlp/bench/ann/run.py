@@ -24,6 +24,8 @@ GENERATED = 1_000_000
 POOLS = (1_000, 5_000, 31_014, 123_287)
 WANTED = 0.99
 TIMEOUTS = {"small": 100.0, "full": 4 * 3600.0}
+DEADLINE = 560.0  # seconds after which the small size tries nothing more
+LEAST = 10.0  # seconds in which an engine can say anything
 LIBRARIES = ("faiss-cpu", "hnswlib", "usearch", "scann", "rabitqlib", "pyvsag", "numpy")
 
 
@@ -46,7 +48,7 @@ def run(size: str, model: HiVLP, plot: Path | None = None) -> dict[str, Any]:
     if _version("faiss-cpu") is None or (plot is not None and _version("matplotlib") is None):
         raise MissingExtraError("`hivlp bench ann`", "bench")
     started = time.perf_counter()
-    real = read_real(model)
+    real = read_real(model, pictures=size == "full")
     folder = cache_folder()
     key = model.fingerprint[:16]
     words = folder / f"words-{key}"
@@ -58,8 +60,11 @@ def run(size: str, model: HiVLP, plot: Path | None = None) -> dict[str, Any]:
         collection = generate(folder / f"generated-{GENERATED}-{key}", real, GENERATED)
         matched = match(real, collection)
     chosen = rivals.SMALL if size == "small" else rivals.FULL
-    result = compare(collection, [f"{rivals.__name__}:{each.__name__}" for each in chosen], TIMEOUTS[size])
-    result |= {"pools": pools(real, TIMEOUTS[size]), "match": matched}
+    beside = pools(real, TIMEOUTS[size])
+    deadline = started + DEADLINE if size == "small" else None
+    engines = [f"{rivals.__name__}:{each.__name__}" for each in chosen]
+    result = compare(collection, engines, TIMEOUTS[size], deadline)
+    result |= {"pools": beside, "match": matched}
     installed = [name for name in LIBRARIES if _version(name) is not None]
     result |= {"size": size, "seconds": round(time.perf_counter() - started, 1), "machine": describe(*installed)}
     if plot is not None:
@@ -67,13 +72,16 @@ def run(size: str, model: HiVLP, plot: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def compare(collection: Collection, engines: Sequence[str], timeout: float) -> dict[str, Any]:
+def compare(
+    collection: Collection, engines: Sequence[str], timeout: float, deadline: float | None = None
+) -> dict[str, Any]:
     """Measure engines one after another; the first is ours, the second the exhaustive one.
 
     Args:
         collection: to search.
         engines: ``module:Class``.
         timeout: seconds for each.
+        deadline: by :func:`time.perf_counter`, when all must be done; what has no time left says so.
 
     Returns:
         ``items``, ``dim``; ``engines``: as :func:`hivlp.bench.ann.measure.measure` says, without rows; ``rows``: of
@@ -84,7 +92,11 @@ def compare(collection: Collection, engines: Sequence[str], timeout: float) -> d
     """
     rows, about = [], []
     for engine in tqdm(engines, desc="engines", disable=None):
-        measured = measure(engine, collection, timeout)
+        left = timeout if deadline is None else min(timeout, deadline - time.perf_counter())
+        if left < LEAST:
+            about.append({"engine": engine.partition(":")[2], "status": "no time left"})
+            continue
+        measured = measure(engine, collection, left)
         of_engine = measured.pop("rows")
         front = pareto([(row["recall"], row["qps"]) for row in of_engine])
         rows += [
@@ -92,6 +104,9 @@ def compare(collection: Collection, engines: Sequence[str], timeout: float) -> d
         ]  # fmt: skip
         about.append(measured)
     count, dim = collection.read(ITEMS).shape
+    for each in about:
+        if each.get("resident_mb") is not None:
+            each["bytes_per_vector"] = round(each["resident_mb"] * 2**20 / count)
     names = [each["engine"] for each in about]
     single, batch = fastest(rows, "qps"), fastest(rows, "batch_qps")
     best, gain = _gain(single, names[0], names[1:])

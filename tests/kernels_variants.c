@@ -1,0 +1,44 @@
+/* Every variant of the kernels beside the plain one, on random and on extreme codes; for processors that are emulated. */
+#include "../src/hivlp/engine/kernels.c"
+#include <stdio.h>
+
+int main(void) {
+    static uint8_t block[64 * 32], factors[32], table[128 * 32], nibbles[64 * 4], keys[64 * 128];
+    static int8_t query[512];
+    static uint16_t halves[1000];
+    static float floats[1000];
+    int bad = 0, variant = GENERIC;
+    srand(7);
+    for (int trial = 0; trial < 300; trial++) {
+        int groups = 1 + rand() % 32, wide = 1 + rand() % 4, dim = 1 + rand() % 1000, extreme = trial % 3 == 0;
+        for (unsigned i = 0; i < sizeof block; i++) block[i] = (uint8_t)rand();
+        for (unsigned i = 0; i < sizeof factors; i++) factors[i] = (uint8_t)rand();
+        for (unsigned i = 0; i < sizeof table; i++)
+            table[i] = extreme ? 127 : i % 32 < 16 ? (uint8_t)(rand() % 128) : table[i - 16];
+        for (unsigned i = 0; i < sizeof nibbles; i++) nibbles[i] = extreme ? 255 : (uint8_t)rand();
+        for (unsigned i = 0; i < sizeof keys; i++) keys[i] = extreme ? 255 : (uint8_t)rand();
+        for (unsigned i = 0; i < sizeof query; i++) query[i] = extreme ? -128 : (int8_t)rand();
+        for (int i = 0; i < dim; i++) {
+            halves[i] = (uint16_t)(rand() % 0x3c00 | (rand() & 1) << 15); /* between -1 and 1, subnormals too */
+            floats[i] = (float)rand() / (float)RAND_MAX - 0.5f;
+        }
+        int32_t expected[32], found[32], expected_keys[16], found_keys[16];
+        int16_t middle = (int16_t)(groups * 200);
+        hivlp_choose(GENERIC);
+        uint32_t mask = score_signs(block, factors, table, groups, middle, 5000, expected);
+        int32_t sum = score_nibbles(nibbles, query, wide);
+        float product = dot_half(halves, floats, dim);
+        score_keys(keys, query, 128, expected_keys);
+        for (int most = AVX2; most <= NEON; most++) {
+            variant = hivlp_choose(most);
+            bad += score_signs(block, factors, table, groups, middle, 5000, found) != mask;
+            bad += score_nibbles(nibbles, query, wide) != sum;
+            bad += !(fabsf(dot_half(halves, floats, dim) - product) < 1e-3f);
+            score_keys(keys, query, 128, found_keys);
+            bad += memcmp(expected, found, sizeof found) != 0;
+            bad += memcmp(expected_keys, found_keys, sizeof found_keys) != 0;
+        }
+    }
+    printf("%d bad, widest variant %d\n", bad, variant);
+    return bad != 0;
+}
