@@ -57,7 +57,7 @@ class Ours:
             return [[{}]]
         ladders: dict[tuple[int, bool], Ladder] = {}
         for each in self._engine.settings():
-            if each.lists >= 24 and each.shortlist in (100, 160, 400):
+            if each.lists >= 24 and each.shortlist in (100, 160, 400, 800):
                 ladders.setdefault((each.shortlist, np.isinf(each.margin)), []).append({"setting": each})
         return list(ladders.values())
 
