@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from hivlp.cli import main
-from hivlp.engine import Engine
+from hivlp.engine import Engine, native
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.engine_scan import HEAD
 from test_engine import cloud
 
 WIDTH = 48
+pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,16 @@ def test_refusals(folder, tmp_path):
         ):
             with pytest.raises(QueryError, match="recall"):
                 index.search(vector={"fine": np.ones(WIDTH)}, **options)
+
+
+def test_without_kernels(made, queries, monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: None)
+    with Index.open(made / "index") as index:
+        assert len(index.search(vector={"fine": queries[0]}, k=5)) == 5
+        assert index._engine is None
+        assert share(index, queries[1490:], recall=0.9) == 1.0
+        with pytest.raises(IndexFolderError, match="C compiler"):
+            index.tune()
 
 
 def test_command_line(folder, capsys):

@@ -15,7 +15,7 @@ import numpy as np
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture
 from hivlp.encode.stream import chunks
-from hivlp.engine import Engine
+from hivlp.engine import Engine, native
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
@@ -391,7 +391,8 @@ class Index(IndexFolder):
             super()._refresh(state)
             self._scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
             self._engine, self._tuned = None, Tuned.load(self.path)
-            if self._tuned is not None and self._tuned.generation == state.generation:
+            usable = native.load() is not None  # without kernels, reading everything is the faster way
+            if usable and self._tuned is not None and self._tuned.generation == state.generation:
                 # An engine that has just been replaced, or is damaged, is done without until the next commit.
                 with suppress(IndexFolderError):
                     vectors = np.asarray(self._maps[-1])

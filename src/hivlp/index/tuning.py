@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.engine import Engine, Setting
+from hivlp.engine import Engine, Setting, native
 from hivlp.engine.engine import Arrays, read_manifest
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
@@ -120,6 +120,8 @@ def tune(
     tell: Progress = on_progress or (lambda what, done, total: None)
     if not 0 < recall <= 1:
         raise QueryError(f"recall must be above 0 and at most 1, not {recall}")
+    if native.load() is None:
+        raise IndexFolderError("the kernels are not compiled here: install a C compiler, then hivlp again")
     started = time.perf_counter()
     with index._writer():
         vectors, alive, generation = _fine(index)
@@ -144,7 +146,7 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
         whether it did.
     """
     tuned = Tuned.load(index.path)
-    if tuned is None:
+    if tuned is None or native.load() is None:
         return False
     tell: Progress = on_progress or (lambda what, done, total: None)
     with index._writer():
