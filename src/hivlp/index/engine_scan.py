@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +17,7 @@ HEAD = 50
 # Rows that pass a filter and are looked at one by one, instead of in the lists: what reading so many codes costs.
 FEW = 5_000
 # How much harder to look, at most, where a filter thins out what the lists hold.
-MOST_EFFORT = 4.0
+MOST_EFFORT = 8.0
 
 
 class EngineScanner:
@@ -62,7 +64,9 @@ class EngineScanner:
                 return self._with_tail(query, rows, scores, allowed)
             bits = passing.bits
             effort = min(1 / passing.share, MOST_EFFORT)
-            setting = Setting(int(setting.lists * effort), setting.margin, setting.shortlist, setting.last)
+            # The router's scores are logarithms: so many times as many lists are worth reading.
+            margin = setting.margin + math.log(effort)
+            setting = Setting(int(setting.lists * effort), margin, setting.shortlist, setting.last)
         found, products = self._engine.search(query[None], HEAD, setting, allowed=bits)
         held = found[0] >= 0
         return self._with_tail(query, found[0][held], products[0][held], allowed)
