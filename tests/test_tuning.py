@@ -154,6 +154,20 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         assert index._engine is not None
 
 
+def test_what_was_asked_is_remembered(folder, vectors):
+    """An index that has grown to twice its size learns anew, from the queries that it was tuned with."""
+    with Index.open(folder / "index") as index:
+        before = tuning.Tuned.load(index.path)
+        np.save(folder / "twice.npy", cloud(3600, WIDTH, 20))
+    arguments = ["--embeddings", str(folder / "twice.npy"), "-o", str(folder / "index"), "--dims", "16"]
+    assert main(["index", *arguments]) == 0  # the command itself lets the engine take them in
+    after = tuning.Tuned.load(folder / "index")
+    assert (after.rows, after.learnt_rows) == (7100, 7100)
+    assert after.queries == before.queries == "given vectors"
+    with Index.open(folder / "index") as index:
+        assert index.search(vector={"fine": vectors[5]})[0].path.endswith("v.npy#5")
+
+
 def test_damage_is_found_and_does_no_harm(folder, queries):
     path = folder / "index" / "engine"
     with Index.open(folder / "index") as index:

@@ -242,6 +242,7 @@ def run_index(arguments: argparse.Namespace) -> int:
 def _index_embeddings(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from hivlp.index import Index
     from hivlp.index.from_embeddings import index_embeddings
 
     with _progress("fit") as follow, tqdm(desc="vectors", unit="", disable=None) as bar:
@@ -257,6 +258,8 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             on_fit=follow,
             on_progress=lambda done: bar.update(done.seen - bar.n),
         )
+    with Index.open(arguments.out) as index:
+        _take_in(index)
 
     def text() -> str:
         lines = [_added(report.added, arguments.out)]
@@ -326,12 +329,15 @@ def run_tune(arguments: argparse.Namespace) -> int:
     """``hivlp tune``."""
     from hivlp.index import Index, tuning
 
+    if arguments.plot is not None:
+        import matplotlib  # noqa: F401 (missing, it is said before the work and not after it)
+    recall = tuning.DEFAULT_RECALL if arguments.recall is None else arguments.recall
     with Index.open(arguments.index) as index:
         vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
         if not vectors and (arguments.model or index.model_source):
             index.attach(_index_model(index, arguments.model))
         with _stages() as follow:
-            report = index.tune(arguments.queries, recall=arguments.recall or tuning.DEFAULT_RECALL, on_progress=follow)
+            report = index.tune(arguments.queries, recall=recall, on_progress=follow)
     if arguments.plot is not None:
         tuning.plot(report, arguments.plot)
     _print(arguments, lambda: report, lambda: tuning.format_text(report))

@@ -123,8 +123,7 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
         for copy in range(members.shape[1]):
             residual = part - centres[members[start:stop, copy]]
             block, lane = np.divmod(places[start:stop, copy], layout.SIGN_LANES)
-            bits = np.packbits((residual > 0).reshape(len(part), dims // 16, 2, 8), axis=-1, bitorder="little")
-            signs[block, :, :, lane] = bits[..., 0]
+            signs[block, :, :, lane] = layout.sign_bytes(residual > 0)
             factor = sign_factors(np.abs(residual), learnt.amplitude) / learnt.factor_scale
             factors[block, lane] = np.clip(np.rint(factor), 0, 255)
             rows[block, lane] = np.arange(start, stop)

@@ -20,6 +20,8 @@ from hivlp.levels import Vectors
 
 MANIFEST = "engine.json"
 FORMAT = 1
+LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
+PACKED = ("starts", "signs", "factors", "rows", "nibbles")  # arrays that change with the items
 ROUTER_QUERIES = 20_000
 MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, so that a query that the router cannot place does not read everything
@@ -76,8 +78,8 @@ class Arrays:
         """Put together what was learnt, the codes, and a router."""
         small, key_scale = fit.to_int8(keys)
         return cls(
-            **{name: getattr(learnt, name) for name in ("mean", "item_map", "map", "step", "amplitude", "centres")},
-            **{name: getattr(packed, name) for name in ("starts", "signs", "factors", "rows", "nibbles")},
+            **{name: getattr(learnt, name) for name in LEARNT},
+            **{name: getattr(packed, name) for name in PACKED},
             keys=layout.pack_keys(small),
             key_bias=np.ascontiguousarray(key_bias, np.float32),
             scales=np.array([key_scale, learnt.centre_scale, learnt.factor_scale], np.float32),
@@ -124,9 +126,8 @@ class Arrays:
     @property
     def learnt(self) -> Learnt:
         """What the codes depend on."""
-        names = ("mean", "item_map", "map", "step", "amplitude", "centres")
         return Learnt(
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in LEARNT},
             centre_scale=float(self.scales[1]),
             factor_scale=float(self.scales[2]),
         )
@@ -194,8 +195,7 @@ class Engine:
             on_progress: likewise.
         """
         packed = building.pack(items, arrays.learnt, copies, on_progress or (lambda what, done, total: None))
-        names = ("starts", "signs", "factors", "rows", "nibbles")
-        return cls(replace(arrays, **{name: getattr(packed, name) for name in names}), items)
+        return cls(replace(arrays, **{name: getattr(packed, name) for name in PACKED}), items)
 
     def _learn_router(
         self, queries: Vectors, list_of: NDArray[np.int32], tell: Progress, seed: int

@@ -684,13 +684,12 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
 /* For each of `count` items, (count, dims) float32, its `copies` best lists by key score, best first. */
 EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale, int64_t lists, int dims,
                         const float *items, int64_t count, int copies, int32_t *out, float *out_scores) {
-    engine e = {.keys = keys, .key_bias = bias, .key_scale = key_scale, .lists = lists, .dims = dims};
     int64_t blocks = (lists + LANES - 1) / LANES;
     int32_t *scores = malloc((size_t)blocks * LANES * sizeof(int32_t));
     int8_t *small = malloc((size_t)dims);
     if (!scores || !small) { free(scores); free(small); return -1; }
     for (int64_t i = 0; i < count; i++) {
-        float unit = to_small(items + i * dims, NULL, dims, small) * e.key_scale;
+        float unit = to_small(items + i * dims, NULL, dims, small) * key_scale;
         int32_t shift = 0, filled = 0;
         for (int j = 0; j < dims; j++) shift += small[j];
         shift *= 128;

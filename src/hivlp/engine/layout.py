@@ -28,11 +28,15 @@ def unpack_keys(packed: Bytes) -> NDArray[np.int8]:
 
 def pack_signs(positive: NDArray[np.bool_]) -> Bytes:
     """(blocks, dims / 16, 64) uint8 from (32 * blocks, dims) bool."""
+    blocks, dims = len(positive) // SIGN_LANES, positive.shape[1]
+    packed = sign_bytes(positive).reshape(blocks, SIGN_LANES, dims // 16, 2)
+    return np.ascontiguousarray(packed.transpose(0, 2, 3, 1)).reshape(blocks, dims // 16, 64)
+
+
+def sign_bytes(positive: NDArray[np.bool_]) -> Bytes:
+    """(n, dims / 16, 2) uint8 from (n, dims) bool: eight dimensions to a byte, the first in the lowest bit."""
     count, dims = positive.shape
-    bits = positive.reshape(count // SIGN_LANES, SIGN_LANES, dims // 16, 2, 8)
-    # Eight dimensions to a byte, the first in the lowest bit: two groups of four, low half and high.
-    packed = np.packbits(bits, axis=-1, bitorder="little")[..., 0]
-    return np.ascontiguousarray(packed.transpose(0, 2, 3, 1)).reshape(count // SIGN_LANES, dims // 16, 64)
+    return np.packbits(positive.reshape(count, dims // 16, 2, 8), axis=-1, bitorder="little")[..., 0]
 
 
 def unpack_signs(signs: Bytes) -> NDArray[np.bool_]:

@@ -130,12 +130,11 @@ def tune(
                 f"{index.path} has {len(vectors)} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
             )
         asked, source = _queries(index, queries, vectors, tell)
-        rng = np.random.default_rng(0)
-        asked = asked[rng.permutation(len(asked))[:MOST_QUERIES]]
-        held_out = min(HELD_OUT, max(1, len(asked) // 3))
-        engine = Engine.build(vectors, queries=asked[held_out:], on_progress=tell)
-        tuned = _measure(engine, alive, asked[:held_out], recall, source, generation, len(vectors), tell)
-        _store(index, engine, tuned, asked[:held_out])
+        asked = asked[np.random.default_rng(0).permutation(len(asked))[:MOST_QUERIES]]
+        held_out, known = _split(asked)
+        engine = Engine.build(vectors, queries=known, on_progress=tell)
+        tuned = _measure(engine, alive, held_out, recall, source, generation, len(vectors), tell)
+        _store(index, engine, tuned, asked)
     return _report(index, engine, tuned, time.perf_counter() - started)
 
 
@@ -155,18 +154,25 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
         if not stale or len(vectors) < LEAST_ROWS:
             return False
         try:
-            asked = np.load(index.path / FOLDER / QUERIES, allow_pickle=False)
+            asked = _unit(np.load(index.path / FOLDER / QUERIES, allow_pickle=False).astype(np.float32))
             arrays = Arrays.load(index.path / FOLDER)
-        except (OSError, ValueError, IndexFolderError):
+        except (OSError, ValueError, IndexFolderError, QueryError):
             return False
+        held_out, known = _split(asked)
         learnt = tuned.learnt_rows
         if len(vectors) >= RELEARN * learnt:
-            tune(index, recall=tuned.recall, on_progress=on_progress)
-            return True
-        engine = Engine.extend(arrays, vectors, on_progress=tell)
-        again = _measure(engine, alive, asked, tuned.recall, tuned.queries, generation, learnt, tell)
+            engine, learnt = Engine.build(vectors, queries=known, on_progress=tell), len(vectors)
+        else:
+            engine = Engine.extend(arrays, vectors, on_progress=tell)
+        again = _measure(engine, alive, held_out, tuned.recall, tuned.queries, generation, learnt, tell)
         _store(index, engine, again, asked)
     return True
+
+
+def _split(asked: Vectors) -> tuple[Vectors, Vectors]:
+    """The queries that settings are measured with, and those to learn from."""
+    held_out = min(HELD_OUT, max(1, len(asked) // 3))
+    return asked[:held_out], asked[held_out:]
 
 
 def _fine(index: Index) -> tuple[Stored, NDArray[np.bool_] | None, int]:
@@ -295,7 +301,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 def _store(index: Index, engine: Engine, tuned: Tuned, asked: Vectors) -> None:
     try:
-        engine.save(index.path / FOLDER, tuned.to_json(), {QUERIES: asked})
+        engine.save(index.path / FOLDER, tuned.to_json(), {QUERIES: asked.astype(np.float16)})
     except OSError as error:
         raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
     index._forget()
