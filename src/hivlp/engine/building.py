@@ -16,6 +16,8 @@ Half = NDArray[np.float16]
 Progress = Callable[[str, int, int], None]
 
 SAMPLE = 100_000
+PARTITION_SAMPLE = 250_000
+FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
 CANDIDATE_DIMS = (64, 96, 128, 192, 256, 384)
@@ -82,7 +84,13 @@ def learn(
     tell("projection", 1, 1)
     lists = lists or max(1, min(len(items) // 64, int(4 * np.sqrt(len(items)))))
     tell("partition", 0, 1)
-    centres, centre_scale = fit.to_int8(fit.partition(projected, min(lists, len(sample)), rng))
+    wider = projected
+    wanted = min(len(items), FEW_A_LIST * lists, PARTITION_SAMPLE)
+    if wanted > len(sample):
+        more = np.sort(rng.choice(len(items), wanted, replace=False))
+        parts = (np.asarray(items[more[at : at + CHUNK]], np.float32) - mean for at in range(0, wanted, CHUNK))
+        wider = np.concatenate([part @ item_map for part in parts])
+    centres, centre_scale = fit.to_int8(fit.partition(wider, min(lists, len(wider)), rng))
     tell("partition", 1, 1)
     exact = centres.astype(np.float32) * np.float32(centre_scale)
     residual = np.abs(projected - exact[fit.assign(exact, length_bias(exact), projected, 1)[0][:, 0]])

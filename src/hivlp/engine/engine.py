@@ -22,7 +22,7 @@ MANIFEST = "engine.json"
 FORMAT = 1
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("starts", "signs", "factors", "rows", "nibbles")  # arrays that change with the items
-ROUTER_QUERIES = 20_000
+ROUTER_QUERIES = 40_000
 MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, so that a query that the router cannot place does not read everything
 

@@ -93,7 +93,7 @@ def learn_router(
     queries: Vectors,
     targets: NDArray[np.int32],
     *,
-    steps: int = 800,
+    steps: int = 1200,
     batch: int = 512,
     seed: int = 0,
 ) -> tuple[Vectors, Vectors]:

@@ -406,11 +406,6 @@ static int by_rank(const void *a, const void *b) {
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-static int by_row(const void *a, const void *b) {
-    uint32_t x = ((const candidate *)a)->row, y = ((const candidate *)b)->row;
-    return x < y ? -1 : x > y ? 1 : 0;
-}
-
 static inline int32_t ordered(float value) {
     /* Floats as integers of the same order. */
     int32_t bits;
@@ -443,15 +438,76 @@ typedef struct {
 
 typedef struct { int64_t lists, codes, nibbles, fine; } work_done;
 
-typedef struct { candidate *list; int64_t count, keep, room; uint64_t least; } pool;
+#define BUCKETS 1024
 
-static inline void offer(pool *p, int32_t score, uint32_t row) {
-    p->list[p->count].score = score;
-    p->list[p->count].row = row;
-    if (++p->count == p->room) {
-        p->least = keep_best(p->list, p->count, p->keep);
-        p->count = p->keep;
+/* The `keep` best candidates so far, and some more. The bar is a score that at least `keep` of them reach, so that what
+ * lies below it need not be offered. Counting how many scores fall into each of some buckets moves it up all the time
+ * for next to nothing; the candidates themselves are only looked at again when there is no room left. */
+typedef struct {
+    candidate *list;
+    int64_t count, keep, room;
+    int64_t above;  /* candidates in the buckets from `lowest` up */
+    int32_t bar, base, lowest;
+    int shift;      /* of scores to buckets; -1 before there is a bar */
+    uint32_t buckets[BUCKETS];
+} pool;
+
+static void empty_pool(pool *p) {
+    p->count = 0;
+    p->bar = INT32_MIN;
+    p->shift = -1;
+}
+
+static inline uint32_t *bucket_of(pool *p, int32_t score) {
+    uint32_t at = (uint32_t)(score - p->base) >> p->shift;
+    return p->buckets + (at < BUCKETS ? at : BUCKETS - 1);
+}
+
+/* Leave no more than the best `keep`; what lies below the bar goes at a glance. Returns the least of their ranks. */
+static uint64_t settle(pool *p) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < p->count; i++) {
+        p->list[count] = p->list[i];
+        count += p->list[i].score >= p->bar;
     }
+    p->count = count;
+    if (count <= p->keep) return 0;
+    p->count = p->keep;
+    return keep_best(p->list, count, p->keep);
+}
+
+/* Move the bar to the worst of the best `keep` and count from there. */
+static void lay_buckets(pool *p) {
+    int32_t most = INT32_MIN;
+    p->base = p->bar = (int32_t)((uint32_t)(settle(p) >> 32) ^ 0x80000000u);
+    p->above = p->keep;
+    for (int64_t i = 0; i < p->keep; i++)
+        if (p->list[i].score > most) most = p->list[i].score;
+    /* Better ones may come: twice the range. */
+    uint32_t range = 2 * ((uint32_t)most - (uint32_t)p->base);
+    p->shift = 0;
+    while (range >> p->shift >= BUCKETS) p->shift++;
+    p->lowest = 0;
+    memset(p->buckets, 0, sizeof p->buckets);
+    for (int64_t i = 0; i < p->keep; i++) ++*bucket_of(p, p->list[i].score);
+}
+
+static inline void raise_bar(pool *p) {
+    while (p->above - p->buckets[p->lowest] >= p->keep) {
+        p->above -= p->buckets[p->lowest++];
+        p->bar = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
+    }
+}
+
+static inline void offer(pool *p, int32_t score, uint32_t place) {
+    if (score < p->bar) return; /* it went up since this block was scored */
+    p->list[p->count].score = score;
+    p->list[p->count++].row = place;
+    if (p->shift >= 0) {
+        ++*bucket_of(p, score);
+        p->above++;
+    }
+    if (p->count == (p->shift >= 0 ? p->room : 2 * p->keep)) lay_buckets(p);
 }
 
 static inline int passes(const uint8_t *allowed, uint32_t row) {
@@ -467,12 +523,15 @@ typedef struct {
     float *scores;     /* (lists) */
     candidate *order;  /* (lists) */
     pool p;
+    uint32_t *seen;    /* (slots) a hash table of rows */
+    int64_t slots;     /* a power of two */
     float small_scale, table_unit;
     int32_t middle;    /* of the table's sums */
 } scratch;
 
 static void free_scratch(scratch *s) {
     free(s->z); free(s->small); free(s->nibble); free(s->table); free(s->scores); free(s->order); free(s->p.list);
+    free(s->seen);
 }
 
 static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
@@ -485,9 +544,11 @@ static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
     s->scores = malloc((size_t)lanes * sizeof(float));
     s->order = malloc((size_t)lanes * sizeof(candidate));
     s->p.keep = shortlist;
-    s->p.room = 3 * shortlist + SIGN_LANES;
+    s->p.room = 8 * shortlist + SIGN_LANES;
+    for (s->slots = 64; s->slots < 2 * shortlist; s->slots *= 2) {}
+    s->seen = malloc((size_t)s->slots * sizeof(uint32_t));
     s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
-    return s->z && s->small && s->nibble && s->table && s->scores && s->order && s->p.list;
+    return s->z && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen;
 }
 
 static float to_small(const float *values, const float *weights, int count, int8_t *out) {
@@ -560,7 +621,24 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
     return chosen;
 }
 
-static void scan_list(scratch *s, const engine *e, int64_t list, const uint8_t *allowed) {
+static inline void prefetch(const void *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
+}
+
+/* Ask memory for the block that is `ahead` of the first of a list, if the list has so many. */
+static inline void prefetch_block(const engine *e, int64_t list, int64_t ahead) {
+    int64_t block = e->starts[list] + ahead;
+    if (block >= e->starts[list + 1]) return;
+    prefetch(e->signs + block * (e->dims / 16) * 64, e->dims / 16 * 64);
+    __builtin_prefetch(e->factors + block * SIGN_LANES);
+}
+
+/* What is asked for before it is needed, since lists are too short for the processor to see a pattern. */
+#define AHEAD 2      /* blocks of signs */
+#define FINE_AHEAD 2 /* float16 rows */
+
+/* Offer the codes of one list; `next` is the one to be read after it, or -1. */
+static void scan_list(scratch *s, const engine *e, int64_t list, int64_t next, const uint8_t *allowed) {
     int32_t dot = 0;
     const int8_t *centre = e->centres + list * e->dims;
     for (int j = 0; j < e->dims; j++) dot += centre[j] * s->small[j];
@@ -568,51 +646,66 @@ static void scan_list(scratch *s, const engine *e, int64_t list, const uint8_t *
     int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
     int32_t scores[SIGN_LANES], most = s->middle * 255;
     int groups = e->dims / 16;
-    for (int64_t b = e->starts[list]; b < e->starts[list + 1]; b++) {
-        int64_t bar = (int64_t)(int32_t)((uint32_t)(s->p.least >> 32) ^ 0x80000000u) - offset;
-        if (bar > most) return; /* no code can reach it */
+    int64_t first = e->starts[list], end = e->starts[list + 1];
+    if (next >= 0) prefetch(e->centres + next * e->dims, e->dims);
+    if (end > first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
+    for (int64_t b = first; b < end; b++) {
+        if (b + AHEAD < end) prefetch_block(e, list, b + AHEAD - first);
+        else if (next >= 0) prefetch_block(e, next, b + AHEAD - end);
+        int64_t bar = (int64_t)s->p.bar - offset;
+        if (bar > most) continue; /* no code can reach it */
         uint32_t mask = score_signs(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, s->table, groups,
                                     (int16_t)s->middle, bar < -most ? -most : (int32_t)bar, scores);
         const uint32_t *rows = e->rows + b * SIGN_LANES;
+        int look = allowed != NULL || b + 1 == end; /* only the last block has empty places */
         while (mask) {
             int v = __builtin_ctz(mask);
             mask &= mask - 1;
-            if (rows[v] < e->count && passes(allowed, rows[v])) offer(&s->p, offset + scores[v], rows[v]);
+            if (!look || (rows[v] < e->count && passes(allowed, rows[v])))
+                offer(&s->p, offset + scores[v], (uint32_t)(b * SIGN_LANES + v));
         }
+        if (s->p.shift >= 0) raise_bar(&s->p);
     }
 }
 
-/* From a pool of candidates to the best `k`: nibbles choose `last`, whose fine vectors decide. */
+/* From the places of codes to the rows that they are of, each once. */
+static void resolve(scratch *s, const engine *e) {
+    candidate *list = s->p.list;
+    int64_t count = 0, places = (e->starts[e->lists]) * SIGN_LANES;
+    settle(&s->p);
+    memset(s->seen, 0xff, (size_t)s->slots * sizeof(uint32_t));
+    for (int64_t i = 0; i < s->p.count; i++) {
+        if (i + 16 < s->p.count) __builtin_prefetch(e->rows + list[i + 16].row);
+        uint32_t row = (int64_t)list[i].row < places ? e->rows[list[i].row] : UINT32_MAX;
+        if (row >= e->count) continue;
+        uint64_t slot = (row * 0x9e3779b97f4a7c15u >> 32) & (uint64_t)(s->slots - 1);
+        while (s->seen[slot] != UINT32_MAX && s->seen[slot] != row) slot = (slot + 1) & (uint64_t)(s->slots - 1);
+        if (s->seen[slot] == row) continue;
+        s->seen[slot] = row;
+        list[count].score = list[i].score;
+        list[count++].row = row;
+    }
+    s->p.count = count;
+}
+
+/* From candidate rows, each there once, to the best `k`: nibbles choose `last`, whose fine vectors decide. */
 static int64_t decide(scratch *s, const engine *e, const float *query, int64_t last, int64_t k, int64_t *out_rows,
                       float *out_scores, work_done *work) {
     candidate *list = s->p.list;
-    int64_t count = 0, width = (int64_t)e->nibble_groups * 64;
-    if (s->p.count > s->p.keep) {
-        keep_best(list, s->p.count, s->p.keep);
-        s->p.count = s->p.keep;
-    }
-    /* In order of rows, so that memory is read in one direction and an item of several lists is seen once. */
-    qsort(list, (size_t)s->p.count, sizeof(candidate), by_row);
-    for (int64_t i = 0; i < s->p.count; i++)
-        if (i == 0 || list[i].row != list[i - 1].row) list[count++] = list[i];
+    int64_t count = s->p.count, width = (int64_t)e->nibble_groups * 64;
     if (count > last) {
         for (int64_t i = 0; i < count; i++) {
-            if (i + 12 < count) {
-                const char *next = (const char *)(e->nibbles + list[i + 12].row * width);
-                for (int64_t at = 0; at < width; at += 64) __builtin_prefetch(next + at);
-            }
+            if (i + 12 < count) prefetch(e->nibbles + list[i + 12].row * width, width);
             list[i].score = score_nibbles(e->nibbles + list[i].row * width, s->nibble, e->nibble_groups);
         }
         work->nibbles += count;
         keep_best(list, count, last);
         count = last;
     }
-    int64_t found = 0, lines = ((int64_t)e->fine_dim * 2 + 63) / 64;
+    int64_t found = 0;
     for (int64_t i = 0; i < count; i++) {
-        if (i + 4 < count) {
-            const char *next = (const char *)(e->fine + (int64_t)list[i + 4].row * e->fine_dim);
-            for (int64_t line = 0; line < lines; line++) __builtin_prefetch(next + 64 * line);
-        }
+        if (i + FINE_AHEAD < count)
+            prefetch(e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim, (int64_t)e->fine_dim * 2);
         float score = dot_half(e->fine + (int64_t)list[i].row * e->fine_dim, query, e->fine_dim);
         int64_t row = list[i].row;
         if (found == k && !(score > out_scores[k - 1] || (score == out_scores[k - 1] && row < out_rows[k - 1]))) continue;
@@ -647,18 +740,15 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
         const float *query = queries + i * e->fine_dim;
         prepare(&s, e, query);
         int64_t chosen = choose_lists(&s, e, most, margin);
-        s.p.count = 0;
-        s.p.least = 0;
+        empty_pool(&s.p);
         for (int64_t c = 0; c < chosen; c++) {
             int64_t list = s.order[c].row;
-            if (c + 1 < chosen) {
-                const uint8_t *next = e->signs + e->starts[s.order[c + 1].row] * (e->dims / 16) * 64;
-                for (int line = 0; line < 8; line++) __builtin_prefetch(next + 64 * line);
-            }
-            scan_list(&s, e, list, allowed);
+            if (c + 2 < chosen) __builtin_prefetch(e->starts + s.order[c + 2].row);
+            scan_list(&s, e, list, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
             work->codes += (e->starts[list + 1] - e->starts[list]) * SIGN_LANES;
         }
         work->lists += chosen;
+        resolve(&s, e);
         found[i] = decide(&s, e, query, last, k, out_rows + i * k, out_scores + i * k, work);
     }
     free_scratch(&s);

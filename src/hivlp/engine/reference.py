@@ -50,8 +50,8 @@ def list_scores(arrays: Arrays, query: Query) -> Vectors:
 
 
 def sign_scores(arrays: Arrays, query: Query, chosen: Rows) -> tuple[Rows, Rows]:
-    """The rows in these lists, and their integer scores by their signs; a row may occur more than once."""
-    rows, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    """The places of the codes in these lists, and their integer scores by their signs."""
+    places, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     unit = query.table_unit * float(arrays.scales[2])
     for number in chosen:
         first, last = arrays.starts[number : number + 2]
@@ -60,11 +60,9 @@ def sign_scores(arrays: Arrays, query: Query, chosen: Rows) -> tuple[Rows, Rows]
         positive = layout.unpack_signs(np.asarray(arrays.signs[first:last]))
         codes = (positive.reshape(len(positive), -1, 4) << np.arange(4)).sum(2)
         sums = query.table[np.arange(codes.shape[1]), codes].sum(1) - query.middle
-        here = np.asarray(arrays.rows[first:last]).ravel()
-        held = here != layout.EMPTY
-        scores.append((offset + sums * np.asarray(arrays.factors[first:last]).ravel().astype(np.int64))[held])
-        rows.append(here[held].astype(np.int64))
-    return np.concatenate(rows), np.concatenate(scores)
+        scores.append(offset + sums * np.asarray(arrays.factors[first:last]).ravel().astype(np.int64))
+        places.append(np.arange(first * layout.SIGN_LANES, last * layout.SIGN_LANES))
+    return np.concatenate(places), np.concatenate(scores)
 
 
 def nibble_scores(arrays: Arrays, query: Query, rows: Rows) -> Rows:
@@ -84,11 +82,13 @@ def search(
         lists = list_scores(arrays, query)
         order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
         chosen = order[lists[order] >= lists[order[0]] - np.float32(setting.margin)]
-        rows, scores = sign_scores(arrays, query, chosen)
+        places, scores = sign_scores(arrays, query, chosen)
+        rows = np.asarray(arrays.rows).ravel()[places].astype(np.int64)
+        held = rows < len(arrays.nibbles)
         if allowed is not None:
-            passing = (allowed[rows >> 3] >> (rows & 7) & 1).astype(bool)
-            rows, scores = rows[passing], scores[passing]
-        rows = np.unique(rows[np.lexsort((rows, -scores))[: setting.shortlist]])
+            held[held] = allowed[rows[held] >> 3] >> (rows[held] & 7) & 1
+        rows, places, scores = rows[held], places[held], scores[held]
+        rows = np.unique(rows[np.lexsort((places, -scores))[: setting.shortlist]])
         rows, found = decide(arrays, fine, vector, query, rows, k, setting.last)
         out_rows[number, : len(rows)], out_scores[number, : len(rows)] = rows, found
     return out_rows, out_scores

@@ -116,7 +116,7 @@ class FaissHnsw:
 
     def settings(self) -> list[Ladder]:
         """Candidates kept while walking."""
-        return [[{"ef": ef} for ef in (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1000)]]
+        return [[{"ef": ef} for ef in (32, 64, 128, 256, 512, 768, 1000, 1500, 2000, 3000)]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search."""
@@ -429,7 +429,7 @@ class Vsag:
         hard = json.dumps({"hgraph": {"ef_search": setting["ef"]}})
         found = np.full((len(queries), k), -1, np.int64)
         for row, query in zip(found, queries, strict=True):
-            _, rows = self._index.knn_search(query, k, hard)
+            rows, _ = self._index.knn_search(query, k, hard)
             row[: len(rows)] = rows
         return found
 
