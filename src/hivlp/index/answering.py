@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hivlp.encode.base import Encoder, Picture
-from hivlp.engine import Engine, native
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.catalog import State
 from hivlp.index.engine_scan import HEAD, EngineScanner
 from hivlp.index.folder import IndexFolder
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
+from hivlp.index.opened_engine import OpenedEngine
 from hivlp.index.ranking import Ranking, scan_together
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
 from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Stopwatch, check_vector
-from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
-from hivlp.index.tuning import Tuned
 from hivlp.levels import Vectors
 
 CONDITIONS = 8  # of which it is kept what they let pass
@@ -41,8 +38,7 @@ class AnsweringFolder(IndexFolder):
         """Open; see :meth:`hivlp.index.Index.open`."""
         super().__init__(path)
         self._scanners: list[Scanner] = []
-        self._engine: EngineScanner | None = None
-        self._tuned: Tuned | None = None
+        self._opened = OpenedEngine(self.path)
         self._passing: dict[str, Mask] = {}  # the least recently asked first
         self._model: Encoder | None = None
         self._coarse: CoarseMaps | None = None
@@ -77,6 +73,7 @@ class AnsweringFolder(IndexFolder):
     def close(self) -> None:
         """Let go of the files."""
         self._scanners = []
+        self._opened.close()
         self._passing.clear()
         super().close()
 
@@ -133,18 +130,11 @@ class AnsweringFolder(IndexFolder):
             self._passing.clear()
             super()._refresh(state)
             self._scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
-            self._engine, self._tuned = None, Tuned.load(self.path)
-            usable = native.load() is not None  # without kernels, reading everything is the faster way
-            if usable and self._tuned is not None and self._tuned.generation == state.generation:
-                # An engine that has just been replaced, or is damaged, is done without until the next commit.
-                with suppress(IndexFolderError):
-                    vectors = np.asarray(self._maps[-1])
-                    engine = Engine.load(self.path / ENGINE_FOLDER, vectors)
-                    self._engine = EngineScanner(engine, len(engine.arrays.nibbles), vectors)
+        self._opened.refresh(self._maps[-1], state.generation)
 
-    def _forget(self) -> None:
-        """Open everything again at the next search."""
-        self._state = None
+    @property
+    def _engine(self) -> EngineScanner | None:
+        return self._opened.scanner
 
     def _options(
         self,
@@ -174,13 +164,14 @@ class AnsweringFolder(IndexFolder):
         """The scanners, coarse to fine, that answer, and whether they are the finest level alone."""
         if options.exact:
             return self._scanners[-1:], True
-        if not options.tuned or (self._engine is None and options.recall is None):
+        engine, tuned = self._opened.scanner, self._opened.tuned
+        if not options.tuned or (engine is None and options.recall is None):
             return self._scanners, False
-        if self._engine is not None and self._tuned is not None:
-            setting = self._tuned.setting(options.recall or self._tuned.recall)
+        if engine is not None and tuned is not None:
+            setting = tuned.setting(options.recall or tuned.recall)
             if setting is not None:
-                self._engine.setting = setting
-                return [self._engine], True
+                engine.setting = setting
+                return [engine], True
         return self._scanners[-1:], True
 
     def _answer(

@@ -18,6 +18,7 @@ from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import AnsweringFolder, check_width
 from hivlp.index.catalog import About
 from hivlp.index.folder import Progress
+from hivlp.index.opened_engine import stored_bytes
 from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.search import Hit, SearchResult, Stopwatch
 from hivlp.index.tuning import DEFAULT_RECALL, tune
@@ -127,6 +128,17 @@ class Index(AnsweringFolder):
                 )
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
+
+    def info(self) -> dict[str, Any]:
+        """What the index holds, and whether its files are as long as they must be.
+
+        ``bytes`` is what the folder takes on disk, ``engine_bytes`` the part of it that :meth:`tune` made.
+
+        Raises:
+            IndexFolderError: if a vector file is missing or too short.
+        """
+        info, engine = super().info(), stored_bytes(self.path)
+        return {**info, "bytes": info["bytes"] + engine, "engine_bytes": engine}
 
     def verify(self) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
