@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hivlp.cli import main
 from hivlp.engine import Engine, native
+from hivlp.engine.engine import Arrays
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.engine_scan import HEAD
@@ -152,6 +154,67 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         assert tuning.refresh(index) is True
         assert share(index, queries[1450:]) >= 0.97
         assert index._engine is not None
+
+
+def test_another_process_tunes(folder, queries):
+    """An index that is open notes an engine that comes, is replaced or goes, without a commit."""
+    place = folder / "index"
+    shutil.rmtree(place / "engine")
+    with Index.open(place) as reader, Index.open(place) as other:
+        before = ids(reader.search(vector={"fine": queries[1400]}, exact=True))
+        reader.search(vector={"fine": queries[1400]})
+        assert reader._engine is None
+        other.tune(folder / "q.npy", recall=0.9)
+        assert len(set(ids(reader.search(vector={"fine": queries[1400]}, recall=0.9))) & set(before)) >= 7
+        first = reader._engine
+        assert first is not None and reader._opened.tuned.recall == 0.9
+        other.tune(recall=0.95)
+        assert reader._engine is first, "seen at the next search"
+        reader.search(vector={"fine": queries[1400]})
+        assert reader._engine not in (None, first) and reader._opened.tuned.recall == 0.95
+        shutil.rmtree(place / "engine")
+        assert len(reader.search(vector={"fine": queries[1400]})) == 10
+        assert reader._engine is None
+
+
+def test_an_engine_is_opened_once(folder, vectors, queries, monkeypatch):
+    """Commits beside it do not open it again, and a search looks at its manifest once."""
+    opened, looks = [], []
+    load, stat = Arrays.load, Path.stat
+    monkeypatch.setattr(Arrays, "load", lambda path: opened.append(path) or load(path))
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **more: (path.name == "engine.json" and looks.append(path)) or stat(path, **more)
+    )
+    with Index.open(folder / "index") as reader, Index.open(folder / "index") as writer:
+        reader.search(vector={"fine": queries[0]})
+        assert len(opened) == 1
+        for start in (3500, 3550):
+            np.save(folder / f"{start}.npy", vectors[start : start + 50])
+            writer.add_embeddings(folder / f"{start}.npy")
+            opened.clear()
+            hit = reader.search(vector={"fine": vectors[start + 7]})[0]
+            assert (hit.path.endswith(f"{start}.npy#7"), opened) == (True, [])
+            writer.remove([hit.id])
+            assert hit.id not in ids(reader.search(vector={"fine": vectors[start + 7]}))
+        looks.clear()
+        reader.search(vector={"fine": queries[0]})
+        reader.search_many(vectors={"fine": queries[:300]})
+        assert (len(looks), opened) == (2, [])
+        assert reader._engine is not None
+        writer.compact()
+        reader.search(vector={"fine": queries[0]})
+        assert reader._engine is None, "its rows have other numbers now"
+
+
+def test_info_counts_the_engine(folder):
+    with Index.open(folder / "index") as index:
+        files = [file for file in index.path.rglob("*") if file.is_file()]
+        info = index.info()
+        assert info["bytes"] == sum(file.stat().st_size for file in files)
+        engine = sum(file.stat().st_size for file in files if file.parent.name == "engine")
+        assert info["engine_bytes"] == engine > 0
+        shutil.rmtree(index.path / "engine")
+        assert (index.info()["bytes"], index.info()["engine_bytes"]) == (info["bytes"] - engine, 0)
 
 
 def test_what_was_asked_is_remembered(folder, vectors):

@@ -2,72 +2,39 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture
 from hivlp.encode.stream import chunks
-from hivlp.engine import Engine, native
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
+from hivlp.fit.maps import EMBEDDINGS, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
-from hivlp.index.catalog import About, State
-from hivlp.index.engine_scan import HEAD, EngineScanner
-from hivlp.index.folder import IndexFolder, Progress
-from hivlp.index.grouping import Folding, NearDuplicates, SameContent
-from hivlp.index.ranking import Ranking, scan_together
+from hivlp.index.answering import AnsweringFolder, check_width
+from hivlp.index.catalog import About
+from hivlp.index.folder import Progress
+from hivlp.index.opened_engine import stored_bytes
 from hivlp.index.repair import RepairReport, set_damage_aside
-from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
-from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, SearchResult, Stopwatch, check_vector
-from hivlp.index.tuning import DEFAULT_RECALL, Tuned, tune
-from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
+from hivlp.index.search import Hit, SearchResult, Stopwatch
+from hivlp.index.tuning import DEFAULT_RECALL, tune
 from hivlp.index.tuning import Progress as TuneProgress
 from hivlp.index.verify import VerifyReport, verify_folder
 from hivlp.levels import Vectors
 
 BATCH = 256  # queries that share a pass over the vectors
-CONDITIONS = 8  # of which it is kept what they let pass
-# Conditions that may hold at one time and not at another.
-CHANGING = re.compile(
-    r"\b((random|randomblob|date|time|datetime|julianday|unixepoch|strftime|timediff|changes|total_changes)\s*\("
-    r"|current_(date|time|timestamp)\b)",
-    re.IGNORECASE,
-)
 
 
-class Index(IndexFolder):
+class Index(AnsweringFolder):
     """A searchable collection of pictures.
 
     Any number of processes may read while one writes; readers see each commit whole, on their next search. An
     :class:`Index` itself belongs to one thread.
     """
-
-    def __init__(self, path: Path, model: Encoder | None = None) -> None:
-        """Open; see :meth:`open`."""
-        super().__init__(path)
-        self._scanners: list[Scanner] = []
-        self._engine: EngineScanner | None = None
-        self._tuned: Tuned | None = None
-        self._passing: dict[str, Mask] = {}  # the least recently asked first
-        self._model: Encoder | None = None
-        self._coarse: CoarseMaps | None = None
-        try:
-            if self.catalog.about.model == EMBEDDINGS:
-                self._coarse = CoarseMaps.load(self.path, self.catalog.about.fingerprint)
-            if model is not None:
-                self.attach(model)
-        except IndexFolderError:
-            self.close()
-            raise
 
     @classmethod
     def create(cls, path: Path | str, *, model: Encoder, source: str | None = None) -> Index:
@@ -104,7 +71,7 @@ class Index(IndexFolder):
                 length.
         """
         if model is not None:
-            _check_width(model, maps)
+            check_width(model, maps)
         about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
         cls.make(Path(path), about, maps.arrays())
         return cls(Path(path), model)
@@ -117,31 +84,6 @@ class Index(IndexFolder):
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
         return cls(Path(path), model)
-
-    def attach(self, model: Encoder) -> None:
-        """Use this model for queries and new pictures.
-
-        Raises:
-            IndexFolderError: if the index was made with another model.
-        """
-        about = self.catalog.about
-        if self._coarse is not None:
-            _check_width(model, self._coarse)
-            self._model = model
-            return
-        if model.levels != about.levels or model.fingerprint != about.fingerprint:
-            same = " (the same name, but other weights or settings)" if model.name == about.model else ""
-            raise IndexFolderError(
-                f"{self.path} was made with model {about.model}, not {model.name}{same}: "
-                "use that model, or index the pictures again into a new folder"
-            )
-        self._model = model
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self._scanners = []
-        self._passing.clear()
-        super().close()
 
     def __enter__(self) -> Index:
         return self
@@ -186,6 +128,17 @@ class Index(IndexFolder):
                 )
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
+
+    def info(self) -> dict[str, Any]:
+        """What the index holds, and whether its files are as long as they must be.
+
+        ``bytes`` is what the folder takes on disk, ``engine_bytes`` the part of it that :meth:`tune` made.
+
+        Raises:
+            IndexFolderError: if a vector file is missing or too short.
+        """
+        info, engine = super().info(), stored_bytes(self.path)
+        return {**info, "bytes": info["bytes"] + engine, "engine_bytes": engine}
 
     def verify(self) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
@@ -383,202 +336,7 @@ class Index(IndexFolder):
         """
         return tune(self, queries, recall=recall, on_progress=on_progress)
 
-    # Inside.
-
-    def _refresh(self, state: State) -> None:
-        if state != self._state:
-            self._passing.clear()
-            super()._refresh(state)
-            self._scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
-            self._engine, self._tuned = None, Tuned.load(self.path)
-            usable = native.load() is not None  # without kernels, reading everything is the faster way
-            if usable and self._tuned is not None and self._tuned.generation == state.generation:
-                # An engine that has just been replaced, or is damaged, is done without until the next commit.
-                with suppress(IndexFolderError):
-                    vectors = np.asarray(self._maps[-1])
-                    engine = Engine.load(self.path / ENGINE_FOLDER, vectors)
-                    self._engine = EngineScanner(engine, len(engine.arrays.nibbles), vectors)
-
-    def _forget(self) -> None:
-        """Open everything again at the next search."""
-        self._state = None
-
-    def _options(
-        self,
-        k: int,
-        shortlist: int | Sequence[int] | None,
-        exact: bool,
-        where: str | None,
-        offset: int,
-        threshold: float | None,
-        group: bool | float,
-        recall: float | None,
-    ) -> Options:
-        if recall is not None and (exact or shortlist is not None):
-            raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
-        tuned = not exact and shortlist is None
-        return Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group, recall, tuned)
-
-    def _plan(self, options: Options) -> tuple[Sequence[Scanner], bool]:
-        """The scanners, coarse to fine, that answer, and whether they are the finest level alone."""
-        if options.exact:
-            return self._scanners[-1:], True
-        if not options.tuned or (self._engine is None and options.recall is None):
-            return self._scanners, False
-        if self._engine is not None and self._tuned is not None:
-            setting = self._tuned.setting(options.recall or self._tuned.recall)
-            if setting is not None:
-                self._engine.setting = setting
-                return [self._engine], True
-        return self._scanners[-1:], True
-
-    def _answer(
-        self, queries: Sequence[Sequence[Vectors]], options: Options, watch: Stopwatch, without: int | None = None
-    ) -> list[list[Hit]]:
-        """The hits of each query, (dim,) a level; called inside a read transaction, after :meth:`_refresh`."""
-        assert self._state is not None
-        allowed = self._alive if options.where is None else self._where(options.where)
-        scanners, finest = self._plan(options)
-        stage = "fine" if finest and scanners[0] is not self._engine and len(self._scanners) > 1 else "coarse"
-        first, count = options.offset, min(options.k, self._state.rows)
-        shortlists = [max(shortlist, count) for shortlist in options.shortlists] or [max(DEFAULT_SHORTLIST, count)]
-        if scanners[0] is self._engine:
-            shortlists = [max(HEAD, count)]
-        rankings = [
-            Ranking(
-                scanners,
-                query[-len(scanners) :],
-                allowed,
-                block=shortlists[0],
-                shortlists=shortlists[1:],
-                total=self._state.rows,
-                without=without,
-                stage=stage,
-                watch=watch,
-            )
-            for query in queries
-        ]
-        in_blocks = options.threshold is not None or options.group is not False
-        last = first + count
-        whole_blocks = -(-last // shortlists[0]) * shortlists[0]
-        scan_together(rankings, whole_blocks if in_blocks or len(scanners) > 1 else last, stage, watch)
-        pages: list[Rows] = []
-        folded: list[list[Sequence[int]] | None] = []
-        for ranking in rankings:
-            if not in_blocks:
-                pages.append(ranking.rows(first, last))
-                folded.append(None)
-                continue
-            folding = self._folding(options.group, allowed, without)
-            page = ranking.listed(last, options.threshold, folding)[first:]
-            pages.append(page)
-            folded.append(None if folding is None else [folding.duplicates(row) for row in page.tolist()])
-        return self._hits(queries, pages, folded, first)
-
-    def _hits(
-        self,
-        queries: Sequence[Sequence[Vectors]],
-        pages: Sequence[Rows],
-        folded: Sequence[Sequence[Sequence[int]] | None],
-        first: int,
-    ) -> list[list[Hit]]:
-        """What is known of the rows of each page, and of those folded into them."""
-        wanted = {row for page in pages for row in page.tolist()}
-        wanted.update(row for groups in folded for group in groups or () for row in group)
-        items = {item.row: item for item in self.catalog.in_rows(list(wanted))}
-        answers = []
-        for query, page, groups in zip(queries, pages, folded, strict=True):
-            scores = [scanner.rescore(part, page).tolist() for scanner, part in zip(self._scanners, query, strict=True)]
-            hits = []
-            for place, row in enumerate(page.tolist()):
-                item = items[row]
-                by_level = {level.name: scores[at][place] for at, level in enumerate(self.levels)}
-                same = None if groups is None else [Duplicate(items[r].id, items[r].path) for r in groups[place]]
-                hits.append(Hit(first + place + 1, item.id, item.path, item.caption, by_level, item.metadata, same))
-            answers.append(hits)
-        return answers
-
-    def _where(self, condition: str) -> Mask:
-        """(rows,) bool: the items for which a condition holds, worked out once a commit."""
-        passing = self._passing.pop(condition, None)
-        if passing is None:
-            assert self._state is not None
-            passing = np.zeros(self._state.rows, bool)
-            passing[self.catalog.rows_where(condition)] = True
-        if not CHANGING.search(condition):
-            self._passing[condition] = passing
-            if len(self._passing) > CONDITIONS:
-                del self._passing[next(iter(self._passing))]
-        return passing
-
-    def _folding(self, group: bool | float, allowed: Mask | None, without: int | None) -> Folding | None:
-        if group is False:
-            return None
-        if group is True:
-            return SameContent(self.catalog, allowed, without)
-        return NearDuplicates(lambda rows: self._maps[-1][rows], group)
-
-    def _shortlists(self, shortlist: int | Sequence[int] | None) -> list[int]:
-        stages = len(self.levels) - 1
-        if shortlist is None or isinstance(shortlist, int):
-            return [DEFAULT_SHORTLIST if shortlist is None else shortlist] * stages
-        if len(shortlist) != stages:
-            raise QueryError(f"{len(shortlist)} shortlists for {len(self.levels)} levels: one for each but the finest")
-        return list(shortlist)
-
-    def _encode(
-        self, query: str | None, image: Picture | str | None, vector: Mapping[str, Any] | None
-    ) -> list[Vectors] | None:
-        if query is not None:
-            return self._encode_many([query], None)[0]
-        if image is not None:
-            picture = Path(image) if isinstance(image, str) else image
-            seen = self._need_model().encode_image([picture])
-            # A picture is spread as the items are: their map suits it, as it does an item that others shall be like.
-            return self._check(seen if self._coarse is None else self._coarse.of_items(seen.fine))
-        return None if vector is None else self._check(vector)
-
-    def _encode_many(self, queries: Sequence[str] | None, vectors: Mapping[str, Any] | None) -> list[list[Vectors]]:
-        if queries is not None:
-            for number, query in enumerate(queries, start=1):
-                if not query.strip():
-                    raise QueryError("the query is empty" if len(queries) == 1 else f"query {number} is empty")
-            if not queries:
-                return []
-            words = self._need_model().encode_text(list(queries))
-            vectors = words if self._coarse is None else {FINE: words.fine}
-        assert vectors is not None
-        try:
-            shapes = {name: np.shape(array) for name, array in vectors.items()}
-        except (TypeError, ValueError) as error:
-            raise QueryError("vectors must be (queries, dim) arrays of numbers") from error
-        sizes = {shapes[level.name][:1] for level in self.levels if level.name in shapes}
-        if len(sizes) != 1 or sizes == {()}:
-            raise QueryError(f"every level needs a row for each query, not {shapes}")
-        ((count,),) = sizes
-        return [self._check({name: array[number] for name, array in vectors.items()}) for number in range(count)]
-
-    def _check(self, query: Mapping[str, Any]) -> list[Vectors]:
-        """The (dim,) unit vector of each level; of given embeddings the fine one tells the coarse one."""
-        if self._coarse is not None and COARSE not in query:
-            (fine,) = check_vector(query, self.levels[-1:])
-            query = self._coarse.of_queries(fine[None])
-        return check_vector(query, self.levels)
-
-    def _need_model(self) -> Encoder:
-        if self._model is None:
-            raise QueryError("the index was opened without its model: Index.open(path, model=...)")
-        return self._model
-
 
 def _loaded_from(model: Encoder, source: str | None) -> str:
     place = Path(source) if source is not None and Path(source).is_dir() else None
     return str(place.resolve()) if place else source or model.name
-
-
-def _check_width(model: Encoder, maps: CoarseMaps) -> None:
-    width, fine = maps.levels[-1].dim, model.levels[-1].dim
-    if fine != width:
-        raise IndexFolderError(
-            f"{model.name} makes vectors of {fine} dims, the embeddings have {width}: use their model"
-        )

@@ -304,7 +304,6 @@ def _store(index: Index, engine: Engine, tuned: Tuned, asked: Vectors) -> None:
         engine.save(index.path / FOLDER, tuned.to_json(), {QUERIES: asked.astype(np.float16)})
     except OSError as error:
         raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
-    index._forget()
 
 
 def _report(index: Index, engine: Engine, tuned: Tuned, seconds: float) -> dict[str, Any]:

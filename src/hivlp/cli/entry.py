@@ -1,0 +1,52 @@
+"""One run of the command: the verb, and what becomes of its errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sqlite3
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from hivlp.cli.output import fail
+from hivlp.cli.parser import build_parser
+from hivlp.errors import HivlpError, MissingExtraError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    # Pillow warns of odd tags in pictures that it then reads well enough; what it cannot read is reported by name.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.basicConfig(level=logging.WARNING, format="hivlp: %(message)s", stream=sys.stderr)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except HivlpError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail("interrupted; what was reported is stored", code=130)
+    except BrokenPipeError:
+        # The reader of our output (such as `head`) has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name in (
+            "torch",
+            "transformers",
+            "accelerate",
+            "safetensors",
+            "yaml",
+            "onnx",
+            "tensorboard",
+            "matplotlib",
+        ):
+            return fail(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
+        raise
+    except (OSError, sqlite3.Error) as error:
+        return fail(str(error))

@@ -1,0 +1,195 @@
+"""The verbs that make an index and look after it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hivlp.cli.models import DEFAULT_MODEL, index_model, load_model
+from hivlp.cli.output import fail, print_result, progress, stages, usage
+from hivlp.errors import HivlpError
+
+if TYPE_CHECKING:
+    from hivlp.index import AddReport, Index
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    """``hivlp index``: exit 1 only if nothing could be done; broken pictures are part of the result."""
+    from tqdm import tqdm
+
+    fitting = [name for name in ("column", "queries", "dims", "fit") if getattr(arguments, name) is not None]
+    if bool(arguments.paths) == (arguments.embeddings is not None):
+        return usage("index", "give either PATH or --embeddings SOURCE")
+    if fitting and arguments.embeddings is None:
+        return usage("index", f"--{fitting[0]} goes with --embeddings")
+    if arguments.embeddings is not None:
+        return _index_embeddings(arguments)
+    for path in arguments.paths:
+        if not path.exists():
+            raise HivlpError(f"{path} does not exist")
+    with _open_or_create(arguments.out, arguments.model) as index, tqdm(desc="pictures", unit="", disable=None) as bar:
+        report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
+        _take_in(index)
+    print_result(arguments, report.to_json, lambda: _added(report, arguments.out))
+    return 0
+
+
+def _index_embeddings(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from hivlp.index import Index
+    from hivlp.index.from_embeddings import index_embeddings
+
+    with progress("fit") as follow, tqdm(desc="vectors", unit="", disable=None) as bar:
+        report = index_embeddings(
+            arguments.out,
+            arguments.embeddings,
+            column=arguments.column,
+            queries=arguments.queries,
+            dims=arguments.dims,
+            method=arguments.fit or "distill",
+            model=load_model(arguments.model) if arguments.model else None,
+            model_source=arguments.model,
+            on_fit=follow,
+            on_progress=lambda done: bar.update(done.seen - bar.n),
+        )
+    with Index.open(arguments.out) as index:
+        _take_in(index)
+
+    def text() -> str:
+        lines = [_added(report.added, arguments.out)]
+        if report.fit is not None:
+            fit = report.fit.to_json()
+            recalls = ", ".join(f"{name} {100 * value:.2f}%" for name, value in fit["recall@10"].items())
+            judged = f"; recall@10 in a shortlist of {fit['shortlist']}: {recalls}" if recalls else ""
+            lines.append(f"coarse level of {fit['dims']} dims by {fit['method']} ({fit['seconds']:.1f} s){judged}")
+        return "\n".join(lines)
+
+    print_result(arguments, report.to_json, text)
+    return 0
+
+
+def _open_or_create(path: Path, model: str | None) -> Index:
+    from hivlp.index import Index
+
+    if Index.exists(path):
+        index = Index.open(path)
+        index.attach(index_model(index, model))
+        return index
+    return Index.create(path, model=load_model(model or DEFAULT_MODEL), source=str(model or DEFAULT_MODEL))
+
+
+def _added(report: AddReport, out: Path) -> str:
+    lines = [f"failed: {failure.path}: {failure.error}" for failure in report.failed]
+    lines.append(
+        f"{report.added} added, {report.updated} updated, {report.skipped} skipped, "
+        f"{len(report.failed)} failed; {report.items} items in {out} ({report.seconds:.1f} s)"
+    )
+    return "\n".join(lines)
+
+
+def _take_in(index: Index) -> None:
+    """Let the engine of a tuned index know what has changed."""
+    from hivlp.index import tuning
+
+    with stages() as follow:
+        tuning.refresh(index, follow)
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    """``hivlp tune``."""
+    from hivlp.index import Index, tuning
+
+    if arguments.plot is not None:
+        import matplotlib  # noqa: F401 (missing, it is said before the work and not after it)
+    recall = tuning.DEFAULT_RECALL if arguments.recall is None else arguments.recall
+    with Index.open(arguments.index) as index:
+        vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
+        if not vectors and (arguments.model or index.model_source):
+            index.attach(index_model(index, arguments.model))
+        with stages() as follow:
+            report = index.tune(arguments.queries, recall=recall, on_progress=follow)
+    if arguments.plot is not None:
+        tuning.plot(report, arguments.plot)
+    print_result(arguments, lambda: report, lambda: tuning.format_text(report))
+    return 0
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    """``hivlp remove``."""
+    from hivlp.index import Index
+
+    wanted = [int(item) if item.isdecimal() else item for item in arguments.items]
+    with Index.open(arguments.index) as index:
+        removed = index.remove(wanted)
+        items = len(index)
+    print_result(
+        arguments, lambda: {"removed": removed, "items": items}, lambda: f"{removed} removed; {items} items left"
+    )
+    return 0
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    """``hivlp info``."""
+    from hivlp.index import Index
+
+    if arguments.verify:
+        from hivlp.index.verify import verify
+
+        report = verify(arguments.index)
+        print_result(arguments, report.to_json, lambda: str(report))
+        return 0 if report.ok else fail(report.summary())
+    with Index.open(arguments.index) as index:
+        info = index.info()
+    print_result(arguments, lambda: info, lambda: "\n".join(f"{name}: {value}" for name, value in info.items()))
+    return 0
+
+
+def run_repair(arguments: argparse.Namespace) -> int:
+    """``hivlp repair``: exit 1 only if the index cannot be used; what is not repaired is part of the result."""
+    from hivlp.errors import DamagedIndexError
+    from hivlp.index import Index
+    from hivlp.index.repair import beyond_repair
+
+    try:
+        index = Index.open(arguments.index)
+    except DamagedIndexError as error:
+        raise DamagedIndexError(beyond_repair(str(error))) from error
+    with index, progress("vectors") as follow:
+        try:
+            index.attach(index_model(index, arguments.model))
+        except HivlpError as error:
+            if arguments.model is not None:
+                raise
+            sys.stderr.write(f"hivlp: pictures will not be encoded again: {error}\n")
+        report = index.repair(follow)
+    print_result(arguments, report.to_json, lambda: str(report))
+    return 0
+
+
+def run_compact(arguments: argparse.Namespace) -> int:
+    """``hivlp compact``."""
+    from hivlp.index import Index
+
+    with Index.open(arguments.index) as index:
+        with progress("vectors") as follow:
+            freed = index.compact(follow)
+        _take_in(index)
+        items = len(index)
+    print_result(arguments, lambda: {"freed": freed, "items": items}, lambda: f"{freed} rows freed; {items} items")
+    return 0
+
+
+def run_merge(arguments: argparse.Namespace) -> int:
+    """``hivlp merge``."""
+    from hivlp.index import Index
+
+    with Index.open(arguments.index) as index:
+        with progress("items") as follow:
+            merged = index.merge(arguments.other, follow)
+        _take_in(index)
+        items = len(index)
+    print_result(arguments, lambda: {"added": merged, "items": items}, lambda: f"{merged} added; {items} items")
+    return 0

@@ -1,0 +1,80 @@
+"""What people and programs see: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def print_result(arguments: argparse.Namespace, data: Callable[[], Any], text: Callable[[], str]) -> None:
+    """A verb's result, as JSON or for people; only what is asked for is made."""
+    output = json.dumps(data(), ensure_ascii=False) if arguments.json else text()
+    # A file name may hold bytes that are no text; they are shown escaped instead of failing.
+    sys.stdout.buffer.write(output.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def fail(message: str, code: int = 1) -> int:
+    """Say why a verb failed; gives its exit code."""
+    # One line whatever a path in it may contain, and printable whatever the terminal's encoding.
+    line = " ".join(message.split())
+    sys.stderr.write(f"hivlp: error: {line.encode('utf-8', 'backslashreplace').decode('utf-8')}\n")
+    return code
+
+
+def usage(verb: str, message: str) -> int:
+    """Say what is wrong with how a verb was called; gives its exit code."""
+    sys.stderr.write(f"hivlp {verb}: error: {message}\n")
+    return 2
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal for a job of several parts; gives what to call with the part, how much, and of how much."""
+    from tqdm import tqdm
+
+    with tqdm(unit="", disable=None, leave=False) as bar:
+        at: tuple[str, int] = ("", 0)
+
+        def follow(what: str, done: int, total: int) -> None:
+            nonlocal at
+            if what != at[0]:
+                bar.reset(total)
+                bar.set_description(what)
+                at = (what, 0)
+            bar.update(done - at[1])
+            at = (what, done)
+
+        yield follow
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; gives what to call with how much is done, and of how much."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="", disable=None, leave=False) as bar:
+
+        def follow(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield follow
+
+
+def recall_table(result: dict[str, Any]) -> str:
+    """What :func:`hivlp.evaluate.evaluate` found, a level a line, and the cascade."""
+    rows = [*result["levels"].items(), (f"cascade ({result['cascade']['shortlist']})", result["cascade"])]
+    lines = [
+        f"{result['images']} pictures, {result['captions']} captions",
+        f"{'':16}text→image          image→text       AR",
+    ]
+    for name, row in rows:
+        cells = [" ".join(f"{value:5.1f}" for value in row[d].values()) for d in ("text_to_image", "image_to_text")]
+        lines.append(f"{name:14}{cells[0]}   {cells[1]}  {row['AR']:5.1f}")
+    retained = result["cascade"]["retained"]["text_to_image"]["R@10"]
+    lines.append(f"the cascade keeps {100 * retained:.1f}% of the finest level's text→image R@10")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""The verbs that look for pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hivlp.cli.models import index_model, load_model
+from hivlp.cli.output import print_result, usage
+from hivlp.errors import HivlpError
+
+if TYPE_CHECKING:
+    from hivlp.index import SearchResult
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """``hivlp demo``."""
+    from hivlp import demo
+
+    result = demo.run_demo(arguments.out, load_model(arguments.model))
+    print_result(arguments, result.to_json, lambda: demo.format_text(result))
+    return 0
+
+
+def run_search(arguments: argparse.Namespace) -> int:
+    """``hivlp search``."""
+    given = [name for name in ("text", "image", "like", "queries", "vector") if getattr(arguments, name) is not None]
+    if len(given) != 1:
+        return usage("search", "give exactly one of TEXT, --image FILE, --like ID, --queries FILE, --vector FILE.npy")
+    from hivlp.index import Index
+
+    names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group", "recall")
+    options = {name: getattr(arguments, name) for name in names}
+    queries = None if arguments.queries is None else _lines(arguments.queries)
+    with Index.open(arguments.index) as index:
+        vector = None
+        if arguments.vector is not None:
+            vector = {index.levels[-1].name: _load_vector(arguments.vector)}
+        elif arguments.like is None:
+            index.attach(index_model(index, arguments.model))
+        if queries is None:
+            result = index.search(arguments.text, image=arguments.image, like=arguments.like, vector=vector, **options)
+            print_result(arguments, result.to_json, lambda: str(result))
+            return 0
+        results = index.search_many(queries, **options)
+    for query, result in zip(queries, results, strict=True):
+        print_result(arguments, partial(_with_query, query, result), partial("{}\n{}\n".format, query, result))
+    return 0
+
+
+def _with_query(query: str, result: SearchResult) -> dict[str, Any]:
+    return {"query": query, **result.to_json()}
+
+
+def _lines(name: str) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise HivlpError(f"{name} is not a text file in UTF-8: {error}") from error
+    except OSError as error:
+        raise HivlpError(f"{name} cannot be read: {error.strerror}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _load_vector(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise HivlpError(f"{path} is not a readable .npy file: {error}") from error

@@ -1,0 +1,84 @@
+"""The verbs that make a model and judge it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hivlp.cli.models import load_model
+from hivlp.cli.output import print_result, recall_table
+from hivlp.errors import HivlpError
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """``hivlp evaluate``."""
+    from hivlp.data.pairs import load_pairs
+    from hivlp.evaluate import evaluate
+
+    if arguments.shortlist < 1:
+        raise HivlpError("--shortlist must be at least 1")
+    pairs = load_pairs(arguments.data, arguments.split)
+    if arguments.split is None and any(pair.split == "test" for pair in pairs):
+        pairs = [pair for pair in pairs if pair.split == "test"]
+    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
+    print_result(arguments, lambda: result, lambda: recall_table(result))
+    return 0
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """``hivlp train``."""
+    from hivlp.train.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe)
+    out = arguments.out or Path("runs") / recipe.name
+    from hivlp.train.job import train
+
+    metrics = train(recipe, out, resume=arguments.resume)
+
+    if metrics is None:  # one of several processes, and not the one that speaks for them
+        return 0
+
+    def text() -> str:
+        tables = [f"{split}\n{recall_table(metrics[split])}" for split in ("validation", "test") if split in metrics]
+        return "\n".join([*tables, f"model written to {out} ({metrics['seconds']:.0f} s)"])
+
+    print_result(arguments, lambda: {"model": str(out), **metrics}, text)
+    return 0
+
+
+def run_adapt(arguments: argparse.Namespace) -> int:
+    """``hivlp adapt``."""
+    from hivlp.train.adapt import AdaptConfig, adapt
+
+    names = ("dims", "code", "text_layer", "steps", "split", "limit", "shortlist")
+    config = AdaptConfig(**{name: getattr(arguments, name) for name in names})
+    result = adapt(arguments.model, arguments.data, arguments.out, config)
+
+    def text() -> str:
+        parts = ("validation", "test", "train")
+        tables = [f"{part}\n{recall_table(result[part])}" for part in parts if part in result]
+        learned = f"learned from {result['pictures']} pictures and {result['texts']} texts"
+        return "\n".join([*tables, f"{learned}; model written to {arguments.out} ({result['seconds']:.0f} s)"])
+
+    print_result(arguments, lambda: result, text)
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """``hivlp export``."""
+    from hivlp.encode import HiVLP
+    from hivlp.export import export
+    from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
+
+    folder = Path(arguments.model)
+    if not folder.is_dir() or is_transformers_folder(folder):
+        if arguments.out is None:
+            raise HivlpError(f"{arguments.model} is not a hivlp model folder; to import it, say where to with -o DIR")
+        import_dual_encoder(arguments.model, arguments.out)
+        folder = arguments.out
+    export(folder)
+    model = HiVLP.from_pretrained(folder)
+    levels = {level.name: level.dim for level in model.levels}
+    result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")
+    return 0
