@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from hivlp.bench.ann import generator, run
+from hivlp.bench.ann.kept import Kept
 from hivlp.bench.ann.measure import Collection, measure
 from hivlp.bench.ann.real import RealSet, read_wordnet, write_collection
 from hivlp.bench.ann.truth import exact, recall
@@ -79,8 +80,47 @@ def test_every_engine_runs_in_its_own_process(collection: Collection) -> None:
     assert result["best_rival"] == result["best_rival_batch"] == "half"
     for key in ("speedup_best_rival", "speedup_flat", "speedup_best_rival_batch"):
         assert result[key] > 0
-    shown = run.format_text({**result, "pools": [], "match": None, "seconds": 1.0})
+    shown = run.format_text({**result, "pools": [], "match": None, "scale": None, "seconds": 1.0})
     assert "not installed" in shown and "out of order" in shown
+
+
+def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(collection.folder.parent))
+    sys.modules.pop("fakes", None)
+    engines = ["fakes:Exact", "fakes:Half", "fakes:Broken"]
+    asked = []
+
+    def count(engine: str, *rest: object) -> dict:
+        asked.append(engine)
+        return measure(engine, *rest)
+
+    monkeypatch.setattr(run, "measure", count)
+    kept = Kept(collection.folder / "measured", {"cpu": "a"})
+    first = run.compare(collection, engines, 60, kept=kept)
+    assert asked == engines
+    second = run.compare(collection, engines, 60, kept=kept)
+    # Ours always, and what did not work.
+    assert asked[3:] == ["fakes:Exact", "fakes:Broken"]
+    half = [[row for row in result["rows"] if row["engine"] == "half"] for result in (first, second)]
+    assert half[0] == half[1]
+    assert "measured" in second["engines"][1] and "measured" not in second["engines"][0]
+    assert "measured on" in run.format_text({**second, "pools": [], "match": None, "scale": None, "seconds": 1.0})
+    run.compare(collection, engines, 60, kept=Kept(collection.folder / "measured", {"cpu": "another"}))
+    assert asked[5:] == engines
+
+
+def test_ten_times_as_many_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(13)
+    real = RealSet(*(unit(rng, count, 32) for count in (3000, 1200, 300, 300)))
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    monkeypatch.setattr(run, "LARGE", 12_000)
+    million = {"rows": [{"engine": "hivlp", "recall": 0.995, "p50_us": 50.0}]}
+    result = run.scale(tmp_path / "large", real, million)
+    assert result["status"] == "ok" and result["items"] == 12_000
+    assert result["peak_mb"] is None and result["resident_mb"] < 100
+    assert result["qps_at_90"] > 0 and result["latency_ratio"] == round(result["p50_us"] / 50, 2)
+    monkeypatch.setattr(run, "LARGE", 10**14)
+    assert "GB of disk" in run.scale(tmp_path / "larger", real, million)["status"]
 
 
 def test_a_slow_engine_is_stopped(collection: Collection) -> None:

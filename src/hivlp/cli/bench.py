@@ -53,6 +53,8 @@ def run_bench(arguments: argparse.Namespace) -> int:
         case "ann":
             from hivlp.bench.ann import run as ann
 
-            result, text = ann.run(arguments.size, load_model(arguments.model), arguments.plot), ann.format_text
+            model = load_model(arguments.model)
+            result = ann.run(arguments.size, model, arguments.plot, fresh=arguments.fresh)
+            text = ann.format_text
     print_result(arguments, lambda: result, lambda: text(result))
     return fail(f"{len(result['failures'])} failures") if result.get("failures") else 0

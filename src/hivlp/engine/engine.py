@@ -24,7 +24,9 @@ LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays t
 PACKED = ("starts", "signs", "factors", "rows", "nibbles")  # arrays that change with the items
 ROUTER_QUERIES = 40_000
 MIN_ROUTER_QUERIES = 1000
-MOST_BY_MARGIN = 256  # lists, so that a query that the router cannot place does not read everything
+MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
+PART_BY_MARGIN = 20
+MANY = 2_000_000  # vectors, of which the best are so close that longer shortlists are worth a try
 
 
 @dataclass(frozen=True)
@@ -299,8 +301,11 @@ class Engine:
         """Settings worth measuring, from little effort to much."""
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
-        efforts += [(MOST_BY_MARGIN, margin) for margin in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)]
-        handed_on = ((60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100))
+        most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
+        efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)]
+        handed_on = [(60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100)]
+        if len(self.fine) > MANY:
+            handed_on += [(1600, 200), (3200, 400)]
         return [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
 
     def search(

@@ -50,7 +50,8 @@ def measure(rival: str, collection: Collection, timeout: float, queries: int = 1
 
     Returns:
         ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``,
-        ``peak_mb`` and ``resident_mb`` over the process before; ``rows`` with ``setting``, ``recall``, ``qps``,
+        ``peak_mb`` (None for an engine whose vectors are on disk) and ``resident_mb`` over the process before (without
+        these vectors); ``rows`` with ``setting``, ``recall``, ``qps``,
         ``p50_us``, ``p99_us`` and ``batch_qps``.
     """
     command = [sys.executable, "-m", "hivlp.bench.ann.measure", rival, str(collection.folder), str(queries)]
@@ -85,9 +86,14 @@ def child(rival: str, folder: Path, queries: int) -> None:
     collection = Collection(folder)
     _say({"engine": engine.name})
     # In memory before the engine is built, so that its own memory is what is added.
-    items, train = np.array(collection.read(ITEMS)), np.array(collection.read(TRAIN))
+    on_disk = getattr(engine, "on_disk", False)
+    items, train = collection.read(ITEMS), np.array(collection.read(TRAIN))
+    if not on_disk:
+        items = np.array(items)
     asked, truth = np.array(collection.read(TEST))[:queries], np.array(collection.read(TRUTH))[:queries, :K]
-    before = _megabytes("VmRSS")
+    # Of a file that is mapped any part may be in memory at any time, and be dropped: only the rest counts.
+    resident = "RssAnon" if on_disk else "VmRSS"
+    before = _megabytes(resident)
     started = time.perf_counter()
     try:
         engine.build(items, train)
@@ -95,7 +101,10 @@ def child(rival: str, folder: Path, queries: int) -> None:
         _say({"status": "not installed"})
         return
     seconds = time.perf_counter() - started
-    memory = {"peak_mb": round(_megabytes("VmHWM") - before), "resident_mb": round(_megabytes("VmRSS") - before)}
+    memory = {
+        "peak_mb": None if on_disk else round(_megabytes("VmHWM") - before),
+        "resident_mb": round(_megabytes(resident) - before),
+    }
     _say({"build_s": round(seconds, 2), **memory})
     for ladder in engine.settings():
         for setting in ladder:
@@ -137,7 +146,7 @@ def time_setting(engine: Any, setting: dict[str, Any], queries: Vectors, truth: 
 
 
 def _megabytes(what: str) -> float:
-    """Memory of this process (Linux; 0 elsewhere): ``VmRSS``, what is resident; ``VmHWM``, the most there was."""
+    """Memory of this process (Linux; 0 elsewhere): ``VmRSS``, what is resident; ``RssAnon``, of it what is no file."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(what)), 0.0)

@@ -1,0 +1,37 @@
+"""Engines that are measured: ours and those of other libraries, behind one interface.
+
+A library may use every core to build; every search runs on one thread. A library that is not installed raises
+ModuleNotFoundError from ``build``.
+"""
+
+from hivlp.bench.ann.rivals.faiss_codes import (
+    FaissFastScan,
+    FaissFastScanWide,
+    FaissFlat,
+    FaissIvfFastScan,
+    FaissIvfFastScanWide,
+    FaissRabitq,
+    FaissRabitqWhole,
+)
+from hivlp.bench.ann.rivals.graphs import (
+    FaissHnsw,
+    FaissHnswByte,
+    FaissHnswHalf,
+    FaissHnswQuick,
+    Hnswlib,
+    Symqg,
+    Usearch,
+    UsearchByte,
+    Vsag,
+)
+from hivlp.bench.ann.rivals.ours import Ours, OursOnDisk
+from hivlp.bench.ann.rivals.partitions import Rabitqlib, Scann
+
+SMALL = (Ours, FaissFlat, FaissFastScan, FaissIvfFastScan, FaissHnswQuick, Scann, Usearch)
+FULL = (
+    Ours, FaissFlat, FaissFastScan, FaissFastScanWide, FaissIvfFastScan, FaissIvfFastScanWide, FaissRabitq,
+    FaissRabitqWhole, FaissHnsw, FaissHnswHalf, FaissHnswByte, Hnswlib, Usearch, UsearchByte, Scann, Rabitqlib, Symqg,
+    Vsag,
+)  # fmt: skip
+
+__all__ = ["FULL", "SMALL", "FaissFlat", "Ours", "OursOnDisk"]
