@@ -16,7 +16,7 @@ from PIL import Image
 from conftest import FakeEncoder, write_pictures
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
-from hivlp.index.catalog import NewItem, Stamp
+from hivlp.index.records import NewItem, Stamp
 from hivlp.levels import Embeddings
 
 TESTS = Path(__file__).parent

@@ -20,7 +20,7 @@ from hivlp.data.walk import PICTURE_SUFFIXES, Found, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import DataError
-from hivlp.index.catalog import Item, NewItem, Stamp
+from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.levels import Embeddings
 
 if TYPE_CHECKING:

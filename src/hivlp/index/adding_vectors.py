@@ -15,7 +15,7 @@ from hivlp.data.embeddings import Chunk, EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.fit.maps import CoarseMaps
 from hivlp.index.adding import AddReport, Failure, stored_path
-from hivlp.index.catalog import NewItem, Stamp
+from hivlp.index.records import NewItem, Stamp
 from hivlp.levels import Embeddings
 
 if TYPE_CHECKING:

@@ -20,11 +20,12 @@ from hivlp.errors import IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
-from hivlp.index.catalog import About, State
+from hivlp.index.compacting import Progress
 from hivlp.index.engine_scan import HEAD, EngineScanner
-from hivlp.index.folder import IndexFolder, Progress
+from hivlp.index.folder import IndexFolder
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
 from hivlp.index.ranking import Ranking, scan_together
+from hivlp.index.records import About, State
 from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
 from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, SearchResult, Stopwatch, check_vector

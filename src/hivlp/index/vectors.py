@@ -17,6 +17,9 @@ from hivlp.levels import Level, Vectors
 HALF = np.dtype("<f2")
 """What new files hold: half the bytes, and a cosine to some 1e-4."""
 
+CHUNK = 4096
+"""Vectors that are read and copied at once."""
+
 SUFFIXES = {"<f2": "f16", "<f4": "f32"}
 Stored = NDArray[Any]
 """Vectors of a file's own dtype."""
