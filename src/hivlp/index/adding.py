@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +228,7 @@ class _Adding:
 
 
 def _with_facts(item: NewItem, data: bytes) -> NewItem:
-    return replace(item, metadata={**item.metadata, **picture_facts(data)})
+    return item._replace(metadata={**item.metadata, **picture_facts(data)})
 
 
 def _unchanged(item: Item, status: os.stat_result) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -15,7 +16,7 @@ from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index import schema
 from hivlp.index.database import Database
 from hivlp.index.records import Item, NewItem, Stamp
-from hivlp.index.schema import COLUMNS, WITH_HASH, pack_path, record_crc, unpack_path
+from hivlp.index.schema import COLUMNS, WITH_HASH, pack_path, pack_paths, record_crc, unpack_path
 from hivlp.index.where import rows_where
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ class Catalog(Database):
         """The items that there are at these paths, by path."""
         found = {}
         for start in range(0, len(paths), 500):
-            part = [pack_path(path) for path in paths[start : start + 500]]
+            part = pack_paths(paths[start : start + 500])
             marks = ",".join("?" * len(part))
             for values in self._db.execute(f"SELECT {COLUMNS} FROM items WHERE path IN ({marks})", part):
                 item = self._item(values)
@@ -153,20 +154,43 @@ class Catalog(Database):
             found += self._db.execute(f"{select} path >= ? AND path < ?", bounds).fetchall()
         return [self._item(values) for values in found]
 
-    def put(self, items: Sequence[NewItem], first: int) -> int:
+    def put(self, items: Sequence[NewItem], first: int, *, new: bool = False) -> int:
         """Store items in rows from ``first`` on.
 
         One whose path is known, or comes twice, replaces the item there, which keeps its id; the old row dies. One that
         was lost comes back with its id and what was known of it.
 
+        Args:
+            items: at least one.
+            first: row of the first.
+            new: the caller, who is the only writer, has seen that no item has any of these paths. If one has after all,
+                SQLite refuses.
+
         Returns:
             How many replaced another.
         """
-        paths = [pack_path(item.path) for item in items]
-        known = {path: (item_id, row) for path, item_id, row in self._with_paths("path, id, row", "items", paths)}
+        given, hashes, captions, metadata, stamps = zip(*items, strict=True)
+        paths = pack_paths(given)
+        known = {} if new else {path: tuple(rest) for path, *rest in self._with_paths("path, id, row", "items", paths)}
         lost = {path: rest for path, *rest in self._with_paths("path, id, caption, metadata", "lost", paths)}
-        stored = set(known)
         next_id = schema.sequence(self._db) + 1
+        if known or lost or len(set(paths)) < len(paths):
+            return self._put_over(items, paths, first, next_id, known, lost)
+        columns = (paths, hashes, map(_storable, captions), map(_json, metadata), itertools.count(first))
+        self._insert(zip(itertools.count(next_id), *columns, *zip(*stamps, strict=True), strict=False))
+        return 0
+
+    def _put_over(
+        self,
+        items: Sequence[NewItem],
+        paths: Sequence[str | bytes],
+        first: int,
+        next_id: int,
+        known: dict[str | bytes, tuple[Any, ...]],
+        lost: dict[str | bytes, list[Any]],
+    ) -> int:
+        """:meth:`put` where some of the paths are ``known`` (id and row), ``lost``, or come twice."""
+        stored = set(known)
         records: dict[str | bytes, tuple[Any, ...]] = {}
         dead: list[tuple[int]] = []
         for row, (path, item) in enumerate(zip(paths, items, strict=True), start=first):
@@ -181,23 +205,23 @@ class Catalog(Database):
             else:
                 item_id, next_id = next_id, next_id + 1
             known[path] = item_id, row
-            if caption is not None:
-                caption = caption.encode("utf-8", "replace").decode("utf-8")
-            stamp = (item.stamp.size, item.stamp.mtime, item.stamp.ctime, item.stamp.checked)
-            records[path] = (item_id, path, item.hash, caption, json.dumps(metadata), row, *stamp)
-        sealed = [(path in stored, (*record, record_crc(*record))) for path, record in records.items()]
-        self._db.executemany(
-            f"INSERT INTO items ({COLUMNS}, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [record for old, record in sealed if not old],
-        )
+            records[path] = (item_id, path, item.hash, _storable(caption), _json(metadata), row, *item.stamp)
+        self._insert(record for path, record in records.items() if path not in stored)
         self._db.executemany(
             "UPDATE items SET hash=?, caption=?, metadata=?, row=?, size=?, mtime=?, ctime=?, checked=?, crc=? "
             "WHERE id=?",
-            [(*record[2:], record[0]) for old, record in sealed if old],
+            [(*record[2:], record[0]) for record in schema.seal(records[path] for path in stored)],
         )
         self._db.executemany("INSERT INTO dead VALUES (?)", dead)
         self._db.executemany("DELETE FROM lost WHERE id = ?", [(rest[0],) for rest in lost.values()])
         return len(dead)
+
+    def _insert(self, records: Iterable[tuple[Any, ...]]) -> None:
+        # Through a table in memory: one statement for all of them spares `items` the fixed cost of one each.
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS coming (a, b, c, d, e, f, g, h, i, j, k)")
+        self._db.executemany("INSERT INTO coming VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", schema.seal(records))
+        self._db.execute(f"INSERT INTO items ({COLUMNS}, crc) SELECT * FROM coming ORDER BY rowid")
+        self._db.execute("DELETE FROM coming")
 
     def _with_paths(self, columns: str, table: str, paths: Sequence[str | bytes]) -> Iterator[Sequence[Any]]:
         if table == "lost" and self.integrity.lost_count() == 0:
@@ -231,3 +255,12 @@ class Catalog(Database):
     def rows_where(self, condition: str) -> list[int]:
         """Rows of the items for which a condition holds; see :func:`hivlp.index.where.rows_where`."""
         return rows_where(self._db, condition)
+
+
+def _storable(text: str | None) -> str | None:
+    """Text as SQLite can hold it."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(metadata) if metadata else "{}"

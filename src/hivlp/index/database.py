@@ -106,6 +106,7 @@ class Database:
         # it the state before the commit, back.
         db.execute("PRAGMA synchronous=EXTRA")
         db.execute("PRAGMA trusted_schema=OFF")
+        db.execute("PRAGMA temp_store=MEMORY")
         db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         db.create_function("record_crc", -1, record_crc, deterministic=True)
 

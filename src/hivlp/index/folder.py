@@ -130,7 +130,12 @@ class IndexFolder:
     # Writing.
 
     def append(
-        self, items: Sequence[NewItem], embeddings: Embeddings | None, *, restamp: Iterable[tuple[int, Stamp]] = ()
+        self,
+        items: Sequence[NewItem],
+        embeddings: Embeddings | None,
+        *,
+        restamp: Iterable[tuple[int, Stamp]] = (),
+        new: bool = False,
     ) -> int:
         """Commit items with their vectors: vectors to disk first, the catalog last.
 
@@ -139,6 +144,7 @@ class IndexFolder:
             embeddings: unit vectors at the index's levels, float; stored as float16 (float32 in an index of format 1
                 that was not compacted since).
             restamp: items whose files were read again and found unchanged.
+            new: whether the caller, who is the only writer, has seen that no item has any of these paths.
 
         Returns:
             How many of the items replaced another.
@@ -150,8 +156,9 @@ class IndexFolder:
         updated = 0
         with self._changing() as state:
             if items and embeddings is not None:
+                paths = [item.path for item in items]
                 for level in self.levels:
-                    check_vectors(level, embeddings.get(level.name), [item.path for item in items])
+                    check_vectors(level, embeddings.get(level.name), paths)
                 files = [self._file(level, state) for level in self.levels]
                 for file in files:
                     file.map(state.rows)  # refuses to build on a damaged file
@@ -161,7 +168,7 @@ class IndexFolder:
                         for file, level in zip(files, self.levels, strict=True)
                     ]
                     # Meanwhile; what counts is that all vectors are on disk before the commit.
-                    updated = self.catalog.put(items, state.rows)
+                    updated = self.catalog.put(items, state.rows, new=new)
                 for level, write in zip(self.levels, writes, strict=True):
                     self.catalog.integrity.add_block(level.name, state.rows, write.result())
                 self.catalog.set_rows(state.rows + len(items))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hivlp.levels import Level
 
@@ -31,8 +31,7 @@ class About:
     levels: tuple[Level, ...]
 
 
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What a file's status said when its content was read; times in ns."""
 
     size: int
@@ -59,9 +58,8 @@ class Item:
     stamp: Stamp
 
 
-@dataclass(frozen=True)
-class NewItem:
-    """A picture about to be stored; ``id`` is set when it replaces an item's content."""
+class NewItem(NamedTuple):
+    """A picture about to be stored."""
 
     path: str
     hash: bytes
