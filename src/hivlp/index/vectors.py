@@ -90,6 +90,7 @@ class VectorFile:
         Raises:
             OSError: if the disk is full or fails; the file then may hold a part, which nobody will read.
         """
+        vectors = np.asarray(vectors)
         offset = first * self.dim * self.dtype.itemsize
         sums = np.empty(len(vectors), np.uint32)
         handle = os.open(self.path, os.O_WRONLY)
