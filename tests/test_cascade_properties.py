@@ -20,7 +20,7 @@ import hivlp.index.scan as scan
 from conftest import FakeEncoder
 from hivlp.errors import QueryError
 from hivlp.index import Index
-from hivlp.index.catalog import NewItem, Stamp
+from hivlp.index.records import NewItem, Stamp
 from hivlp.index.scan import BatchScanner, ExhaustiveScanner
 from hivlp.levels import Embeddings
 

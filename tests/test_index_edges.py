@@ -16,7 +16,8 @@ from PIL import Image
 from conftest import FakeEncoder, write_pictures
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
-from hivlp.index.catalog import NewItem, Stamp
+from hivlp.index.half import as_stored
+from hivlp.index.records import NewItem, Stamp
 from hivlp.levels import Embeddings
 
 TESTS = Path(__file__).parent
@@ -227,3 +228,36 @@ def test_compact_clears_what_a_killed_one_left(index):
     left.write_bytes(b"half a generation")
     assert index.compact() == 0
     assert not left.exists()
+
+
+def test_half_precision_is_what_numpy_gives_bit_for_bit():
+    rng = np.random.default_rng(0)
+    halves = np.arange(1 << 16, dtype=np.uint16).view("<f2").astype("<f4").view("<u4")
+    cases = [
+        rng.integers(0, 1 << 32, 200_000, np.uint32),
+        *(halves + np.uint32(ulp) for ulp in (0, 0xFFF, 0x1000, 0x1001)),
+    ]
+    for bits in cases:
+        numbers = bits.view("<f4").reshape(-1, 16)
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = numbers.astype("<f2")
+        assert np.array_equal(as_stored(numbers, np.dtype("<f2")).view("<u2"), expected.view("<u2"))
+    turned = rng.standard_normal((9, 5), np.float32).T
+    assert np.array_equal(as_stored(turned, np.dtype("<f2")), turned.astype("<f2"))
+    assert np.array_equal(as_stored(turned, np.dtype("<f4")), turned)
+    assert as_stored(turned[:0], np.dtype("<f2")).shape == (0, 9)
+
+
+def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(index):
+    before = [(item.id, item.path, item.hash, item.row) for item in index.catalog.all_items()]
+    known = before[7][1]
+    vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.embeddings(0).items()})
+    for paths in (["/new/a", known, "/new/b"], ["/new/a", "/new/b", known]):
+        items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in paths]
+        with pytest.raises(IndexFolderError, match="unique"):
+            index.append(items, vectors, new=True)
+        assert [(item.id, item.path, item.hash, item.row) for item in index.catalog.all_items()] == before
+        assert index.verify().ok
+    items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in ("/new/a", "/new/a", "/new/b")]
+    assert index.append(items, vectors, new=True) == 1  # which comes twice is seen all the same
+    assert index.verify().ok and len(index) == len(before) + 2

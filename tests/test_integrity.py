@@ -16,7 +16,7 @@ from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
 from hivlp.fit.closed import prefix
 from hivlp.index import Index
-from hivlp.index.catalog import NewItem, Stamp
+from hivlp.index.records import NewItem, Stamp
 from hivlp.index.scan import ExhaustiveScanner
 from hivlp.index.verify import verify
 from hivlp.levels import Embeddings

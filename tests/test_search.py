@@ -15,7 +15,7 @@ from PIL import Image
 from conftest import FakeEncoder, write_pictures
 from hivlp.errors import HivlpError, PictureError, QueryError
 from hivlp.index import Index
-from hivlp.index.catalog import NewItem, Stamp
+from hivlp.index.records import NewItem, Stamp
 from hivlp.index.scan import ExhaustiveScanner
 from hivlp.levels import Embeddings
 

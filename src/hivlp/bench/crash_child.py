@@ -25,7 +25,7 @@ from hivlp.config import PictureConfig
 from hivlp.encode.base import Picture
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
-from hivlp.index.catalog import NewItem, Stamp
+from hivlp.index.records import NewItem, Stamp
 from hivlp.levels import Embeddings, Level
 
 TOO_LARGE = "file too large"

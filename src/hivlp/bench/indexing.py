@@ -22,8 +22,8 @@ from hivlp.bench.machine import describe
 from hivlp.data.pictures import decode, fit
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
-from hivlp.index.catalog import About, NewItem, Stamp
 from hivlp.index.folder import IndexFolder
+from hivlp.index.records import About, NewItem, Stamp
 from hivlp.levels import Embeddings, Level
 
 SIDE = 400

@@ -24,7 +24,7 @@ Raw = NDArray[np.floating]
 COLUMN = "embedding"
 PATH_COLUMNS = ("path", "image_path", "file_name", "filename", "filepath", "file", "url", "id", "key")
 IMAGE_FOLDER, TEXT_FOLDER, METADATA_FOLDER = "img_emb", "text_emb", "metadata"
-CHUNK = 8192
+CHUNK = 16_384
 # Row groups of parquet are read whole when a sample is taken: so many times as many rows as are wanted, at most.
 SAMPLE_EXCESS = 4
 
@@ -153,17 +153,19 @@ def has_texts(path: Path) -> bool:
     return (path / IMAGE_FOLDER).is_dir() and (path / TEXT_FOLDER).is_dir()
 
 
-def unit_rows(raw: Raw) -> tuple[Vectors, dict[int, str]]:
+def unit_rows(raw: Raw, out: Vectors | None = None) -> tuple[Vectors, dict[int, str]]:
     """Vectors at unit length, and row -> why it has none; such rows are zero.
 
     Args:
         raw: (n, d) floats.
+        out: (n, d) where the vectors go; default a new array.
 
     Returns:
         (n, d) float32, and the refusals.
     """
     with np.errstate(all="ignore"):
-        vectors = raw.astype(np.float32)
+        vectors = np.empty(raw.shape, np.float32) if out is None else out
+        vectors[:] = raw
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         vectors /= norms[:, None]
     refused = {}

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from hivlp.data.walk import PICTURE_SUFFIXES, Found, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import DataError
-from hivlp.index.catalog import Item, NewItem, Stamp
+from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.levels import Embeddings
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class _Adding:
 
 
 def _with_facts(item: NewItem, data: bytes) -> NewItem:
-    return replace(item, metadata={**item.metadata, **picture_facts(data)})
+    return item._replace(metadata={**item.metadata, **picture_facts(data)})
 
 
 def _unchanged(item: Item, status: os.stat_result) -> bool:

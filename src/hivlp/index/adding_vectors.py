@@ -6,7 +6,8 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,9 @@ from hivlp.data.embeddings import Chunk, EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.fit.maps import CoarseMaps
 from hivlp.index.adding import AddReport, Failure, stored_path
-from hivlp.index.catalog import NewItem, Stamp
-from hivlp.levels import Embeddings
+from hivlp.index.records import NewItem, Stamp
+from hivlp.index.vectors import PIECE
+from hivlp.levels import Embeddings, Vectors
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index
@@ -61,15 +63,29 @@ class _Batch:
 
 
 def _read_ahead(source: EmbeddingSource, maps: CoarseMaps) -> Iterator[_Batch]:
-    """One batch is read, hashed and mapped on another core while the one before is being stored."""
+    """One batch is read, hashed and mapped on another core while the one before is being stored.
+
+    A batch's vectors are good until the next one is asked for.
+    """
     chunks = source.chunks()
+    # The system clears memory before it gives it: two arrays in turn are a seventh faster than a new one for each.
+    arrays: list[Vectors] = [np.empty((0, source.dim), np.float32)] * 2
 
     def prepare() -> _Batch | None:
         chunk = next(chunks, None)
         if chunk is None:
             return None
-        vectors, refused = unit_rows(chunk.vectors)
-        hashes = [hashlib.sha256(row).digest() for row in np.ascontiguousarray(chunk.vectors)]
+        arrays.reverse()
+        if len(arrays[0]) < len(chunk.vectors):
+            arrays[0] = np.empty(chunk.vectors.shape, np.float32)
+        vectors = arrays[0][: len(chunk.vectors)]
+        hashes: list[bytes] = []
+        refused: dict[int, str] = {}
+        for start in range(0, len(vectors), PIECE):
+            raw = np.ascontiguousarray(chunk.vectors[start : start + PIECE])
+            hashes += [hashlib.sha256(row).digest() for row in raw]
+            _, wrong = unit_rows(raw, vectors[start : start + PIECE])
+            refused.update({start + row: why for row, why in wrong.items()})
         return _Batch(chunk, maps.of_items(vectors), hashes, {**refused, **chunk.refused})
 
     with ThreadPoolExecutor(1) as pool:
@@ -83,9 +99,14 @@ def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> 
     chunk = batch.chunk
     file = stored_path(chunk.file)
     # The time of this run, not of this row: an item with it was stored by a row of this same run.
-    stamp = replace(Stamp.of(chunk.file.stat()), checked=checked)
+    stamp = Stamp.of(chunk.file.stat())._replace(checked=checked)
     paths = [told.path or f"{file}#{chunk.first + row}" for row, told in enumerate(chunk.told)]
     stored = index.catalog.at_paths(paths)
+    if not stored and not batch.refused and len(set(paths)) == len(paths):
+        columns = ((told.caption for told in chunk.told), (told.metadata for told in chunk.told))
+        index.append(list(map(NewItem, paths, batch.hashes, *columns, repeat(stamp))), batch.embeddings, new=True)
+        report.added += len(paths)
+        return
     new: dict[str, tuple[int, NewItem]] = {}
 
     def fail(row: int, why: str) -> None:
@@ -108,6 +129,6 @@ def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> 
     if new:
         rows, items = zip(*new.values(), strict=True)
         embeddings = batch.embeddings if len(rows) == batch.embeddings.count else batch.embeddings.rows(list(rows))
-        updated = index.append(items, embeddings)
+        updated = index.append(items, embeddings, new=not stored)
         report.updated += updated
         report.added += len(items) - updated

@@ -12,12 +12,12 @@ import numpy as np
 from hivlp.encode.base import Encoder, Picture
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
-from hivlp.index.catalog import State
 from hivlp.index.engine_scan import HEAD, EngineScanner
 from hivlp.index.folder import IndexFolder
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
 from hivlp.index.opened_engine import OpenedEngine
 from hivlp.index.ranking import Ranking, scan_together
+from hivlp.index.records import State
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
 from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Stopwatch, check_vector
 from hivlp.levels import Vectors

@@ -6,9 +6,9 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hivlp.encode.stream import chunks
 from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
-from hivlp.index import catalog as catalog_module
 from hivlp.index.adding import stored_path
-from hivlp.index.catalog import About, Catalog, Item, NewItem, Stamp, State
+from hivlp.index.catalog import Catalog
+from hivlp.index.compacting import Progress, compact, sync_folder
+from hivlp.index.database import FILE
+from hivlp.index.merging import merge
+from hivlp.index.records import About, Item, NewItem, Stamp, State
 from hivlp.index.schema import OLD_FORMAT
 from hivlp.index.vectors import (
-    HALF,
-    SUFFIXES,
+    CHUNK,
     Checksums,
     Stored,
     VectorFile,
@@ -35,8 +36,6 @@ from hivlp.index.vectors import (
 from hivlp.levels import Embeddings, Level
 
 LOCK = "lock"
-CHUNK = 4096
-Progress = Callable[[int, int], None]
 
 
 class IndexFolder:
@@ -58,7 +57,7 @@ class IndexFolder:
     @staticmethod
     def exists(path: Path | str) -> bool:
         """Whether there is an index in this folder."""
-        return os.path.isfile(Path(path) / catalog_module.FILE)  # noqa: PTH113 (Path.is_file raises if access is denied)
+        return os.path.isfile(Path(path) / FILE)  # noqa: PTH113 (Path.is_file raises if access is denied)
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -102,11 +101,11 @@ class IndexFolder:
                         os.fsync(file.fileno())
                 Catalog.create(scratch, about)
                 scratch.chmod(0o755)
-                _sync_folder(scratch)
+                sync_folder(scratch)
                 scratch.rename(path)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except (OSError, sqlite3.Error) as error:
             raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
 
@@ -131,7 +130,12 @@ class IndexFolder:
     # Writing.
 
     def append(
-        self, items: Sequence[NewItem], embeddings: Embeddings | None, *, restamp: Iterable[tuple[int, Stamp]] = ()
+        self,
+        items: Sequence[NewItem],
+        embeddings: Embeddings | None,
+        *,
+        restamp: Iterable[tuple[int, Stamp]] = (),
+        new: bool = False,
     ) -> int:
         """Commit items with their vectors: vectors to disk first, the catalog last.
 
@@ -140,6 +144,7 @@ class IndexFolder:
             embeddings: unit vectors at the index's levels, float; stored as float16 (float32 in an index of format 1
                 that was not compacted since).
             restamp: items whose files were read again and found unchanged.
+            new: whether the caller, who is the only writer, has seen that no item has any of these paths.
 
         Returns:
             How many of the items replaced another.
@@ -151,8 +156,9 @@ class IndexFolder:
         updated = 0
         with self._changing() as state:
             if items and embeddings is not None:
+                paths = [item.path for item in items]
                 for level in self.levels:
-                    check_vectors(level, embeddings.get(level.name), [item.path for item in items])
+                    check_vectors(level, embeddings.get(level.name), paths)
                 files = [self._file(level, state) for level in self.levels]
                 for file in files:
                     file.map(state.rows)  # refuses to build on a damaged file
@@ -162,7 +168,7 @@ class IndexFolder:
                         for file, level in zip(files, self.levels, strict=True)
                     ]
                     # Meanwhile; what counts is that all vectors are on disk before the commit.
-                    updated = self.catalog.put(items, state.rows)
+                    updated = self.catalog.put(items, state.rows, new=new)
                 for level, write in zip(self.levels, writes, strict=True):
                     self.catalog.integrity.add_block(level.name, state.rows, write.result())
                 self.catalog.set_rows(state.rows + len(items))
@@ -216,17 +222,7 @@ class IndexFolder:
         Raises:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
-        with self._writer():
-            with self._changing() as state:
-                damaged = self.catalog.integrity.damaged_item()
-                if damaged is not None:
-                    raise DamagedIndexError(f"{self.path}: the record of item {damaged} is damaged; run `hivlp repair`")
-                live = self.catalog.live()
-                freed = state.rows - len(live)
-                if freed or state.dtype != HALF.str:
-                    self._rewrite(state, live, on_progress)
-            self._drop_old_files()  # a compaction that was killed may have left some, too
-        return freed
+        return compact(self, on_progress)
 
     def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
         """Add another index's items, except those whose path is here already.
@@ -242,30 +238,7 @@ class IndexFolder:
             IndexFolderError: if the other index was made with another model, or is this one.
         """
         with closing(IndexFolder(Path(other))) as source:
-            mine, theirs = self.catalog.about, source.catalog.about
-            if (mine.fingerprint, mine.levels) != (theirs.fingerprint, theirs.levels):
-                raise IndexFolderError(
-                    f"{other} was made with {theirs.model}, {self.path} with {mine.model}: not merged"
-                )
-            if source.path.resolve() == self.path.resolve():
-                raise IndexFolderError(f"{other} is the same index")
-            added = seen = 0
-            with self._writer(), source.catalog.reading() as state:
-                source._refresh(state)
-                total = source.catalog.count()
-                sums = {level.name: source.catalog.integrity.checksums(level.name, state.rows) for level in self.levels}
-                for chunk in chunks(source.catalog.all_items(), CHUNK):
-                    new = [item for item in chunk if self.catalog.at(item.path) is None]
-                    if new:
-                        rows = np.array([item.row for item in new])
-                        for level, part in zip(source.levels, source._maps, strict=True):
-                            source._check_sums(state, level, rows, part[rows], sums[level.name])
-                        self.append([_copy(item) for item in new], source._rows(rows))
-                        added += len(new)
-                    seen += len(chunk)
-                    if on_progress is not None:
-                        on_progress(seen, total)
-            return added
+            return merge(self, source, other, on_progress)
 
     # Reading.
 
@@ -328,30 +301,6 @@ class IndexFolder:
 
     def _file(self, level: Level, state: State) -> VectorFile:
         return VectorFile.of(self.path, level, state.generation, state.dtype)
-
-    def _rewrite(self, state: State, live: NDArray[np.int64], on_progress: Progress | None) -> None:
-        """Write a new generation of files that holds these items alone, given as (row, id), and switch to it."""
-        live, ids = live.T
-        generation = state.generation + 1
-        for number, level in enumerate(self.levels):
-            sums = self.catalog.integrity.checksums(level.name, state.rows)
-            self.catalog.integrity.forget_blocks(level.name)
-            # Of a file that is damaged no more is asked than it must give; of a missing one, nothing.
-            old = self._file(level, state).map(int(live.max()) + 1) if len(live) else None
-            new = VectorFile.of(self.path, level, generation)
-            new.path.unlink(missing_ok=True)
-            new.create()
-            for start in range(0, len(live), CHUNK):
-                rows = live[start : start + CHUNK]
-                assert old is not None
-                vectors = old[rows]
-                self._check_sums(state, level, rows, vectors, sums)
-                self.catalog.integrity.add_block(level.name, start, new.write(start, vectors))
-                if on_progress is not None:
-                    on_progress(number * len(live) + start + len(rows), len(live) * len(self.levels))
-        _sync_folder(self.path)
-        self.catalog.renumber(enumerate(ids.tolist()))
-        self.catalog.set_rows(len(live), generation, HALF.str)
 
     def _upgrade(self, state: State) -> State:
         """From format 1 to 2; the vectors stay as they are, and get checksums if they can be what was written."""
@@ -416,27 +365,6 @@ class IndexFolder:
                 f"{self.path} cannot be written: {_reason(error)}; what was reported is safe, the rest is not stored"
             ) from error
 
-    def _drop_old_files(self) -> None:
-        state = self.catalog.state()
-        for level in self.levels:
-            for suffix in SUFFIXES.values():
-                for path in self.path.glob(f"{level.name}.*.{suffix}"):
-                    if path != self._file(level, state).path:
-                        with suppress(OSError):
-                            path.unlink()
-
-
-def _copy(item: Item) -> NewItem:
-    return NewItem(item.path, item.hash, item.caption, item.metadata, item.stamp)
-
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).lower()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

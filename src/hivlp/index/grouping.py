@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.index.catalog import Catalog, Item
+from hivlp.index.catalog import Catalog
+from hivlp.index.records import Item
 from hivlp.index.scan import Mask, Rows
 
 CHUNK = 256  # rows compared with each other at once

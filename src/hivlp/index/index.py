@@ -16,9 +16,9 @@ from hivlp.fit.maps import EMBEDDINGS, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import AnsweringFolder, check_width
-from hivlp.index.catalog import About
-from hivlp.index.folder import Progress
+from hivlp.index.compacting import Progress
 from hivlp.index.opened_engine import stored_bytes
+from hivlp.index.records import About
 from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.search import Hit, SearchResult, Stopwatch
 from hivlp.index.tuning import DEFAULT_RECALL, tune

@@ -10,7 +10,8 @@ from typing import Any
 
 from hivlp.errors import DamagedIndexError
 from hivlp.index.adding import Failure
-from hivlp.index.folder import IndexFolder, Progress
+from hivlp.index.compacting import Progress, drop_old_files, rewrite
+from hivlp.index.folder import IndexFolder
 from hivlp.index.schema import OLD_FORMAT
 from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
 from hivlp.index.verify import VerifyReport, items_to_json, verify_folder
@@ -89,8 +90,8 @@ def set_damage_aside(folder: IndexFolder, on_progress: Progress | None = None) -
                 folder.catalog.integrity.forget(item_id for item_id, _ in records)
                 forgotten = {item_id for item_id, _ in records}
                 folder.catalog.integrity.lose({item_id for item_id, _ in vectors} - forgotten)
-                folder._rewrite(state, folder.catalog.live(), on_progress)
-            folder._drop_old_files()
+                rewrite(folder, state, folder.catalog.live(), on_progress)
+            drop_old_files(folder)
         report.lost = folder.catalog.integrity.lost()[0]
         report.items = folder.catalog.count()
     return report

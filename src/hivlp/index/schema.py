@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 FORMAT = 2
@@ -58,6 +59,12 @@ def record_crc(*values: object) -> int:
     return zlib.crc32(ascii(values).encode("ascii"))
 
 
+def seal(records: Iterable[tuple[object, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Records with their :func:`record_crc` behind them."""
+    # As record_crc does it, without a call for each of a great many.
+    return ((*record, zlib.crc32(ascii(record).encode("ascii"))) for record in records)
+
+
 def pack_path(path: str) -> str | bytes:
     """A path as SQLite can hold it: text, or bytes if the name is not valid UTF-8."""
     try:
@@ -65,6 +72,15 @@ def pack_path(path: str) -> str | bytes:
         return path
     except UnicodeEncodeError:
         return os.fsencode(path)
+
+
+def pack_paths(paths: Sequence[str]) -> Sequence[str | bytes]:
+    """Each of many paths as :func:`pack_path` has it."""
+    try:
+        "".join(paths).encode("utf-8")  # at once, which fails if one of them does
+        return paths
+    except UnicodeEncodeError:
+        return [pack_path(path) for path in paths]
 
 
 def unpack_path(value: str | bytes) -> str:

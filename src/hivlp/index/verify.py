@@ -17,11 +17,12 @@ from hivlp.engine import Engine
 from hivlp.engine.engine import MANIFEST
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
-from hivlp.index.catalog import FILE, State
-from hivlp.index.folder import CHUNK, IndexFolder
+from hivlp.index.database import FILE
+from hivlp.index.folder import IndexFolder
+from hivlp.index.records import State
 from hivlp.index.schema import OLD_FORMAT, unpack_path
 from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
-from hivlp.index.vectors import VectorFile, not_unit, row_checksums
+from hivlp.index.vectors import CHUNK, VectorFile, not_unit, row_checksums
 from hivlp.levels import Level
 
 Rows = NDArray[np.int64]
