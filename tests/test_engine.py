@@ -261,3 +261,10 @@ def test_variants_compiled_for(machine, tmp_path):
 def test_the_struct_is_the_one_of_the_kernels():
     # Twelve pointers, two counts of 64 bits, three of 32, three floats.
     assert ctypes.sizeof(native.EngineStruct) == 12 * 8 + 2 * 8 + 3 * 4 + 3 * 4
+
+
+def test_many_items_get_codes_that_fit_into_memory():
+    assert building.affordable_dims(512, 1_000_000, 2) == 512
+    assert building.affordable_dims(192, 10_000_000, 2) == 128
+    assert building.affordable_dims(96, 10_000_000, 2) == 96
+    assert building.affordable_dims(192, 10**10, 2) == 64

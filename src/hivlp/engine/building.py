@@ -21,6 +21,7 @@ FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
 CANDIDATE_DIMS = (64, 96, 128, 192, 256, 384)
+MEMORY = 1.1e9  # bytes that codes may take before they get fewer dimensions than they need
 
 
 @dataclass
@@ -68,6 +69,7 @@ def learn(
     queries: Vectors | None,
     dims: int | None,
     lists: int | None,
+    copies: int,
     rng: np.random.Generator,
     tell: Progress,
 ) -> Learnt:
@@ -77,7 +79,9 @@ def learn(
     asked = sample if queries is None else queries[:SAMPLE]
     tell("projection", 0, 1)
     mean, of_items, of_queries = fit.projections(sample, asked)
-    dims = dims or choose_dims(sample, asked, mean, of_items, of_queries, len(items))
+    if dims is None:
+        needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
+        dims = affordable_dims(needed, len(items), copies)
     turn = fit.rotation(dims, rng)
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
@@ -179,6 +183,15 @@ def choose_dims(
         if float(np.mean(shares)) >= 0.995:
             return dims
     return int(min(512, max(16, width // 16 * 16)))
+
+
+def affordable_dims(needed: int, count: int, copies: int) -> int:
+    """As many dimensions as needed, or the most with which the codes of ``count`` items stay within :data:`MEMORY`."""
+
+    def fits(dims: int) -> bool:
+        return count * (-(-dims // 128) * 64 + copies * (dims // 8 + 5)) <= MEMORY
+
+    return needed if fits(needed) else max((d for d in CANDIDATE_DIMS if d < needed and fits(d)), default=64)
 
 
 def _best_of(scores: NDArray[Any], count: int) -> NDArray[np.int64]:

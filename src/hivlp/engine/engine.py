@@ -162,7 +162,7 @@ class Engine:
         Args:
             items: (n, d) float16 or float32 vectors; kept as float16, as they are if they are that already.
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
-            dims: of the codes, a multiple of 16 (default: what these vectors need).
+            dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
             lists: how many (default: about four times the square root of n).
             copies: lists that an item lies in.
             seed: of samples and rotations.
@@ -171,7 +171,7 @@ class Engine:
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
-        learnt = building.learn(items, asked, dims, lists, rng, tell)
+        learnt = building.learn(items, asked, dims, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
         centres = learnt.exact_centres
