@@ -15,13 +15,14 @@ import numpy as np
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture
 from hivlp.encode.stream import chunks
-from hivlp.engine import Engine, native
+from hivlp.engine import bounds, native
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.catalog import About, State
 from hivlp.index.engine_scan import HEAD, EngineScanner
+from hivlp.index.exact_scan import ExactScanner
 from hivlp.index.folder import IndexFolder, Progress
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
 from hivlp.index.ranking import Ranking, scan_together
@@ -56,6 +57,7 @@ class Index(IndexFolder):
         super().__init__(path)
         self._scanners: list[Scanner] = []
         self._engine: EngineScanner | None = None
+        self._exact: ExactScanner | None = None
         self._tuned: Tuned | None = None
         self._passing: dict[str, Mask] = {}  # the least recently asked first
         self._model: Encoder | None = None
@@ -390,14 +392,15 @@ class Index(IndexFolder):
             self._passing.clear()
             super()._refresh(state)
             self._scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
-            self._engine, self._tuned = None, Tuned.load(self.path)
+            self._engine, self._exact, self._tuned = None, None, Tuned.load(self.path)
             usable = native.load() is not None  # without kernels, reading everything is the faster way
             if usable and self._tuned is not None and self._tuned.generation == state.generation:
                 # An engine that has just been replaced, or is damaged, is done without until the next commit.
                 with suppress(IndexFolderError):
                     vectors = np.asarray(self._maps[-1])
-                    engine = Engine.load(self.path / ENGINE_FOLDER, vectors)
+                    engine, bound = bounds.load(self.path / ENGINE_FOLDER, vectors)
                     self._engine = EngineScanner(engine, len(engine.arrays.nibbles), vectors)
+                    self._exact = None if bound is None else ExactScanner(self._engine, bound, vectors)
 
     def _forget(self) -> None:
         """Open everything again at the next search."""
@@ -422,7 +425,7 @@ class Index(IndexFolder):
     def _plan(self, options: Options) -> tuple[Sequence[Scanner], bool]:
         """The scanners, coarse to fine, that answer, and whether they are the finest level alone."""
         if options.exact:
-            return self._scanners[-1:], True
+            return self._scanners[-1:] if self._exact is None else [self._exact], True
         if not options.tuned or (self._engine is None and options.recall is None):
             return self._scanners, False
         if self._engine is not None and self._tuned is not None:
