@@ -18,6 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
 FOLDER = Path("src/hivlp/engine")
+SOURCES = ("kernels.c", "bounds.c")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
@@ -30,7 +31,7 @@ class KernelBuildHook(BuildHookInterface):
             return
         folder = Path(self.root) / FOLDER
         library = folder / "_kernels.so"
-        reason = compile_library(folder / "kernels.c", library)
+        reason = compile_library([folder / name for name in SOURCES], library)
         if reason is None:
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{next(sys_tags()).platform}"
@@ -42,7 +43,7 @@ class KernelBuildHook(BuildHookInterface):
             self.app.display_warning(f"hivlp searches without compiled kernels: {reason}")
 
 
-def compile_library(source: Path, library: Path) -> str | None:
+def compile_library(sources: list[Path], library: Path) -> str | None:
     """Compile; returns why it could not be done, or None."""
     if sys.platform == "win32":
         return "not on Windows yet"
@@ -50,8 +51,9 @@ def compile_library(source: Path, library: Path) -> str | None:
     scratch = library.with_suffix(f".{os.getpid()}")
     try:
         done = subprocess.run(
-            [*compiler, *FLAGS, "-o", str(scratch), str(source), "-lm"], capture_output=True, text=True, check=False
-        )
+            [*compiler, *FLAGS, "-o", str(scratch), *map(str, sources), "-lm"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     except OSError as error:
         return f"no C compiler ({error})"
     if done.returncode:

@@ -92,8 +92,9 @@ def test_searches_use_the_engine(made, queries, monkeypatch):
         index.search(vector={"fine": queries[0]})
         assert asked == [1]
         index.search(vector={"fine": queries[0]}, shortlist=50)
-        index.search(vector={"fine": queries[0]}, exact=True)
         assert asked == [1]
+        index.search(vector={"fine": queries[0]}, exact=True)  # the engine says what an answer must reach
+        assert asked == [1, 1]
 
 
 def test_pages_are_one_long_list(made, queries):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,16 @@ def load() -> ctypes.CDLL | None:
     library.hivlp_assign.argtypes = [
         c_void_p, c_void_p, c_float, c_int64, c_int, c_void_p, c_int64, c_int, c_void_p, c_void_p,
     ]  # fmt: skip
+    library.hivlp_bounds_choose.argtypes = [c_int]
+    library.hivlp_bounds_choose.restype = c_int
+    library.hivlp_bounds.argtypes = [
+        c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_double, c_double, c_double, c_double,
+        c_void_p, c_void_p, c_void_p,
+    ]  # fmt: skip
+    library.hivlp_bounds.restype = c_int64
     most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
     library.hivlp_choose(most)
+    library.hivlp_bounds_choose(most)
     return library
 
 

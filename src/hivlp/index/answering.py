@@ -163,7 +163,8 @@ class AnsweringFolder(IndexFolder):
     def _plan(self, options: Options) -> tuple[Sequence[Scanner], bool]:
         """The scanners, coarse to fine, that answer, and whether they are the finest level alone."""
         if options.exact:
-            return self._scanners[-1:], True
+            exact = self._opened.exact
+            return self._scanners[-1:] if exact is None else [exact], True
         engine, tuned = self._opened.scanner, self._opened.tuned
         if not options.tuned or (engine is None and options.recall is None):
             return self._scanners, False

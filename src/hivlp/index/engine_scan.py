@@ -38,7 +38,7 @@ class EngineScanner:
         self._all = ExhaustiveScanner(vectors)
         self._tail = ExhaustiveScanner(vectors[built:])
         self._rows = len(vectors)
-        self._masks: list[tuple[Mask, _Filter]] = []
+        self._masks: list[tuple[Mask, Passing]] = []
         self.setting: Setting | None = None
 
     def top(self, query: Vectors, count: int, allowed: Mask | None) -> tuple[Rows, Vectors]:
@@ -54,22 +54,34 @@ class EngineScanner:
         """(n,) scores of the given rows."""
         return self._all.rescore(query, rows)
 
-    def _head(self, query: Vectors, allowed: Mask | None) -> tuple[Rows, Vectors]:
-        assert self.setting is not None
-        setting, bits = self.setting, None
+    def nearest(self, query: Vectors, count: int, setting: Setting, allowed: Mask | None) -> tuple[Rows, Vectors]:
+        """The best of the rows that the engine knows, as far as it finds them."""
+        bits = None
         if allowed is not None:
-            passing = self._filter(allowed)
+            passing = self.passing(allowed)
             if passing.few is not None:
-                rows, scores = self._engine.search_rows(query, passing.few, HEAD, 2 * HEAD)
-                return self._with_tail(query, rows, scores, allowed)
+                return self._engine.search_rows(query, passing.few, count, 2 * count)
             bits = passing.bits
             effort = min(1 / passing.share, MOST_EFFORT)
             # The router's scores are logarithms: so many times as many lists are worth reading.
             margin = setting.margin + math.log(effort)
             setting = Setting(int(setting.lists * effort), margin, setting.shortlist, setting.last)
-        found, products = self._engine.search(query[None], HEAD, setting, allowed=bits)
+        found, products = self._engine.search(query[None], count, setting, allowed=bits)
         held = found[0] >= 0
-        return self._with_tail(query, found[0][held], products[0][held], allowed)
+        return found[0][held], products[0][held]
+
+    def passing(self, allowed: Mask) -> Passing:
+        """What the engine needs of a mask."""
+        for mask, known in self._masks:
+            if mask is allowed:
+                return known
+        known = Passing(allowed[: self._built])
+        self._masks = [*self._masks[-7:], (allowed, known)]
+        return known
+
+    def _head(self, query: Vectors, allowed: Mask | None) -> tuple[Rows, Vectors]:
+        assert self.setting is not None
+        return self._with_tail(query, *self.nearest(query, HEAD, self.setting, allowed), allowed)
 
     def _with_tail(self, query: Vectors, rows: Rows, scores: Vectors, allowed: Mask | None) -> tuple[Rows, Vectors]:
         if self._rows == self._built:
@@ -79,16 +91,8 @@ class EngineScanner:
         order = np.lexsort((rows, -scores))[:HEAD]
         return rows[order], scores[order]
 
-    def _filter(self, allowed: Mask) -> _Filter:
-        for mask, known in self._masks:
-            if mask is allowed:
-                return known
-        known = _Filter(allowed[: self._built])
-        self._masks = [*self._masks[-7:], (allowed, known)]
-        return known
 
-
-class _Filter:
+class Passing:
     """What the engine needs of a mask, worked out once."""
 
     def __init__(self, allowed: Mask) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hivlp.engine import Engine, native
+from hivlp.engine import Engine, bounds, native
+from hivlp.engine.bounds import Bounds
 from hivlp.engine.engine import MANIFEST
 from hivlp.errors import IndexFolderError
 from hivlp.index.engine_scan import EngineScanner
+from hivlp.index.exact_scan import ExactScanner
 from hivlp.index.tuning import FOLDER, Tuned
 from hivlp.index.vectors import Stored
 
@@ -26,6 +28,7 @@ class OpenedEngine:
     Attributes:
         tuned: what the engine is known to do; None without one.
         scanner: over the rows of the commit that was last seen; None without an engine that knows them.
+        exact: likewise, for exact answers; None also where an engine has no bounds.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,12 +42,14 @@ class OpenedEngine:
         self._identity: Identity | None = None
         self._vectors: Stored | None = None
         self._engine: Engine | None = None
+        self._bounds: Bounds | None = None
         self.tuned: Tuned | None = None
         self.scanner: EngineScanner | None = None
+        self.exact: ExactScanner | None = None
 
     def close(self) -> None:
         """Let go of the files."""
-        self._identity = self._vectors = self._engine = self.tuned = self.scanner = None
+        self._identity = self._vectors = self._engine = self._bounds = self.tuned = self.scanner = self.exact = None
 
     def refresh(self, vectors: Stored, generation: int) -> None:
         """See whether another engine is there by now, and let the one that is know the rows of this commit.
@@ -60,27 +65,29 @@ class OpenedEngine:
         if identity == self._identity and vectors is self._vectors:
             return
         same = identity == self._identity
-        tuned, engine = (self.tuned, self._engine) if same else (None, None)
+        tuned, engine, bound = (self.tuned, self._engine, self._bounds) if same else (None, None, None)
         self.close()
         self._identity, self._vectors = identity, vectors
         if identity is None:
             return
         plain = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
         if tuned is not None and engine is not None and tuned.generation == generation and tuned.rows <= len(plain):
-            self._use(tuned, Engine(engine.arrays, plain))  # of the same generation, rows only come in addition
+            engine = Engine(engine.arrays, plain)  # of the same generation, rows only come in addition
+            self._use(tuned, engine, None if bound is None else bound.over(engine))
             return
         tuned = Tuned.load(self._folder)
         if tuned is None or tuned.generation != generation:
             return
         # One that is damaged, or is just being replaced, is done without.
         with suppress(IndexFolderError):
-            engine = Engine.load(self._folder / FOLDER, plain)
+            engine, bound = bounds.load(self._folder / FOLDER, plain)
             if self._look() == identity:  # otherwise what it is known to do may be said of another
-                self._use(tuned, engine)
+                self._use(tuned, engine, bound)
 
-    def _use(self, tuned: Tuned, engine: Engine) -> None:
-        self.tuned, self._engine = tuned, engine
+    def _use(self, tuned: Tuned, engine: Engine, bound: Bounds | None) -> None:
+        self.tuned, self._engine, self._bounds = tuned, engine, bound
         self.scanner = EngineScanner(engine, len(engine.arrays.nibbles), engine.fine)
+        self.exact = None if bound is None else ExactScanner(self.scanner, bound, engine.fine)
 
     def _look(self) -> Identity | None:
         try:

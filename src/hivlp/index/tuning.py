@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import Engine, Setting, native
+from hivlp.engine.bounds import Bounds
 from hivlp.engine.engine import Arrays, read_manifest
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
@@ -133,9 +134,10 @@ def tune(
         asked = asked[np.random.default_rng(0).permutation(len(asked))[:MOST_QUERIES]]
         held_out, known = _split(asked)
         engine = Engine.build(vectors, queries=known, on_progress=tell)
+        bounds = Bounds.build(engine, known, tell)
         tuned = _measure(engine, alive, held_out, recall, source, generation, len(vectors), tell)
-        _store(index, engine, tuned, asked)
-    return _report(index, engine, tuned, time.perf_counter() - started)
+        _store(index, engine, bounds, tuned, asked)
+    return _report(index, engine, bounds, tuned, time.perf_counter() - started)
 
 
 def refresh(index: Index, on_progress: Progress | None = None) -> bool:
@@ -164,8 +166,9 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
             engine, learnt = Engine.build(vectors, queries=known, on_progress=tell), len(vectors)
         else:
             engine = Engine.extend(arrays, vectors, on_progress=tell)
+        bounds = Bounds.build(engine, known, tell)
         again = _measure(engine, alive, held_out, tuned.recall, tuned.queries, generation, learnt, tell)
-        _store(index, engine, again, asked)
+        _store(index, engine, bounds, again, asked)
     return True
 
 
@@ -299,23 +302,25 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def _store(index: Index, engine: Engine, tuned: Tuned, asked: Vectors) -> None:
+def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
+    extra = {QUERIES: asked.astype(np.float16), **({} if bounds is None else bounds.files())}
     try:
-        engine.save(index.path / FOLDER, tuned.to_json(), {QUERIES: asked.astype(np.float16)})
+        engine.save(index.path / FOLDER, tuned.to_json(), extra)
     except OSError as error:
         raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
 
 
-def _report(index: Index, engine: Engine, tuned: Tuned, seconds: float) -> dict[str, Any]:
+def _report(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, seconds: float) -> dict[str, Any]:
     chosen = tuned.setting(tuned.recall)
+    held = engine.bytes_per_vector + (0 if bounds is None else bounds.bytes_per_vector)
     return {
         "index": str(index.path),
         **tuned.to_json(),
         "chosen": next((point.to_json() for point in tuned.frontier if point.setting == chosen), None),
         "lists": engine.lists,
         "dims": engine.dims,
-        "bytes_per_vector": round(engine.bytes_per_vector, 1),
-        "memory_mb": round(engine.bytes_per_vector * len(engine.fine) / 1e6, 1),
+        "bytes_per_vector": round(held, 1),
+        "memory_mb": round(held * len(engine.fine) / 1e6, 1),
         "seconds": round(seconds, 1),
     }
 

@@ -1,0 +1,117 @@
+/* Upper bounds on inner products from an engine's nibbles: which rows an exact search has to look at.
+ *
+ * A row's bound is `offset + unit * sum + reach * length`: `sum` is the exact integer product of its nibbles with a
+ * query of 15 bits, split into bytes (128 * high + low), and `length` is what the row's nibbles leave out at most. All
+ * variants agree but for the rounding of these three doubles. `hivlp.engine.bounds` says why this is a bound, and the
+ * same in numpy. Nibbles lie as kernels.c has them.
+ */
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define X86 1
+#include <immintrin.h>
+#endif
+
+enum { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
+
+/* Sum of products of one row of nibbles and a query. */
+typedef int32_t (*product_fn)(const uint8_t *row, const int8_t *high, const int8_t *low, int groups);
+
+static int32_t product_generic(const uint8_t *row, const int8_t *high, const int8_t *low, int groups) {
+    int32_t a = 0, b = 0;
+    for (int g = 0; g < groups; g++, row += 64, high += 128, low += 128)
+        for (int j = 0; j < 64; j++) {
+            int first = row[j] & 15, second = row[j] >> 4;
+            a += first * high[j] + second * high[64 + j];
+            b += first * low[j] + second * low[64 + j];
+        }
+    return 128 * a + b;
+}
+
+#ifdef X86
+__attribute__((target("avx2"))) static int32_t product_avx2(const uint8_t *row, const int8_t *high, const int8_t *low,
+                                                            int groups) {
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
+    for (int g = 0; g < groups; g++, row += 64, high += 128, low += 128)
+        for (int half = 0; half < 64; half += 32) {
+            /* Four products of at most 15 * 128 each: well inside 16 bits. */
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)(row + half));
+            __m256i first = _mm256_and_si256(bytes, nibble);
+            __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+            __m256i x = _mm256_maddubs_epi16(first, _mm256_loadu_si256((const __m256i *)(high + half)));
+            __m256i y = _mm256_maddubs_epi16(second, _mm256_loadu_si256((const __m256i *)(high + 64 + half)));
+            a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_add_epi16(x, y), ones));
+            x = _mm256_maddubs_epi16(first, _mm256_loadu_si256((const __m256i *)(low + half)));
+            y = _mm256_maddubs_epi16(second, _mm256_loadu_si256((const __m256i *)(low + 64 + half)));
+            b = _mm256_add_epi32(b, _mm256_madd_epi16(_mm256_add_epi16(x, y), ones));
+        }
+    __m256i both = _mm256_add_epi32(_mm256_slli_epi32(a, 7), b);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+#define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+__attribute__((target(WIDE))) static int32_t product_avx512(const uint8_t *row, const int8_t *high, const int8_t *low,
+                                                            int groups) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    for (int g = 0; g < groups; g++, row += 64, high += 128, low += 128) {
+        __m512i bytes = _mm512_loadu_si512(row);
+        __m512i first = _mm512_and_si512(bytes, nibble), second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
+        a = _mm512_dpbusd_epi32(a, first, _mm512_loadu_si512(high));
+        b = _mm512_dpbusd_epi32(b, first, _mm512_loadu_si512(low));
+        c = _mm512_dpbusd_epi32(c, second, _mm512_loadu_si512(high + 64));
+        d = _mm512_dpbusd_epi32(d, second, _mm512_loadu_si512(low + 64));
+    }
+    __m512i large = _mm512_slli_epi32(_mm512_add_epi32(a, c), 7);
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(large, _mm512_add_epi32(b, d)));
+}
+#endif
+
+static product_fn product = product_generic;
+
+/* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
+EXPORT int hivlp_bounds_choose(int most) {
+    int chosen = GENERIC;
+    product = product_generic;
+#ifdef X86
+    __builtin_cpu_init();
+    if (most >= AVX2 && __builtin_cpu_supports("avx2")) {
+        product = product_avx2;
+        chosen = AVX2;
+    }
+    if (most >= AVX512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        product = product_avx512;
+        chosen = AVX512;
+    }
+#else
+    (void)most;
+#endif
+    return chosen;
+}
+
+/* The rows from `first` up to `last` whose bounds reach `bar`, and these; returns how many. `allowed` has a bit for each
+ * row, or is NULL for all. */
+EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint16_t *lengths, int64_t first, int64_t last, int groups,
+                            const int8_t *high, const int8_t *low, double offset, double unit, double reach, double bar,
+                            const uint8_t *allowed, int64_t *rows, double *bounds) {
+    int64_t found = 0;
+    for (int64_t row = first; row < last; row++) {
+        if (allowed && !(allowed[row >> 3] >> (row & 7) & 1)) continue;
+        double bound = offset + unit * product(nibbles + row * groups * 64, high, low, groups) + reach * lengths[row];
+        rows[found] = row;
+        bounds[found] = bound;
+        found += bound >= bar;
+    }
+    return found;
+}

@@ -1,0 +1,235 @@
+"""How high a row's inner product can be at most, as its nibbles say: an exact search need not look at the others.
+
+The nibbles of a row stand for a vector ``y``, so that ``q.x = q.y + q.e`` with the error ``e = x - y``. For any
+invertible ``W`` and its inverse transpose ``V``, ``q.e = (q W).(e V)``, and that is no more than ``|q W| |e V|``: one
+number an item. ``W`` is the one for which these products of lengths are smallest on average, over a sample of queries
+and of errors (see :func:`balance`); it only decides how tight the bound is, never whether it holds.
+
+What is rounded is paid for. An item's length is computed in float64 and rounded up; the query's products with the
+nibbles are integers, and what rounding the query leaves out is added; so is what a float32 sum of ``d`` products can be
+off by, since it is such sums that are ranked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import building, layout, native
+from hivlp.engine.building import Half, Progress
+from hivlp.engine.engine import Engine, file_check, read_manifest
+from hivlp.errors import IndexFolderError
+from hivlp.levels import Vectors
+
+Doubles = NDArray[np.float64]
+NAMES = ("bound_map.npy", "bound_lengths.npy", "bound_numbers.npy")
+SAMPLE = 50_000  # errors that the map is learnt from
+CHUNK = 65_536  # rows between two looks at how many are left
+SHRINK = 1e-3  # of the mean variance: keeps the map well conditioned where there is next to none
+HIGHEST = 127 * 128  # of a query's numbers
+MOST_DIMS = 8192  # times a nibble and such a number, an int32 still
+
+
+@dataclass
+class Bound:
+    """One query's bound: ``offset + unit * (codes . (128 * high + low)) + reach * length`` of a row."""
+
+    high: NDArray[np.int8]  # (groups * 128,)
+    low: NDArray[np.int8]
+    offset: float
+    unit: float
+    reach: float
+
+
+class Bounds:
+    """Bounds on the inner products with all the rows of an engine."""
+
+    def __init__(self, engine: Engine, of_queries: Vectors, lengths: NDArray[np.uint16], numbers: Doubles) -> None:
+        """What :meth:`build` made.
+
+        Args:
+            engine: whose nibbles these belong to.
+            of_queries: (d, d) the map W.
+            lengths: (n,) of the errors, in steps.
+            numbers: (3,) the step; the greatest length of an item; what is added for each unit of a query's length.
+        """
+        self.engine, self.of_queries, self.lengths, self.numbers = engine, of_queries, lengths, numbers
+        arrays = engine.arrays
+        self._map: Doubles = arrays.map.astype(np.float64) * arrays.step[:, None].astype(np.float64)
+        self._mean = arrays.mean.astype(np.float64)
+        self._map_length = float(np.linalg.norm(of_queries.astype(np.float64)))
+
+    @classmethod
+    def build(cls, engine: Engine, queries: Vectors, on_progress: Progress | None = None) -> Bounds | None:
+        """Measure the errors of all rows of an engine.
+
+        Args:
+            engine: as built.
+            queries: (m, d) a sample of queries like those to come.
+            on_progress: called with what is done, how much of it, and of how much.
+
+        Returns:
+            None where there is no bound: of vectors that are not finite, or of too many dimensions for a sum of int32.
+        """
+        items, codes = engine.fine, engine.arrays.nibbles
+        count, width = len(codes), items.shape[1]
+        if count == 0 or len(engine.arrays.step) > MOST_DIMS:
+            return None
+        rng = np.random.default_rng(0)
+        some = np.sort(rng.choice(count, min(count, SAMPLE), replace=False))
+        errors = (_errors(engine, some[start : start + 4096]) for start in range(0, len(some), 4096))
+        moments = sum((part.T @ part for part in errors), np.zeros((width, width))) / len(some)
+        asked = queries[:SAMPLE].astype(np.float64)
+        asked_moments = asked.T @ asked / max(1, len(asked))
+        if not (np.isfinite(moments).all() and np.isfinite(asked_moments).all()):
+            return None
+        of_queries = balance(moments, asked_moments)
+        of_errors = np.linalg.inv(of_queries.astype(np.float64)).T
+        exact, longest_error, longest = np.empty(count), 0.0, 0.0
+        for start in range(0, count, building.CHUNK):
+            rows = np.arange(start, min(start + building.CHUNK, count))
+            left_out = _errors(engine, rows)
+            exact[rows] = np.linalg.norm(left_out @ of_errors, axis=1)
+            longest_error = max(longest_error, float(np.linalg.norm(left_out, axis=1).max()))
+            longest = max(longest, float(np.linalg.norm(items[rows].astype(np.float64), axis=1).max()))
+            if on_progress is not None:
+                on_progress("bounds", int(rows[-1]) + 1, count)
+        if not np.isfinite(exact).all():
+            return None
+        step = max(float(exact.max()), 1e-30) * (1 + 1e-5) / 65_535
+        # More than float64 sums of `width` products can be off by, for maps as well conditioned as SHRINK makes them.
+        lengths = np.ceil(exact * (1 + 1e-6) / step).astype(np.uint16)
+        # How far W and V are from being inverse: next to nothing, but not nothing.
+        gap = float(np.linalg.norm(np.eye(width) - of_errors @ of_queries.T.astype(np.float64))) + 1e-12
+        return cls(engine, of_queries, lengths, np.array([step, longest, gap * longest_error + 1e-12 * longest]))
+
+    def of(self, query: Vectors) -> Bound:
+        """The bound for a (d,) query."""
+        query = np.ascontiguousarray(query, np.float32)
+        exact, width = query.astype(np.float64), len(query)
+        length = float(np.linalg.norm(exact))
+        step, longest, gap = self.numbers.tolist()
+        # Twice what sums of `width` float32 products, however ordered, can be off by, for vectors of length one.
+        error = (width + 16) * 2.0**-23
+        reach = float(np.linalg.norm((query @ self.of_queries).astype(np.float64))) + error * length * self._map_length
+        products = self._map @ exact
+        unit = max(float(np.abs(products).max()), 1e-30) / HIGHEST
+        whole = np.rint(products / unit).astype(np.int32)
+        low = (whole + 64) % 128 - 64
+        left_out = float(np.abs(products - whole * unit).sum())
+        slack = length * (error * longest + gap) + float(np.finfo(np.float32).tiny) * width
+        halves = np.zeros((2, self.engine.arrays.nibbles.shape[1] * 2), np.int8)
+        halves[0, : len(whole)], halves[1, : len(whole)] = (whole - low) // 128, low
+        # A nibble c stands for c - 7.5 steps.
+        offset = float(self._mean @ exact) - 7.5 * unit * int(whole.sum()) + 7.5 * left_out + slack
+        return Bound(halves[0], halves[1], offset, unit, reach * step)
+
+    def reaching(
+        self, query: Vectors, bar: float, most: int, allowed: NDArray[np.uint8] | None = None
+    ) -> tuple[NDArray[np.int64], Doubles] | None:
+        """The rows whose bounds are ``bar`` or more, and these; None if they are more than ``most``. Needs kernels.
+
+        Args:
+            query: (d,) float32.
+            bar: what counts.
+            most: rows at which it is not worth going on.
+            allowed: a bit for each row (``numpy.packbits(..., bitorder="little")``); None for all.
+        """
+        library = native.load()
+        assert library is not None
+        bound, nibbles, count = self.of(query), self.engine.arrays.nibbles, len(self.lengths)
+        if not np.isfinite([bound.offset, bound.reach, bar]).all():
+            return None
+        rows, bounds = np.empty(min(CHUNK, count), np.int64), np.empty(min(CHUNK, count))
+        kept: list[tuple[NDArray[np.int64], Doubles]] = []
+        held = 0
+        for start in range(0, count, CHUNK):
+            found = library.hivlp_bounds(
+                nibbles.ctypes.data, self.lengths.ctypes.data, start, min(start + CHUNK, count), nibbles.shape[1] // 64,
+                bound.high.ctypes.data, bound.low.ctypes.data, bound.offset, bound.unit, bound.reach, bar,
+                None if allowed is None else allowed.ctypes.data, rows.ctypes.data, bounds.ctypes.data,
+            )  # fmt: skip
+            held += found
+            if held > most:
+                return None
+            kept.append((rows[:found].copy(), bounds[:found].copy()))
+        return np.concatenate([part[0] for part in kept]), np.concatenate([part[1] for part in kept])
+
+    def all(self, query: Vectors) -> Doubles:
+        """(n,) every row's bound, by numpy: what the kernel is held against."""
+        bound, arrays = self.of(query), self.engine.arrays
+        whole = 128 * bound.high.astype(np.int64) + bound.low
+        codes = layout.unpack_nibbles(np.asarray(arrays.nibbles), arrays.nibbles.shape[1] * 2).astype(np.int64)
+        bounds: Doubles = bound.offset + bound.unit * (codes @ whole) + bound.reach * self.lengths.astype(np.float64)
+        return bounds
+
+    @property
+    def bytes_per_vector(self) -> float:
+        """Of what is held in memory, beside the engine."""
+        return float((self.lengths.nbytes + self.of_queries.nbytes + self._map.nbytes) / max(1, len(self.lengths)))
+
+    def over(self, engine: Engine) -> Bounds:
+        """The same for another engine with the same arrays."""
+        return Bounds(engine, self.of_queries, self.lengths, self.numbers)
+
+    def files(self) -> dict[str, NDArray[Any]]:
+        """What :meth:`Engine.save` shall write beside the engine."""
+        return dict(zip(NAMES, (self.of_queries, self.lengths, self.numbers), strict=True))
+
+
+def load(folder: Path, fine: Half) -> tuple[Engine, Bounds | None]:
+    """An engine, and its bounds if it has any that are whole.
+
+    Raises:
+        IndexFolderError: as :meth:`Engine.load` does.
+    """
+    manifest = read_manifest(folder)
+    engine = Engine.load(folder, fine)
+    try:
+        if any(file_check(folder / name) != manifest["checks"].get(name, -1) for name in NAMES):
+            return engine, None
+        of_queries, lengths, numbers = (np.load(folder / name, allow_pickle=False) for name in NAMES)
+        # Another process may have put a new engine in its place meanwhile.
+        if read_manifest(folder) != manifest:
+            return engine, None
+    except (OSError, ValueError, IndexFolderError):
+        return engine, None
+    width, count = fine.shape[1], len(engine.arrays.nibbles)
+    if [part.shape for part in (of_queries, lengths, numbers)] != [(width, width), (count,), (3,)]:
+        return engine, None
+    return engine, Bounds(engine, of_queries, lengths, numbers)
+
+
+def balance(of_errors: Doubles, of_queries: Doubles) -> Vectors:
+    """The (d, d) float32 map W of queries for which ``E|q W|^2 E|e V|^2`` is smallest, V being its inverse transpose.
+
+    Whatever W, the product of the two is at least the square of the nuclear norm of ``Sq^1/2 Se^1/2``; with the
+    singular vectors of that matrix it is no more.
+
+    Args:
+        of_errors: (d, d) second moments of errors, Se.
+        of_queries: (d, d) of queries, Sq.
+    """
+    half_e, half_q = _root(of_errors), _root(of_queries)
+    left, values, _ = np.linalg.svd(half_q @ half_e)
+    return np.ascontiguousarray(np.linalg.solve(half_q, left) * np.sqrt(values), np.float32)
+
+
+def _root(moments: Doubles) -> Doubles:
+    values, vectors = np.linalg.eigh(moments)
+    values = np.maximum(values, 0) + max(SHRINK * float(values.mean()), 1e-30)
+    root: Doubles = (vectors * np.sqrt(values)) @ vectors.T
+    return root
+
+
+def _errors(engine: Engine, rows: NDArray[np.int64]) -> Doubles:
+    """(n, d) what the nibbles of these rows leave out."""
+    arrays = engine.arrays
+    codes = layout.unpack_nibbles(np.asarray(arrays.nibbles[rows]), len(arrays.step)).astype(np.float64)
+    scaled = arrays.map.astype(np.float64) * arrays.step[:, None].astype(np.float64)
+    errors: Doubles = engine.fine[rows].astype(np.float64) - arrays.mean.astype(np.float64) - (codes - 7.5) @ scaled
+    return errors

@@ -1,0 +1,236 @@
+"""Exact search by bounds: no score is above its bound, and the answer is that of reading everything."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivlp.cli import main
+from hivlp.engine import Engine, bounds, native
+from hivlp.engine.bounds import Bounds
+from hivlp.index import Index, tuning
+from hivlp.index.engine_scan import EngineScanner, Passing
+from hivlp.index.exact_scan import ExactScanner
+from hivlp.index.scan import ExhaustiveScanner
+from test_engine import cloud
+
+LIBRARY = native.load()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
+VARIANTS = ("generic", "avx2", "avx512")
+ROWS, BUILT, WIDTH = 2600, 2400, 96
+
+
+@pytest.fixture(params=range(len(VARIANTS)), ids=lambda number: VARIANTS[number])
+def variant(request):
+    """Each instruction set that this processor has, in turn."""
+    chosen = LIBRARY.hivlp_bounds_choose(request.param)
+    yield request.param
+    LIBRARY.hivlp_bounds_choose(len(native.VARIANTS))
+    if chosen != request.param:
+        pytest.skip("this processor lacks it")
+
+
+def collection(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """(ROWS, WIDTH) vectors: embeddings, twins among them, all directions alike, one direction, or wild lengths."""
+    if kind == "cloud":
+        vectors = cloud(ROWS, WIDTH, 0)
+    elif kind == "twins":
+        vectors = cloud(ROWS, WIDTH, 1)[rng.integers(40, size=ROWS)]
+    elif kind == "isotropic":
+        vectors = rng.normal(size=(ROWS, WIDTH)) / WIDTH**0.5
+    elif kind == "line":
+        vectors = rng.normal(size=(ROWS, 1)) * np.ones(WIDTH) / WIDTH**0.5
+    else:
+        vectors = cloud(ROWS, WIDTH, 2) * np.exp(rng.normal(size=(ROWS, 1)))
+        vectors[:BUILT:50] *= 20  # far outside what a nibble can say
+    return vectors.astype(np.float16)
+
+
+KINDS = ("cloud", "twins", "isotropic", "line", "wild")
+
+
+@cache
+def scanners(kind: str) -> tuple[np.ndarray, ExactScanner, ExhaustiveScanner]:
+    items = collection(kind, np.random.default_rng(5))
+    engine = Engine.build(items[:BUILT], queries=cloud(1100, WIDTH, 3), dims=48, lists=30)
+    bound = Bounds.build(engine, cloud(1100, WIDTH, 3))
+    assert bound is not None
+    return items, ExactScanner(EngineScanner(engine, BUILT, items), bound, items), ExhaustiveScanner(items)
+
+
+def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Like an item, like a training query, or like nothing that was seen."""
+    choice = rng.integers(3)
+    if choice == 0:
+        return scanners(kind)[0][rng.integers(ROWS)].astype(np.float32)
+    return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_score_is_above_its_bound(variant, kind):
+    _, exact, everything = scanners(kind)
+    bound, rng = exact._bounds, np.random.default_rng(0)
+    for number in range(12):
+        query = asked(kind, rng)
+        scores, most = everything.rescore(query, np.arange(BUILT)), bound.all(query)
+        assert (scores.astype(np.float64) <= most).all()
+        bar, allowed = float(np.quantile(most, rng.random())), None if number % 2 else rng.random(BUILT) < 0.5
+        expected = most >= bar if allowed is None else (most >= bar) & allowed
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        found = bound.reaching(query, bar, BUILT, bits)
+        assert found is not None
+        # The kernel's doubles may be rounded otherwise, which is far less than what the bound leaves for it.
+        edge = np.abs(most - bar) <= 1e-12 * np.abs(most).max()
+        reached = np.zeros(BUILT, bool)
+        reached[found[0]] = True
+        np.testing.assert_array_equal(reached[~edge], expected[~edge])
+        np.testing.assert_allclose(found[1], most[found[0]], rtol=1e-12, atol=1e-12 * np.abs(most).max())
+        if len(found[0]):
+            assert bound.reaching(query, bar, len(found[0]) - 1, bits) is None
+
+
+def test_the_largest_sums(variant):
+    """All nibbles at 15, and a query at both ends of what it is rounded to: the integers do not overflow."""
+    nibbles = np.full((3, 64 * 64), 255, np.uint8)
+    lengths, rows, most = np.array([0, 1, 65_535], np.uint16), np.empty(3, np.int64), np.empty(3)
+    for high in (127, -127):
+        query = np.full(64 * 128, high, np.int8)
+        low = np.zeros(64 * 128, np.int8)
+        found = LIBRARY.hivlp_bounds(
+            nibbles.ctypes.data, lengths.ctypes.data, 0, 3, 64, query.ctypes.data, low.ctypes.data, 1.0, 1.0, 2.0,
+            -np.inf, None, rows.ctypes.data, most.ctypes.data,
+        )  # fmt: skip
+        assert found == 3
+        np.testing.assert_array_equal(most, 1 + 15 * high * 128 * 8192 + 2.0 * lengths)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(1, 24),
+    st.sampled_from([None, 0.0, 0.05, 0.5, 0.95, 1.0]),
+    st.sampled_from([0, 50, 5000]),
+    st.sampled_from([0.25, 1.0]),
+    st.integers(0, 2**32 - 1),
+)
+def test_it_is_the_ranking_of_everything(kind, count, share, few, reaching, seed):
+    rng = np.random.default_rng(seed)
+    items, exact, everything = scanners(kind)
+    query = asked(kind, rng)
+    allowed = None if share is None else rng.random(ROWS) < share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hivlp.index.engine_scan.FEW", few)
+        patch.setattr("hivlp.index.exact_scan.MOST_REACHING", reaching)
+        patch.setattr(bounds, "CHUNK", int(rng.integers(100, 3000)))
+        rows, scores = exact.top(query, count, allowed)
+    # A naive ranking, by the same float32 scores, and these against float64.
+    every = everything.rescore(query, np.arange(ROWS))
+    np.testing.assert_allclose(
+        every, items.astype(np.float64) @ query, rtol=1e-4, atol=1e-4 * float(np.abs(every).max())
+    )
+    passing = np.arange(ROWS) if allowed is None else np.flatnonzero(allowed)
+    expected = passing[np.argsort(-every[passing], kind="stable")][:count]
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(scores, every[expected])
+
+
+def test_most_rows_are_left_out_where_there_is_something_to_know():
+    rng = np.random.default_rng(0)
+    items, exact, everything = scanners("cloud")
+    for query in items[:10].astype(np.float32):
+        bar = everything.top(query, 10)[1].min()
+        found = exact._bounds.reaching(query, float(bar), BUILT)
+        assert found is not None and len(found[0]) < 0.1 * BUILT
+    _, exact, everything = scanners("isotropic")
+    query = rng.normal(size=WIDTH).astype(np.float32)
+    assert exact._bounds.reaching(query, float(everything.top(query, 10)[1].min()), BUILT // 4) is None
+
+
+def test_the_engine_may_be_wrong(monkeypatch):
+    """Rows that are far from the best make a low bar, not a wrong answer."""
+    _, exact, everything = scanners("cloud")
+    for query in cloud(10, WIDTH, 4):
+        poor = everything.top(query, 1200)[0][-10:]
+        monkeypatch.setattr(exact._near, "nearest", lambda *a, poor=poor: (poor[poor < BUILT], None))
+        monkeypatch.setattr("hivlp.index.exact_scan.MOST_REACHING", 1.0)
+        count = int((poor < BUILT).sum())
+        rows, scores = exact.top(query, count, None)
+        expected = everything.top(query, count)
+        np.testing.assert_array_equal(rows, expected[0])
+        np.testing.assert_array_equal(scores, expected[1])
+
+
+def test_many_at_once():
+    _, exact, everything = scanners("cloud")
+    # Some of these are answered by the bound, for others everything is read.
+    queries = np.concatenate([scanners("cloud")[0][:6].astype(np.float32), cloud(6, WIDTH, 4)])
+    assert {exact._bounded(query, 10, None) is None for query in queries} == {True, False}
+    for found, query in zip(exact.top_many(queries, 10, None), queries, strict=True):
+        expected = everything.top(query, 10)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_no_bounds_where_there_can_be_none():
+    items = cloud(400, 32, 0).astype(np.float16)
+    engine = Engine.build(items, dims=16, lists=4)
+    items[7, 3] = np.inf
+    assert Bounds.build(engine, cloud(50, 32, 1)) is None
+    items[7, 3] = np.nan
+    assert Bounds.build(engine, cloud(50, 32, 1)) is None
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A tuned index of 3,000 vectors, to copy."""
+    folder = tmp_path_factory.mktemp("exact")
+    np.save(folder / "v.npy", cloud(3000, WIDTH, 0))
+    every = Engine.settings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "TIMED", 3)
+        patch.setattr(Engine, "settings", lambda engine: every(engine)[1::8])
+        arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
+        assert main(["index", *arguments]) == 0
+        with Index.open(folder / "index") as index:
+            index.tune(cloud(300, WIDTH, 3))
+    return folder / "index"
+
+
+def answers(folder, where=None) -> tuple[list, bool]:
+    """What exact searches say, and whether there were bounds."""
+    with pytest.MonkeyPatch.context() as patch, Index.open(folder) as index:
+        patch.setattr("hivlp.index.engine_scan.FEW", 10)
+        results = [index.search(vector={"fine": query}, exact=True, where=where) for query in cloud(3000, WIDTH, 0)[:8]]
+        return [[(hit.id, hit.scores) for hit in result] for result in results], index._exact is not None
+
+
+@pytest.mark.parametrize("damage", ["none", *bounds.NAMES, "old"])
+def test_an_index_with_bounds_and_without(tuned, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(tuned, folder)
+    places = [folder / tuning.FOLDER / name for name in bounds.NAMES]
+    kept = [place.read_bytes() for place in places]
+    for place in places:
+        place.unlink()
+    expected, bounded = answers(folder, "id % 3")
+    assert not bounded
+    if damage != "old":
+        for place, data in zip(places, kept, strict=True):
+            flipped = data[:-1] + bytes([data[-1] ^ 64])
+            place.write_bytes(flipped if place.name == damage else data)
+    found, bounded = answers(folder, "id % 3")
+    assert bounded == (damage == "none")
+    assert found == expected
+
+
+def test_a_filter_is_packed_once():
+    _, exact, _ = scanners("cloud")
+    mask = np.ones(ROWS, bool)
+    first = exact._near.passing(mask)
+    assert isinstance(first, Passing)
+    assert exact._near.passing(mask) is first
