@@ -206,7 +206,7 @@ def answers(folder, where=None) -> tuple[list, bool]:
     with pytest.MonkeyPatch.context() as patch, Index.open(folder) as index:
         patch.setattr("hivlp.index.engine_scan.FEW", 10)
         results = [index.search(vector={"fine": query}, exact=True, where=where) for query in cloud(3000, WIDTH, 0)[:8]]
-        return [[(hit.id, hit.scores) for hit in result] for result in results], index._exact is not None
+        return [[(hit.id, hit.scores) for hit in result] for result in results], index._opened.exact is not None
 
 
 @pytest.mark.parametrize("damage", ["none", *bounds.NAMES, "old"])
