@@ -16,6 +16,9 @@ Rows = NDArray[np.int64]
 Ladder = list[dict[str, Any]]
 BLOCK = 50_000
 SAMPLE = 100_000
+# Of unit vectors the nearest are those with the best inner product; libraries whose codes or graphs are made for
+# distances find them sooner when asked in that way.
+UNIT = "l2"
 
 
 class Rival(Protocol):

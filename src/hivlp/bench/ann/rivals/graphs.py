@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.bench.ann.rivals.base import Ladder, Rows, add_all, blocks, cores, load_faiss, rows_of, sample_of
+from hivlp.bench.ann.rivals.base import UNIT, Ladder, Rows, add_all, blocks, cores, load_faiss, rows_of, sample_of
 from hivlp.levels import Vectors
 
 
@@ -129,8 +129,8 @@ class Symqg:
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
         """Index."""
-        self._index = importlib.import_module("rabitqlib").SymqgIndex(items.shape[1], 32, metric="ip")
-        self._index.build(items.astype(np.float32), 200, num_threads=cores())
+        self._index = importlib.import_module("rabitqlib").SymqgIndex(items.shape[1], 64, metric=UNIT)
+        self._index.build(items.astype(np.float32), 400, num_threads=cores())
 
     def settings(self) -> list[Ladder]:
         """Candidates kept while walking."""
@@ -145,6 +145,7 @@ class Vsag:
     """HGraph: a graph over 8-bit vectors, decided by float16 ones."""
 
     name: ClassVar[str] = "vsag hgraph"
+    most: ClassVar[int] = 1000  # candidates: with more it answers nonsense
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
         """Index."""
@@ -154,13 +155,13 @@ class Vsag:
             "base_quantization_type": "sq8_uniform", "use_reorder": True, "precise_quantization_type": "fp16",
             "max_degree": 32, "ef_construction": 200, "build_thread_count": cores(),
         }  # fmt: skip
-        asked = {"dtype": "float32", "metric_type": "ip", "dim": dim, "index_param": detail}
+        asked = {"dtype": "float32", "metric_type": UNIT, "dim": dim, "index_param": detail}
         self._index = library.Index("hgraph", json.dumps(asked))
         self._index.build(items.astype(np.float32).ravel(), np.arange(len(items)), len(items), dim)
 
     def settings(self) -> list[Ladder]:
         """Candidates kept while walking."""
-        return FaissHnsw().settings()
+        return [[each for each in ladder if each["ef"] <= self.most] for ladder in FaissHnsw().settings()]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search, one at a time: there is no other way."""

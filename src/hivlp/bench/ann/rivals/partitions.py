@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.bench.ann.rivals.base import SAMPLE, Ladder, Rows, blocks, cores, load_faiss, rows_of, sample_of
+from hivlp.bench.ann.rivals.base import SAMPLE, UNIT, Ladder, Rows, blocks, cores, load_faiss, rows_of, sample_of
 from hivlp.levels import Vectors
 
 
@@ -60,7 +60,7 @@ class Rabitqlib:
         near = np.concatenate([clusters.index.search(block, 1)[1][:, 0] for block in blocks(items)])
         faiss.omp_set_num_threads(1)
         self._lists = lists
-        self._index = library.IvfIndex(items.shape[1], len(items), lists, self.bits, metric="ip")
+        self._index = library.IvfIndex(items.shape[1], len(items), lists, self.bits, metric=UNIT)
         self._index.build(
             items.astype(np.float32), clusters.centroids, near.astype(np.uint32), num_threads=cores(),
             fast_quantization=True,
@@ -68,7 +68,9 @@ class Rabitqlib:
 
     def settings(self) -> list[Ladder]:
         """Lists."""
-        return [[{"lists": each} for each in (16, 32, 64, 96, 128, 192, 256, 384, 512, 1024) if each <= self._lists]]
+        return [
+            [{"lists": each} for each in (16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048) if each <= self._lists]
+        ]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search."""
