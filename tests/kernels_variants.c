@@ -14,7 +14,7 @@ int main(void) {
         for (unsigned i = 0; i < sizeof block; i++) block[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof factors; i++) factors[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof table; i++)
-            table[i] = extreme ? 127 : i % 32 < 16 ? (uint8_t)(rand() % 128) : table[i - 16];
+            table[i] = extreme ? 31 : i % 32 < 16 ? (uint8_t)(rand() % 32) : table[i - 16];
         for (unsigned i = 0; i < sizeof nibbles; i++) nibbles[i] = extreme ? 255 : (uint8_t)rand();
         for (unsigned i = 0; i < sizeof keys; i++) keys[i] = extreme ? 255 : (uint8_t)rand();
         for (unsigned i = 0; i < sizeof query; i++) query[i] = extreme ? -128 : (int8_t)rand();
@@ -23,17 +23,21 @@ int main(void) {
             floats[i] = (float)rand() / (float)RAND_MAX - 0.5f;
         }
         int32_t expected[32], found[32], expected_keys[16], found_keys[16];
-        int16_t middle = (int16_t)(groups * 200);
+        int16_t middle = (int16_t)(groups * 50);
         hivlp_choose(GENERIC);
         uint32_t mask = score_signs(block, factors, table, groups, middle, 5000, expected);
-        int32_t sum = score_nibbles(nibbles, query, wide);
-        float product = dot_half(halves, floats, dim);
+        int32_t sum = score_nibbles(nibbles, query, wide), bytes = dot_bytes((const int8_t *)keys, query, 128);
+        float product = dot_half(halves, floats, dim), four[4], found_four[4];
+        dot_four(halves, floats, dim / 4, four);
         score_keys(keys, query, 128, expected_keys);
         for (int most = AVX2; most <= NEON; most++) {
             variant = hivlp_choose(most);
             bad += score_signs(block, factors, table, groups, middle, 5000, found) != mask;
             bad += score_nibbles(nibbles, query, wide) != sum;
+            bad += dot_bytes((const int8_t *)keys, query, 128) != bytes;
             bad += !(fabsf(dot_half(halves, floats, dim) - product) < 1e-3f);
+            dot_four(halves, floats, dim / 4, found_four);
+            for (int i = 0; i < 4; i++) bad += !(fabsf(four[i] - found_four[i]) < 1e-3f);
             score_keys(keys, query, 128, found_keys);
             bad += memcmp(expected, found, sizeof found) != 0;
             bad += memcmp(expected_keys, found_keys, sizeof found_keys) != 0;

@@ -72,15 +72,15 @@ def test_signs(variant, groups):
     blocks = 3
     positive = rng.random((blocks * 32, groups * 16)) < 0.5
     packed, factors = layout.pack_signs(positive), rng.integers(0, 256, (blocks, 32), dtype=np.uint8)
-    sums = rng.integers(0, 128, (groups * 4, 16), dtype=np.uint8)
+    sums = rng.integers(0, 32, (groups * 4, 16), dtype=np.uint8)
     if groups == 32:
-        sums[:] = 127  # the largest sum there can be
+        sums[:] = 31  # the largest sum there can be
     table = np.empty((groups, 128), np.uint8)
     for g in range(groups * 4):
         at = 32 * (g % 4 // 2) + 64 * (g % 2)
         table[g // 4, at : at + 32] = np.tile(sums[g], 2)
     codes = (positive.reshape(blocks * 32, -1, 4) << np.arange(4)).sum(2)
-    middle = groups * 4 * 60
+    middle = groups * 4 * 15
     expected = (sums[np.arange(groups * 4), codes].sum(1, dtype=np.int64) - middle) * factors.ravel()
     out, masks = np.empty(blocks * 32, np.int32), np.empty(blocks, np.uint32)
     bar = int(np.median(expected))
@@ -116,6 +116,22 @@ def test_nibbles_and_keys(variant, extreme):
 
 
 @needs_kernels
+@pytest.mark.parametrize("extreme", [False, True])
+def test_bytes(variant, extreme):
+    rng = np.random.default_rng(1)
+    for width in (16, 48, 192, 512):
+        rows, query = (
+            rng.integers(-128, 128, (5, width)).astype(np.int8),
+            rng.integers(-128, 128, width).astype(np.int8),
+        )
+        if extreme:
+            rows[:], query[:] = -128, -128
+        out = np.empty(5, np.int32)
+        LIBRARY.hivlp_bytes(rows.ctypes.data, 5, query.ctypes.data, width, out.ctypes.data)
+        np.testing.assert_array_equal(out, rows.astype(np.int64) @ query)
+
+
+@needs_kernels
 @pytest.mark.parametrize("width", [1, 7, 16, 31, 32, 100, 768])
 def test_dot(variant, width):
     rng = np.random.default_rng(width)
@@ -124,6 +140,9 @@ def test_dot(variant, width):
     query, which, out = rng.normal(size=width).astype(np.float32), np.array([4, 0, 2]), np.empty(3, np.float32)
     LIBRARY.hivlp_dot(rows.ctypes.data, which.ctypes.data, 3, query.ctypes.data, width, out.ctypes.data)
     np.testing.assert_allclose(out, rows[which].astype(np.float64) @ query, rtol=1e-4, atol=1e-4)
+    four = np.empty(4, np.float32)
+    LIBRARY.hivlp_dot4(rows.ctypes.data, query.ctypes.data, width, four.ctypes.data)
+    np.testing.assert_allclose(four, rows[:4].astype(np.float64) @ query, rtol=1e-4, atol=1e-4)
 
 
 @needs_kernels

@@ -47,16 +47,6 @@ class Setting:
 
 
 @dataclass
-class Work:
-    """What searches did: lists and codes read, nibble rows and fine rows scored."""
-
-    lists: int = 0
-    codes: int = 0
-    nibbles: int = 0
-    fine: int = 0
-
-
-@dataclass
 class Arrays:
     """All that the engine holds, beside the float16 vectors; a file each."""
 
@@ -140,7 +130,7 @@ class Engine:
 
     def __init__(self, arrays: Arrays, fine: Half) -> None:
         self.arrays, self.fine = arrays, fine
-        self.work = Work()
+        self.work = native.WorkStruct()  # of all searches so far
         self._struct = self._pointers()
 
     # Building.
@@ -329,16 +319,13 @@ class Engine:
         if library is None:
             asked = Setting(setting.lists, setting.margin, shortlist, last)
             return reference.search(self.arrays, self.fine, queries, k, asked, allowed)
-        rows, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-        found, work = np.zeros(len(queries), np.int64), native.WorkStruct()
+        rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         if library.hivlp_search(
-            self._struct, queries.ctypes.data, len(queries), min(setting.lists, self.lists), setting.margin, shortlist,
-            last, k, None if allowed is None else allowed.ctypes.data, rows.ctypes.data, scores.ctypes.data,
-            found.ctypes.data, work,
+            self._struct, native.pointer(queries), len(queries), min(setting.lists, self.lists), setting.margin,
+            shortlist, last, k, None if allowed is None else native.pointer(allowed), native.pointer(rows),
+            native.pointer(scores), self.work,
         ):  # fmt: skip
             raise MemoryError("no memory for a search")
-        for name in ("lists", "codes", "nibbles", "fine"):
-            setattr(self.work, name, getattr(self.work, name) + getattr(work, name))
         return rows, scores
 
     def search_rows(
@@ -358,15 +345,15 @@ class Engine:
         if library is None:
             asked = np.sort(rows.astype(np.int64))
             return reference.decide(self.arrays, self.fine, query, reference.Query(self.arrays, query), asked, k, last)
-        found, work = np.zeros(1, np.int64), native.WorkStruct()
         best, scores = np.empty(k, np.int64), np.empty(k, np.float32)
         which = np.ascontiguousarray(rows, np.uint32)
         if library.hivlp_search_rows(
-            self._struct, query.ctypes.data, which.ctypes.data, len(which), last, k, best.ctypes.data,
-            scores.ctypes.data, found.ctypes.data, work,
+            self._struct, native.pointer(query), native.pointer(which), len(which), last, k, native.pointer(best),
+            native.pointer(scores), self.work,
         ):  # fmt: skip
             raise MemoryError("no memory for a search")
-        return best[: found[0]], scores[: found[0]]
+        found = int(np.count_nonzero(best >= 0))
+        return best[:found], scores[:found]
 
     def _pointers(self) -> native.EngineStruct:
         a, pointer = self.arrays, native.pointer

@@ -6,7 +6,7 @@
  *
  * Signs, one bit a dimension: 32 vectors share a block. For every 16 dimensions a block holds 64 bytes: byte v has
  * dimensions 0-3 of vector v in its low half and 4-7 in its high half, byte 32 + v has 8-11 and 12-15. A query is a
- * table of 16 sums (0..127) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
+ * table of 16 sums (0..31) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
  * is what the signs say of the product with the rest of the vector beyond its list's centre.
  * Nibbles, four bits a dimension: a row a vector. For every 128 dimensions a row holds 64 bytes: dimension j in the low
  * half of byte j, dimension 64 + j in its high half.
@@ -43,8 +43,12 @@ typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *factors, const
 typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int groups);
 /* Sums of products of one block of keys and a query, one a list. */
 typedef void (*keys_fn)(const uint8_t *block, const int8_t *query, int groups, int32_t *out);
+/* Sum of products of a list's centre and a query; dim is a multiple of 16. */
+typedef int32_t (*bytes_fn)(const int8_t *centre, const int8_t *query, int dim);
 /* Sum of products of a float16 row and a float32 query. */
 typedef float (*dot_fn)(const uint16_t *row, const float *query, int dim);
+/* The same for four rows, one after the other. */
+typedef void (*dot4_fn)(const uint16_t *rows, const float *query, int dim, float *out);
 
 /* ---- generic ---------------------------------------------------------------------------------------------------- */
 
@@ -78,6 +82,12 @@ static void keys_generic(const uint8_t *block, const int8_t *query, int groups, 
             for (int j = 0; j < 4; j++) out[v] += block[4 * v + j] * query[j];
 }
 
+static int32_t bytes_generic(const int8_t *centre, const int8_t *query, int dim) {
+    int32_t sum = 0;
+    for (int j = 0; j < dim; j++) sum += centre[j] * query[j];
+    return sum;
+}
+
 static float half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 1023, bits;
     if (exponent == 31) bits = sign | 0x7f800000 | fraction << 13;
@@ -97,6 +107,10 @@ static float dot_generic(const uint16_t *row, const float *query, int dim) {
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
+static void dot4_generic(const uint16_t *rows, const float *query, int dim, float *out) {
+    for (int r = 0; r < 4; r++) out[r] = dot_generic(rows + (int64_t)r * dim, query, dim);
+}
+
 /* ---- x86 -------------------------------------------------------------------------------------------------------- */
 #ifdef X86
 __attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block, const uint8_t *factors,
@@ -104,13 +118,19 @@ __attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block,
     /* Sums of pairs of bytes; `odd` holds the high bytes alone, and is taken off the low ones at the end. */
     const __m256i low = _mm256_set1_epi8(15);
     __m256i both = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
-    for (int g = 0; g < 2 * groups; g++, block += 32) {
-        const uint8_t *here = table + 128 * (g / 2) + 32 * (g % 2);
-        __m256i bytes = _mm256_loadu_si256((const __m256i *)block);
-        __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)here), _mm256_and_si256(bytes, low));
-        __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(here + 64)),
-                                        _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
-        __m256i sum = _mm256_add_epi8(a, b);
+    for (int g = 0; g < groups;) {
+        /* Eight sums of at most 31 fit into a byte. */
+        __m256i sum = _mm256_setzero_si256();
+        for (int stop = g + 2 < groups ? g + 2 : groups; g < stop; g++)
+            for (int half = 0; half < 64; half += 32, block += 32) {
+                const uint8_t *here = table + 128 * g + half;
+                __m256i bytes = _mm256_loadu_si256((const __m256i *)block);
+                __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)here),
+                                                _mm256_and_si256(bytes, low));
+                __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(here + 64)),
+                                                _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
+                sum = _mm256_add_epi8(sum, _mm256_add_epi8(a, b));
+            }
         both = _mm256_add_epi16(both, sum);
         odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sum, 8));
     }
@@ -169,6 +189,18 @@ __attribute__((target("avx2"))) static void keys_avx2(const uint8_t *block, cons
     }
 }
 
+__attribute__((target("avx2"))) static int32_t bytes_avx2(const int8_t *centre, const int8_t *query, int dim) {
+    __m256i total = _mm256_setzero_si256();
+    for (int j = 0; j < dim; j += 16)
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(centre + j))),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(query + j)))));
+    int32_t part[8], sum = 0;
+    _mm256_storeu_si256((__m256i *)part, total);
+    for (int j = 0; j < 8; j++) sum += part[j];
+    return sum;
+}
+
 __attribute__((target("avx2,fma,f16c"))) static float dot_avx2(const uint16_t *row, const float *query, int dim) {
     __m256 a = _mm256_setzero_ps(), b = _mm256_setzero_ps();
     int i = 0;
@@ -184,17 +216,45 @@ __attribute__((target("avx2,fma,f16c"))) static float dot_avx2(const uint16_t *r
     return sum;
 }
 
+__attribute__((target("avx2,fma,f16c"))) static void dot4_avx2(const uint16_t *rows, const float *query, int dim,
+                                                              float *out) {
+    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    int i = 0;
+    for (; i + 8 <= dim; i += 8) {
+        __m256 values = _mm256_loadu_ps(query + i);
+        for (int r = 0; r < 4; r++)
+            sums[r] = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(rows + (int64_t)r * dim + i))),
+                                      values, sums[r]);
+    }
+    for (int r = 0; r < 4; r++) {
+        float part[8], sum = 0;
+        _mm256_storeu_ps(part, sums[r]);
+        for (int j = 0; j < 8; j++) sum += part[j];
+        for (int j = i; j < dim; j++) sum += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
+        out[r] = sum;
+    }
+}
+
 #define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma"
+#define PAIR_OF_SUMS(at)                                                                                     \
+    _mm512_add_epi8(_mm512_shuffle_epi8(_mm512_loadu_si512(table + 128 * (at)),                              \
+                                        _mm512_and_si512(_mm512_loadu_si512(block + 64 * (at)), low)),       \
+                    _mm512_shuffle_epi8(_mm512_loadu_si512(table + 128 * (at) + 64),                         \
+                                        _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(block + 64 * (at)), 4), low)))
 __attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *factors,
     const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
     const __m512i low = _mm512_set1_epi8(15);
-    __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
-    for (int g = 0; g < groups; g++, block += 64, table += 128) {
-        __m512i bytes = _mm512_loadu_si512(block);
-        __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(table), _mm512_and_si512(bytes, low));
-        __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(table + 64),
-                                        _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low));
-        __m512i sum = _mm512_add_epi8(a, b);
+    __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512(), sum;
+    int g = 0;
+    /* Eight sums of at most 31 fit into a byte. */
+    for (; g + 4 <= groups; g += 4, block += 256, table += 512) {
+        sum = _mm512_add_epi8(_mm512_add_epi8(PAIR_OF_SUMS(0), PAIR_OF_SUMS(1)),
+                              _mm512_add_epi8(PAIR_OF_SUMS(2), PAIR_OF_SUMS(3)));
+        both = _mm512_add_epi16(both, sum);
+        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+    }
+    for (; g < groups; g++, block += 64, table += 128) {
+        sum = PAIR_OF_SUMS(0);
         both = _mm512_add_epi16(both, sum);
         odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
     }
@@ -259,6 +319,21 @@ __attribute__((target(WIDE))) static float dot_avx512(const uint16_t *row, const
     for (; i < dim; i++) sum += half_to_float(row[i]) * query[i];
     return sum;
 }
+
+__attribute__((target(WIDE))) static void dot4_avx512(const uint16_t *rows, const float *query, int dim, float *out) {
+    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        __m512 values = _mm512_loadu_ps(query + i);
+        for (int r = 0; r < 4; r++)
+            sums[r] = _mm512_fmadd_ps(
+                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(rows + (int64_t)r * dim + i))), values, sums[r]);
+    }
+    for (int r = 0; r < 4; r++) {
+        out[r] = _mm512_reduce_add_ps(sums[r]);
+        for (int j = i; j < dim; j++) out[r] += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
+    }
+}
 #endif
 
 /* ---- Arm -------------------------------------------------------------------------------------------------------- */
@@ -269,15 +344,17 @@ static uint32_t signs_neon(const uint8_t *block, const uint8_t *factors, const u
     uint32_t mask = 0;
     for (int part = 0; part < 2; part++) {
         uint16x8_t first = vdupq_n_u16(0), second = vdupq_n_u16(0);
-        for (int g = 0; g < groups; g++)
+        for (int g = 0; g < groups; g++) {
+            uint8x16_t sum = vdupq_n_u8(0);
             for (int half = 0; half < 2; half++) {
                 const uint8_t *here = table + 128 * g + 32 * half;
                 uint8x16_t bytes = vld1q_u8(block + 64 * g + 32 * half + 16 * part);
-                uint8x16_t sum = vaddq_u8(vqtbl1q_u8(vld1q_u8(here), vandq_u8(bytes, low)),
-                                          vqtbl1q_u8(vld1q_u8(here + 64), vshrq_n_u8(bytes, 4)));
-                first = vaddw_u8(first, vget_low_u8(sum));
-                second = vaddw_high_u8(second, sum);
+                sum = vaddq_u8(sum, vaddq_u8(vqtbl1q_u8(vld1q_u8(here), vandq_u8(bytes, low)),
+                                             vqtbl1q_u8(vld1q_u8(here + 64), vshrq_n_u8(bytes, 4))));
             }
+            first = vaddw_u8(first, vget_low_u8(sum));
+            second = vaddw_high_u8(second, sum);
+        }
         uint16_t sums[16];
         vst1q_u16(sums, first);
         vst1q_u16(sums + 8, second);
@@ -313,7 +390,9 @@ static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int groups)
 static signs_fn score_signs = signs_generic;
 static nibbles_fn score_nibbles = nibbles_generic;
 static keys_fn score_keys = keys_generic;
+static bytes_fn dot_bytes = bytes_generic;
 static dot_fn dot_half = dot_generic;
+static dot4_fn dot_four = dot4_generic;
 
 /* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
 EXPORT int hivlp_choose(int most) {
@@ -321,14 +400,18 @@ EXPORT int hivlp_choose(int most) {
     score_signs = signs_generic;
     score_nibbles = nibbles_generic;
     score_keys = keys_generic;
+    dot_bytes = bytes_generic;
     dot_half = dot_generic;
+    dot_four = dot4_generic;
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         score_signs = signs_avx2;
         score_nibbles = nibbles_avx2;
         score_keys = keys_avx2;
+        dot_bytes = bytes_avx2;
         dot_half = dot_avx2;
+        dot_four = dot4_avx2;
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
@@ -338,6 +421,7 @@ EXPORT int hivlp_choose(int most) {
         score_nibbles = nibbles_avx512;
         score_keys = keys_avx512;
         dot_half = dot_avx512;
+        dot_four = dot4_avx512;
         chosen = AVX512;
     }
 #endif
@@ -364,6 +448,14 @@ EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *quer
 
 EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int groups, int32_t *out) {
     for (int64_t b = 0; b < count; b++) score_keys(blocks + b * groups * 64, query, groups, out + b * LANES);
+}
+
+EXPORT void hivlp_dot4(const uint16_t *rows, const float *query, int dim, float *out) {
+    dot_four(rows, query, dim, out);
+}
+
+EXPORT void hivlp_bytes(const int8_t *rows, int64_t count, const int8_t *query, int dim, int32_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = dot_bytes(rows + i * dim, query, dim);
 }
 
 EXPORT void hivlp_dot(const uint16_t *rows, const int64_t *which, int64_t count, const float *query, int dim,
@@ -399,11 +491,6 @@ static uint64_t keep_best(candidate *list, int64_t count, int64_t keep) {
         else break;
     }
     return rank_of(list[wanted]);
-}
-
-static int by_rank(const void *a, const void *b) {
-    uint64_t x = rank_of(*(const candidate *)a), y = rank_of(*(const candidate *)b);
-    return x < y ? 1 : x > y ? -1 : 0;
 }
 
 static inline int32_t ordered(float value) {
@@ -563,7 +650,7 @@ static float to_small(const float *values, const float *weights, int count, int8
 }
 
 static void prepare(scratch *s, const engine *e, const float *query) {
-    for (int j = 0; j < e->dims; j++) s->z[j] = dot_half(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim);
+    for (int j = 0; j < e->dims; j += 4) dot_four(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim, s->z + j);
     s->small_scale = to_small(s->z, NULL, e->dims, s->small);
     to_small(s->z, e->step, e->dims, s->nibble);
     float widest = 1e-20f;
@@ -572,7 +659,7 @@ static void prepare(scratch *s, const engine *e, const float *query) {
         for (int j = g; j < g + 4; j++) width += fabsf(s->z[j] * e->amplitude[j]);
         if (width > widest) widest = width;
     }
-    s->table_unit = 2 * widest / 127.0f;
+    s->table_unit = 2 * widest / 31.0f;
     float middle = 0;
     for (int g = 0; g < e->dims / 4; g++) {
         float t[4], width = 0;
@@ -592,7 +679,10 @@ static void prepare(scratch *s, const engine *e, const float *query) {
     s->middle = (int32_t)lrintf(middle / s->table_unit);
 }
 
-/* Lists worth reading, best first: at most `most`, and none whose score is more than `margin` below the best. */
+#define FIRST 8 /* of the lists, which are read in order of their scores: they raise the bar */
+
+/* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. A few of the best come
+ * first, the others as they lie in memory. */
 static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float margin) {
     int64_t blocks = (e->lists + LANES - 1) / LANES, chosen = 0;
     int32_t shift = 0;
@@ -600,24 +690,32 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
     shift *= 128;
     float unit = s->small_scale * e->key_scale, best = -INFINITY;
     float *score = s->scores;
-    int32_t sums[LANES];
     for (int64_t b = 0; b < blocks; b++) {
+        int32_t sums[LANES];
         score_keys(e->keys + b * e->dims * LANES, s->small, e->dims / 4, sums);
-        for (int64_t l = b * LANES; l < (b + 1) * LANES && l < e->lists; l++) {
-            score[l] = (float)(sums[l - b * LANES] - shift) * unit + e->key_bias[l];
-            if (score[l] > best) best = score[l];
-        }
+        int lanes = (int)(e->lists - b * LANES < LANES ? e->lists - b * LANES : LANES);
+        for (int l = 0; l < LANES; l++) score[b * LANES + l] = (float)(sums[l] - shift) * unit;
+        for (int l = 0; l < lanes; l++) score[b * LANES + l] += e->key_bias[b * LANES + l];
     }
-    for (int64_t l = 0; l < e->lists; l++)
-        if (score[l] >= best - margin) {
-            s->order[chosen].score = ordered(score[l]);
-            s->order[chosen++].row = (uint32_t)l;
-        }
+    for (int64_t l = 0; l < e->lists; l++) best = score[l] > best ? score[l] : best;
+    for (int64_t l = 0; l < e->lists; l++) {
+        s->order[chosen].score = ordered(score[l]);
+        s->order[chosen].row = (uint32_t)l;
+        chosen += score[l] >= best - margin;
+    }
     if (chosen > most) {
         keep_best(s->order, chosen, most);
         chosen = most;
     }
-    qsort(s->order, (size_t)chosen, sizeof(candidate), by_rank);
+    for (int64_t first = 0; first < FIRST && first < chosen; first++) {
+        int64_t top = first;
+        for (int64_t c = first + 1; c < chosen; c++)
+            if (rank_of(s->order[c]) > rank_of(s->order[top])) top = c;
+        /* What lay before it moves up by one. */
+        candidate one = s->order[top];
+        memmove(s->order + first + 1, s->order + first, (size_t)(top - first) * sizeof(candidate));
+        s->order[first] = one;
+    }
     return chosen;
 }
 
@@ -639,9 +737,7 @@ static inline void prefetch_block(const engine *e, int64_t list, int64_t ahead) 
 
 /* Offer the codes of one list; `next` is the one to be read after it, or -1. */
 static void scan_list(scratch *s, const engine *e, int64_t list, int64_t next, const uint8_t *allowed) {
-    int32_t dot = 0;
-    const int8_t *centre = e->centres + list * e->dims;
-    for (int j = 0; j < e->dims; j++) dot += centre[j] * s->small[j];
+    int32_t dot = dot_bytes(e->centres + list * e->dims, s->small, e->dims);
     float unit = s->table_unit * e->factor_scale;
     int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
     int32_t scores[SIGN_LANES], most = s->middle * 255;
@@ -689,7 +785,7 @@ static void resolve(scratch *s, const engine *e) {
 }
 
 /* From candidate rows, each there once, to the best `k`: nibbles choose `last`, whose fine vectors decide. */
-static int64_t decide(scratch *s, const engine *e, const float *query, int64_t last, int64_t k, int64_t *out_rows,
+static void decide(scratch *s, const engine *e, const float *query, int64_t last, int64_t k, int64_t *out_rows,
                       float *out_scores, work_done *work) {
     candidate *list = s->p.list;
     int64_t count = s->p.count, width = (int64_t)e->nibble_groups * 64;
@@ -719,18 +815,21 @@ static int64_t decide(scratch *s, const engine *e, const float *query, int64_t l
         out_rows[at] = row;
     }
     work->fine += count;
-    return found;
+    for (int64_t at = found; at < k; at++) {
+        out_rows[at] = -1;
+        out_scores[at] = -INFINITY;
+    }
 }
 
 /* The best rows of each of `count` queries, (count, fine_dim) float32.
  *
  * most, margin: which lists are read (see choose_lists). shortlist: how many the signs hand on; last: how many the
- * nibbles hand on. allowed: a bit a row, or NULL. Returns 0, or -1 without memory; found[i] says how many of the k
- * places of query i are filled.
+ * nibbles hand on. allowed: a bit a row, or NULL. Places for which there is no row get -1 and -inf. Returns 0, or -1
+ * without memory.
  */
 EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, int64_t most, float margin,
                         int64_t shortlist, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
-                        float *out_scores, int64_t *found, work_done *work) {
+                        float *out_scores, work_done *work) {
     scratch s;
     if (!make_scratch(&s, e, shortlist)) {
         free_scratch(&s);
@@ -749,7 +848,7 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
         }
         work->lists += chosen;
         resolve(&s, e);
-        found[i] = decide(&s, e, query, last, k, out_rows + i * k, out_scores + i * k, work);
+        decide(&s, e, query, last, k, out_rows + i * k, out_scores + i * k, work);
     }
     free_scratch(&s);
     return 0;
@@ -757,7 +856,7 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
 
 /* The best of the given rows: the cascade without the lists, for a filter that few rows pass. */
 EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t *which, int64_t count, int64_t last,
-                             int64_t k, int64_t *out_rows, float *out_scores, int64_t *found, work_done *work) {
+                             int64_t k, int64_t *out_rows, float *out_scores, work_done *work) {
     scratch s;
     if (!make_scratch(&s, e, count > 0 ? count : 1)) {
         free_scratch(&s);
@@ -766,7 +865,7 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
     prepare(&s, e, query);
     for (int64_t i = 0; i < count; i++) s.p.list[i] = (candidate){0, which[i]};
     s.p.count = count;
-    *found = decide(&s, e, query, last, k, out_rows, out_scores, work);
+    decide(&s, e, query, last, k, out_rows, out_scores, work);
     free_scratch(&s);
     return 0;
 }

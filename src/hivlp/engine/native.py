@@ -46,14 +46,15 @@ class EngineStruct(Structure):
 
 
 class WorkStruct(Structure):
-    """``work_done`` of kernels.c."""
+    """What searches did, ``work_done`` of kernels.c: lists and codes read, nibble rows and fine rows scored."""
 
     _fields_ = (("lists", c_int64), ("codes", c_int64), ("nibbles", c_int64), ("fine", c_int64))
 
 
 def pointer(array: NDArray[Any]) -> int:
     """Where an array's values begin; the caller keeps it alive."""
-    return int(array.ctypes.data)
+    address: int = array.__array_interface__["data"][0]  # several times as fast as by ``ctypes``
+    return address
 
 
 @cache
@@ -74,13 +75,15 @@ def load() -> ctypes.CDLL | None:
     ]  # fmt: skip
     library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_dot4.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
+    library.hivlp_bytes.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_search.argtypes = [
         POINTER(EngineStruct), c_void_p, c_int64, c_int64, c_float, c_int64, c_int64, c_int64, c_void_p,
-        c_void_p, c_void_p, c_void_p, POINTER(WorkStruct),
+        c_void_p, c_void_p, POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_search_rows.argtypes = [
-        POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p,
+        POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p,
         POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_assign.argtypes = [

@@ -68,9 +68,7 @@ class Rabitqlib:
 
     def settings(self) -> list[Ladder]:
         """Lists."""
-        return [
-            [{"lists": each} for each in (16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048) if each <= self._lists]
-        ]
+        return [[{"lists": each} for each in (16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048) if each <= self._lists]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search."""
