@@ -5,9 +5,9 @@ invertible ``W`` and its inverse transpose ``V``, ``q.e = (q W).(e V)``, and tha
 number an item. ``W`` is the one for which these products of lengths are smallest on average, over a sample of queries
 and of errors (see :func:`balance`); it only decides how tight the bound is, never whether it holds.
 
-What is rounded is paid for. An item's length is computed in float64 and rounded up; the query's products with the
-nibbles are integers, and what rounding the query leaves out is added; so is what a float32 sum of ``d`` products can be
-off by, since it is such sums that are ranked.
+What is rounded is paid for. An item's length is a float32 sum, to which is added what that can be off by, and it is
+rounded up; the query's products with the nibbles are integers, and what rounding the query leaves out is added; so is
+what a float32 sum of ``d`` products can be off by, since it is such sums that are ranked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hivlp.levels import Vectors
 
 Doubles = NDArray[np.float64]
 NAMES = ("bound_map.npy", "bound_lengths.npy", "bound_numbers.npy")
-SAMPLE = 50_000  # errors that the map is learnt from
+SAMPLE = 20_000  # errors that the map is learnt from
 CHUNK = 65_536  # rows between two looks at how many are left
 SHRINK = 1e-3  # of the mean variance: keeps the map well conditioned where there is next to none
 HIGHEST = 127 * 128  # of a query's numbers
@@ -89,19 +89,23 @@ class Bounds:
             return None
         of_queries = balance(moments, asked_moments)
         of_errors = np.linalg.inv(of_queries.astype(np.float64)).T
+        # What a float32 sum of `width` products can be off by, twice over, of vectors of length one.
+        error, of_length = (width + 16) * 2.0**-23, float(np.linalg.norm(of_errors))
+        half = of_errors.astype(np.float32)
         exact, longest_error, longest = np.empty(count), 0.0, 0.0
         for start in range(0, count, building.CHUNK):
             rows = np.arange(start, min(start + building.CHUNK, count))
             left_out = _errors(engine, rows)
-            exact[rows] = np.linalg.norm(left_out @ of_errors, axis=1)
-            longest_error = max(longest_error, float(np.linalg.norm(left_out, axis=1).max()))
-            longest = max(longest, float(np.linalg.norm(items[rows].astype(np.float64), axis=1).max()))
+            left_lengths = np.linalg.norm(left_out, axis=1)
+            exact[rows] = np.linalg.norm(left_out.astype(np.float32) @ half, axis=1).astype(np.float64) * (1 + error)
+            exact[rows] += error * of_length * left_lengths
+            longest_error = max(longest_error, float(left_lengths.max()))
+            longest = max(longest, float(np.linalg.norm(items[rows].astype(np.float32), axis=1).max()) * (1 + error))
             if on_progress is not None:
                 on_progress("bounds", int(rows[-1]) + 1, count)
         if not np.isfinite(exact).all():
             return None
         step = max(float(exact.max()), 1e-30) * (1 + 1e-5) / 65_535
-        # More than float64 sums of `width` products can be off by, for maps as well conditioned as SHRINK makes them.
         lengths = np.ceil(exact * (1 + 1e-6) / step).astype(np.uint16)
         # How far W and V are from being inverse: next to nothing, but not nothing.
         gap = float(np.linalg.norm(np.eye(width) - of_errors @ of_queries.T.astype(np.float64))) + 1e-12
