@@ -15,6 +15,7 @@ BENCHES = {
     "training": "memory and speed of the objective beside a plain one",
     "exit": "what a coarse level from an early layer saves",
     "crash": "whether an index survives kills and failing disks",
+    "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "ann": "the engine's speed and recall beside other libraries'",
 }
 
@@ -50,6 +51,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
             from hivlp.bench import crash
 
             result, text = crash.run(arguments.rounds), crash.format_text
+        case "living":
+            from hivlp.bench import living
+
+            result, text = living.run(load_model(arguments.model)), living.format_text
         case "ann":
             from hivlp.bench.ann import run as ann
 

@@ -27,7 +27,7 @@ from hivlp.bench.ann.rivals.graphs import (
 from hivlp.bench.ann.rivals.ours import Ours, OursOnDisk
 from hivlp.bench.ann.rivals.partitions import Rabitqlib, Scann
 
-SMALL = (Ours, FaissFlat, FaissFastScan, FaissIvfFastScan, FaissHnswQuick, Scann, Usearch)
+SMALL = (Ours, FaissFlat, FaissFastScan, FaissIvfFastScan, Symqg, Scann, FaissHnswQuick)
 # The quick ones first, so that hours bring something early.
 FULL = (
     Ours, FaissFlat, FaissFastScan, FaissFastScanWide, FaissIvfFastScan, FaissIvfFastScanWide, Rabitqlib, Scann,
