@@ -30,8 +30,8 @@ from hivlp.bench.ann.rivals.partitions import Rabitqlib, Scann
 SMALL = (Ours, FaissFlat, FaissFastScan, FaissIvfFastScan, Symqg, Scann, FaissHnswQuick)
 # The quick ones first, so that hours bring something early.
 FULL = (
-    Ours, FaissFlat, FaissFastScan, FaissFastScanWide, FaissIvfFastScan, FaissIvfFastScanWide, Rabitqlib, Scann,
-    FaissRabitq, FaissRabitqWhole, Symqg, FaissHnswByte, Vsag, UsearchByte, Usearch, FaissHnswHalf, Hnswlib, FaissHnsw,
+    Ours, FaissFlat, FaissFastScan, FaissFastScanWide, FaissIvfFastScan, FaissIvfFastScanWide, Rabitqlib, Scann, Symqg,
+    FaissRabitq, FaissRabitqWhole, FaissHnswByte, Vsag, UsearchByte, Usearch, FaissHnswHalf, Hnswlib, FaissHnsw,
 )  # fmt: skip
 
 __all__ = ["FULL", "SMALL", "FaissFlat", "Ours", "OursOnDisk"]
