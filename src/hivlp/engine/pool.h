@@ -1,0 +1,104 @@
+/* The best of many candidates. */
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+typedef struct { int32_t score; uint32_t row; } candidate;
+
+/* A total order, so that what is kept depends on no accident of arrival: higher score first, then lower row. */
+static inline uint64_t rank_of(candidate c) { return (uint64_t)((uint32_t)c.score ^ 0x80000000u) << 32 | (uint32_t)~c.row; }
+
+/* Bring the `keep` best of `count` candidates to the front, in no order; returns the least of their ranks. */
+static uint64_t keep_best(candidate *list, int64_t count, int64_t keep) {
+    int64_t left = 0, right = count - 1, wanted = keep - 1;
+    while (left < right) {
+        uint64_t a = rank_of(list[left]), b = rank_of(list[(left + right) / 2]), c = rank_of(list[right]);
+        uint64_t pivot = a > b ? (b > c ? b : a > c ? c : a) : (a > c ? a : b > c ? c : b);
+        int64_t i = left, j = right;
+        while (i <= j) {
+            while (rank_of(list[i]) > pivot) i++;
+            while (rank_of(list[j]) < pivot) j--;
+            if (i <= j) {
+                candidate t = list[i];
+                list[i++] = list[j];
+                list[j--] = t;
+            }
+        }
+        if (wanted <= j) right = j;
+        else if (wanted >= i) left = i;
+        else break;
+    }
+    return rank_of(list[wanted]);
+}
+
+#define BUCKETS 1024
+
+/* The `keep` best candidates so far, and some more. The bar is a score that at least `keep` of them reach, so that what
+ * lies below it need not be offered. Counting how many scores fall into each of some buckets moves it up all the time
+ * for next to nothing; the candidates themselves are only looked at again when there is no room left. */
+typedef struct {
+    candidate *list;
+    int64_t count, keep, room;
+    int64_t above;  /* candidates in the buckets from `lowest` up */
+    int32_t bar, base, lowest;
+    int shift;      /* of scores to buckets; -1 before there is a bar */
+    uint32_t buckets[BUCKETS];
+} pool;
+
+static void empty_pool(pool *p) {
+    p->count = 0;
+    p->bar = INT32_MIN;
+    p->shift = -1;
+}
+
+static inline uint32_t *bucket_of(pool *p, int32_t score) {
+    uint32_t at = (uint32_t)(score - p->base) >> p->shift;
+    return p->buckets + (at < BUCKETS ? at : BUCKETS - 1);
+}
+
+/* Leave no more than the best `keep`; what lies below the bar goes at a glance. Returns the least of their ranks. */
+static uint64_t settle(pool *p) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < p->count; i++) {
+        p->list[count] = p->list[i];
+        count += p->list[i].score >= p->bar;
+    }
+    p->count = count;
+    if (count <= p->keep) return 0;
+    p->count = p->keep;
+    return keep_best(p->list, count, p->keep);
+}
+
+/* Move the bar to the worst of the best `keep` and count from there. */
+static void lay_buckets(pool *p) {
+    int32_t most = INT32_MIN;
+    p->base = p->bar = (int32_t)((uint32_t)(settle(p) >> 32) ^ 0x80000000u);
+    p->above = p->keep;
+    for (int64_t i = 0; i < p->keep; i++)
+        if (p->list[i].score > most) most = p->list[i].score;
+    /* Better ones may come: twice the range. */
+    uint32_t range = 2 * ((uint32_t)most - (uint32_t)p->base);
+    p->shift = 0;
+    while (range >> p->shift >= BUCKETS) p->shift++;
+    p->lowest = 0;
+    memset(p->buckets, 0, sizeof p->buckets);
+    for (int64_t i = 0; i < p->keep; i++) ++*bucket_of(p, p->list[i].score);
+}
+
+static inline void raise_bar(pool *p) {
+    while (p->above - p->buckets[p->lowest] >= p->keep) {
+        p->above -= p->buckets[p->lowest++];
+        p->bar = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
+    }
+}
+
+static inline void offer(pool *p, int32_t score, uint32_t place) {
+    if (score < p->bar) return; /* it went up since this block was scored */
+    p->list[p->count].score = score;
+    p->list[p->count++].row = place;
+    if (p->shift >= 0) {
+        ++*bucket_of(p, score);
+        p->above++;
+    }
+    if (p->count == (p->shift >= 0 ? p->room : 2 * p->keep)) lay_buckets(p);
+}

@@ -1,0 +1,238 @@
+/* Scores of packed codes, with a variant for each instruction set, chosen once at run time.
+ *
+ * Signs, one bit a dimension: 32 vectors share a block. For every 16 dimensions a block holds 64 bytes: byte v has
+ * dimensions 0-3 of vector v in its low half and 4-7 in its high half, byte 32 + v has 8-11 and 12-15. A query is a
+ * table of 16 sums (0..31) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
+ * is what the signs say of the product with the rest of the vector beyond its list's centre.
+ * Nibbles, four bits a dimension: a row a vector. For every 128 dimensions a row holds 64 bytes: dimension j in the low
+ * half of byte j, dimension 64 + j in its high half.
+ * Keys of lists, a byte a dimension (128 more than the value): 16 lists share a block, four dimensions to 64 bytes.
+ */
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define X86 1
+#include <immintrin.h>
+#endif
+#if defined(__aarch64__)
+#define ARM64 1
+#include <arm_neon.h>
+#endif
+
+#define LANES 16      /* lists a block of keys */
+#define SIGN_LANES 32 /* vectors a block of signs */
+enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
+
+/* Scores of one block of signs, one a vector; returns a bit for each that is at least `bar`. */
+typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
+                             int16_t middle, int32_t bar, int32_t *out);
+/* Sum of products of one row of nibbles and a query. */
+typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int groups);
+/* Sums of products of one block of keys and a query, one a list. */
+typedef void (*keys_fn)(const uint8_t *block, const int8_t *query, int groups, int32_t *out);
+/* Sum of products of a list's centre and a query; dim is a multiple of 16. */
+typedef int32_t (*bytes_fn)(const int8_t *centre, const int8_t *query, int dim);
+/* Sum of products of a float16 row and a float32 query. */
+typedef float (*dot_fn)(const uint16_t *row, const float *query, int dim);
+/* The same for four rows, one after the other. */
+typedef void (*dot4_fn)(const uint16_t *rows, const float *query, int dim, float *out);
+
+/* ---- generic ---------------------------------------------------------------------------------------------------- */
+
+static uint32_t signs_generic(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
+                              int16_t middle, int32_t bar, int32_t *out) {
+    uint32_t mask = 0;
+    for (int v = 0; v < SIGN_LANES; v++) {
+        const uint8_t *bytes = block + v, *sums = table;
+        int32_t sum = -middle;
+        for (int g = 0; g < groups; g++, bytes += 64, sums += 128) {
+            uint8_t first = bytes[0], second = bytes[SIGN_LANES];
+            sum += sums[first & 15] + sums[64 + (first >> 4)] + sums[32 + (second & 15)] + sums[96 + (second >> 4)];
+        }
+        out[v] = sum * factors[v];
+        mask |= (uint32_t)(out[v] >= bar) << v;
+    }
+    return mask;
+}
+
+static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int groups) {
+    int32_t sum = 0;
+    for (int g = 0; g < groups; g++, row += 64, query += 128)
+        for (int j = 0; j < 64; j++) sum += (row[j] & 15) * query[j] + (row[j] >> 4) * query[64 + j];
+    return sum;
+}
+
+static void keys_generic(const uint8_t *block, const int8_t *query, int groups, int32_t *out) {
+    memset(out, 0, LANES * sizeof(int32_t));
+    for (int g = 0; g < groups; g++, block += 64, query += 4)
+        for (int v = 0; v < LANES; v++)
+            for (int j = 0; j < 4; j++) out[v] += block[4 * v + j] * query[j];
+}
+
+static int32_t bytes_generic(const int8_t *centre, const int8_t *query, int dim) {
+    int32_t sum = 0;
+    for (int j = 0; j < dim; j++) sum += centre[j] * query[j];
+    return sum;
+}
+
+static float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 1023, bits;
+    if (exponent == 31) bits = sign | 0x7f800000 | fraction << 13;
+    else if (exponent) bits = sign | (exponent + 112) << 23 | fraction << 13;
+    else { float tiny = (float)fraction * 5.9604644775390625e-8f; return sign ? -tiny : tiny; }
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static float dot_generic(const uint16_t *row, const float *query, int dim) {
+    float sum[8] = {0};
+    int i = 0;
+    for (; i + 8 <= dim; i += 8)
+        for (int j = 0; j < 8; j++) sum[j] += half_to_float(row[i + j]) * query[i + j];
+    for (; i < dim; i++) sum[0] += half_to_float(row[i]) * query[i];
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+static void dot4_generic(const uint16_t *rows, const float *query, int dim, float *out) {
+    for (int r = 0; r < 4; r++) out[r] = dot_generic(rows + (int64_t)r * dim, query, dim);
+}
+
+#ifdef X86
+#include "scoring_x86.h"
+#endif
+
+/* ---- Arm -------------------------------------------------------------------------------------------------------- */
+#ifdef ARM64
+static uint32_t signs_neon(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
+                           int16_t middle, int32_t bar, int32_t *out) {
+    const uint8x16_t low = vdupq_n_u8(15);
+    uint32_t mask = 0;
+    for (int part = 0; part < 2; part++) {
+        uint16x8_t first = vdupq_n_u16(0), second = vdupq_n_u16(0);
+        for (int g = 0; g < groups; g++) {
+            uint8x16_t sum = vdupq_n_u8(0);
+            for (int half = 0; half < 2; half++) {
+                const uint8_t *here = table + 128 * g + 32 * half;
+                uint8x16_t bytes = vld1q_u8(block + 64 * g + 32 * half + 16 * part);
+                sum = vaddq_u8(sum, vaddq_u8(vqtbl1q_u8(vld1q_u8(here), vandq_u8(bytes, low)),
+                                             vqtbl1q_u8(vld1q_u8(here + 64), vshrq_n_u8(bytes, 4))));
+            }
+            first = vaddw_u8(first, vget_low_u8(sum));
+            second = vaddw_high_u8(second, sum);
+        }
+        uint16_t sums[16];
+        vst1q_u16(sums, first);
+        vst1q_u16(sums + 8, second);
+        for (int v = 0; v < 16; v++) {
+            int32_t score = ((int32_t)sums[v] - middle) * factors[16 * part + v];
+            out[16 * part + v] = score;
+            mask |= (uint32_t)(score >= bar) << (16 * part + v);
+        }
+    }
+    return mask;
+}
+
+static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int groups) {
+    const uint8x16_t low = vdupq_n_u8(15);
+    int32x4_t total = vdupq_n_s32(0);
+    for (int g = 0; g < groups; g++, row += 64, query += 128)
+        for (int j = 0; j < 64; j += 16) {
+            uint8x16_t bytes = vld1q_u8(row + j);
+            int8x16_t a = vreinterpretq_s8_u8(vandq_u8(bytes, low)), b = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+            int8x16_t x = vld1q_s8(query + j), y = vld1q_s8(query + 64 + j);
+            int16x8_t sum = vmull_s8(vget_low_s8(a), vget_low_s8(x));
+            sum = vmlal_high_s8(sum, a, x);
+            sum = vmlal_s8(sum, vget_low_s8(b), vget_low_s8(y));
+            sum = vmlal_high_s8(sum, b, y);
+            total = vpadalq_s16(total, sum);
+        }
+    return vaddvq_s32(total);
+}
+#endif
+
+/* ---- choice of variant ------------------------------------------------------------------------------------------ */
+
+static signs_fn score_signs = signs_generic;
+static nibbles_fn score_nibbles = nibbles_generic;
+static keys_fn score_keys = keys_generic;
+static bytes_fn dot_bytes = bytes_generic;
+static dot_fn dot_half = dot_generic;
+static dot4_fn dot_four = dot4_generic;
+
+/* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
+EXPORT int hivlp_choose(int most) {
+    int chosen = GENERIC;
+    score_signs = signs_generic;
+    score_nibbles = nibbles_generic;
+    score_keys = keys_generic;
+    dot_bytes = bytes_generic;
+    dot_half = dot_generic;
+    dot_four = dot4_generic;
+#ifdef X86
+    __builtin_cpu_init();
+    if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        score_signs = signs_avx2;
+        score_nibbles = nibbles_avx2;
+        score_keys = keys_avx2;
+        dot_bytes = bytes_avx2;
+        dot_half = dot_avx2;
+        dot_four = dot4_avx2;
+        chosen = AVX2;
+    }
+    if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")) {
+        score_signs = signs_avx512;
+        score_nibbles = nibbles_avx512;
+        score_keys = keys_avx512;
+        dot_half = dot_avx512;
+        dot_four = dot4_avx512;
+        chosen = AVX512;
+    }
+#endif
+#ifdef ARM64
+    if (most >= NEON) {
+        score_signs = signs_neon;
+        score_nibbles = nibbles_neon;
+        chosen = NEON;
+    }
+#endif
+    return chosen;
+}
+
+EXPORT void hivlp_signs(const uint8_t *blocks, const uint8_t *factors, int64_t count, const uint8_t *table, int groups,
+                        int middle, int bar, int32_t *out, uint32_t *masks) {
+    for (int64_t b = 0; b < count; b++)
+        masks[b] = score_signs(blocks + b * groups * 64, factors + b * SIGN_LANES, table, groups, (int16_t)middle, bar,
+                               out + b * SIGN_LANES);
+}
+
+EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int groups, int32_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = score_nibbles(rows + i * groups * 64, query, groups);
+}
+
+EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int groups, int32_t *out) {
+    for (int64_t b = 0; b < count; b++) score_keys(blocks + b * groups * 64, query, groups, out + b * LANES);
+}
+
+EXPORT void hivlp_dot4(const uint16_t *rows, const float *query, int dim, float *out) {
+    dot_four(rows, query, dim, out);
+}
+
+EXPORT void hivlp_bytes(const int8_t *rows, int64_t count, const int8_t *query, int dim, int32_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = dot_bytes(rows + i * dim, query, dim);
+}
+
+EXPORT void hivlp_dot(const uint16_t *rows, const int64_t *which, int64_t count, const float *query, int dim,
+                      float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = dot_half(rows + (which ? which[i] : i) * dim, query, dim);
+}

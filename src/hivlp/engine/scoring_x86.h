@@ -1,0 +1,224 @@
+/* The scores of scoring.h with AVX2, and with AVX-512 and VNNI; a part of that file. */
+#pragma once
+
+__attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block, const uint8_t *factors,
+    const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
+    /* Sums of pairs of bytes; `odd` holds the high bytes alone, and is taken off the low ones at the end. */
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i both = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
+    for (int g = 0; g < groups;) {
+        /* Eight sums of at most 31 fit into a byte. */
+        __m256i sum = _mm256_setzero_si256();
+        for (int stop = g + 2 < groups ? g + 2 : groups; g < stop; g++)
+            for (int half = 0; half < 64; half += 32, block += 32) {
+                const uint8_t *here = table + 128 * g + half;
+                __m256i bytes = _mm256_loadu_si256((const __m256i *)block);
+                __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)here),
+                                                _mm256_and_si256(bytes, low));
+                __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(here + 64)),
+                                                _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
+                sum = _mm256_add_epi8(sum, _mm256_add_epi8(a, b));
+            }
+        both = _mm256_add_epi16(both, sum);
+        odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sum, 8));
+    }
+    __m256i even = _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8));
+    __m256i first = _mm256_unpacklo_epi16(even, odd), second = _mm256_unpackhi_epi16(even, odd);
+    __m256i parts[2] = {_mm256_permute2x128_si256(first, second, 0x20), _mm256_permute2x128_si256(first, second, 0x31)};
+    const __m256i half = _mm256_set1_epi16(middle), least = _mm256_set1_epi32(bar - 1);
+    uint32_t mask = 0;
+    for (int v = 0; v < SIGN_LANES; v += 8) {
+        __m256i part = _mm256_sub_epi16(parts[v / 16], half);
+        __m128i eight = v % 16 ? _mm256_extracti128_si256(part, 1) : _mm256_castsi256_si128(part);
+        __m256i factor = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(factors + v)));
+        __m256i score = _mm256_mullo_epi32(_mm256_cvtepi16_epi32(eight), factor);
+        _mm256_storeu_si256((__m256i *)(out + v), score);
+        mask |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(score, least))) << v;
+    }
+    return mask;
+}
+
+__attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, const int8_t *query, int groups) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256i total = _mm256_setzero_si256();
+    for (int g = 0; g < groups; g++, row += 64, query += 128)
+        for (int half = 0; half < 64; half += 32) {
+            /* Two products of at most 15 * 128 each, twice: well inside 16 bits. */
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)(row + half));
+            __m256i a = _mm256_maddubs_epi16(_mm256_and_si256(bytes, low),
+                                             _mm256_loadu_si256((const __m256i *)(query + half)));
+            __m256i b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
+                                             _mm256_loadu_si256((const __m256i *)(query + 64 + half)));
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+        }
+    int32_t part[8], sum = 0;
+    _mm256_storeu_si256((__m256i *)part, total);
+    for (int j = 0; j < 8; j++) sum += part[j];
+    return sum;
+}
+
+__attribute__((target("avx2"))) static void keys_avx2(const uint8_t *block, const int8_t *query, int groups,
+                                                      int32_t *out) {
+    /* Bytes up to 255 would overflow maddubs: widen to 16 bits first. */
+    for (int quarter = 0; quarter < 4; quarter++) {
+        __m256i total = _mm256_setzero_si256();
+        for (int g = 0; g < groups; g++) {
+            int32_t four;
+            memcpy(&four, query + 4 * g, 4);
+            __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(block + 64 * g + 16 * quarter)));
+            __m256i signed_query = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(bytes, signed_query));
+        }
+        /* Two neighbouring sums belong to one list. */
+        __m256i pairs = _mm256_hadd_epi32(total, total);
+        int64_t a = _mm256_extract_epi64(pairs, 0), b = _mm256_extract_epi64(pairs, 2);
+        memcpy(out + 4 * quarter, &a, 8);
+        memcpy(out + 4 * quarter + 2, &b, 8);
+    }
+}
+
+__attribute__((target("avx2"))) static int32_t bytes_avx2(const int8_t *centre, const int8_t *query, int dim) {
+    __m256i total = _mm256_setzero_si256();
+    for (int j = 0; j < dim; j += 16)
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(centre + j))),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(query + j)))));
+    int32_t part[8], sum = 0;
+    _mm256_storeu_si256((__m256i *)part, total);
+    for (int j = 0; j < 8; j++) sum += part[j];
+    return sum;
+}
+
+__attribute__((target("avx2,fma,f16c"))) static float dot_avx2(const uint16_t *row, const float *query, int dim) {
+    __m256 a = _mm256_setzero_ps(), b = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        a = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + i))), _mm256_loadu_ps(query + i), a);
+        b = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + i + 8))),
+                            _mm256_loadu_ps(query + i + 8), b);
+    }
+    float part[8], sum = 0;
+    _mm256_storeu_ps(part, _mm256_add_ps(a, b));
+    for (int j = 0; j < 8; j++) sum += part[j];
+    for (; i < dim; i++) sum += half_to_float(row[i]) * query[i];
+    return sum;
+}
+
+__attribute__((target("avx2,fma,f16c"))) static void dot4_avx2(const uint16_t *rows, const float *query, int dim,
+                                                              float *out) {
+    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    int i = 0;
+    for (; i + 8 <= dim; i += 8) {
+        __m256 values = _mm256_loadu_ps(query + i);
+        for (int r = 0; r < 4; r++)
+            sums[r] = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(rows + (int64_t)r * dim + i))),
+                                      values, sums[r]);
+    }
+    for (int r = 0; r < 4; r++) {
+        float part[8], sum = 0;
+        _mm256_storeu_ps(part, sums[r]);
+        for (int j = 0; j < 8; j++) sum += part[j];
+        for (int j = i; j < dim; j++) sum += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
+        out[r] = sum;
+    }
+}
+
+#define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma"
+#define PAIR_OF_SUMS(at)                                                                                     \
+    _mm512_add_epi8(_mm512_shuffle_epi8(_mm512_loadu_si512(table + 128 * (at)),                              \
+                                        _mm512_and_si512(_mm512_loadu_si512(block + 64 * (at)), low)),       \
+                    _mm512_shuffle_epi8(_mm512_loadu_si512(table + 128 * (at) + 64),                         \
+                                        _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(block + 64 * (at)), 4), low)))
+__attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *factors,
+    const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512(), sum;
+    int g = 0;
+    /* Eight sums of at most 31 fit into a byte. */
+    for (; g + 4 <= groups; g += 4, block += 256, table += 512) {
+        sum = _mm512_add_epi8(_mm512_add_epi8(PAIR_OF_SUMS(0), PAIR_OF_SUMS(1)),
+                              _mm512_add_epi8(PAIR_OF_SUMS(2), PAIR_OF_SUMS(3)));
+        both = _mm512_add_epi16(both, sum);
+        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+    }
+    for (; g < groups; g++, block += 64, table += 128) {
+        sum = PAIR_OF_SUMS(0);
+        both = _mm512_add_epi16(both, sum);
+        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+    }
+    __m512i even = _mm512_sub_epi16(both, _mm512_slli_epi16(odd, 8));
+    /* The upper half is the same vectors' other dimensions. */
+    __m256i e = _mm256_add_epi16(_mm512_castsi512_si256(even), _mm512_extracti64x4_epi64(even, 1));
+    __m256i o = _mm256_add_epi16(_mm512_castsi512_si256(odd), _mm512_extracti64x4_epi64(odd, 1));
+    __m256i first = _mm256_unpacklo_epi16(e, o), second = _mm256_unpackhi_epi16(e, o);
+    const __m256i half = _mm256_set1_epi16(middle);
+    const __m512i least = _mm512_set1_epi32(bar);
+    __m256i x = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x20), half);
+    __m256i y = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x31), half);
+    __m512i u = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(x),
+                                   _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)factors)));
+    __m512i v = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(y),
+                                   _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(factors + 16))));
+    _mm512_storeu_si512(out, u);
+    _mm512_storeu_si512(out + 16, v);
+    return (uint32_t)_mm512_cmpge_epi32_mask(u, least) | (uint32_t)_mm512_cmpge_epi32_mask(v, least) << 16;
+}
+
+__attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int groups) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i a = _mm512_setzero_si512(), b = _mm512_setzero_si512();
+    for (int g = 0; g < groups; g++, row += 64, query += 128) {
+        __m512i bytes = _mm512_loadu_si512(row);
+        a = _mm512_dpbusd_epi32(a, _mm512_and_si512(bytes, low), _mm512_loadu_si512(query));
+        b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low), _mm512_loadu_si512(query + 64));
+    }
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+}
+
+__attribute__((target(WIDE))) static void keys_avx512(const uint8_t *block, const int8_t *query, int groups,
+                                                      int32_t *out) {
+    __m512i a = _mm512_setzero_si512(), b = _mm512_setzero_si512();
+    int g = 0;
+    for (; g + 2 <= groups; g += 2) {
+        int32_t first, second;
+        memcpy(&first, query + 4 * g, 4);
+        memcpy(&second, query + 4 * g + 4, 4);
+        a = _mm512_dpbusd_epi32(a, _mm512_loadu_si512(block + 64 * g), _mm512_set1_epi32(first));
+        b = _mm512_dpbusd_epi32(b, _mm512_loadu_si512(block + 64 * g + 64), _mm512_set1_epi32(second));
+    }
+    if (g < groups) {
+        int32_t first;
+        memcpy(&first, query + 4 * g, 4);
+        a = _mm512_dpbusd_epi32(a, _mm512_loadu_si512(block + 64 * g), _mm512_set1_epi32(first));
+    }
+    _mm512_storeu_si512(out, _mm512_add_epi32(a, b));
+}
+
+__attribute__((target(WIDE))) static float dot_avx512(const uint16_t *row, const float *query, int dim) {
+    __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
+    int i = 0;
+    for (; i + 32 <= dim; i += 32) {
+        a = _mm512_fmadd_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + i))), _mm512_loadu_ps(query + i),
+                            a);
+        b = _mm512_fmadd_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + i + 16))),
+                            _mm512_loadu_ps(query + i + 16), b);
+    }
+    float sum = _mm512_reduce_add_ps(_mm512_add_ps(a, b));
+    for (; i < dim; i++) sum += half_to_float(row[i]) * query[i];
+    return sum;
+}
+
+__attribute__((target(WIDE))) static void dot4_avx512(const uint16_t *rows, const float *query, int dim, float *out) {
+    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        __m512 values = _mm512_loadu_ps(query + i);
+        for (int r = 0; r < 4; r++)
+            sums[r] = _mm512_fmadd_ps(
+                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(rows + (int64_t)r * dim + i))), values, sums[r]);
+    }
+    for (int r = 0; r < 4; r++) {
+        out[r] = _mm512_reduce_add_ps(sums[r]);
+        for (int j = i; j < dim; j++) out[r] += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
+    }
+}
