@@ -14,7 +14,7 @@ int main(void) {
         for (unsigned i = 0; i < sizeof block; i++) block[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof factors; i++) factors[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof table; i++)
-            table[i] = extreme ? 31 : i % 32 < 16 ? (uint8_t)(rand() % 32) : table[i - 16];
+            table[i] = extreme ? 63 : i % 32 < 16 ? (uint8_t)(rand() % 64) : table[i - 16];
         for (unsigned i = 0; i < sizeof nibbles; i++) nibbles[i] = extreme ? 255 : (uint8_t)rand();
         for (unsigned i = 0; i < sizeof keys; i++) keys[i] = extreme ? 255 : (uint8_t)rand();
         for (unsigned i = 0; i < sizeof query; i++) query[i] = extreme ? -128 : (int8_t)rand();
@@ -23,7 +23,7 @@ int main(void) {
             floats[i] = (float)rand() / (float)RAND_MAX - 0.5f;
         }
         int32_t expected[32], found[32], expected_keys[16], found_keys[16];
-        int16_t middle = (int16_t)(groups * 50);
+        int16_t middle = (int16_t)(groups * 100);
         hivlp_choose(GENERIC);
         uint32_t mask = score_signs(block, factors, table, groups, middle, 5000, expected);
         int32_t sum = score_nibbles(nibbles, query, wide), bytes = dot_bytes((const int8_t *)keys, query, 128);

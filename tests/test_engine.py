@@ -72,15 +72,15 @@ def test_signs(variant, groups):
     blocks = 3
     positive = rng.random((blocks * 32, groups * 16)) < 0.5
     packed, factors = layout.pack_signs(positive), rng.integers(0, 256, (blocks, 32), dtype=np.uint8)
-    sums = rng.integers(0, 32, (groups * 4, 16), dtype=np.uint8)
+    sums = rng.integers(0, 64, (groups * 4, 16), dtype=np.uint8)
     if groups == 32:
-        sums[:] = 31  # the largest sum there can be
+        sums[:] = 63  # the largest sum there can be
     table = np.empty((groups, 128), np.uint8)
     for g in range(groups * 4):
         at = 32 * (g % 4 // 2) + 64 * (g % 2)
         table[g // 4, at : at + 32] = np.tile(sums[g], 2)
     codes = (positive.reshape(blocks * 32, -1, 4) << np.arange(4)).sum(2)
-    middle = groups * 4 * 15
+    middle = groups * 4 * 30
     expected = (sums[np.arange(groups * 4), codes].sum(1, dtype=np.int64) - middle) * factors.ravel()
     out, masks = np.empty(blocks * 32, np.int32), np.empty(blocks, np.uint32)
     bar = int(np.median(expected))

@@ -292,7 +292,7 @@ class Engine:
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
-        efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)]
+        efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0, 10.0)]
         handed_on = [(60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100)]
         if len(self.fine) > MANY:
             handed_on += [(1600, 200), (3200, 400)]

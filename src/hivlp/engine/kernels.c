@@ -106,7 +106,7 @@ static void prepare(scratch *s, const engine *e, const float *query) {
         for (int j = g; j < g + 4; j++) width += fabsf(s->z[j] * e->amplitude[j]);
         if (width > widest) widest = width;
     }
-    s->table_unit = 2 * widest / 31.0f;
+    s->table_unit = 2 * widest / 63.0f;
     float middle = 0;
     for (int g = 0; g < e->dims / 4; g++) {
         float t[4], width = 0;

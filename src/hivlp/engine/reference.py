@@ -29,7 +29,7 @@ class Query:
         self.nibble, _ = _to_small(self.z * arrays.step)
         terms = (self.z * arrays.amplitude).reshape(-1, 4)
         widths = np.abs(terms).sum(1)
-        self.table_unit = max(2 * float(widths.max()) / 31, 1e-20)
+        self.table_unit = max(2 * float(widths.max()) / 63, 1e-20)
         signs = (np.arange(16)[:, None] >> np.arange(4) & 1) * 2 - 1
         sums = widths[:, None] + terms @ signs.T.astype(np.float32)
         self.table = np.rint(sums / np.float32(self.table_unit)).astype(np.int32)  # (dims / 4, 16)

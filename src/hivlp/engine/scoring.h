@@ -2,7 +2,7 @@
  *
  * Signs, one bit a dimension: 32 vectors share a block. For every 16 dimensions a block holds 64 bytes: byte v has
  * dimensions 0-3 of vector v in its low half and 4-7 in its high half, byte 32 + v has 8-11 and 12-15. A query is a
- * table of 16 sums (0..31) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
+ * table of 16 sums (0..63) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
  * is what the signs say of the product with the rest of the vector beyond its list's centre.
  * Nibbles, four bits a dimension: a row a vector. For every 128 dimensions a row holds 64 bytes: dimension j in the low
  * half of byte j, dimension 64 + j in its high half.

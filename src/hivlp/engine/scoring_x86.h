@@ -6,19 +6,17 @@ __attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block,
     /* Sums of pairs of bytes; `odd` holds the high bytes alone, and is taken off the low ones at the end. */
     const __m256i low = _mm256_set1_epi8(15);
     __m256i both = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
-    for (int g = 0; g < groups;) {
-        /* Eight sums of at most 31 fit into a byte. */
+    for (int g = 0; g < groups; g++) {
+        /* Four sums of at most 63 fit into a byte. */
         __m256i sum = _mm256_setzero_si256();
-        for (int stop = g + 2 < groups ? g + 2 : groups; g < stop; g++)
-            for (int half = 0; half < 64; half += 32, block += 32) {
-                const uint8_t *here = table + 128 * g + half;
-                __m256i bytes = _mm256_loadu_si256((const __m256i *)block);
-                __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)here),
-                                                _mm256_and_si256(bytes, low));
-                __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(here + 64)),
-                                                _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
-                sum = _mm256_add_epi8(sum, _mm256_add_epi8(a, b));
-            }
+        for (int half = 0; half < 64; half += 32, block += 32) {
+            const uint8_t *here = table + 128 * g + half;
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)block);
+            __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)here), _mm256_and_si256(bytes, low));
+            __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(here + 64)),
+                                            _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
+            sum = _mm256_add_epi8(sum, _mm256_add_epi8(a, b));
+        }
         both = _mm256_add_epi16(both, sum);
         odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sum, 8));
     }
@@ -134,14 +132,13 @@ __attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block,
     const __m512i low = _mm512_set1_epi8(15);
     __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512(), sum;
     int g = 0;
-    /* Eight sums of at most 31 fit into a byte. */
-    for (; g + 4 <= groups; g += 4, block += 256, table += 512) {
-        sum = _mm512_add_epi8(_mm512_add_epi8(PAIR_OF_SUMS(0), PAIR_OF_SUMS(1)),
-                              _mm512_add_epi8(PAIR_OF_SUMS(2), PAIR_OF_SUMS(3)));
+    /* Four sums of at most 63 fit into a byte. */
+    for (; g + 2 <= groups; g += 2, block += 128, table += 256) {
+        sum = _mm512_add_epi8(PAIR_OF_SUMS(0), PAIR_OF_SUMS(1));
         both = _mm512_add_epi16(both, sum);
         odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
     }
-    for (; g < groups; g++, block += 64, table += 128) {
+    if (g < groups) {
         sum = PAIR_OF_SUMS(0);
         both = _mm512_add_epi16(both, sum);
         odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
