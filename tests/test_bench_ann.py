@@ -244,7 +244,7 @@ def test_pools_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     pytest.importorskip("faiss")
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     rng = np.random.default_rng(9)
-    real = RealSet(*(unit(rng, count, 8) for count in (400, 5100, 30, 30)))
+    real = RealSet(*(unit(rng, count, 32) for count in (400, 5100, 30, 30)))
     (pool,) = run.pools(real, 60, sizes=(300,))
     assert pool["items"] == 300
     assert min(pool[key] for key in ("ours_qps", "flat_qps", "ours_batch_qps", "flat_batch_qps", "speedup")) > 0

@@ -15,6 +15,7 @@ from hivlp.engine.engine import Arrays
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.engine_scan import HEAD
+from hivlp.index.from_embeddings import index_embeddings
 from test_engine import cloud
 
 WIDTH = 48
@@ -314,3 +315,10 @@ def test_texts_come_from_the_vocabulary():
             return ["red</w>", "car</w>", "ness", "▁"]
 
     assert {"red", "car"} <= set(tuning._vocabulary(Marked())) and "ness" not in tuning._vocabulary(Marked())
+
+
+def test_vectors_of_a_few_dims_need_no_engine(tmp_path):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32))
+    index_embeddings(tmp_path / "index", tmp_path / "few.npy", dims=4, method="prefix")
+    with Index.open(tmp_path / "index") as index, pytest.raises(IndexFolderError, match="8 dims"):
+        index.tune()

@@ -150,7 +150,7 @@ class Engine:
         """Learn from the items and from queries like those to come, and pack the codes.
 
         Args:
-            items: (n, d) float16 or float32 vectors; kept as float16, as they are if they are that already.
+            items: (n, d) float16 or float32 vectors, d at least 16; kept as float16, and as they are if they are such.
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
             lists: how many (default: about four times the square root of n).

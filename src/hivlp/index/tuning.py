@@ -30,6 +30,7 @@ QUERIES = "queries.npy"
 K = 10
 DEFAULT_RECALL = 0.99
 LEAST_ROWS = 1000  # below this, reading everything is as fast
+LEAST_DIMS = 16  # likewise; an engine has no fewer
 HELD_OUT = 400  # queries that settings are measured with
 MOST_QUERIES = 20_000
 ENCODED = 6_000  # texts that are encoded to learn from, at most
@@ -129,6 +130,10 @@ def tune(
         if len(vectors) < LEAST_ROWS:
             raise IndexFolderError(
                 f"{index.path} has {len(vectors)} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
+            )
+        if vectors.shape[1] < LEAST_DIMS:
+            raise IndexFolderError(
+                f"{index.path} has vectors of {vectors.shape[1]} dims: all are read, as fast as can be"
             )
         asked, source = _queries(index, queries, vectors, tell)
         asked = asked[np.random.default_rng(0).permutation(len(asked))[:MOST_QUERIES]]
