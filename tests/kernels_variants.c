@@ -25,20 +25,20 @@ int main(void) {
         int32_t expected[32], found[32], expected_keys[16], found_keys[16];
         int16_t middle = (int16_t)(groups * 100);
         hivlp_choose(GENERIC);
-        uint32_t mask = score_signs(block, factors, table, groups, middle, 5000, expected);
-        int32_t sum = score_nibbles(nibbles, query, wide), bytes = dot_bytes((const int8_t *)keys, query, 128);
-        float product = dot_half(halves, floats, dim), four[4], found_four[4];
-        dot_four(halves, floats, dim / 4, four);
-        score_keys(keys, query, 128, expected_keys);
+        uint32_t mask = use.signs(block, factors, table, groups, middle, 5000, expected);
+        int32_t sum = use.nibbles(nibbles, query, wide), bytes = use.bytes((const int8_t *)keys, query, 128);
+        float product = use.half(halves, floats, dim), four[4], found_four[4];
+        use.four_halves(halves, floats, dim / 4, four);
+        use.keys(keys, query, 128, expected_keys);
         for (int most = AVX2; most <= NEON; most++) {
             variant = hivlp_choose(most);
-            bad += score_signs(block, factors, table, groups, middle, 5000, found) != mask;
-            bad += score_nibbles(nibbles, query, wide) != sum;
-            bad += dot_bytes((const int8_t *)keys, query, 128) != bytes;
-            bad += !(fabsf(dot_half(halves, floats, dim) - product) < 1e-3f);
-            dot_four(halves, floats, dim / 4, found_four);
+            bad += use.signs(block, factors, table, groups, middle, 5000, found) != mask;
+            bad += use.nibbles(nibbles, query, wide) != sum;
+            bad += use.bytes((const int8_t *)keys, query, 128) != bytes;
+            bad += !(fabsf(use.half(halves, floats, dim) - product) < 1e-3f);
+            use.four_halves(halves, floats, dim / 4, found_four);
             for (int i = 0; i < 4; i++) bad += !(fabsf(four[i] - found_four[i]) < 1e-3f);
-            score_keys(keys, query, 128, found_keys);
+            use.keys(keys, query, 128, found_keys);
             bad += memcmp(expected, found, sizeof found) != 0;
             bad += memcmp(expected_keys, found_keys, sizeof found_keys) != 0;
         }

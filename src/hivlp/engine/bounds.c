@@ -7,16 +7,7 @@
  */
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-#define X86 1
-#include <immintrin.h>
-#endif
+#include "platform.h"
 
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
 

@@ -295,7 +295,7 @@ class Engine:
         efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0, 10.0)]
         handed_on = [(60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100)]
         if len(self.fine) > MANY:
-            handed_on += [(1600, 200), (3200, 400)]
+            handed_on += [(1600, 200), (3200, 400), (6400, 600)]
         return [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
 
     def search(

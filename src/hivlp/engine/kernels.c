@@ -97,7 +97,7 @@ static float to_small(const float *values, const float *weights, int count, int8
 }
 
 static void prepare(scratch *s, const engine *e, const float *query) {
-    for (int j = 0; j < e->dims; j += 4) dot_four(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim, s->z + j);
+    for (int j = 0; j < e->dims; j += 4) use.four_halves(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim, s->z + j);
     s->small_scale = to_small(s->z, NULL, e->dims, s->small);
     to_small(s->z, e->step, e->dims, s->nibble);
     float widest = 1e-20f;
@@ -139,7 +139,7 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
     float *score = s->scores;
     for (int64_t b = 0; b < blocks; b++) {
         int32_t sums[LANES];
-        score_keys(e->keys + b * e->dims * LANES, s->small, e->dims / 4, sums);
+        use.keys(e->keys + b * e->dims * LANES, s->small, e->dims / 4, sums);
         int lanes = (int)(e->lists - b * LANES < LANES ? e->lists - b * LANES : LANES);
         for (int l = 0; l < LANES; l++) score[b * LANES + l] = (float)(sums[l] - shift) * unit;
         for (int l = 0; l < lanes; l++) score[b * LANES + l] += e->key_bias[b * LANES + l];
@@ -184,7 +184,7 @@ static inline void prefetch_block(const engine *e, int64_t list, int64_t ahead) 
 
 /* Offer the codes of one list; `next` is the one to be read after it, or -1. */
 static void scan_list(scratch *s, const engine *e, int64_t list, int64_t next, const uint8_t *allowed) {
-    int32_t dot = dot_bytes(e->centres + list * e->dims, s->small, e->dims);
+    int32_t dot = use.bytes(e->centres + list * e->dims, s->small, e->dims);
     float unit = s->table_unit * e->factor_scale;
     int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
     int32_t scores[SIGN_LANES], most = s->middle * 255;
@@ -196,8 +196,8 @@ static void scan_list(scratch *s, const engine *e, int64_t list, int64_t next, c
         if (b + AHEAD < end) prefetch_block(e, list, b + AHEAD - first);
         else if (next >= 0) prefetch_block(e, next, b + AHEAD - end);
         int64_t bar = (int64_t)s->p.bar - offset;
-        if (bar > most) continue; /* no code can reach it */
-        uint32_t mask = score_signs(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, s->table, groups,
+        if (bar > most) return; /* no code can reach it */
+        uint32_t mask = use.signs(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, s->table, groups,
                                     (int16_t)s->middle, bar < -most ? -most : (int32_t)bar, scores);
         const uint32_t *rows = e->rows + b * SIGN_LANES;
         int look = allowed != NULL || b + 1 == end; /* only the last block has empty places */
@@ -239,7 +239,7 @@ static void decide(scratch *s, const engine *e, const float *query, int64_t last
     if (count > last) {
         for (int64_t i = 0; i < count; i++) {
             if (i + 12 < count) prefetch(e->nibbles + list[i + 12].row * width, width);
-            list[i].score = score_nibbles(e->nibbles + list[i].row * width, s->nibble, e->nibble_groups);
+            list[i].score = use.nibbles(e->nibbles + list[i].row * width, s->nibble, e->nibble_groups);
         }
         work->nibbles += count;
         keep_best(list, count, last);
@@ -249,7 +249,7 @@ static void decide(scratch *s, const engine *e, const float *query, int64_t last
     for (int64_t i = 0; i < count; i++) {
         if (i + FINE_AHEAD < count)
             prefetch(e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim, (int64_t)e->fine_dim * 2);
-        float score = dot_half(e->fine + (int64_t)list[i].row * e->fine_dim, query, e->fine_dim);
+        float score = use.half(e->fine + (int64_t)list[i].row * e->fine_dim, query, e->fine_dim);
         int64_t row = list[i].row;
         if (found == k && !(score > out_scores[k - 1] || (score == out_scores[k - 1] && row < out_rows[k - 1]))) continue;
         int64_t at = found < k ? found++ : k - 1;
@@ -332,7 +332,7 @@ EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale,
         int32_t *best = out + i * copies;
         float *best_score = out_scores + i * copies;
         for (int64_t b = 0; b < blocks; b++) {
-            score_keys(keys + b * dims * LANES, small, dims / 4, scores);
+            use.keys(keys + b * dims * LANES, small, dims / 4, scores);
             for (int64_t l = b * LANES; l < (b + 1) * LANES && l < lists; l++) {
                 float score = (float)(scores[l - b * LANES] - shift) * unit + bias[l];
                 if (filled == copies && !(score > best_score[copies - 1])) continue;

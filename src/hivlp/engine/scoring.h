@@ -12,20 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-#define X86 1
-#include <immintrin.h>
-#endif
-#if defined(__aarch64__)
-#define ARM64 1
-#include <arm_neon.h>
-#endif
+#include "platform.h"
 
 #define LANES 16      /* lists a block of keys */
 #define SIGN_LANES 32 /* vectors a block of signs */
@@ -161,48 +148,38 @@ static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int groups)
 
 /* ---- choice of variant ------------------------------------------------------------------------------------------ */
 
-static signs_fn score_signs = signs_generic;
-static nibbles_fn score_nibbles = nibbles_generic;
-static keys_fn score_keys = keys_generic;
-static bytes_fn dot_bytes = bytes_generic;
-static dot_fn dot_half = dot_generic;
-static dot4_fn dot_four = dot4_generic;
+typedef struct {
+    signs_fn signs;
+    nibbles_fn nibbles;
+    keys_fn keys;
+    bytes_fn bytes;
+    dot_fn half;
+    dot4_fn four_halves;
+} scores;
+
+static scores use = {signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic};
 
 /* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
 EXPORT int hivlp_choose(int most) {
     int chosen = GENERIC;
-    score_signs = signs_generic;
-    score_nibbles = nibbles_generic;
-    score_keys = keys_generic;
-    dot_bytes = bytes_generic;
-    dot_half = dot_generic;
-    dot_four = dot4_generic;
+    use = (scores){signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic};
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        score_signs = signs_avx2;
-        score_nibbles = nibbles_avx2;
-        score_keys = keys_avx2;
-        dot_bytes = bytes_avx2;
-        dot_half = dot_avx2;
-        dot_four = dot4_avx2;
+        use = (scores){signs_avx2, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2};
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        score_signs = signs_avx512;
-        score_nibbles = nibbles_avx512;
-        score_keys = keys_avx512;
-        dot_half = dot_avx512;
-        dot_four = dot4_avx512;
+        use = (scores){signs_avx512, nibbles_avx512, keys_avx512, bytes_avx2, dot_avx512, dot4_avx512};
         chosen = AVX512;
     }
 #endif
 #ifdef ARM64
     if (most >= NEON) {
-        score_signs = signs_neon;
-        score_nibbles = nibbles_neon;
+        use.signs = signs_neon;
+        use.nibbles = nibbles_neon;
         chosen = NEON;
     }
 #endif
@@ -212,27 +189,27 @@ EXPORT int hivlp_choose(int most) {
 EXPORT void hivlp_signs(const uint8_t *blocks, const uint8_t *factors, int64_t count, const uint8_t *table, int groups,
                         int middle, int bar, int32_t *out, uint32_t *masks) {
     for (int64_t b = 0; b < count; b++)
-        masks[b] = score_signs(blocks + b * groups * 64, factors + b * SIGN_LANES, table, groups, (int16_t)middle, bar,
+        masks[b] = use.signs(blocks + b * groups * 64, factors + b * SIGN_LANES, table, groups, (int16_t)middle, bar,
                                out + b * SIGN_LANES);
 }
 
 EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int groups, int32_t *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = score_nibbles(rows + i * groups * 64, query, groups);
+    for (int64_t i = 0; i < count; i++) out[i] = use.nibbles(rows + i * groups * 64, query, groups);
 }
 
 EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int groups, int32_t *out) {
-    for (int64_t b = 0; b < count; b++) score_keys(blocks + b * groups * 64, query, groups, out + b * LANES);
+    for (int64_t b = 0; b < count; b++) use.keys(blocks + b * groups * 64, query, groups, out + b * LANES);
 }
 
 EXPORT void hivlp_dot4(const uint16_t *rows, const float *query, int dim, float *out) {
-    dot_four(rows, query, dim, out);
+    use.four_halves(rows, query, dim, out);
 }
 
 EXPORT void hivlp_bytes(const int8_t *rows, int64_t count, const int8_t *query, int dim, int32_t *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = dot_bytes(rows + i * dim, query, dim);
+    for (int64_t i = 0; i < count; i++) out[i] = use.bytes(rows + i * dim, query, dim);
 }
 
 EXPORT void hivlp_dot(const uint16_t *rows, const int64_t *which, int64_t count, const float *query, int dim,
                       float *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = dot_half(rows + (which ? which[i] : i) * dim, query, dim);
+    for (int64_t i = 0; i < count; i++) out[i] = use.half(rows + (which ? which[i] : i) * dim, query, dim);
 }

@@ -111,11 +111,12 @@ def compare(
         if left < LEAST:
             about.append({"engine": engine.partition(":")[2], "status": "no time left"})
             continue
-        measured = kept.read(engine) if kept is not None and about else None
+        keep = kept if about else None  # ours is measured each time
+        measured = keep.read(engine) if keep is not None else None
         if measured is None:
             measured = measure(engine, collection, left)
-            if kept is not None:
-                kept.write(engine, measured)
+            if keep is not None:
+                keep.write(engine, measured)
         of_engine = measured.pop("rows")
         front = pareto([(row["recall"], row["qps"]) for row in of_engine])
         rows += [

@@ -25,7 +25,6 @@ class Rival(Protocol):
     """What is measured."""
 
     name: ClassVar[str]
-    on_disk: ClassVar[bool]  # whether ``build`` gets the items memory-mapped and leaves them where they are
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
         """Index (n, d) items; (m, d) queries like those to come may be learnt from."""

@@ -25,7 +25,7 @@ class Ours:
         """Lists for some lengths of the shortlists."""
         ladders: dict[tuple[int, bool], Ladder] = {}
         for each in self._engine.settings():
-            if each.lists >= 24 and each.shortlist in (100, 160, 400, 800, 1600, 3200):
+            if each.lists >= 24 and each.shortlist in (100, 160, 400, 800, 1600, 3200, 6400):
                 ladders.setdefault((each.shortlist, np.isinf(each.margin)), []).append({"setting": each})
         return list(ladders.values())
 
@@ -38,4 +38,4 @@ class OursOnDisk(Ours):
     """The same over vectors that stay on disk: for more of them than fit into memory."""
 
     name: ClassVar[str] = "hivlp, vectors on disk"
-    on_disk: ClassVar[bool] = True
+    on_disk: ClassVar[bool] = True  # ``build`` gets the items memory-mapped
