@@ -19,7 +19,7 @@ from packaging.tags import sys_tags
 
 FOLDER = Path("src/hivlp/engine")
 SOURCES = ("kernels.c", "bounds.c")
-FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden")
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
 class KernelBuildHook(BuildHookInterface):

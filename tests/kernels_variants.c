@@ -3,14 +3,14 @@
 #include <stdio.h>
 
 int main(void) {
-    static uint8_t block[64 * 32], factors[32], table[128 * 32], nibbles[64 * 4], keys[64 * 128];
-    static int8_t query[512];
+    static uint8_t block[64 * 32], factors[32], table[128 * 32], nibbles[256], keys[64 * 128];
+    static int8_t query[512 + 64];
     static uint16_t halves[1000];
     static float floats[1000];
     int bad = 0, variant = GENERIC;
     srand(7);
     for (int trial = 0; trial < 300; trial++) {
-        int groups = 1 + rand() % 32, wide = 1 + rand() % 4, dim = 1 + rand() % 1000, extreme = trial % 3 == 0;
+        int groups = 1 + rand() % 32, wide = 8 + rand() % 32 * 8, dim = 1 + rand() % 1000, extreme = trial % 3 == 0;
         for (unsigned i = 0; i < sizeof block; i++) block[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof factors; i++) factors[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof table; i++)

@@ -60,7 +60,7 @@ def test_packing_is_undone(blocks, groups, seed):
     signs = rng.random((blocks * 32, groups * 16)) < 0.5
     np.testing.assert_array_equal(layout.unpack_signs(layout.pack_signs(signs)), signs)
     nibbles = rng.integers(0, 16, (blocks, groups * 16), dtype=np.uint8)
-    np.testing.assert_array_equal(layout.unpack_nibbles(layout.pack_nibbles(nibbles), groups * 16), nibbles)
+    np.testing.assert_array_equal(layout.unpack_nibbles(layout.pack_nibbles(nibbles)), nibbles)
     keys = rng.integers(-128, 128, (blocks * 3, groups * 16)).astype(np.int8)
     np.testing.assert_array_equal(layout.unpack_keys(layout.pack_keys(keys))[: len(keys)], keys)
 
@@ -97,22 +97,22 @@ def test_signs(variant, groups):
 @pytest.mark.parametrize("extreme", [False, True])
 def test_nibbles_and_keys(variant, extreme):
     rng = np.random.default_rng(0)
-    for groups in (1, 2, 3):
-        codes = (
-            np.full((7, groups * 128), 15, np.uint8) if extreme else rng.integers(0, 16, (7, groups * 128), np.uint8)
-        )
-        query = np.full(groups * 128, -128 if extreme else 0, np.int8)
-        if not extreme:
-            query[:] = rng.integers(-128, 128, groups * 128)
+    for groups in (1, 2, 3, 7, 8, 10, 12, 24):
+        dims = groups * 16
+        codes = np.full((7, dims), 15, np.uint8) if extreme else rng.integers(0, 16, (7, dims), np.uint8)
+        # What lies beyond may be read, but must not count.
+        query = rng.integers(-128, 128, dims + 64).astype(np.int8)
+        if extreme:
+            query[:] = -128
         packed, out = layout.pack_nibbles(codes), np.empty(7, np.int32)
-        LIBRARY.hivlp_nibbles(packed.ctypes.data, 7, query.ctypes.data, groups, out.ctypes.data)
-        np.testing.assert_array_equal(out, codes.astype(np.int64) @ query)
-        keys = rng.integers(-128, 128, (19, groups * 16)).astype(np.int8)
+        LIBRARY.hivlp_nibbles(packed.ctypes.data, 7, query.ctypes.data, dims // 2, out.ctypes.data)
+        np.testing.assert_array_equal(out, codes.astype(np.int64) @ query[:dims])
+        keys = rng.integers(-128, 128, (19, dims)).astype(np.int8)
         if extreme:
             keys[:] = 127
         packed, out = layout.pack_keys(keys), np.empty(32, np.int32)
         LIBRARY.hivlp_keys(packed.ctypes.data, 2, query.ctypes.data, groups * 4, out.ctypes.data)
-        np.testing.assert_array_equal(out[:19], (keys.astype(np.int64) + 128) @ query[: groups * 16])
+        np.testing.assert_array_equal(out[:19], (keys.astype(np.int64) + 128) @ query[:dims])
 
 
 @needs_kernels
@@ -283,7 +283,8 @@ def test_the_struct_is_the_one_of_the_kernels():
 
 
 def test_many_items_get_codes_that_fit_into_memory():
-    assert building.affordable_dims(512, 1_000_000, 2) == 512
-    assert building.affordable_dims(192, 10_000_000, 2) == 128
-    assert building.affordable_dims(96, 10_000_000, 2) == 96
-    assert building.affordable_dims(192, 10**10, 2) == 64
+    assert building.affordable(512, 1_000_000, None) == (512, 2)
+    assert building.affordable(192, 10_000_000, None) == (160, 1)
+    assert building.affordable(192, 10_000_000, 2) == (128, 2)
+    assert building.affordable(96, 10_000_000, None) == (96, 2)
+    assert building.affordable(512, 10**10, None) == (160, 1)

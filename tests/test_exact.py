@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivlp.cli import main
-from hivlp.engine import Engine, bounds, native
+from hivlp.engine import Engine, bounds, layout, native
 from hivlp.engine.bounds import Bounds
 from hivlp.index import Index, tuning
 from hivlp.index.engine_scan import EngineScanner, Passing
@@ -96,17 +96,19 @@ def test_no_score_is_above_its_bound(variant, kind):
 
 def test_the_largest_sums(variant):
     """All nibbles at 15, and a query at both ends of what it is rounded to: the integers do not overflow."""
-    nibbles = np.full((3, 64 * 64), 255, np.uint8)
+    nibbles = np.zeros(3, layout.nibble_type(8192))
+    nibbles["codes"], nibbles["home"], nibbles["stretch"] = 255, 1, 2.0
+    lists = np.array([0.0, 3.0])
     lengths, rows, most = np.array([0, 1, 65_535], np.uint16), np.empty(3, np.int64), np.empty(3)
     for high in (127, -127):
-        query = np.full(64 * 128, high, np.int8)
-        low = np.zeros(64 * 128, np.int8)
+        query = np.full(64 * 128 + 64, high, np.int8)
+        low = np.zeros(64 * 128 + 64, np.int8)
         found = LIBRARY.hivlp_bounds(
-            nibbles.ctypes.data, lengths.ctypes.data, 0, 3, 64, query.ctypes.data, low.ctypes.data, 1.0, 1.0, 2.0,
-            -np.inf, None, rows.ctypes.data, most.ctypes.data,
+            nibbles.ctypes.data, lengths.ctypes.data, 0, 3, 4096, query.ctypes.data, low.ctypes.data,
+            lists.ctypes.data, 2, 1.0, 1.0, 0.5, 2.0, -np.inf, None, rows.ctypes.data, most.ctypes.data,
         )  # fmt: skip
         assert found == 3
-        np.testing.assert_array_equal(most, 1 + 15 * high * 128 * 8192 + 2.0 * lengths)
+        np.testing.assert_array_equal(most, 4 + 2.0 * (15 * high * 128 * 8192 + 0.5) + 2.0 * lengths)
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,48 +1,49 @@
 /* Upper bounds on inner products from an engine's nibbles: which rows an exact search has to look at.
  *
- * A row's bound is `offset + unit * sum + reach * length`: `sum` is the exact integer product of its nibbles with a
- * query of 15 bits, split into bytes (128 * high + low), and `length` is what the row's nibbles leave out at most. All
- * variants agree but for the rounding of these three doubles. `hivlp.engine.bounds` says why this is a bound, and the
- * same in numpy. Nibbles lie as kernels.c has them.
+ * A row's bound is `offset + lists[home] + stretch * (unit * sum + slack) + reach * length`: `sum` is the exact integer
+ * product of its nibbles with a query of 15 bits, split into bytes (128 * high + low), and `length` is what the row's
+ * nibbles leave out at most. All variants agree but for the rounding of these doubles. `hivlp.engine.bounds` says why this
+ * is a bound, and the same in numpy. Nibbles lie as kernels.c has them.
  */
 #include <stdint.h>
+#include <string.h>
 
 #include "platform.h"
 
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
 
-/* Sum of products of one row of nibbles and a query. */
-typedef int32_t (*product_fn)(const uint8_t *row, const int8_t *high, const int8_t *low, int groups);
+/* Sum of products of one row of nibbles, `half` bytes of them, and a query. */
+typedef int32_t (*product_fn)(const uint8_t *row, const int8_t *high, const int8_t *low, int half);
 
-static int32_t product_generic(const uint8_t *row, const int8_t *high, const int8_t *low, int groups) {
+static int32_t product_generic(const uint8_t *row, const int8_t *high, const int8_t *low, int half) {
     int32_t a = 0, b = 0;
-    for (int g = 0; g < groups; g++, row += 64, high += 128, low += 128)
-        for (int j = 0; j < 64; j++) {
-            int first = row[j] & 15, second = row[j] >> 4;
-            a += first * high[j] + second * high[64 + j];
-            b += first * low[j] + second * low[64 + j];
-        }
+    for (int j = 0; j < half; j++) {
+        int first = row[j] & 15, second = row[j] >> 4;
+        a += first * high[j] + second * high[half + j];
+        b += first * low[j] + second * low[half + j];
+    }
     return 128 * a + b;
 }
 
 #ifdef X86
 __attribute__((target("avx2"))) static int32_t product_avx2(const uint8_t *row, const int8_t *high, const int8_t *low,
-                                                            int groups) {
+                                                            int half) {
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
-    for (int g = 0; g < groups; g++, row += 64, high += 128, low += 128)
-        for (int half = 0; half < 64; half += 32) {
-            /* Four products of at most 15 * 128 each: well inside 16 bits. */
-            __m256i bytes = _mm256_loadu_si256((const __m256i *)(row + half));
-            __m256i first = _mm256_and_si256(bytes, nibble);
-            __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-            __m256i x = _mm256_maddubs_epi16(first, _mm256_loadu_si256((const __m256i *)(high + half)));
-            __m256i y = _mm256_maddubs_epi16(second, _mm256_loadu_si256((const __m256i *)(high + 64 + half)));
-            a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_add_epi16(x, y), ones));
-            x = _mm256_maddubs_epi16(first, _mm256_loadu_si256((const __m256i *)(low + half)));
-            y = _mm256_maddubs_epi16(second, _mm256_loadu_si256((const __m256i *)(low + 64 + half)));
-            b = _mm256_add_epi32(b, _mm256_madd_epi16(_mm256_add_epi16(x, y), ones));
-        }
+    uint8_t end[32] = {0};
+    memcpy(end, row + half / 32 * 32, (size_t)(half % 32));
+    for (int j = 0; j < half; j += 32) {
+        /* Four products of at most 15 * 128 each: well inside 16 bits. */
+        __m256i bytes = _mm256_loadu_si256((const __m256i *)(half - j >= 32 ? row + j : end));
+        __m256i first = _mm256_and_si256(bytes, nibble);
+        __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+        __m256i x = _mm256_maddubs_epi16(first, _mm256_loadu_si256((const __m256i *)(high + j)));
+        __m256i y = _mm256_maddubs_epi16(second, _mm256_loadu_si256((const __m256i *)(high + half + j)));
+        a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_add_epi16(x, y), ones));
+        x = _mm256_maddubs_epi16(first, _mm256_loadu_si256((const __m256i *)(low + j)));
+        y = _mm256_maddubs_epi16(second, _mm256_loadu_si256((const __m256i *)(low + half + j)));
+        b = _mm256_add_epi32(b, _mm256_madd_epi16(_mm256_add_epi16(x, y), ones));
+    }
     __m256i both = _mm256_add_epi32(_mm256_slli_epi32(a, 7), b);
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
@@ -51,16 +52,17 @@ __attribute__((target("avx2"))) static int32_t product_avx2(const uint8_t *row, 
 
 #define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 __attribute__((target(WIDE))) static int32_t product_avx512(const uint8_t *row, const int8_t *high, const int8_t *low,
-                                                            int groups) {
+                                                            int half) {
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    for (int g = 0; g < groups; g++, row += 64, high += 128, low += 128) {
-        __m512i bytes = _mm512_loadu_si512(row);
+    for (int j = 0; j < half; j += 64) {
+        __mmask64 there = half - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (half - j)) - 1;
+        __m512i bytes = _mm512_maskz_loadu_epi8(there, row + j);
         __m512i first = _mm512_and_si512(bytes, nibble), second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
-        a = _mm512_dpbusd_epi32(a, first, _mm512_loadu_si512(high));
-        b = _mm512_dpbusd_epi32(b, first, _mm512_loadu_si512(low));
-        c = _mm512_dpbusd_epi32(c, second, _mm512_loadu_si512(high + 64));
-        d = _mm512_dpbusd_epi32(d, second, _mm512_loadu_si512(low + 64));
+        a = _mm512_dpbusd_epi32(a, first, _mm512_loadu_si512(high + j));
+        b = _mm512_dpbusd_epi32(b, first, _mm512_loadu_si512(low + j));
+        c = _mm512_dpbusd_epi32(c, second, _mm512_loadu_si512(high + half + j));
+        d = _mm512_dpbusd_epi32(d, second, _mm512_loadu_si512(low + half + j));
     }
     __m512i large = _mm512_slli_epi32(_mm512_add_epi32(a, c), 7);
     return _mm512_reduce_add_epi32(_mm512_add_epi32(large, _mm512_add_epi32(b, d)));
@@ -91,15 +93,23 @@ EXPORT int hivlp_bounds_choose(int most) {
     return chosen;
 }
 
-/* The rows from `first` up to `last` whose bounds reach `bar`, and these; returns how many. `allowed` has a bit for each
- * row, or is NULL for all. */
-EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint16_t *lengths, int64_t first, int64_t last, int groups,
-                            const int8_t *high, const int8_t *low, double offset, double unit, double reach, double bar,
-                            const uint8_t *allowed, int64_t *rows, double *bounds) {
+/* The rows from `first` up to `last` whose bounds reach `bar`, and these; returns how many. `lists` has a number for each
+ * of `count` lists; a row of no such list is damaged, and reaches everything. `high` and `low` have 64 bytes more than is
+ * said. `allowed` has a bit for each row, or is NULL for all. */
+EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint16_t *lengths, int64_t first, int64_t last, int half,
+                            const int8_t *high, const int8_t *low, const double *lists, int64_t count, double offset,
+                            double unit, double slack, double reach, double bar, const uint8_t *allowed, int64_t *rows,
+                            double *bounds) {
     int64_t found = 0;
     for (int64_t row = first; row < last; row++) {
         if (allowed && !(allowed[row >> 3] >> (row & 7) & 1)) continue;
-        double bound = offset + unit * product(nibbles + row * groups * 64, high, low, groups) + reach * lengths[row];
+        const uint8_t *here = nibbles + row * (half + 8);
+        uint32_t home;
+        float stretch;
+        memcpy(&home, here + half, 4);
+        memcpy(&stretch, here + half + 4, 4);
+        double inner = (double)stretch * (unit * product(here, high, low, half) + slack);
+        double bound = offset + (home < count ? lists[home] : 1e300) + inner + reach * lengths[row];
         rows[found] = row;
         bounds[found] = bound;
         found += bound >= bar;

@@ -1,9 +1,9 @@
 """How high a row's inner product can be at most, as its nibbles say: an exact search need not look at the others.
 
-The nibbles of a row stand for a vector ``y``, so that ``q.x = q.y + q.e`` with the error ``e = x - y``. For any
-invertible ``W`` and its inverse transpose ``V``, ``q.e = (q W).(e V)``, and that is no more than ``|q W| |e V|``: one
-number an item. ``W`` is the one for which these products of lengths are smallest on average, over a sample of queries
-and of errors (see :func:`balance`); it only decides how tight the bound is, never whether it holds.
+The nibbles of a row, with its list's centre, stand for a vector ``y``, so that ``q.x = q.y + q.e`` with the error
+``e = x - y``. For any invertible ``W`` and its inverse transpose ``V``, ``q.e = (q W).(e V)``, and that is no more than
+``|q W| |e V|``: one number an item. ``W`` is the one for which these products of lengths are smallest on average, over
+a sample of queries and of errors (see :func:`balance`); it only decides how tight the bound is, never whether it holds.
 
 What is rounded is paid for. An item's length is a float32 sum, to which is added what that can be off by, and it is
 rounded up; the query's products with the nibbles are integers, and what rounding the query leaves out is added; so is
@@ -36,12 +36,17 @@ MOST_DIMS = 8192  # times a nibble and such a number, an int32 still
 
 @dataclass
 class Bound:
-    """One query's bound: ``offset + unit * (codes . (128 * high + low)) + reach * length`` of a row."""
+    """One query's bound on a row.
 
-    high: NDArray[np.int8]  # (groups * 128,)
+    ``offset + lists[home] + stretch * (unit * (codes . (128 * high + low)) + slack) + reach * length``.
+    """
+
+    high: NDArray[np.int8]  # (dims + 64,)
     low: NDArray[np.int8]
+    lists: Doubles  # (lists,)
     offset: float
     unit: float
+    slack: float
     reach: float
 
 
@@ -59,9 +64,11 @@ class Bounds:
         """
         self.engine, self.of_queries, self.lengths, self.numbers = engine, of_queries, lengths, numbers
         arrays = engine.arrays
-        self._map: Doubles = arrays.map.astype(np.float64) * arrays.step[:, None].astype(np.float64)
+        self._map: Doubles = arrays.map.astype(np.float64)
         self._mean = arrays.mean.astype(np.float64)
         self._map_length = float(np.linalg.norm(of_queries.astype(np.float64)))
+        self._centres = arrays.learnt.exact_centres
+        self._furthest = float(np.sqrt(np.einsum("ld,ld->l", self._centres, self._centres, dtype=np.float64).max()))
 
     @classmethod
     def build(cls, engine: Engine, queries: Vectors, on_progress: Progress | None = None) -> Bounds | None:
@@ -113,24 +120,28 @@ class Bounds:
 
     def of(self, query: Vectors) -> Bound:
         """The bound for a (d,) query."""
-        query = np.ascontiguousarray(query, np.float32)
+        query, arrays = np.ascontiguousarray(query, np.float32), self.engine.arrays
         exact, width = query.astype(np.float64), len(query)
         length = float(np.linalg.norm(exact))
         step, longest, gap = self.numbers.tolist()
         # Twice what sums of `width` float32 products, however ordered, can be off by, for vectors of length one.
         error = (width + 16) * 2.0**-23
         reach = float(np.linalg.norm((query @ self.of_queries).astype(np.float64))) + error * length * self._map_length
-        products = self._map @ exact
+        turned = self._map @ exact
+        products = turned * arrays.step.astype(np.float64)
         unit = max(float(np.abs(products).max()), 1e-30) / HIGHEST
         whole = np.rint(products / unit).astype(np.int32)
         low = (whole + 64) % 128 - 64
         left_out = float(np.abs(products - whole * unit).sum())
         slack = length * (error * longest + gap) + float(np.finfo(np.float32).tiny) * width
-        halves = np.zeros((2, self.engine.arrays.nibbles.shape[1] * 2), np.int8)
+        halves = np.zeros((2, len(whole) + 64), np.int8)
         halves[0, : len(whole)], halves[1, : len(whole)] = (whole - low) // 128, low
+        # Products with the centres are float32 sums, too.
+        slack += (len(whole) + 16) * 2.0**-23 * float(np.linalg.norm(turned)) * self._furthest
+        lists = (self._centres @ turned.astype(np.float32)).astype(np.float64)
         # A nibble c stands for c - 7.5 steps.
-        offset = float(self._mean @ exact) - 7.5 * unit * int(whole.sum()) + 7.5 * left_out + slack
-        return Bound(halves[0], halves[1], offset, unit, reach * step)
+        inner = 7.5 * (left_out - unit * int(whole.sum()))
+        return Bound(halves[0], halves[1], lists, float(self._mean @ exact) + slack, unit, inner, reach * step)
 
     def reaching(
         self, query: Vectors, bar: float, most: int, allowed: NDArray[np.uint8] | None = None
@@ -153,8 +164,9 @@ class Bounds:
         held = 0
         for start in range(0, count, CHUNK):
             found = library.hivlp_bounds(
-                nibbles.ctypes.data, self.lengths.ctypes.data, start, min(start + CHUNK, count), nibbles.shape[1] // 64,
-                bound.high.ctypes.data, bound.low.ctypes.data, bound.offset, bound.unit, bound.reach, bar,
+                nibbles.ctypes.data, self.lengths.ctypes.data, start, min(start + CHUNK, count), self.engine.dims // 2,
+                bound.high.ctypes.data, bound.low.ctypes.data, bound.lists.ctypes.data, len(bound.lists), bound.offset,
+                bound.unit, bound.slack, bound.reach, bar,
                 None if allowed is None else allowed.ctypes.data, rows.ctypes.data, bounds.ctypes.data,
             )  # fmt: skip
             held += found
@@ -166,9 +178,11 @@ class Bounds:
     def all(self, query: Vectors) -> Doubles:
         """(n,) every row's bound, by numpy: what the kernel is held against."""
         bound, arrays = self.of(query), self.engine.arrays
-        whole = 128 * bound.high.astype(np.int64) + bound.low
-        codes = layout.unpack_nibbles(np.asarray(arrays.nibbles), arrays.nibbles.shape[1] * 2).astype(np.int64)
-        bounds: Doubles = bound.offset + bound.unit * (codes @ whole) + bound.reach * self.lengths.astype(np.float64)
+        whole = (128 * bound.high.astype(np.int64) + bound.low)[: self.engine.dims]
+        sums = layout.unpack_nibbles(arrays.nibbles["codes"]).astype(np.int64) @ whole
+        inner = arrays.nibbles["stretch"].astype(np.float64) * (bound.unit * sums + bound.slack)
+        lists = bound.lists[arrays.nibbles["home"]]
+        bounds: Doubles = bound.offset + lists + inner + bound.reach * self.lengths.astype(np.float64)
         return bounds
 
     @property
@@ -233,7 +247,9 @@ def _root(moments: Doubles) -> Doubles:
 def _errors(engine: Engine, rows: NDArray[np.int64]) -> Doubles:
     """(n, d) what the nibbles of these rows leave out."""
     arrays = engine.arrays
-    codes = layout.unpack_nibbles(np.asarray(arrays.nibbles[rows]), len(arrays.step)).astype(np.float64)
-    scaled = arrays.map.astype(np.float64) * arrays.step[:, None].astype(np.float64)
-    errors: Doubles = engine.fine[rows].astype(np.float64) - arrays.mean.astype(np.float64) - (codes - 7.5) @ scaled
-    return errors
+    nibbles = np.asarray(arrays.nibbles[rows])
+    said = (layout.unpack_nibbles(nibbles["codes"]) - 7.5) * arrays.step.astype(np.float64)
+    said *= nibbles["stretch"].astype(np.float64)[:, None]
+    said += arrays.learnt.exact_centres[nibbles["home"]]
+    errors: Doubles = engine.fine[rows].astype(np.float64) - arrays.mean.astype(np.float64)
+    return errors - said @ arrays.map.astype(np.float64)

@@ -20,8 +20,10 @@ PARTITION_SAMPLE = 250_000
 FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
-CANDIDATE_DIMS = (64, 96, 128, 192, 256, 384)
-MEMORY = 1.1e9  # bytes that codes may take before they get fewer dimensions than they need
+CANDIDATE_DIMS = (64, 96, 128, 160, 192, 256, 384)
+COPIES = 2  # lists that an item lies in, if there is room
+MEMORY = 1.15e9  # bytes that codes may take before they get fewer copies or dimensions than they need
+MEMORY_EACH = 115  # bytes that they always may, of a vector
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Learnt:
     mean: Vectors  # (d,) of the items
     item_map: Vectors  # (d, dims)
     map: Half  # (dims, d) for queries
-    step: Vectors  # (dims,) what one step of a nibble stands for
+    step: Vectors  # (dims,) what one step of a nibble stands for, times the item's stretch
     amplitude: Vectors  # (dims,) what a sign stands for
     centres: NDArray[np.int8]  # (lists, dims)
     centre_scale: float
@@ -60,7 +62,7 @@ class Packed:
     signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
     rows: NDArray[np.uint32]  # (blocks, 32)
-    nibbles: NDArray[np.uint8]  # (n, groups * 64)
+    nibbles: NDArray[np.void]  # (n,) of layout.nibble_type
     members: NDArray[np.int32]  # (n, copies) the lists of each item, nearest first
 
 
@@ -69,11 +71,11 @@ def learn(
     queries: Vectors | None,
     dims: int | None,
     lists: int | None,
-    copies: int,
+    copies: int | None,
     rng: np.random.Generator,
     tell: Progress,
-) -> Learnt:
-    """Projection, partition and scales, from a sample of items and of queries; see :meth:`Engine.build`."""
+) -> tuple[Learnt, int]:
+    """Projection, partition and scales, from a sample of items and of queries, and copies; see :meth:`Engine.build`."""
     chosen = np.sort(rng.choice(len(items), min(len(items), SAMPLE), replace=False))
     sample = np.asarray(items[chosen], np.float32)
     asked = sample if queries is None else queries[:SAMPLE]
@@ -81,7 +83,7 @@ def learn(
     mean, of_items, of_queries = fit.projections(sample, asked)
     if dims is None:
         needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
-        dims = affordable_dims(needed, len(items), copies)
+        dims, copies = affordable(needed, len(items), copies)
     turn = fit.rotation(dims, rng)
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
@@ -99,18 +101,20 @@ def learn(
     exact = centres.astype(np.float32) * np.float32(centre_scale)
     residual = np.abs(projected - exact[fit.assign(exact, length_bias(exact), projected, 1)[0][:, 0]])
     amplitude = np.maximum(residual.mean(0), 1e-12)
+    spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     factors = sign_factors(residual, amplitude)
-    return Learnt(
+    learnt = Learnt(
         mean=mean,
         item_map=np.ascontiguousarray(item_map),
         map=np.ascontiguousarray(query_map.T, np.float16),
-        step=(STEP_OF_SPREAD * np.maximum(projected.std(0), 1e-12)).astype(np.float32),
+        step=(STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32),
         amplitude=amplitude,
         centres=centres,
         centre_scale=centre_scale,
         # Room for items that lie further out than any of the sample.
         factor_scale=max(1.5 * float(np.quantile(factors, 0.999)), 1e-20) / 255,
     )
+    return learnt, copies or COPIES
 
 
 def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Packed:
@@ -119,11 +123,14 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     centres = learnt.exact_centres
     bias = length_bias(centres)
     members = np.empty((count, min(copies, lists)), np.int32)
-    nibbles = np.empty((count, -(-dims // 128) * 64), np.uint8)
+    nibbles = np.empty(count, layout.nibble_type(dims))
     for start, part in learnt.chunks(items):
         stop = start + len(part)
         members[start:stop] = fit.assign(centres, bias, part, copies)[0]
-        nibbles[start:stop] = layout.pack_nibbles(np.clip(np.floor(part / learnt.step) + 8, 0, 15).astype(np.uint8))
+        nearest = members[start:stop, 0]
+        codes, stretch = refine(part - centres[nearest], learnt.step)
+        nibbles["codes"][start:stop] = layout.pack_nibbles(codes)
+        nibbles["home"][start:stop], nibbles["stretch"][start:stop] = nearest, stretch
         tell("lists", stop, count)
     starts, places = place(members, lists)
     blocks = int(starts[-1])
@@ -163,6 +170,28 @@ def sign_factors(residual: Vectors, amplitude: Vectors) -> Vectors:
     return factors
 
 
+def refine(residual: Vectors, step: Vectors) -> tuple[NDArray[np.uint8], Vectors]:
+    """Four bits a dimension of what the nearest centre leaves out, as fine as the residual is short.
+
+    ``(code - 7.5) * step * stretch`` stands for a residual, and has the product with it that it has with itself, as
+    :func:`sign_factors` has it for signs (extended RaBitQ, Gao et al., 2024).
+
+    Args:
+        residual: (n, dims).
+        step: (dims,) of a residual of mean length.
+
+    Returns:
+        (n, dims) codes of 0 to 15, (n,) float32 stretches, not negative.
+    """
+    scaled = residual / step
+    length = np.sqrt(np.einsum("nd,nd->n", scaled, scaled) / len(step)) * np.float32(STEP_OF_SPREAD)
+    scaled /= np.maximum(length, 1e-20)[:, None]
+    codes = np.clip(np.floor(scaled) + 8, 0, 15)
+    inner = np.einsum("nd,nd->n", residual, (codes - np.float32(7.5)) * step)
+    stretch = np.einsum("nd,nd->n", residual, residual) / np.maximum(inner, 1e-20)
+    return codes.astype(np.uint8), np.where(inner > 1e-20, stretch, 0).astype(np.float32)
+
+
 def choose_dims(
     sample: Vectors, queries: Vectors, mean: Vectors, of_items: Vectors, of_queries: Vectors, count: int
 ) -> int:
@@ -185,13 +214,26 @@ def choose_dims(
     return int(min(512, max(16, width // 16 * 16)))
 
 
-def affordable_dims(needed: int, count: int, copies: int) -> int:
-    """As many dimensions as needed, or the most with which the codes of ``count`` items stay within :data:`MEMORY`."""
+def affordable(needed: int, count: int, copies: int | None) -> tuple[int, int]:
+    """Dimensions and copies with which the codes of ``count`` items stay within :data:`MEMORY`.
 
-    def fits(dims: int) -> bool:
-        return count * (-(-dims // 128) * 64 + copies * (dims // 8 + 5)) <= MEMORY
+    A second copy goes first: it spares half of the shortlist, and fewer dimensions make it several times as long.
 
-    return needed if fits(needed) else max((d for d in CANDIDATE_DIMS if d < needed and fits(d)), default=64)
+    Args:
+        needed: dimensions, of which no more are given.
+        count: of items.
+        copies: None to choose.
+    """
+    most = max(MEMORY, MEMORY_EACH * count)
+
+    def fits(dims: int, copies: int) -> bool:
+        return count * (layout.nibble_type(dims).itemsize + copies * (dims // 8 + 5)) <= most
+
+    for some in (COPIES, 1) if copies is None else (copies,):
+        if fits(needed, some):
+            return needed, some
+    some = copies or 1
+    return max((dims for dims in CANDIDATE_DIMS if dims < needed and fits(dims, some)), default=64), some
 
 
 def _best_of(scores: NDArray[Any], count: int) -> NDArray[np.int64]:

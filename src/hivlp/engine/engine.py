@@ -19,7 +19,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 MANIFEST = "engine.json"
-FORMAT = 1
+FORMAT = 2
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("starts", "signs", "factors", "rows", "nibbles")  # arrays that change with the items
 ROUTER_QUERIES = 40_000
@@ -63,7 +63,7 @@ class Arrays:
     signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
     rows: NDArray[np.uint32]  # (blocks, 32)
-    nibbles: NDArray[np.uint8]  # (n, groups * 64)
+    nibbles: NDArray[np.void]  # (n,) of layout.nibble_type
 
     @classmethod
     def of(cls, learnt: Learnt, packed: Packed, keys: Vectors, key_bias: Vectors) -> Arrays:
@@ -106,11 +106,12 @@ class Arrays:
             "item_map": (width, dims), "map": (dims, width), "amplitude": (dims,), "centres": (lists, dims),
             "keys": (-(-lists // layout.LANES), dims // 4, layout.LANES, 4), "scales": (3,), "starts": (lists + 1,),
             "signs": (blocks, dims // 16, 64), "factors": (blocks, layout.SIGN_LANES),
-            "rows": (blocks, layout.SIGN_LANES), "nibbles": (len(self.nibbles), -(-dims // 128) * 64),
+            "rows": (blocks, layout.SIGN_LANES), "nibbles": (len(self.nibbles),),
         }  # fmt: skip
         starts = self.starts
         return (
             all(getattr(self, name).shape == shape for name, shape in shapes.items())
+            and self.nibbles.dtype == layout.nibble_type(dims)
             and bool((np.diff(starts) >= 0).all())
             and (int(starts[0]), int(starts[-1])) == (0, blocks)
         )
@@ -143,7 +144,7 @@ class Engine:
         queries: Vectors | None = None,
         dims: int | None = None,
         lists: int | None = None,
-        copies: int = 2,
+        copies: int | None = None,
         seed: int = 0,
         on_progress: Progress | None = None,
     ) -> Engine:
@@ -154,14 +155,14 @@ class Engine:
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
             lists: how many (default: about four times the square root of n).
-            copies: lists that an item lies in.
+            copies: lists that an item lies in (default: two, or one if a gigabyte has no room for more).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
         """
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
-        learnt = building.learn(items, asked, dims, lists, copies, rng, tell)
+        learnt, copies = building.learn(items, asked, dims, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
         centres = learnt.exact_centres
@@ -175,17 +176,16 @@ class Engine:
         return engine
 
     @classmethod
-    def extend(
-        cls, arrays: Arrays, items: NDArray[Any], *, copies: int = 2, on_progress: Progress | None = None
-    ) -> Engine:
+    def extend(cls, arrays: Arrays, items: NDArray[Any], *, on_progress: Progress | None = None) -> Engine:
         """An engine over more items, or other ones, with all that was learnt for these arrays.
 
         Args:
             arrays: of another engine.
             items: (n, d) float16, all of them.
-            copies: as for :meth:`build`.
-            on_progress: likewise.
+            on_progress: as for :meth:`build`.
         """
+        held = int(np.count_nonzero(arrays.rows != layout.EMPTY))
+        copies = max(1, round(held / max(1, len(arrays.nibbles))))
         packed = building.pack(items, arrays.learnt, copies, on_progress or (lambda what, done, total: None))
         return cls(replace(arrays, **{name: getattr(packed, name) for name in PACKED}), items)
 
@@ -361,7 +361,7 @@ class Engine:
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
             pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.rows),
             pointer(a.nibbles), pointer(self.fine), len(a.nibbles), len(a.key_bias), len(a.step),
-            a.nibbles.shape[1] // 64, self.fine.shape[1], *a.scales.tolist(),
+            self.fine.shape[1], *a.scales.tolist(),
         )  # fmt: skip
 
 

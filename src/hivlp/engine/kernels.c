@@ -22,20 +22,19 @@ static inline int32_t ordered(float value) {
 typedef struct {
     const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */
     const float *amplitude;    /* (dims) mean absolute residual, which a sign stands for */
-    const float *step;         /* (dims) what one step of a nibble stands for */
+    const float *step;         /* (dims) what one step of a nibble stands for, times the row's stretch */
     const uint8_t *keys;       /* blocks of 16 list keys */
     const float *key_bias;     /* (lists) */
-    const int8_t *centres;     /* (lists, dims) what the signs of a list are counted from */
+    const int8_t *centres;     /* (lists, dims) what the codes of a list are counted from */
     const int64_t *starts;     /* (lists + 1) first block of each list */
     const uint8_t *signs;      /* blocks of 32 codes, list after list */
     const uint8_t *factors;    /* 32 a block, in steps of factor_scale */
     const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
-    const uint8_t *nibbles;    /* (rows, nibble_groups * 64) */
+    const uint8_t *nibbles;    /* (rows) of dims / 2 bytes, the row's nearest list, and its stretch */
     const uint16_t *fine;      /* (rows, fine_dim) float16 */
     int64_t count;             /* of rows; a code of any other row is skipped */
     int64_t lists;
     int32_t dims;              /* a multiple of 16 */
-    int32_t nibble_groups;     /* of 128 dimensions */
     int32_t fine_dim;
     float key_scale;           /* what one step of a key stands for */
     float centre_scale;
@@ -48,24 +47,28 @@ static inline int passes(const uint8_t *allowed, uint32_t row) {
     return allowed == NULL || (allowed[row >> 3] >> (row & 7) & 1);
 }
 
+#define UNKNOWN INT32_MIN
+
 /* All that is derived from one query, and the memory that a search needs. */
 typedef struct {
     float *z;          /* (dims) */
     int8_t *small;     /* (dims) the same in steps of small_scale */
-    int8_t *nibble;    /* (128 * nibble_groups) z * step, scaled */
+    int8_t *nibble;    /* (dims) z * step, in steps of nibble_scale */
     uint8_t *table;    /* (dims / 16, 128) */
     float *scores;     /* (lists) */
     candidate *order;  /* (lists) */
     pool p;
     uint32_t *seen;    /* (slots) a hash table of rows */
     int64_t slots;     /* a power of two */
-    float small_scale, table_unit;
+    int32_t *dots;     /* (lists) products with their centres, or UNKNOWN */
+    float small_scale, nibble_scale, table_unit;
     int32_t middle;    /* of the table's sums */
+    int32_t nibble_middle; /* of twice the sums of nibbles */
 } scratch;
 
 static void free_scratch(scratch *s) {
     free(s->z); free(s->small); free(s->nibble); free(s->table); free(s->scores); free(s->order); free(s->p.list);
-    free(s->seen);
+    free(s->seen); free(s->dots);
 }
 
 static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
@@ -73,7 +76,8 @@ static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
     memset(s, 0, sizeof *s);
     s->z = malloc((size_t)e->dims * sizeof(float));
     s->small = malloc((size_t)e->dims);
-    s->nibble = calloc((size_t)e->nibble_groups * 128 + 64, 1);
+    s->nibble = calloc((size_t)e->dims + 64, 1);
+    s->dots = malloc((size_t)e->lists * sizeof(int32_t));
     s->table = malloc((size_t)e->dims * 8 + 64);
     s->scores = malloc((size_t)lanes * sizeof(float));
     s->order = malloc((size_t)lanes * sizeof(candidate));
@@ -82,7 +86,7 @@ static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
     for (s->slots = 64; s->slots < 2 * shortlist; s->slots *= 2) {}
     s->seen = malloc((size_t)s->slots * sizeof(uint32_t));
     s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
-    return s->z && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen;
+    return s->z && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen && s->dots;
 }
 
 static float to_small(const float *values, const float *weights, int count, int8_t *out) {
@@ -99,7 +103,10 @@ static float to_small(const float *values, const float *weights, int count, int8
 static void prepare(scratch *s, const engine *e, const float *query) {
     for (int j = 0; j < e->dims; j += 4) use.four_halves(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim, s->z + j);
     s->small_scale = to_small(s->z, NULL, e->dims, s->small);
-    to_small(s->z, e->step, e->dims, s->nibble);
+    s->nibble_scale = to_small(s->z, e->step, e->dims, s->nibble) / 2;
+    s->nibble_middle = 0;
+    for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
+    for (int64_t l = 0; l < e->lists; l++) s->dots[l] = UNKNOWN;
     float widest = 1e-20f;
     for (int g = 0; g < e->dims; g += 4) {
         float width = 0;
@@ -168,6 +175,7 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
 
 static inline void prefetch(const void *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
+    __builtin_prefetch((const char *)from + bytes - 1);
 }
 
 /* Ask memory for the block that is `ahead` of the first of a list, if the list has so many. */
@@ -182,9 +190,14 @@ static inline void prefetch_block(const engine *e, int64_t list, int64_t ahead) 
 #define AHEAD 2      /* blocks of signs */
 #define FINE_AHEAD 2 /* float16 rows */
 
+static inline int32_t dot_of(scratch *s, const engine *e, uint32_t list) {
+    if (s->dots[list] == UNKNOWN) s->dots[list] = use.bytes(e->centres + (int64_t)list * e->dims, s->small, e->dims);
+    return s->dots[list];
+}
+
 /* Offer the codes of one list; `next` is the one to be read after it, or -1. */
 static void scan_list(scratch *s, const engine *e, int64_t list, int64_t next, const uint8_t *allowed) {
-    int32_t dot = use.bytes(e->centres + list * e->dims, s->small, e->dims);
+    int32_t dot = dot_of(s, e, (uint32_t)list);
     float unit = s->table_unit * e->factor_scale;
     int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
     int32_t scores[SIGN_LANES], most = s->middle * 255;
@@ -231,15 +244,27 @@ static void resolve(scratch *s, const engine *e) {
     s->p.count = count;
 }
 
+/* What a row's nibbles say of its product with the query, but for the same constant for all rows. */
+static inline int32_t refined(scratch *s, const engine *e, const uint8_t *row) {
+    uint32_t home;
+    float stretch;
+    memcpy(&home, row + e->dims / 2, 4);
+    memcpy(&stretch, row + e->dims / 2 + 4, 4);
+    if (home >= e->lists) return INT32_MIN; /* damaged */
+    int32_t sum = 2 * use.nibbles(row, s->nibble, e->dims / 2) - s->nibble_middle;
+    float of_list = (float)dot_of(s, e, home) * (s->small_scale * e->centre_scale);
+    return ordered(of_list + stretch * ((float)sum * s->nibble_scale));
+}
+
 /* From candidate rows, each there once, to the best `k`: nibbles choose `last`, whose fine vectors decide. */
 static void decide(scratch *s, const engine *e, const float *query, int64_t last, int64_t k, int64_t *out_rows,
                       float *out_scores, work_done *work) {
     candidate *list = s->p.list;
-    int64_t count = s->p.count, width = (int64_t)e->nibble_groups * 64;
+    int64_t count = s->p.count, width = e->dims / 2 + 8;
     if (count > last) {
         for (int64_t i = 0; i < count; i++) {
             if (i + 12 < count) prefetch(e->nibbles + list[i + 12].row * width, width);
-            list[i].score = use.nibbles(e->nibbles + list[i].row * width, s->nibble, e->nibble_groups);
+            list[i].score = refined(s, e, e->nibbles + list[i].row * width);
         }
         work->nibbles += count;
         keep_best(list, count, last);

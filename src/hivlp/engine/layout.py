@@ -46,19 +46,18 @@ def unpack_signs(signs: Bytes) -> NDArray[np.bool_]:
     return bits.transpose(0, 3, 1, 2, 4).reshape(blocks * SIGN_LANES, groups * 16).astype(bool)
 
 
+def nibble_type(dims: int) -> np.dtype[np.void]:
+    """A row of nibbles as it lies in memory: its codes, its nearest list, and how much its residual is stretched."""
+    return np.dtype([("codes", np.uint8, (dims // 2,)), ("home", "<u4"), ("stretch", "<f4")])
+
+
 def pack_nibbles(codes: Bytes) -> Bytes:
-    """(rows, ceil(dims / 128) * 64) uint8 from (rows, dims) codes of 0 to 15, filled with zeros."""
-    rows, dims = codes.shape
-    groups = -(-dims // 128)
-    full = np.zeros((rows, groups * 128), np.uint8)
-    full[:, :dims] = codes
-    halves = full.reshape(rows, groups, 2, 64)
-    packed: Bytes = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(rows, groups * 64)
+    """(rows, dims / 2) uint8 from (rows, dims) codes of 0 to 15: two halves, one over the other."""
+    half = codes.shape[1] // 2
+    packed: Bytes = codes[:, :half] | codes[:, half:] << np.uint8(4)
     return packed
 
 
-def unpack_nibbles(packed: Bytes, dims: int) -> Bytes:
+def unpack_nibbles(packed: Bytes) -> Bytes:
     """The inverse of :func:`pack_nibbles`."""
-    rows = len(packed)
-    halves = packed.reshape(rows, -1, 64)
-    return np.stack([halves & 15, halves >> 4], 2).reshape(rows, -1)[:, :dims]
+    return np.concatenate([packed & 15, packed >> 4], 1)

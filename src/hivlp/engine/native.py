@@ -37,7 +37,6 @@ class EngineStruct(Structure):
         ("count", c_int64),
         ("lists", c_int64),
         ("dims", c_int32),
-        ("nibble_groups", c_int32),
         ("fine_dim", c_int32),
         ("key_scale", c_float),
         ("centre_scale", c_float),
@@ -92,8 +91,8 @@ def load() -> ctypes.CDLL | None:
     library.hivlp_bounds_choose.argtypes = [c_int]
     library.hivlp_bounds_choose.restype = c_int
     library.hivlp_bounds.argtypes = [
-        c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_double, c_double, c_double, c_double,
-        c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_double, c_double,
+        c_double, c_double, c_double, c_void_p, c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds.restype = c_int64
     most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)

@@ -26,7 +26,7 @@ class Query:
     def __init__(self, arrays: Arrays, query: Vectors) -> None:
         self.z = np.asarray(arrays.map, np.float32) @ query
         self.small, self.small_scale = _to_small(self.z)
-        self.nibble, _ = _to_small(self.z * arrays.step)
+        self.nibble, self.nibble_scale = _to_small(self.z * arrays.step)
         terms = (self.z * arrays.amplitude).reshape(-1, 4)
         widths = np.abs(terms).sum(1)
         self.table_unit = max(2 * float(widths.max()) / 63, 1e-20)
@@ -65,10 +65,13 @@ def sign_scores(arrays: Arrays, query: Query, chosen: Rows) -> tuple[Rows, Rows]
     return np.concatenate(places), np.concatenate(scores)
 
 
-def nibble_scores(arrays: Arrays, query: Query, rows: Rows) -> Rows:
-    """Integer scores of rows by their nibbles."""
-    codes = layout.unpack_nibbles(np.asarray(arrays.nibbles[rows]), len(arrays.step))
-    scores: Rows = codes.astype(np.int64) @ query.nibble
+def nibble_scores(arrays: Arrays, query: Query, rows: Rows) -> Vectors:
+    """(rows,) scores by their lists' centres and their nibbles."""
+    nibbles = np.asarray(arrays.nibbles[rows])
+    sums = 2 * (layout.unpack_nibbles(nibbles["codes"]).astype(np.int32) @ query.nibble) - 15 * int(query.nibble.sum())
+    dots = (arrays.centres[nibbles["home"]].astype(np.int32) @ query.small).astype(np.float32)
+    of_list = dots * (np.float32(query.small_scale) * arrays.scales[1])
+    scores: Vectors = of_list + nibbles["stretch"] * (sums.astype(np.float32) * np.float32(query.nibble_scale / 2))
     return scores
 
 

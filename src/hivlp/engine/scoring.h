@@ -4,8 +4,8 @@
  * dimensions 0-3 of vector v in its low half and 4-7 in its high half, byte 32 + v has 8-11 and 12-15. A query is a
  * table of 16 sums (0..63) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
  * is what the signs say of the product with the rest of the vector beyond its list's centre.
- * Nibbles, four bits a dimension: a row a vector. For every 128 dimensions a row holds 64 bytes: dimension j in the low
- * half of byte j, dimension 64 + j in its high half.
+ * Nibbles, four bits a dimension: a row a vector, `half` bytes for 2 * half dimensions: dimension j in the low half of byte
+ * j, dimension half + j in its high half. `half` is a multiple of 8, and 64 bytes more than 2 * half of a query may be read.
  * Keys of lists, a byte a dimension (128 more than the value): 16 lists share a block, four dimensions to 64 bytes.
  */
 #pragma once
@@ -22,7 +22,7 @@ enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
                              int16_t middle, int32_t bar, int32_t *out);
 /* Sum of products of one row of nibbles and a query. */
-typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int groups);
+typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int half);
 /* Sums of products of one block of keys and a query, one a list. */
 typedef void (*keys_fn)(const uint8_t *block, const int8_t *query, int groups, int32_t *out);
 /* Sum of products of a list's centre and a query; dim is a multiple of 16. */
@@ -50,10 +50,9 @@ static uint32_t signs_generic(const uint8_t *block, const uint8_t *factors, cons
     return mask;
 }
 
-static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int groups) {
+static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int half) {
     int32_t sum = 0;
-    for (int g = 0; g < groups; g++, row += 64, query += 128)
-        for (int j = 0; j < 64; j++) sum += (row[j] & 15) * query[j] + (row[j] >> 4) * query[64 + j];
+    for (int j = 0; j < half; j++) sum += (row[j] & 15) * query[j] + (row[j] >> 4) * query[half + j];
     return sum;
 }
 
@@ -128,20 +127,19 @@ static uint32_t signs_neon(const uint8_t *block, const uint8_t *factors, const u
     return mask;
 }
 
-static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int groups) {
+static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int half) {
     const uint8x16_t low = vdupq_n_u8(15);
     int32x4_t total = vdupq_n_s32(0);
-    for (int g = 0; g < groups; g++, row += 64, query += 128)
-        for (int j = 0; j < 64; j += 16) {
-            uint8x16_t bytes = vld1q_u8(row + j);
-            int8x16_t a = vreinterpretq_s8_u8(vandq_u8(bytes, low)), b = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
-            int8x16_t x = vld1q_s8(query + j), y = vld1q_s8(query + 64 + j);
-            int16x8_t sum = vmull_s8(vget_low_s8(a), vget_low_s8(x));
-            sum = vmlal_high_s8(sum, a, x);
-            sum = vmlal_s8(sum, vget_low_s8(b), vget_low_s8(y));
-            sum = vmlal_high_s8(sum, b, y);
-            total = vpadalq_s16(total, sum);
-        }
+    for (int j = 0; j < half; j += 16) {
+        uint8x16_t bytes = half - j >= 16 ? vld1q_u8(row + j) : vcombine_u8(vld1_u8(row + j), vdup_n_u8(0));
+        int8x16_t a = vreinterpretq_s8_u8(vandq_u8(bytes, low)), b = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+        int8x16_t x = vld1q_s8(query + j), y = vld1q_s8(query + half + j);
+        int16x8_t sum = vmull_s8(vget_low_s8(a), vget_low_s8(x));
+        sum = vmlal_high_s8(sum, a, x);
+        sum = vmlal_s8(sum, vget_low_s8(b), vget_low_s8(y));
+        sum = vmlal_high_s8(sum, b, y);
+        total = vpadalq_s16(total, sum);
+    }
     return vaddvq_s32(total);
 }
 #endif
@@ -193,8 +191,8 @@ EXPORT void hivlp_signs(const uint8_t *blocks, const uint8_t *factors, int64_t c
                                out + b * SIGN_LANES);
 }
 
-EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int groups, int32_t *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = use.nibbles(rows + i * groups * 64, query, groups);
+EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int half, int32_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = use.nibbles(rows + i * half, query, half);
 }
 
 EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int groups, int32_t *out) {

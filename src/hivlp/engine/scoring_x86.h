@@ -36,19 +36,19 @@ __attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block,
     return mask;
 }
 
-__attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, const int8_t *query, int groups) {
+__attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, const int8_t *query, int half) {
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     __m256i total = _mm256_setzero_si256();
-    for (int g = 0; g < groups; g++, row += 64, query += 128)
-        for (int half = 0; half < 64; half += 32) {
-            /* Two products of at most 15 * 128 each, twice: well inside 16 bits. */
-            __m256i bytes = _mm256_loadu_si256((const __m256i *)(row + half));
-            __m256i a = _mm256_maddubs_epi16(_mm256_and_si256(bytes, low),
-                                             _mm256_loadu_si256((const __m256i *)(query + half)));
-            __m256i b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
-                                             _mm256_loadu_si256((const __m256i *)(query + 64 + half)));
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
-        }
+    uint8_t end[32] = {0};
+    memcpy(end, row + half / 32 * 32, (size_t)(half % 32));
+    for (int j = 0; j < half; j += 32) {
+        /* Two products of at most 15 * 128 each, twice: well inside 16 bits. */
+        __m256i bytes = _mm256_loadu_si256((const __m256i *)(half - j >= 32 ? row + j : end));
+        __m256i a = _mm256_maddubs_epi16(_mm256_and_si256(bytes, low), _mm256_loadu_si256((const __m256i *)(query + j)));
+        __m256i b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
+                                         _mm256_loadu_si256((const __m256i *)(query + half + j)));
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+    }
     int32_t part[8], sum = 0;
     _mm256_storeu_si256((__m256i *)part, total);
     for (int j = 0; j < 8; j++) sum += part[j];
@@ -161,13 +161,15 @@ __attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block,
     return (uint32_t)_mm512_cmpge_epi32_mask(u, least) | (uint32_t)_mm512_cmpge_epi32_mask(v, least) << 16;
 }
 
-__attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int groups) {
+__attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int half) {
     const __m512i low = _mm512_set1_epi8(15);
     __m512i a = _mm512_setzero_si512(), b = _mm512_setzero_si512();
-    for (int g = 0; g < groups; g++, row += 64, query += 128) {
-        __m512i bytes = _mm512_loadu_si512(row);
-        a = _mm512_dpbusd_epi32(a, _mm512_and_si512(bytes, low), _mm512_loadu_si512(query));
-        b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low), _mm512_loadu_si512(query + 64));
+    for (int j = 0; j < half; j += 64) {
+        __mmask64 there = half - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (half - j)) - 1;
+        __m512i bytes = _mm512_maskz_loadu_epi8(there, row + j);
+        a = _mm512_dpbusd_epi32(a, _mm512_and_si512(bytes, low), _mm512_loadu_si512(query + j));
+        b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low),
+                                _mm512_loadu_si512(query + half + j));
     }
     return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
 }
