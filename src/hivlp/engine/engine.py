@@ -46,6 +46,23 @@ class Setting:
     last: int
 
 
+@dataclass(frozen=True)
+class Router:
+    """What says, as the logarithm of a probability, where a query's best items lie.
+
+    Attributes:
+        keys: (lists, dims).
+        bias: (lists,).
+        group_keys: (groups, dims) of the blocks of lists.
+        group_bias: (groups,).
+    """
+
+    keys: Vectors
+    bias: Vectors
+    group_keys: Vectors
+    group_bias: Vectors
+
+
 @dataclass
 class Arrays:
     """All that the engine holds, beside the float16 vectors; a file each."""
@@ -58,7 +75,9 @@ class Arrays:
     centres: NDArray[np.int8]  # (lists, dims)
     keys: NDArray[np.uint8]  # (list blocks, dims / 4, 16, 4)
     key_bias: Vectors  # (lists,)
-    scales: Vectors  # (3,) of keys, centres and factors
+    group_keys: NDArray[np.uint8]  # (group blocks, dims / 4, 16, 4); a group is a block of lists
+    group_bias: Vectors  # (groups,)
+    scales: Vectors  # (4,) of keys, centres, factors and group keys
     starts: NDArray[np.int64]  # (lists + 1,)
     signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
@@ -66,15 +85,22 @@ class Arrays:
     nibbles: NDArray[np.void]  # (n,) of layout.nibble_type
 
     @classmethod
-    def of(cls, learnt: Learnt, packed: Packed, keys: Vectors, key_bias: Vectors) -> Arrays:
-        """Put together what was learnt, the codes, and a router."""
-        small, key_scale = fit.to_int8(keys)
+    def of(cls, learnt: Learnt, packed: Packed, router: Router | None = None) -> Arrays:
+        """Put together what was learnt, the codes, and a router (by default, all groups and their nearest lists)."""
+        centres = learnt.exact_centres
+        if router is None:
+            groups = -(-len(centres) // layout.LANES)
+            nothing = np.zeros((groups, centres.shape[1]), np.float32), np.zeros(groups, np.float32)
+            router = Router(centres, np.zeros(len(centres), np.float32), *nothing)
+        (small, key_scale), (groups_small, group_scale) = fit.to_int8(router.keys), fit.to_int8(router.group_keys)
         return cls(
             **{name: getattr(learnt, name) for name in LEARNT},
             **{name: getattr(packed, name) for name in PACKED},
             keys=layout.pack_keys(small),
-            key_bias=np.ascontiguousarray(key_bias, np.float32),
-            scales=np.array([key_scale, learnt.centre_scale, learnt.factor_scale], np.float32),
+            key_bias=np.ascontiguousarray(router.bias, np.float32),
+            group_keys=layout.pack_keys(groups_small),
+            group_bias=np.ascontiguousarray(router.group_bias, np.float32),
+            scales=np.array([key_scale, learnt.centre_scale, learnt.factor_scale, group_scale], np.float32),
         )
 
     @classmethod
@@ -102,9 +128,12 @@ class Arrays:
     def fit(self) -> bool:
         """Whether all lengths belong together, so that no kernel reads beyond an array."""
         dims, width, lists, blocks = len(self.step), len(self.mean), len(self.key_bias), len(self.signs)
+        groups = -(-lists // layout.LANES)
         shapes = {
             "item_map": (width, dims), "map": (dims, width), "amplitude": (dims,), "centres": (lists, dims),
-            "keys": (-(-lists // layout.LANES), dims // 4, layout.LANES, 4), "scales": (3,), "starts": (lists + 1,),
+            "keys": (groups, dims // 4, layout.LANES, 4), "group_bias": (groups,),
+            "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
+            "scales": (4,), "starts": (lists + 1,),
             "signs": (blocks, dims // 16, 64), "factors": (blocks, layout.SIGN_LANES),
             "rows": (blocks, layout.SIGN_LANES), "nibbles": (len(self.nibbles),),
         }  # fmt: skip
@@ -165,14 +194,12 @@ class Engine:
         learnt, copies = building.learn(items, asked, dims, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
-        centres = learnt.exact_centres
-        engine = cls(Arrays.of(learnt, packed, centres, np.zeros(len(centres), np.float32)), fine)
+        engine = cls(Arrays.of(learnt, packed), fine)
         if asked is None:
             asked = np.asarray(items[rng.permutation(len(items))[:ROUTER_QUERIES]], np.float32)
-        if len(asked) >= MIN_ROUTER_QUERIES and len(centres) >= 8:
+        if len(asked) >= MIN_ROUTER_QUERIES and engine.lists >= 8:
             asked = asked[rng.permutation(len(asked))[:ROUTER_QUERIES]]
-            keys, bias = engine._learn_router(asked, packed.members[:, 0], tell, seed)
-            engine = cls(Arrays.of(learnt, packed, keys, bias), fine)
+            engine = cls(Arrays.of(learnt, packed, engine._learn_router(asked, tell, seed)), fine)
         return engine
 
     @classmethod
@@ -189,10 +216,8 @@ class Engine:
         packed = building.pack(items, arrays.learnt, copies, on_progress or (lambda what, done, total: None))
         return cls(replace(arrays, **{name: getattr(packed, name) for name in PACKED}), items)
 
-    def _learn_router(
-        self, queries: Vectors, list_of: NDArray[np.int32], tell: Progress, seed: int
-    ) -> tuple[Vectors, Vectors]:
-        """Learn which lists answer a query, from what a thorough search finds for these."""
+    def _learn_router(self, queries: Vectors, tell: Progress, seed: int) -> Router | None:
+        """Learn which lists answer a query, and which groups, from what a thorough search finds for these."""
         found = []
         thorough = Setting(max(8, self.lists // 12), np.inf, 300, 100)
         for start in range(0, len(queries), 512):
@@ -200,14 +225,19 @@ class Engine:
             tell("answers", min(start + 512, len(queries)), len(queries))
         rows = np.concatenate(found)
         whole = (rows >= 0).all(1)
-        centres = self.arrays.learnt.exact_centres
         if not whole.any():
-            return centres, np.zeros(len(centres), np.float32)
+            return None
+        centres = self.arrays.learnt.exact_centres
         mapped = queries[whole] @ self.arrays.map.astype(np.float32).T
-        tell("router", 0, 1)
-        router = fit.learn_router(centres, mapped, list_of[rows[whole]], seed=seed)
-        tell("router", 1, 1)
-        return router
+        homes = self.arrays.nibbles["home"][rows[whole]].astype(np.int32)
+        tell("router", 0, 2)
+        router = fit.learn_router(centres, mapped, homes, seed=seed)
+        tell("router", 1, 2)
+        sums = np.add.reduceat(centres, np.arange(0, len(centres), layout.LANES))
+        of_groups = np.asarray(sums / layout.LANES, np.float32)
+        groups = fit.learn_router(of_groups, mapped, homes // layout.LANES, seed=seed)
+        tell("router", 2, 2)
+        return Router(*router, *groups)
 
     # Storing.
 
@@ -359,6 +389,7 @@ class Engine:
         a, pointer = self.arrays, native.pointer
         return native.EngineStruct(
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
+            pointer(a.group_keys), pointer(a.group_bias),
             pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.rows),
             pointer(a.nibbles), pointer(self.fine), len(a.nibbles), len(a.key_bias), len(a.step),
             self.fine.shape[1], *a.scales.tolist(),

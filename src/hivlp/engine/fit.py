@@ -88,6 +88,27 @@ def partition(sample: Vectors, lists: int, rng: np.random.Generator, rounds: int
     return centres
 
 
+def neighbours_together(points: Vectors, size: int) -> NDArray[np.int64]:
+    """An order of (n, dims) points in which every ``size`` from the first on lie close to each other.
+
+    Halves the points across the direction in which they spread most, and each half again.
+    """
+
+    def halve(chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        if len(chosen) <= size:
+            return [chosen]
+        centred = points[chosen] - points[chosen].mean(0)
+        direction = centred[np.argmax(np.einsum("nd,nd->n", centred, centred))]
+        for _ in range(8):  # of the power method: any direction of wide spread will do
+            direction = (centred @ direction) @ centred
+            direction /= max(float(np.linalg.norm(direction)), 1e-20)
+        ordered = chosen[np.argsort(centred @ direction, kind="stable")]
+        middle = -(-len(chosen) // (2 * size)) * size
+        return halve(ordered[:middle]) + halve(ordered[middle:])
+
+    return np.concatenate(halve(np.arange(len(points))))
+
+
 def learn_router(
     keys: Vectors,
     queries: Vectors,

@@ -25,6 +25,8 @@ typedef struct {
     const float *step;         /* (dims) what one step of a nibble stands for, times the row's stretch */
     const uint8_t *keys;       /* blocks of 16 list keys */
     const float *key_bias;     /* (lists) */
+    const uint8_t *group_keys; /* blocks of 16 keys of groups, a group being a block of list keys */
+    const float *group_bias;   /* (groups) */
     const int8_t *centres;     /* (lists, dims) what the codes of a list are counted from */
     const int64_t *starts;     /* (lists + 1) first block of each list */
     const uint8_t *signs;      /* blocks of 32 codes, list after list */
@@ -39,6 +41,7 @@ typedef struct {
     float key_scale;           /* what one step of a key stands for */
     float centre_scale;
     float factor_scale;
+    float group_scale;
 } engine;
 
 typedef struct { int64_t lists, codes, nibbles, fine; } work_done;
@@ -55,7 +58,7 @@ typedef struct {
     int8_t *small;     /* (dims) the same in steps of small_scale */
     int8_t *nibble;    /* (dims) z * step, in steps of nibble_scale */
     uint8_t *table;    /* (dims / 16, 128) */
-    float *scores;     /* (lists) */
+    float *scores;     /* (groups) */
     candidate *order;  /* (lists) */
     pool p;
     uint32_t *seen;    /* (slots) a hash table of rows */
@@ -135,27 +138,40 @@ static void prepare(scratch *s, const engine *e, const float *query) {
 
 #define FIRST 8 /* of the lists, which are read in order of their scores: they raise the bar */
 
-/* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. A few of the best come
- * first, the others as they lie in memory. */
+#define SPARE 2.0f /* how much less than the margin a group may be below the best one */
+
+/* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. Only lists of groups that
+ * may hold such are looked at. A few of the best come first, the others as they lie in memory. */
 static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float margin) {
-    int64_t blocks = (e->lists + LANES - 1) / LANES, chosen = 0;
-    int32_t shift = 0;
+    int64_t groups = (e->lists + LANES - 1) / LANES, seen = 0, chosen = 0;
+    int32_t shift = 0, sums[LANES];
     for (int j = 0; j < e->dims; j++) shift += s->small[j];
     shift *= 128;
-    float unit = s->small_scale * e->key_scale, best = -INFINITY;
-    float *score = s->scores;
-    for (int64_t b = 0; b < blocks; b++) {
-        int32_t sums[LANES];
-        use.keys(e->keys + b * e->dims * LANES, s->small, e->dims / 4, sums);
-        int lanes = (int)(e->lists - b * LANES < LANES ? e->lists - b * LANES : LANES);
-        for (int l = 0; l < LANES; l++) score[b * LANES + l] = (float)(sums[l] - shift) * unit;
-        for (int l = 0; l < lanes; l++) score[b * LANES + l] += e->key_bias[b * LANES + l];
+    float unit = s->small_scale * e->group_scale, best = -INFINITY, *score = s->scores;
+    for (int64_t b = 0; b < groups; b += LANES) {
+        use.keys(e->group_keys + b * e->dims, s->small, e->dims / 4, sums);
+        for (int64_t g = b; g < b + LANES && g < groups; g++) {
+            score[g] = (float)(sums[g - b] - shift) * unit + e->group_bias[g];
+            best = score[g] > best ? score[g] : best;
+        }
     }
-    for (int64_t l = 0; l < e->lists; l++) best = score[l] > best ? score[l] : best;
-    for (int64_t l = 0; l < e->lists; l++) {
-        s->order[chosen].score = ordered(score[l]);
-        s->order[chosen].row = (uint32_t)l;
-        chosen += score[l] >= best - margin;
+    float least = best - margin - SPARE;
+    unit = s->small_scale * e->key_scale;
+    best = -INFINITY;
+    for (int64_t g = 0; g < groups; g++) {
+        if (!(score[g] >= least)) continue;
+        use.keys(e->keys + g * e->dims * LANES, s->small, e->dims / 4, sums);
+        for (int64_t l = g * LANES; l < (g + 1) * LANES && l < e->lists; l++) {
+            float of_list = (float)(sums[l - g * LANES] - shift) * unit + e->key_bias[l];
+            best = of_list > best ? of_list : best;
+            s->order[seen].score = ordered(of_list);
+            s->order[seen++].row = (uint32_t)l;
+        }
+    }
+    int32_t bar = ordered(best - margin);
+    for (int64_t i = 0; i < seen; i++) {
+        s->order[chosen] = s->order[i];
+        chosen += s->order[i].score >= bar;
     }
     if (chosen > most) {
         keep_best(s->order, chosen, most);

@@ -27,6 +27,8 @@ class EngineStruct(Structure):
         ("step", c_void_p),
         ("keys", c_void_p),
         ("key_bias", c_void_p),
+        ("group_keys", c_void_p),
+        ("group_bias", c_void_p),
         ("centres", c_void_p),
         ("starts", c_void_p),
         ("signs", c_void_p),
@@ -41,6 +43,7 @@ class EngineStruct(Structure):
         ("key_scale", c_float),
         ("centre_scale", c_float),
         ("factor_scale", c_float),
+        ("group_scale", c_float),
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hivlp.engine.engine import Arrays, Setting
 
 Rows = NDArray[np.int64]
+SPARE = np.float32(2)  # how much less than the margin a group may be below the best one
 
 
 class Query:
@@ -41,11 +42,19 @@ def _to_small(values: Vectors) -> tuple[NDArray[np.int32], float]:
     return np.rint(values * np.float32(127 / most)).astype(np.int32), most / 127
 
 
-def list_scores(arrays: Arrays, query: Query) -> Vectors:
-    """(lists,) what the router says of each list."""
-    keys = layout.unpack_keys(arrays.keys)[: len(arrays.key_bias)]
-    unit = np.float32(query.small_scale * float(arrays.scales[0]))
-    scores: Vectors = (keys.astype(np.int32) @ query.small).astype(np.float32) * unit + arrays.key_bias
+def list_scores(arrays: Arrays, query: Query, margin: float) -> Vectors:
+    """(lists,) what the router says of each list, -inf for those in groups of which it says too little."""
+    said = _key_scores(arrays.group_keys, arrays.group_bias, arrays.scales[3], query)
+    scores = _key_scores(arrays.keys, arrays.key_bias, arrays.scales[0], query)
+    worth = said >= said.max() - np.float32(margin) - SPARE
+    scores[~np.repeat(worth, layout.LANES)[: len(scores)]] = -np.inf
+    return scores
+
+
+def _key_scores(packed: NDArray[np.uint8], bias: Vectors, scale: np.float32, query: Query) -> Vectors:
+    keys = layout.unpack_keys(packed)[: len(bias)]
+    unit = np.float32(query.small_scale) * scale
+    scores: Vectors = (keys.astype(np.int32) @ query.small).astype(np.float32) * unit + bias
     return scores
 
 
@@ -82,9 +91,9 @@ def search(
     out_rows, out_scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
     for number, vector in enumerate(queries):
         query = Query(arrays, vector)
-        lists = list_scores(arrays, query)
+        lists = list_scores(arrays, query, setting.margin)
         order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
-        chosen = order[lists[order] >= lists[order[0]] - np.float32(setting.margin)]
+        chosen = order[(lists[order] >= lists[order[0]] - np.float32(setting.margin)) & np.isfinite(lists[order])]
         places, scores = sign_scores(arrays, query, chosen)
         rows = np.asarray(arrays.rows).ravel()[places].astype(np.int64)
         held = rows < len(arrays.nibbles)
