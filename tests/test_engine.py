@@ -216,7 +216,7 @@ def test_the_router_learns(items, queries):
     shift = rng.normal(size=96).astype(np.float32) * 0.15  # queries from elsewhere
     asked = queries + shift
     best = exact(items, asked, 10)
-    lists = fit.assign(centres, -0.5 * (centres**2).sum(1), items.astype(np.float32), 1)[0][:, 0]
+    lists = fit.assign(centres, items.astype(np.float32), 1)[:, 0]
     weights, bias = fit.learn_router(centres, asked[:1000], lists[best[:1000]], steps=300)
 
     def found(scores):

@@ -96,11 +96,10 @@ def learn(
         more = np.sort(rng.choice(len(items), wanted, replace=False))
         parts = (np.asarray(items[more[at : at + CHUNK]], np.float32) - mean for at in range(0, wanted, CHUNK))
         wider = np.concatenate([part @ item_map for part in parts])
-    found = fit.partition(wider, min(lists, len(wider)), rng)
-    centres, centre_scale = fit.to_int8(found[fit.neighbours_together(found, layout.LANES)])
+    centres, centre_scale = fit.to_int8(fit.partition(wider, min(lists, len(wider)), rng))
     tell("partition", 1, 1)
     exact = centres.astype(np.float32) * np.float32(centre_scale)
-    residual = np.abs(projected - exact[fit.assign(exact, length_bias(exact), projected, 1)[0][:, 0]])
+    residual = np.abs(projected - exact[fit.assign(exact, projected, 1, fit.near_groups(len(exact)))[:, 0]])
     amplitude = np.maximum(residual.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     factors = sign_factors(residual, amplitude)
@@ -122,12 +121,11 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     """The codes of all items, in two passes over them in the order of their rows."""
     count, (lists, dims) = len(items), learnt.centres.shape
     centres = learnt.exact_centres
-    bias = length_bias(centres)
     members = np.empty((count, min(copies, lists)), np.int32)
     nibbles = np.empty(count, layout.nibble_type(dims))
     for start, part in learnt.chunks(items):
         stop = start + len(part)
-        members[start:stop] = fit.assign(centres, bias, part, copies)[0]
+        members[start:stop] = fit.assign(centres, part, copies, fit.near_groups(lists))
         nearest = members[start:stop, 0]
         codes, stretch = refine(part - centres[nearest], learnt.step)
         nibbles["codes"][start:stop] = layout.pack_nibbles(codes)
@@ -149,12 +147,6 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
             rows[block, lane] = np.arange(start, stop)
         tell("codes", stop, count)
     return Packed(starts, signs.reshape(blocks, dims // 16, 64), factors, rows, nibbles, members)
-
-
-def length_bias(centres: Vectors) -> Vectors:
-    """(lists,) what makes the highest product with a centre the nearest centre."""
-    bias: Vectors = -0.5 * np.einsum("ld,ld->l", centres, centres)
-    return bias
 
 
 def sign_factors(residual: Vectors, amplitude: Vectors) -> Vectors:

@@ -233,9 +233,7 @@ class Engine:
         tell("router", 0, 2)
         router = fit.learn_router(centres, mapped, homes, seed=seed)
         tell("router", 1, 2)
-        sums = np.add.reduceat(centres, np.arange(0, len(centres), layout.LANES))
-        of_groups = np.asarray(sums / layout.LANES, np.float32)
-        groups = fit.learn_router(of_groups, mapped, homes // layout.LANES, seed=seed)
+        groups = fit.learn_router(fit.of_groups(centres), mapped, homes // layout.LANES, seed=seed)
         tell("router", 2, 2)
         return Router(*router, *groups)
 

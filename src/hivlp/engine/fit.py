@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from hivlp.engine import layout, native
 from hivlp.levels import Vectors
 
+LEAST_GROUPS = 32  # of lists, which are looked at to find an item's nearest lists, or a part of them if they are many
+PART_OF_GROUPS = 8
+
 
 def rotation(dims: int, rng: np.random.Generator) -> Vectors:
     """A random (dims, dims) rotation: it spreads what there is to say evenly over the dimensions."""
@@ -47,34 +50,62 @@ def to_int8(values: Vectors) -> tuple[NDArray[np.int8], float]:
     return np.rint(values / scale).astype(np.int8), scale
 
 
-def assign(keys: Vectors, bias: Vectors, items: Vectors, copies: int) -> tuple[NDArray[np.int32], Vectors]:
-    """For each item its ``copies`` best lists by ``key . item + bias``, best first, and those scores."""
-    copies = min(copies, len(keys))
-    best, scores = np.empty((len(items), copies), np.int32), np.empty((len(items), copies), np.float32)
-    library = native.load()
+def length_bias(centres: Vectors) -> Vectors:
+    """(lists,) what makes the highest product with a centre the nearest centre."""
+    bias: Vectors = -0.5 * np.einsum("ld,ld->l", centres, centres)
+    return bias
+
+
+def of_groups(centres: Vectors) -> Vectors:
+    """The means of every :data:`layout.LANES` of (lists, dims) centres."""
+    starts = np.arange(0, len(centres), layout.LANES)
+    return np.stack([part.mean(0) for part in np.split(centres, starts[1:])]).astype(np.float32)
+
+
+def near_groups(lists: int) -> int:
+    """Of how many groups the lists are looked at for an item: they hold the nearest list of 98 or 99 in 100 items."""
+    groups = -(-lists // layout.LANES)
+    return max(LEAST_GROUPS, groups // PART_OF_GROUPS)
+
+
+def assign(centres: Vectors, items: Vectors, copies: int, groups: int | None = None) -> NDArray[np.int32]:
+    """For each item its ``copies`` nearest centres, nearest first.
+
+    Args:
+        centres: (lists, dims).
+        items: (n, dims).
+        copies: how many.
+        groups: look only at the centres of so many groups, those whose means are nearest (kernels only); all by
+            default. See :func:`neighbours_together`.
+    """
+    copies, bias = min(copies, len(centres)), length_bias(centres)
+    best, library = np.empty((len(items), copies), np.int32), native.load()
     if library is None:
         for start in range(0, len(items), 1024):
-            products = items[start : start + 1024] @ keys.T + bias
+            products = items[start : start + 1024] @ centres.T + bias
             top = np.argpartition(-products, copies - 1, 1)[:, :copies]
             order = np.argsort(-np.take_along_axis(products, top, 1), 1, kind="stable")
             best[start : start + 1024] = np.take_along_axis(top, order, 1)
-            scores[start : start + 1024] = np.take_along_axis(products, best[start : start + 1024].astype(np.int64), 1)
-        return best, scores
-    codes, scale = to_int8(keys)
-    packed, bias = layout.pack_keys(codes), np.ascontiguousarray(bias, np.float32)
-    items = np.ascontiguousarray(items, np.float32)
-    library.hivlp_assign(
-        packed.ctypes.data, bias.ctypes.data, scale, len(keys), keys.shape[1], items.ctypes.data, len(items), copies,
-        best.ctypes.data, scores.ctypes.data,
-    )  # fmt: skip
-    return best, scores
+        return best
+    means = of_groups(centres)
+    (codes, scale), (of_means, mean_scale), mean_bias = to_int8(centres), to_int8(means), length_bias(means)
+    packed, packed_means = layout.pack_keys(codes), layout.pack_keys(of_means)
+    items, scores = np.ascontiguousarray(items, np.float32), np.empty((len(items), copies), np.float32)
+    if library.hivlp_assign(
+        packed.ctypes.data, bias.ctypes.data, scale, len(centres), packed_means.ctypes.data, mean_bias.ctypes.data,
+        mean_scale, groups or len(means), centres.shape[1], items.ctypes.data, len(items), copies, best.ctypes.data,
+        scores.ctypes.data,
+    ):  # fmt: skip
+        raise MemoryError("no memory to build an engine")
+    return best
 
 
 def partition(sample: Vectors, lists: int, rng: np.random.Generator, rounds: int = 8) -> Vectors:
-    """(lists, dims) centres of a k-means over a sample."""
+    """(lists, dims) centres of a k-means over a sample, neighbours together."""
     centres = sample[rng.choice(len(sample), lists, replace=False)].copy()
+    centres = centres[neighbours_together(centres, layout.LANES)]
     for _ in range(rounds):
-        nearest = assign(centres, -0.5 * np.einsum("ld,ld->l", centres, centres), sample, 1)[0][:, 0]
+        nearest = assign(centres, sample, 1, near_groups(lists))[:, 0]
         sizes = np.bincount(nearest, minlength=lists)
         order = np.argsort(nearest, kind="stable")
         filled = np.flatnonzero(sizes)
@@ -85,7 +116,7 @@ def partition(sample: Vectors, lists: int, rng: np.random.Generator, rounds: int
             # An empty list takes half of the items of a full one.
             full = np.argsort(-sizes, kind="stable")[: len(empty)]
             centres[empty] = centres[full] + rng.normal(size=centres[full].shape).astype(np.float32) * 1e-3
-    return centres
+    return centres[neighbours_together(centres, layout.LANES)]
 
 
 def neighbours_together(points: Vectors, size: int) -> NDArray[np.int64]:

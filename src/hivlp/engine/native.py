@@ -89,7 +89,8 @@ def load() -> ctypes.CDLL | None:
         POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_assign.argtypes = [
-        c_void_p, c_void_p, c_float, c_int64, c_int, c_void_p, c_int64, c_int, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_float, c_int64, c_void_p, c_void_p, c_float, c_int64, c_int, c_void_p, c_int64, c_int,
+        c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds_choose.argtypes = [c_int]
     library.hivlp_bounds_choose.restype = c_int
