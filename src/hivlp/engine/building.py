@@ -16,7 +16,8 @@ Half = NDArray[np.float16]
 Progress = Callable[[str, int, int], None]
 
 SAMPLE = 100_000
-PARTITION_SAMPLE = 250_000
+PARTITION_SAMPLE = 500_000
+LIST = 250  # vectors, if they are so many that four times the square root of their number would be longer ones
 FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
@@ -88,7 +89,7 @@ def learn(
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
     tell("projection", 1, 1)
-    lists = lists or max(1, min(len(items) // 64, int(4 * np.sqrt(len(items)))))
+    lists = lists or max(1, min(len(items) // 64, int(max(4 * np.sqrt(len(items)), len(items) // LIST))))
     tell("partition", 0, 1)
     wider = projected
     wanted = min(len(items), FEW_A_LIST * lists, PARTITION_SAMPLE)

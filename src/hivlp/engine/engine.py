@@ -22,7 +22,7 @@ MANIFEST = "engine.json"
 FORMAT = 2
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("starts", "signs", "factors", "rows", "nibbles")  # arrays that change with the items
-ROUTER_QUERIES = 40_000
+ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
 PART_BY_MARGIN = 20
@@ -183,7 +183,7 @@ class Engine:
             items: (n, d) float16 or float32 vectors, d at least 16; kept as float16, and as they are if they are such.
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
-            lists: how many (default: about four times the square root of n).
+            lists: how many (default: about four times the square root of n, of a million and more one for 250).
             copies: lists that an item lies in (default: two, or one if a gigabyte has no room for more).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
@@ -219,7 +219,7 @@ class Engine:
     def _learn_router(self, queries: Vectors, tell: Progress, seed: int) -> Router | None:
         """Learn which lists answer a query, and which groups, from what a thorough search finds for these."""
         found = []
-        thorough = Setting(max(8, self.lists // 12), np.inf, 300, 100)
+        thorough = Setting(max(8, self.lists // 12), np.inf, 600, 120)
         for start in range(0, len(queries), 512):
             found.append(self.search(queries[start : start + 512], 50, thorough)[0])
             tell("answers", min(start + 512, len(queries)), len(queries))
@@ -321,9 +321,9 @@ class Engine:
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
         efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0, 10.0)]
-        handed_on = [(60, 20), (100, 30), (160, 40), (250, 60), (400, 60), (800, 100)]
+        handed_on = [(60, 20), (100, 30), (160, 40), (250, 40), (400, 40), (800, 60)]
         if len(self.fine) > MANY:
-            handed_on += [(1600, 200), (3200, 400), (6400, 600)]
+            handed_on += [(1600, 60), (2400, 80), (3200, 100), (6400, 150)]
         return [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
 
     def search(

@@ -25,7 +25,7 @@ class Ours:
         """Lists for some lengths of the shortlists."""
         ladders: dict[tuple[int, bool], Ladder] = {}
         for each in self._engine.settings():
-            if each.lists >= 24 and each.shortlist in (100, 160, 400, 800, 1600, 3200, 6400):
+            if each.lists >= 24 and each.shortlist in (100, 160, 400, 800, 1600, 2400, 3200, 6400):
                 ladders.setdefault((each.shortlist, np.isinf(each.margin)), []).append({"setting": each})
         return list(ladders.values())
 
