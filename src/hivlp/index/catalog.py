@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index import schema
 from hivlp.index.database import Database
+from hivlp.index.inserting import insert, insert_alike
 from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.index.schema import COLUMNS, WITH_HASH, pack_path, pack_paths, record_crc, unpack_path
 from hivlp.index.where import rows_where
@@ -176,8 +177,11 @@ class Catalog(Database):
         next_id = schema.sequence(self._db) + 1
         if known or lost or len(set(paths)) < len(paths):
             return self._put_over(items, paths, first, next_id, known, lost)
+        alike = not any(metadata) and captions.count(None) == stamps.count(stamps[0]) == len(items)
+        if alike and insert_alike(self._db, paths, hashes, stamps[0], first_id=next_id, first_row=first):
+            return 0
         columns = (paths, hashes, map(_storable, captions), map(_json, metadata), itertools.count(first))
-        self._insert(zip(itertools.count(next_id), *columns, *zip(*stamps, strict=True), strict=False))
+        insert(self._db, zip(itertools.count(next_id), *columns, *zip(*stamps, strict=True), strict=False))
         return 0
 
     def _put_over(
@@ -206,7 +210,7 @@ class Catalog(Database):
                 item_id, next_id = next_id, next_id + 1
             known[path] = item_id, row
             records[path] = (item_id, path, item.hash, _storable(caption), _json(metadata), row, *item.stamp)
-        self._insert(record for path, record in records.items() if path not in stored)
+        insert(self._db, (record for path, record in records.items() if path not in stored))
         self._db.executemany(
             "UPDATE items SET hash=?, caption=?, metadata=?, row=?, size=?, mtime=?, ctime=?, checked=?, crc=? "
             "WHERE id=?",
@@ -215,13 +219,6 @@ class Catalog(Database):
         self._db.executemany("INSERT INTO dead VALUES (?)", dead)
         self._db.executemany("DELETE FROM lost WHERE id = ?", [(rest[0],) for rest in lost.values()])
         return len(dead)
-
-    def _insert(self, records: Iterable[tuple[Any, ...]]) -> None:
-        # Through a table in memory: one statement for all of them spares `items` the fixed cost of one each.
-        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS coming (a, b, c, d, e, f, g, h, i, j, k)")
-        self._db.executemany("INSERT INTO coming VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", schema.seal(records))
-        self._db.execute(f"INSERT INTO items ({COLUMNS}, crc) SELECT * FROM coming ORDER BY rowid")
-        self._db.execute("DELETE FROM coming")
 
     def _with_paths(self, columns: str, table: str, paths: Sequence[str | bytes]) -> Iterator[Sequence[Any]]:
         if table == "lost" and self.integrity.lost_count() == 0:
