@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -234,6 +235,33 @@ def test_rows_that_are_no_vectors_are_reported_and_the_others_stored(tmp_path):
             ("5", f"{file}, row 5: the vector holds NaN"),
         ]
         assert [hit.path for hit in index.search(vector={"fine": given[7]}, k=1)] == ["7"]
+
+
+@pytest.mark.parametrize("stored", ["<f2", "<f4"])
+@pytest.mark.parametrize("given_as", ["<f2", "<f4", ">f4", "<f8"])
+def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypatch, given_as, stored):
+    monkeypatch.setattr(embeddings_module, "CHUNK", 600)
+    given = vectors(1500, dtype=given_as)
+    bad = [0, 255, 256, 700, *range(1100, 1112), 1499]
+    given[bad] = 0
+    good = np.delete(np.arange(1500), bad)
+    with Index.create_from_embeddings(tmp_path / "index", prefix(WIDTH, 8)) as index:
+        if stored == "<f4":  # as in an index that is older than float16
+            for file in index.path.glob("*.f16"):
+                file.rename(file.with_suffix(".f32"))
+            with index.catalog.writing():
+                index.catalog.set_rows(0, dtype=stored)
+        report = index.add_embeddings(save(tmp_path / "v.npy", given))
+        assert (report.added, len(report.failed)) == (len(good), len(bad))
+        items = list(index.catalog.all_items())
+        assert [int(item.path.rpartition("#")[2]) for item in items] == good.tolist()
+        assert [item.hash for item in items] == [sha256(given[row]).digest() for row in good]
+        assert index.verify().ok and index.info()["vectors"] == np.dtype(stored).name
+        found = index._rows([item.row for item in items])
+        fine = unit(given[good])
+        tolerance = 1e-3 if stored == "<f2" else 1e-6
+        np.testing.assert_allclose(found["fine"], fine, atol=tolerance)
+        np.testing.assert_allclose(found["coarse"], unit(fine[:, :8]), atol=tolerance)
 
 
 def test_search_is_exact_with_a_shortlist_of_everything(made):
