@@ -27,6 +27,8 @@ def stored(folder, encoder, names):
         found = [(item.path, item.hash, item.stamp) for item in index.catalog.all_items()]
         assert found == [(item.path, item.hash, item.stamp) for item in items]
         assert index.verify().ok and index.catalog.at(names[4]).row == 4
+        there = index.catalog.at_paths(["elsewhere", *names, "not UTF-8 \udcea", *names])
+        assert {path: item.row for path, item in there.items()} == {path: row for row, path in enumerate(names)}
     with closing(sqlite3.connect(folder / "items.db")) as db:
         return db.execute("SELECT *, typeof(path), typeof(hash), typeof(crc) FROM items ORDER BY id").fetchall()
 

@@ -97,11 +97,14 @@ def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any])
             hashes += [hashlib.sha256(row).digest() for row in raw]
             unit, wrong = unit_rows(raw, scratch[: len(raw)])
             refused.update({start + row: why for row, why in wrong.items()})
-            embeddings, good = maps.of_items(unit), [row for row in range(len(raw)) if row not in wrong]
-            names = [paths[start + row] for row in good]
+            embeddings, names = maps.of_items(unit), paths[start : start + PIECE]
+            good = [row for row in range(len(raw)) if row not in wrong] if wrong else []
             for level in levels:
                 vectors = embeddings[level.name]
-                check_vectors(level, vectors[good] if wrong else vectors, names)
+                if wrong:
+                    check_vectors(level, vectors[good], [names[row] for row in good])
+                else:
+                    check_vectors(level, vectors, names)
                 rooms[0][level.name].put(start, vectors)
         ready = {name: room[:count] for name, room in rooms[0].items()}
         return _Batch(chunk, paths, hashes, ready, {**refused, **chunk.refused})

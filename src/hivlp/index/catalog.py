@@ -17,10 +17,15 @@ from hivlp.index import schema
 from hivlp.index.database import Database
 from hivlp.index.inserting import insert, insert_alike
 from hivlp.index.records import Item, NewItem, Stamp
-from hivlp.index.schema import COLUMNS, WITH_HASH, pack_path, pack_paths, record_crc, unpack_path
+from hivlp.index.schema import COLUMNS, WITH_HASH, can_be_listed, pack_path, pack_paths, record_crc, unpack_path
 from hivlp.index.where import rows_where
 
 T = TypeVar("T")
+
+AT_LISTED = (
+    f"SELECT {', '.join(f'items.{name}' for name in COLUMNS.split(', '))} "
+    "FROM json_each(?) AS listed CROSS JOIN items ON items.path = listed.value"
+)
 
 
 class Catalog(Database):
@@ -52,14 +57,16 @@ class Catalog(Database):
 
     def at_paths(self, paths: Sequence[str]) -> dict[str, Item]:
         """The items that there are at these paths, by path."""
-        found = {}
-        for start in range(0, len(paths), 500):
-            part = pack_paths(paths[start : start + 500])
-            marks = ",".join("?" * len(part))
-            for values in self._db.execute(f"SELECT {COLUMNS} FROM items WHERE path IN ({marks})", part):
-                item = self._item(values)
-                found[item.path] = item
-        return found
+        packed = pack_paths(paths)
+        listed = [path for path in packed if can_be_listed(path)]
+        # In one statement: each of several would wait anew for whatever else Python does meanwhile.
+        records = self._db.execute(AT_LISTED, (json.dumps(listed, ensure_ascii=False),)).fetchall()
+        if len(listed) < len(packed):
+            for path in packed:
+                if not can_be_listed(path):
+                    records += self._db.execute(f"SELECT {COLUMNS} FROM items WHERE path = ?", (path,)).fetchall()
+        items = map(self._item, records)
+        return {item.path: item for item in items}
 
     def with_hash(self, content: bytes) -> Item | None:
         """Any item with this content."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from hivlp.index import schema
 from hivlp.index.records import Stamp
-from hivlp.index.schema import COLUMNS
+from hivlp.index.schema import COLUMNS, can_be_listed
 
 HASH_BYTES = 32
 DIGITS = 10  # of the largest checksum
@@ -50,14 +50,12 @@ def insert_alike(
     Returns:
         Whether they could be handed over in this way; nothing is stored if not.
     """
-    texts = [path for path in paths if isinstance(path, str)]
-    # SQLite's JSON knows no bytes, and ends a text at a NUL.
-    if len(texts) < len(paths) or "\0" in "".join(texts) or set(map(len, hashes)) != {HASH_BYTES}:
+    if not all(map(can_be_listed, paths)) or set(map(len, hashes)) != {HASH_BYTES}:
         return False
     size, mtime, ctime, checked = stamp
     behind = f", {size}, {mtime}, {ctime}, {checked})"
-    for start in range(0, len(texts), AT_ONCE):
-        part, contents = texts[start : start + AT_ONCE], hashes[start : start + AT_ONCE]
+    for start in range(0, len(paths), AT_ONCE):
+        part, contents = paths[start : start + AT_ONCE], hashes[start : start + AT_ONCE]
         item_id, row = first_id + start, first_row + start
         # As schema.record_crc does it, without a call and a tuple for each.
         crcs = [
