@@ -11,7 +11,7 @@ import pytest
 
 from conftest import FakeEncoder
 from hivlp.cli import main
-from hivlp.data import embeddings as embeddings_module
+from hivlp.data import embedding_files
 from hivlp.data.embeddings import open_embeddings, unit_rows
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.fit.closed import prefix
@@ -75,7 +75,7 @@ def made(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
 def test_npy(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(embeddings_module, "CHUNK", 4)
+    monkeypatch.setattr(embedding_files, "CHUNK", 4)
     given = vectors(10, dtype=dtype)
     source = open_embeddings(save(tmp_path / "v.npy", given))
     assert (source.rows, source.dim) == (10, WIDTH)
@@ -112,7 +112,7 @@ def test_parquet_column_by_name(tmp_path):
 
 
 def test_clip_retrieval_pairs_files_by_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings_module, "CHUNK", 2)
+    monkeypatch.setattr(embedding_files, "CHUNK", 2)
     array, told = read(open_embeddings(clip_retrieval(tmp_path / "out", texts=True)))
     np.testing.assert_array_equal(array, np.concatenate([vectors(3, 2, np.float16), vectors(4, 10, np.float16)]))
     assert [each.path for each in told] == [f"2/{row}.jpg" for row in range(3)] + [f"10/{row}.jpg" for row in range(4)]
@@ -240,7 +240,7 @@ def test_rows_that_are_no_vectors_are_reported_and_the_others_stored(tmp_path):
 @pytest.mark.parametrize("stored", ["<f2", "<f4"])
 @pytest.mark.parametrize("given_as", ["<f2", "<f4", ">f4", "<f8"])
 def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypatch, given_as, stored):
-    monkeypatch.setattr(embeddings_module, "CHUNK", 600)
+    monkeypatch.setattr(embedding_files, "CHUNK", 600)
     given = vectors(1500, dtype=given_as)
     bad = [0, 255, 256, 700, *range(1100, 1112), 1499]
     given[bad] = 0
@@ -321,7 +321,7 @@ def test_run_again_adds_what_is_new_and_updates_what_changed(tmp_path):
 
 
 def test_rows_of_one_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings_module, "CHUNK", 4)
+    monkeypatch.setattr(embedding_files, "CHUNK", 4)
     given = vectors(8)
     given[[2, 6]] = given[0]
     names = ["a", "b", "a", "b", "c", "b", "a", "d"]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hivlp.data.embeddings import Chunk, EmbeddingSource, unit_rows
+from hivlp.data.embedding_files import Chunk
+from hivlp.data.embeddings import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.fit.maps import FINE, CoarseMaps
 from hivlp.index.adding import AddReport, Failure, stored_path
