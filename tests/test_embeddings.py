@@ -1,6 +1,8 @@
 """Vectors made elsewhere: read from every kind of file, refused where they are none, and searched exactly."""
 
+import errno
 import json
+import os
 import shutil
 from hashlib import sha256
 
@@ -262,6 +264,26 @@ def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypa
         tolerance = 1e-3 if stored == "<f2" else 1e-6
         np.testing.assert_allclose(found["fine"], fine, atol=tolerance)
         np.testing.assert_allclose(found["coarse"], unit(fine[:, :8]), atol=tolerance)
+
+
+def test_a_batch_that_cannot_be_written_leaves_those_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_files, "CHUNK", 100)
+    file, reported = save(tmp_path / "v.npy", vectors(350)), []
+    with Index.create_from_embeddings(tmp_path / "index", prefix(WIDTH, 8)) as index:
+        pwrite = os.pwrite
+
+        def full(handle, data, offset):
+            if offset >= 200 * WIDTH * 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return pwrite(handle, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(IndexFolderError, match="no space left"):
+            index.add_embeddings(file, on_progress=lambda done: reported.append(done.added))
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        assert reported == [100, 200] and len(index) == 200 and index.verify().ok
+        report = index.add_embeddings(file)
+        assert (report.added, report.skipped, len(index)) == (150, 200, 350) and index.verify().ok
 
 
 def test_search_is_exact_with_a_shortlist_of_everything(made):
