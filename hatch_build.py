@@ -18,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
 FOLDER = Path("src/hivlp/engine")
-SOURCES = ("kernels.c", "bounds.c")
+SOURCES = ("kernels.c", "bounds.c", "halves.c")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 
 

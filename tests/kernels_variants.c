@@ -1,4 +1,5 @@
 /* Every variant of the kernels beside the plain one, on random and on extreme codes; for processors that are emulated. */
+#include "../src/hivlp/engine/halves.c"
 #include "../src/hivlp/engine/kernels.c"
 #include <stdio.h>
 
@@ -42,6 +43,16 @@ int main(void) {
             bad += memcmp(expected, found, sizeof found) != 0;
             bad += memcmp(expected_keys, found_keys, sizeof found_keys) != 0;
         }
+    }
+    /* Every float16 is itself; halfway to the next one goes to the even one, and a little more or less to the nearer. */
+    int can = can_convert();
+    for (uint32_t h = 0; can && h < 0x7bff; h++) {
+        float low = half_to_float((uint16_t)h), high = half_to_float((uint16_t)(h + 1)), middle = low / 2 + high / 2;
+        float given[9] = {low, middle, nextafterf(middle, 0), nextafterf(middle, 1e9f), -low, -middle, high, 1e9f, -high};
+        uint16_t even = (uint16_t)(h + (h & 1)), sign = 0x8000, to[9];
+        uint16_t right[9] = {(uint16_t)h, even, (uint16_t)h, (uint16_t)(h + 1), (uint16_t)h | sign, even | sign,
+                             (uint16_t)(h + 1), 0x7c00, (uint16_t)(h + 1) | sign};
+        bad += !hivlp_halves(given, 9, to) || memcmp(to, right, sizeof to) != 0;
     }
     printf("%d bad, widest variant %d\n", bad, variant);
     return bad != 0;

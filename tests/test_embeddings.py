@@ -1,7 +1,10 @@
 """Vectors made elsewhere: read from every kind of file, refused where they are none, and searched exactly."""
 
+import errno
 import json
+import os
 import shutil
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +13,7 @@ import pytest
 
 from conftest import FakeEncoder
 from hivlp.cli import main
-from hivlp.data import embeddings as embeddings_module
+from hivlp.data import embedding_files
 from hivlp.data.embeddings import open_embeddings, unit_rows
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.fit.closed import prefix
@@ -74,7 +77,7 @@ def made(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
 def test_npy(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(embeddings_module, "CHUNK", 4)
+    monkeypatch.setattr(embedding_files, "CHUNK", 4)
     given = vectors(10, dtype=dtype)
     source = open_embeddings(save(tmp_path / "v.npy", given))
     assert (source.rows, source.dim) == (10, WIDTH)
@@ -111,7 +114,7 @@ def test_parquet_column_by_name(tmp_path):
 
 
 def test_clip_retrieval_pairs_files_by_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings_module, "CHUNK", 2)
+    monkeypatch.setattr(embedding_files, "CHUNK", 2)
     array, told = read(open_embeddings(clip_retrieval(tmp_path / "out", texts=True)))
     np.testing.assert_array_equal(array, np.concatenate([vectors(3, 2, np.float16), vectors(4, 10, np.float16)]))
     assert [each.path for each in told] == [f"2/{row}.jpg" for row in range(3)] + [f"10/{row}.jpg" for row in range(4)]
@@ -236,6 +239,53 @@ def test_rows_that_are_no_vectors_are_reported_and_the_others_stored(tmp_path):
         assert [hit.path for hit in index.search(vector={"fine": given[7]}, k=1)] == ["7"]
 
 
+@pytest.mark.parametrize("stored", ["<f2", "<f4"])
+@pytest.mark.parametrize("given_as", ["<f2", "<f4", ">f4", "<f8"])
+def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypatch, given_as, stored):
+    monkeypatch.setattr(embedding_files, "CHUNK", 600)
+    given = vectors(1500, dtype=given_as)
+    bad = [0, 255, 256, 700, *range(1100, 1112), 1499]
+    given[bad] = 0
+    good = np.delete(np.arange(1500), bad)
+    with Index.create_from_embeddings(tmp_path / "index", prefix(WIDTH, 8)) as index:
+        if stored == "<f4":  # as in an index that is older than float16
+            for file in index.path.glob("*.f16"):
+                file.rename(file.with_suffix(".f32"))
+            with index.catalog.writing():
+                index.catalog.set_rows(0, dtype=stored)
+        report = index.add_embeddings(save(tmp_path / "v.npy", given))
+        assert (report.added, len(report.failed)) == (len(good), len(bad))
+        items = list(index.catalog.all_items())
+        assert [int(item.path.rpartition("#")[2]) for item in items] == good.tolist()
+        assert [item.hash for item in items] == [sha256(given[row]).digest() for row in good]
+        assert index.verify().ok and index.info()["vectors"] == np.dtype(stored).name
+        found = index._rows([item.row for item in items])
+        fine = unit(given[good])
+        tolerance = 1e-3 if stored == "<f2" else 1e-6
+        np.testing.assert_allclose(found["fine"], fine, atol=tolerance)
+        np.testing.assert_allclose(found["coarse"], unit(fine[:, :8]), atol=tolerance)
+
+
+def test_a_batch_that_cannot_be_written_leaves_those_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_files, "CHUNK", 100)
+    file, reported = save(tmp_path / "v.npy", vectors(350)), []
+    with Index.create_from_embeddings(tmp_path / "index", prefix(WIDTH, 8)) as index:
+        pwrite = os.pwrite
+
+        def full(handle, data, offset):
+            if offset >= 200 * WIDTH * 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return pwrite(handle, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(IndexFolderError, match="no space left"):
+            index.add_embeddings(file, on_progress=lambda done: reported.append(done.added))
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        assert reported == [100, 200] and len(index) == 200 and index.verify().ok
+        report = index.add_embeddings(file)
+        assert (report.added, report.skipped, len(index)) == (150, 200, 350) and index.verify().ok
+
+
 def test_search_is_exact_with_a_shortlist_of_everything(made):
     index, given = made
     query = vectors(1, seed=9)[0]
@@ -293,7 +343,7 @@ def test_run_again_adds_what_is_new_and_updates_what_changed(tmp_path):
 
 
 def test_rows_of_one_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings_module, "CHUNK", 4)
+    monkeypatch.setattr(embedding_files, "CHUNK", 4)
     given = vectors(8)
     given[[2, 6]] = given[0]
     names = ["a", "b", "a", "b", "c", "b", "a", "d"]

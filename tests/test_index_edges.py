@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from conftest import FakeEncoder, write_pictures
+from hivlp.engine import native
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index.half import as_stored
@@ -230,11 +231,15 @@ def test_compact_clears_what_a_killed_one_left(index):
     assert not left.exists()
 
 
-def test_half_precision_is_what_numpy_gives_bit_for_bit():
+@pytest.mark.parametrize("kernels", [True, False])
+def test_half_precision_is_what_numpy_gives_bit_for_bit(kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(native, "load", lambda: None)
     rng = np.random.default_rng(0)
     halves = np.arange(1 << 16, dtype=np.uint16).view("<f2").astype("<f4").view("<u4")
     cases = [
         rng.integers(0, 1 << 32, 200_000, np.uint32),
+        rng.integers(0, 0x7F800001, 200_000, np.uint32) | (rng.integers(0, 2, 200_000, np.uint32) << np.uint32(31)),
         *(halves + np.uint32(ulp) for ulp in (0, 0xFFF, 0x1000, 0x1001)),
     ]
     for bits in cases:
@@ -242,10 +247,18 @@ def test_half_precision_is_what_numpy_gives_bit_for_bit():
         with np.errstate(over="ignore", invalid="ignore"):
             expected = numbers.astype("<f2")
         assert np.array_equal(as_stored(numbers, np.dtype("<f2")).view("<u2"), expected.view("<u2"))
+        for length in (1, 13):  # not whole groups of those that are converted together
+            some = numbers.reshape(-1)[:length]
+            assert np.array_equal(
+                as_stored(some, np.dtype("<f2")).view("<u2"), expected.reshape(-1)[:length].view("<u2")
+            )
     turned = rng.standard_normal((9, 5), np.float32).T
     assert np.array_equal(as_stored(turned, np.dtype("<f2")), turned.astype("<f2"))
     assert np.array_equal(as_stored(turned, np.dtype("<f4")), turned)
     assert as_stored(turned[:0], np.dtype("<f2")).shape == (0, 9)
+    room = np.zeros((7, 9), "<f2")
+    assert as_stored(turned, np.dtype("<f2"), room[1:6]).base is room
+    assert np.array_equal(room[1:6], turned.astype("<f2")) and not room[[0, 6]].any()
 
 
 def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(index):

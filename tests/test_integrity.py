@@ -18,6 +18,7 @@ from hivlp.fit.closed import prefix
 from hivlp.index import Index
 from hivlp.index.records import NewItem, Stamp
 from hivlp.index.scan import ExhaustiveScanner
+from hivlp.index.vectors import Rows
 from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
 
@@ -473,6 +474,23 @@ def test_what_cannot_be_stored_is_refused_by_row_and_path(tmp_path, encoder, spo
             index.append(items[:7], Embeddings(vectors))
         with pytest.raises(VectorError, match="level fine: no vectors"):
             index.append(items, Embeddings({"coarse": vectors["coarse"]}))
+
+
+def test_rows_that_were_made_ready_are_for_files_of_their_dtype_and_width(tmp_path, encoder):
+    items, vectors = some(8, encoder)
+    half, single = np.dtype("<f2"), np.dtype("<f4")
+    ready = {name: Rows.of(array, half) for name, array in vectors.items()}
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        with pytest.raises(VectorError, match="8 vectors for 7 items"):
+            index.append(items[:7], ready)
+        with pytest.raises(VectorError, match=r"level fine, row 0: the vector of /p/0\.png is of shape"):
+            index.append(items, {**ready, "fine": ready["coarse"]})
+        with pytest.raises(ValueError, match="rows of float32 for a file of float16"):
+            index.append(items, {**ready, "fine": Rows.of(vectors["fine"], single)})
+        assert len(index) == 0 and index.verify().ok
+        assert index.append(items, ready) == 0
+        np.testing.assert_array_equal(index.embeddings(5)["fine"], vectors["fine"][5:6].astype(half))
+        assert len(index) == 8 and index.verify().ok
 
 
 def test_a_path_that_comes_twice_or_is_known_is_one_item(tmp_path, encoder):

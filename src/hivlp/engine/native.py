@@ -99,6 +99,8 @@ def load() -> ctypes.CDLL | None:
         c_double, c_double, c_double, c_void_p, c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds.restype = c_int64
+    library.hivlp_halves.argtypes = [c_void_p, c_int64, c_void_p]
+    library.hivlp_halves.restype = c_int
     most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
     library.hivlp_choose(most)
     library.hivlp_bounds_choose(most)
@@ -124,3 +126,18 @@ def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | No
         vectors.shape[1], out.ctypes.data,
     )  # fmt: skip
     return out
+
+
+def to_half(numbers: NDArray[np.float32], halves: NDArray[np.uint16]) -> bool:
+    """The nearest float16 of each number, ties to even, as bits.
+
+    Args:
+        numbers: one after the other in memory.
+        halves: as many, likewise, where they go.
+
+    Returns:
+        Whether it was done; the caller does it without kernels, without an instruction for it, and where a number is
+        no number.
+    """
+    library = load()
+    return library is not None and bool(library.hivlp_halves(pointer(numbers), numbers.size, pointer(halves)))

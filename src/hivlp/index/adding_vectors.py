@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hivlp.data.embeddings import Chunk, EmbeddingSource, unit_rows
+from hivlp.data.embedding_files import Chunk
+from hivlp.data.embeddings import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
-from hivlp.fit.maps import CoarseMaps
+from hivlp.fit.maps import FINE, CoarseMaps
 from hivlp.index.adding import AddReport, Failure, stored_path
 from hivlp.index.records import NewItem, Stamp
-from hivlp.index.vectors import PIECE
-from hivlp.levels import Embeddings, Vectors
+from hivlp.index.vectors import PIECE, Rows, check_vectors
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index
@@ -43,7 +43,7 @@ def add_vectors(
         raise DataError(f"vectors of {source.dim} dims for an index of {width}: they must come from the same model")
     report = AddReport()
     checked = time.time_ns()
-    for batch in _read_ahead(source, maps):
+    for batch in _read_ahead(source, maps, np.dtype(index.catalog.state().dtype)):
         _add_batch(index, batch, checked, report)
         if on_progress is not None:
             on_progress(report)
@@ -54,39 +54,61 @@ def add_vectors(
 
 @dataclass(frozen=True)
 class _Batch:
-    """A chunk of the source with all that does not depend on the index: both levels, hashes, and refused rows."""
+    """A chunk of the source with all that does not depend on the index's items.
+
+    Attributes:
+        chunk: as it was read.
+        paths: that its rows are known by.
+        hashes: of their content.
+        vectors: level name -> what its file shall hold.
+        refused: row -> why there is no vector in it.
+    """
 
     chunk: Chunk
-    embeddings: Embeddings
+    paths: list[str]
     hashes: list[bytes]
+    vectors: dict[str, Rows]
     refused: dict[int, str]
 
 
-def _read_ahead(source: EmbeddingSource, maps: CoarseMaps) -> Iterator[_Batch]:
-    """One batch is read, hashed and mapped on another core while the one before is being stored.
+def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any]) -> Iterator[_Batch]:
+    """One batch is read, hashed, mapped and made ready on another core while the one before is being stored.
 
     A batch's vectors are good until the next one is asked for.
     """
-    chunks = source.chunks()
-    # The system clears memory before it gives it: two arrays in turn are a seventh faster than a new one for each.
-    arrays: list[Vectors] = [np.empty((0, source.dim), np.float32)] * 2
+    chunks, levels = source.chunks(), maps.levels
+    # The system clears memory before it gives it: two rooms in turn cost less than a new one for each.
+    rooms = [{level.name: Rows.room(0, level.dim, dtype) for level in levels}] * 2
+    scratch = np.empty((PIECE, source.dim), np.float32)
 
     def prepare() -> _Batch | None:
         chunk = next(chunks, None)
         if chunk is None:
             return None
-        arrays.reverse()
-        if len(arrays[0]) < len(chunk.vectors):
-            arrays[0] = np.empty(chunk.vectors.shape, np.float32)
-        vectors = arrays[0][: len(chunk.vectors)]
+        count, file = len(chunk.vectors), stored_path(chunk.file)
+        rooms.reverse()
+        if len(rooms[0][FINE]) < count:
+            rooms[0] = {level.name: Rows.room(count, level.dim, dtype) for level in levels}
+        paths = [told.path or f"{file}#{chunk.first + row}" for row, told in enumerate(chunk.told)]
         hashes: list[bytes] = []
         refused: dict[int, str] = {}
-        for start in range(0, len(vectors), PIECE):
+        # In pieces that stay in the processor's cache from one step to the next.
+        for start in range(0, count, PIECE):
             raw = np.ascontiguousarray(chunk.vectors[start : start + PIECE])
             hashes += [hashlib.sha256(row).digest() for row in raw]
-            _, wrong = unit_rows(raw, vectors[start : start + PIECE])
+            unit, wrong = unit_rows(raw, scratch[: len(raw)])
             refused.update({start + row: why for row, why in wrong.items()})
-        return _Batch(chunk, maps.of_items(vectors), hashes, {**refused, **chunk.refused})
+            embeddings, names = maps.of_items(unit), paths[start : start + PIECE]
+            good = [row for row in range(len(raw)) if row not in wrong] if wrong else []
+            for level in levels:
+                vectors = embeddings[level.name]
+                if wrong:
+                    check_vectors(level, vectors[good], [names[row] for row in good])
+                else:
+                    check_vectors(level, vectors, names)
+                rooms[0][level.name].put(start, vectors)
+        ready = {name: room[:count] for name, room in rooms[0].items()}
+        return _Batch(chunk, paths, hashes, ready, {**refused, **chunk.refused})
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(prepare)
@@ -96,15 +118,14 @@ def _read_ahead(source: EmbeddingSource, maps: CoarseMaps) -> Iterator[_Batch]:
 
 
 def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> None:
-    chunk = batch.chunk
-    file = stored_path(chunk.file)
+    chunk, paths = batch.chunk, batch.paths
     # The time of this run, not of this row: an item with it was stored by a row of this same run.
     stamp = Stamp.of(chunk.file.stat())._replace(checked=checked)
-    paths = [told.path or f"{file}#{chunk.first + row}" for row, told in enumerate(chunk.told)]
     stored = index.catalog.at_paths(paths)
     if not stored and not batch.refused and len(set(paths)) == len(paths):
         columns = ((told.caption for told in chunk.told), (told.metadata for told in chunk.told))
-        index.append(list(map(NewItem, paths, batch.hashes, *columns, repeat(stamp))), batch.embeddings, new=True)
+        items = list(map(NewItem._make, zip(paths, batch.hashes, *columns, repeat(stamp), strict=False)))
+        index.append(items, batch.vectors, new=True)
         report.added += len(paths)
         return
     new: dict[str, tuple[int, NewItem]] = {}
@@ -127,8 +148,8 @@ def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> 
         else:
             new[path] = row, NewItem(path, content, told.caption, told.metadata, stamp)
     if new:
-        rows, items = zip(*new.values(), strict=True)
-        embeddings = batch.embeddings if len(rows) == batch.embeddings.count else batch.embeddings.rows(list(rows))
-        updated = index.append(items, embeddings, new=not stored)
+        rows, changed = zip(*new.values(), strict=True)
+        vectors = {name: ready[list(rows)] for name, ready in batch.vectors.items()}
+        updated = index.append(changed, vectors, new=not stored)
         report.updated += updated
-        report.added += len(items) - updated
+        report.added += len(changed) - updated

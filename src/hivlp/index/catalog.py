@@ -15,11 +15,17 @@ from numpy.typing import NDArray
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index import schema
 from hivlp.index.database import Database
+from hivlp.index.inserting import insert, insert_alike
 from hivlp.index.records import Item, NewItem, Stamp
-from hivlp.index.schema import COLUMNS, WITH_HASH, pack_path, pack_paths, record_crc, unpack_path
+from hivlp.index.schema import COLUMNS, WITH_HASH, can_be_listed, pack_path, pack_paths, record_crc, unpack_path
 from hivlp.index.where import rows_where
 
 T = TypeVar("T")
+
+AT_LISTED = (
+    f"SELECT {', '.join(f'items.{name}' for name in COLUMNS.split(', '))} "
+    "FROM json_each(?) AS listed CROSS JOIN items ON items.path = listed.value"
+)
 
 
 class Catalog(Database):
@@ -51,14 +57,16 @@ class Catalog(Database):
 
     def at_paths(self, paths: Sequence[str]) -> dict[str, Item]:
         """The items that there are at these paths, by path."""
-        found = {}
-        for start in range(0, len(paths), 500):
-            part = pack_paths(paths[start : start + 500])
-            marks = ",".join("?" * len(part))
-            for values in self._db.execute(f"SELECT {COLUMNS} FROM items WHERE path IN ({marks})", part):
-                item = self._item(values)
-                found[item.path] = item
-        return found
+        packed = pack_paths(paths)
+        listed = [path for path in packed if can_be_listed(path)]
+        # In one statement: each of several would wait anew for whatever else Python does meanwhile.
+        records = self._db.execute(AT_LISTED, (json.dumps(listed, ensure_ascii=False),)).fetchall()
+        if len(listed) < len(packed):
+            for path in packed:
+                if not can_be_listed(path):
+                    records += self._db.execute(f"SELECT {COLUMNS} FROM items WHERE path = ?", (path,)).fetchall()
+        items = map(self._item, records)
+        return {item.path: item for item in items}
 
     def with_hash(self, content: bytes) -> Item | None:
         """Any item with this content."""
@@ -176,8 +184,11 @@ class Catalog(Database):
         next_id = schema.sequence(self._db) + 1
         if known or lost or len(set(paths)) < len(paths):
             return self._put_over(items, paths, first, next_id, known, lost)
+        alike = not any(metadata) and captions.count(None) == stamps.count(stamps[0]) == len(items)
+        if alike and insert_alike(self._db, paths, hashes, stamps[0], first_id=next_id, first_row=first):
+            return 0
         columns = (paths, hashes, map(_storable, captions), map(_json, metadata), itertools.count(first))
-        self._insert(zip(itertools.count(next_id), *columns, *zip(*stamps, strict=True), strict=False))
+        insert(self._db, zip(itertools.count(next_id), *columns, *zip(*stamps, strict=True), strict=False))
         return 0
 
     def _put_over(
@@ -206,7 +217,7 @@ class Catalog(Database):
                 item_id, next_id = next_id, next_id + 1
             known[path] = item_id, row
             records[path] = (item_id, path, item.hash, _storable(caption), _json(metadata), row, *item.stamp)
-        self._insert(record for path, record in records.items() if path not in stored)
+        insert(self._db, (record for path, record in records.items() if path not in stored))
         self._db.executemany(
             "UPDATE items SET hash=?, caption=?, metadata=?, row=?, size=?, mtime=?, ctime=?, checked=?, crc=? "
             "WHERE id=?",
@@ -215,13 +226,6 @@ class Catalog(Database):
         self._db.executemany("INSERT INTO dead VALUES (?)", dead)
         self._db.executemany("DELETE FROM lost WHERE id = ?", [(rest[0],) for rest in lost.values()])
         return len(dead)
-
-    def _insert(self, records: Iterable[tuple[Any, ...]]) -> None:
-        # Through a table in memory: one statement for all of them spares `items` the fixed cost of one each.
-        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS coming (a, b, c, d, e, f, g, h, i, j, k)")
-        self._db.executemany("INSERT INTO coming VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", schema.seal(records))
-        self._db.execute(f"INSERT INTO items ({COLUMNS}, crc) SELECT * FROM coming ORDER BY rowid")
-        self._db.execute("DELETE FROM coming")
 
     def _with_paths(self, columns: str, table: str, paths: Sequence[str | bytes]) -> Iterator[Sequence[Any]]:
         if table == "lost" and self.integrity.lost_count() == 0:

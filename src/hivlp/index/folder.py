@@ -27,6 +27,7 @@ from hivlp.index.schema import OLD_FORMAT
 from hivlp.index.vectors import (
     CHUNK,
     Checksums,
+    Rows,
     Stored,
     VectorFile,
     check_vectors,
@@ -132,7 +133,7 @@ class IndexFolder:
     def append(
         self,
         items: Sequence[NewItem],
-        embeddings: Embeddings | None,
+        embeddings: Embeddings | Mapping[str, Rows] | None,
         *,
         restamp: Iterable[tuple[int, Stamp]] = (),
         new: bool = False,
@@ -142,7 +143,7 @@ class IndexFolder:
         Args:
             items: one for each row of ``embeddings``; an item at a known path replaces it.
             embeddings: unit vectors at the index's levels, float; stored as float16 (float32 in an index of format 1
-                that was not compacted since).
+                that was not compacted since). Or level name -> what its file shall hold.
             restamp: items whose files were read again and found unchanged.
             new: whether the caller, who is the only writer, has seen that no item has any of these paths.
 

@@ -1,4 +1,4 @@
-"""Float32 to float16 in whole arrays of integers, where numpy goes number by number."""
+"""Float32 to float16: with the processor's instruction or in whole arrays of integers; numpy goes number by number."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hivlp.engine import native
 
 BLOCK = 1 << 16
 """Numbers that are converted at once: what a pass writes, the next one reads from the cache."""
@@ -16,15 +18,26 @@ LEAST, BEYOND = 0x38800000, 0x47000000
 ROUND = np.uint32(((1 << 12) - 1 - (112 << 23)) & 0xFFFFFFFF)
 
 
-def as_stored(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The nearest number of this dtype to each, ties to even, in C order: what ``astype`` gives, bit for bit."""
+def as_stored(array: NDArray[Any], dtype: np.dtype[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """The nearest number of this dtype to each, ties to even, in C order: what ``astype`` gives, bit for bit.
+
+    Args:
+        array: of floats.
+        dtype: of floats.
+        out: where they go, of this dtype and the array's shape, in C order; default a new array, or the one given if
+            that is so already.
+    """
     if (array.dtype, dtype) != (np.dtype("<f4"), np.dtype("<f2")):
-        return np.ascontiguousarray(array, dtype)
-    numbers = np.ascontiguousarray(array).reshape(-1)
-    halves = np.empty(numbers.shape, "<u2")
-    for start in range(0, len(numbers), BLOCK):
-        _convert(numbers[start : start + BLOCK], halves[start : start + BLOCK])
-    return halves.view("<f2").reshape(array.shape)
+        if out is None:
+            return np.ascontiguousarray(array, dtype)
+        out[...] = array
+        return out
+    stored = np.empty(array.shape, dtype) if out is None else out
+    numbers, halves = np.ascontiguousarray(array).reshape(-1), stored.reshape(-1).view("<u2")
+    if not native.to_half(numbers, halves):
+        for start in range(0, len(numbers), BLOCK):
+            _convert(numbers[start : start + BLOCK], halves[start : start + BLOCK])
+    return stored
 
 
 def _convert(numbers: NDArray[np.float32], halves: NDArray[np.uint16]) -> None:

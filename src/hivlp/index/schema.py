@@ -83,6 +83,11 @@ def pack_paths(paths: Sequence[str]) -> Sequence[str | bytes]:
         return [pack_path(path) for path in paths]
 
 
+def can_be_listed(path: str | bytes) -> bool:
+    """Whether a path comes out of SQLite's JSON as it went in: that knows no bytes, and ends a text at a NUL."""
+    return isinstance(path, str) and "\0" not in path
+
+
 def unpack_path(value: str | bytes) -> str:
     """The inverse of :func:`pack_path`."""
     return os.fsdecode(value) if isinstance(value, bytes) else value

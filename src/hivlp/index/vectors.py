@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,42 @@ SUFFIXES = {"<f2": "f16", "<f4": "f32"}
 Stored = NDArray[Any]
 """Vectors of a file's own dtype."""
 Checksums = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Vectors as a file holds them, ready to be written.
+
+    Attributes:
+        stored: (n, dim) in the file's dtype and C order, of rows that :func:`check_vectors` lets pass.
+        sums: (n,) checksum of each row.
+    """
+
+    stored: Stored
+    sums: Checksums
+
+    @classmethod
+    def of(cls, vectors: Vectors | Stored, dtype: np.dtype[Any]) -> Rows:
+        """Vectors in this dtype, with their checksums."""
+        stored = as_stored(vectors, dtype)
+        return cls(stored, row_checksums(stored))
+
+    @classmethod
+    def room(cls, count: int, dim: int, dtype: np.dtype[Any]) -> Rows:
+        """Room for so many, to :meth:`put` them into."""
+        return cls(np.empty((count, dim), dtype), np.empty(count, np.uint32))
+
+    def put(self, first: int, vectors: Vectors) -> None:
+        """Fill rows from ``first`` on with these."""
+        last = first + len(vectors)
+        stored = as_stored(vectors, self.stored.dtype, self.stored[first:last])
+        self.sums[first:last] = row_checksums(stored)
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Rows:
+        return Rows(np.ascontiguousarray(self.stored[rows]), self.sums[rows])
 
 
 class VectorFile:
@@ -79,7 +116,7 @@ class VectorFile:
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
 
-    def write(self, first: int, vectors: Vectors | Stored) -> Checksums:
+    def write(self, first: int, vectors: Vectors | Stored | Rows) -> Checksums:
         """Write rows from ``first`` on, whatever lay there, and wait until they are on disk.
 
         Rows from ``first`` on were never committed, so nothing that exists is overwritten.
@@ -90,7 +127,10 @@ class VectorFile:
         Raises:
             OSError: if the disk is full or fails; the file then may hold a part, which nobody will read.
         """
-        vectors = np.asarray(vectors)
+        if not isinstance(vectors, Rows):
+            vectors = np.asarray(vectors)
+        elif vectors.stored.dtype != self.dtype:
+            raise ValueError(f"rows of {vectors.stored.dtype} for a file of {self.dtype}")
         offset = first * self.dim * self.dtype.itemsize
         sums = np.empty(len(vectors), np.uint32)
         handle = os.open(self.path, os.O_WRONLY)
@@ -98,9 +138,10 @@ class VectorFile:
             os.ftruncate(handle, offset)
             # In pieces that stay in the processor's cache from one step to the next.
             for start in range(0, len(vectors), PIECE):
-                stored = as_stored(vectors[start : start + PIECE], self.dtype)
-                sums[start : start + PIECE] = row_checksums(stored)
-                data = memoryview(stored.data).cast("B")
+                piece = vectors[start : start + PIECE]
+                rows = piece if isinstance(piece, Rows) else Rows.of(piece, self.dtype)
+                sums[start : start + PIECE] = rows.sums
+                data = memoryview(rows.stored.data).cast("B")
                 while data:
                     written = os.pwrite(handle, data, offset)
                     data, offset = data[written:], offset + written
@@ -128,7 +169,7 @@ def check_vectors(level: Level, vectors: Any, paths: Sequence[str]) -> None:
 
     Args:
         level: that the vectors belong to.
-        vectors: (len(paths), dim) float, rows of unit length.
+        vectors: (len(paths), dim) float, rows of unit length; or :class:`Rows`, whose length is not looked at again.
         paths: of the items, to name the culprit by.
 
     Raises:
@@ -138,10 +179,15 @@ def check_vectors(level: Level, vectors: Any, paths: Sequence[str]) -> None:
         raise VectorError(f"level {level.name}: no vectors for it were given")
     if len(vectors) != len(paths):
         raise VectorError(f"level {level.name}: {len(vectors)} vectors for {len(paths)} items")
+    ready = isinstance(vectors, Rows)
+    if ready:
+        vectors = vectors.stored
     if getattr(vectors, "shape", None) != (len(paths), level.dim):
         for row, vector in enumerate(vectors):
             if np.shape(vector) != (level.dim,):
                 raise _refusal(level, row, paths, f"is of shape {np.shape(vector)}, not ({level.dim},)")
+    if ready:
+        return
     array = np.asarray(vectors)
     if array.dtype.kind != "f":
         raise _refusal(level, 0, paths, f"is of {array.dtype}, not of floating-point numbers")

@@ -1,0 +1,267 @@
+"""One file of vectors, read in pieces: ``.npy``, or a column of parquet; and what a table says of each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.data.table import CAPTION_COLUMNS
+from hivlp.errors import DataError, MissingExtraError
+
+Raw = NDArray[np.floating]
+
+COLUMN = "embedding"
+PATH_COLUMNS = ("path", "image_path", "file_name", "filename", "filepath", "file", "url", "id", "key")
+CHUNK = 16_384
+# Row groups of parquet are read whole when a sample is taken: so many times as many rows as are wanted, at most.
+SAMPLE_EXCESS = 4
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of one vector beside its numbers."""
+
+    path: str | None
+    caption: str | None
+    metadata: dict[str, Any]
+
+
+NOTHING_TOLD = Told(None, None, {})
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of one file.
+
+    Attributes:
+        file: that holds the vectors.
+        first: number of the first row within the file, from 0.
+        vectors: (n, d) float16, float32 or float64 as stored; no row is checked yet.
+        told: n of what is known.
+        refused: row of the chunk -> why there is no vector in it; ``vectors`` holds zeros there.
+    """
+
+    file: Path
+    first: int
+    vectors: Raw
+    told: Sequence[Told]
+    refused: Mapping[int, str]
+
+
+class Part(Protocol):
+    """One file of vectors."""
+
+    @property
+    def file(self) -> Path:
+        """Where they lie."""
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows in order, at most ``CHUNK`` at a time."""
+
+    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
+        """At most so many rows drawn at random, in pieces, not checked."""
+
+
+class NpyFile:
+    """Vectors in a memory-mapped array, with what metadata says of each."""
+
+    def __init__(self, file: Path, metadata: Path | None = None) -> None:
+        self.file = file
+        try:
+            self._array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{file} is not a readable .npy file: {error}") from error
+        if not isinstance(self._array, np.ndarray) or self._array.ndim != 2 or self._array.shape[1] == 0:
+            shape = getattr(self._array, "shape", "?")
+            raise DataError(f"{file} has shape {shape}: one vector a row, (rows, dims), is needed")
+        if self._array.dtype.kind != "f" or self._array.dtype.itemsize not in (2, 4, 8):
+            raise DataError(f"{file} holds {self._array.dtype}: float16, float32 or float64 is needed")
+        self.rows, self.dim = self._array.shape
+        self._metadata = metadata
+        if metadata is not None:
+            with _opened(metadata) as parquet:
+                count = parquet.metadata.num_rows
+            if count != self.rows:
+                raise DataError(
+                    f"{file} has {self.rows} rows, {metadata} has {count}: captions and paths would be off by some; "
+                    "was the export interrupted?"
+                )
+
+    def chunks(self) -> Iterator[Chunk]:
+        """See :class:`Part`."""
+        told = _told(self._metadata) if self._metadata else None
+        for first in range(0, self.rows, CHUNK):
+            vectors = np.asarray(self._array[first : first + CHUNK])
+            yield Chunk(self.file, first, vectors, next(told) if told else [NOTHING_TOLD] * len(vectors), {})
+
+    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
+        """See :class:`Part`."""
+        rows = np.sort(rng.choice(self.rows, count, replace=False))
+        for first in range(0, count, CHUNK):
+            yield np.asarray(self._array[rows[first : first + CHUNK]])
+
+
+class ParquetColumn:
+    """Vectors in a column of lists."""
+
+    def __init__(self, file: Path, column: str | None) -> None:
+        import pyarrow as pa
+
+        self.file = file
+        with _opened(file) as parquet:
+            schema = parquet.schema_arrow
+            lists = [field.name for field in schema if _is_vector(field.type)]
+            self._column = column or COLUMN
+            if self._column not in schema.names:
+                hint = f"name one of these with --column: {', '.join(lists)}" if lists else "it has no lists of floats"
+                raise DataError(f"{file} has no column {self._column}; {hint}")
+            kind = schema.field(self._column).type
+            if self._column not in lists:
+                raise DataError(f"{file}: column {self._column} holds {kind}, not lists of float16, float32 or float64")
+            self._groups = [parquet.metadata.row_group(at).num_rows for at in range(parquet.num_row_groups)]
+            self.rows = sum(self._groups)
+            self._others = [name for name in schema.names if name not in lists]
+            self.dim = kind.list_size if pa.types.is_fixed_size_list(kind) else self._first_length(parquet)
+            if self.dim < 1:
+                raise DataError(f"{file}: column {self._column} holds no vector")
+
+    def _first_length(self, parquet: Any) -> int:
+        for batch in parquet.iter_batches(CHUNK, columns=[self._column]):
+            for value in batch.column(0):
+                if value.is_valid and len(value):
+                    return len(value)
+        return 0
+
+    def chunks(self) -> Iterator[Chunk]:
+        """See :class:`Part`."""
+        first = 0
+        with _opened(self.file) as parquet:
+            for batch in _batches(self.file, parquet, [self._column, *self._others]):
+                vectors, refused = _matrix(batch.column(self._column), self.dim)
+                told = _tell(batch.select(self._others)) if self._others else [NOTHING_TOLD] * len(vectors)
+                yield Chunk(self.file, first, vectors, told, refused)
+                first += len(vectors)
+
+    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
+        """See :class:`Part`."""
+        groups, held = [], 0
+        for group in rng.permutation(len(self._groups)).tolist():
+            if held < SAMPLE_EXCESS * count:
+                groups.append(group)
+                held += self._groups[group]
+        chosen = np.sort(rng.choice(held, min(count, held), replace=False))
+        first = 0
+        with _opened(self.file) as parquet:
+            for batch in _batches(self.file, parquet, [self._column], sorted(groups)):
+                here = chosen[(chosen >= first) & (chosen < first + len(batch))] - first
+                first += len(batch)
+                yield _matrix(batch.column(0).take(here), self.dim)[0]
+
+
+def _is_vector(kind: Any) -> bool:
+    import pyarrow as pa
+
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in lists) and pa.types.is_floating(kind.value_type)
+
+
+def _matrix(column: Any, dim: int) -> tuple[Raw, dict[int, str]]:
+    """(n, dim) of an arrow column of lists, and row -> why it is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), -1))
+    kind = np.dtype(column.type.value_type.to_pandas_dtype())
+    wrong = np.flatnonzero(lengths != dim).tolist()
+    refused = {row: "no vector" if lengths[row] < 0 else f"{lengths[row]} numbers, not {dim}" for row in wrong}
+    good = column if not refused else column.filter(pa.array(lengths == dim))
+    # A number that is missing inside a list becomes NaN, and is refused as such.
+    numbers = np.asarray(good.flatten().to_numpy(zero_copy_only=False), kind).reshape(-1, dim)
+    if not refused:
+        return numbers, refused
+    vectors = np.zeros((len(column), dim), kind)
+    vectors[lengths == dim] = numbers
+    return vectors, refused
+
+
+def _told(file: Path) -> Iterator[list[Told]]:
+    """What a metadata file says, CHUNK rows at a time."""
+    pending: list[Told] = []
+    with _opened(file) as parquet:
+        names = [field.name for field in parquet.schema_arrow if not _is_vector(field.type)]
+        for batch in _batches(file, parquet, names):
+            pending += _tell(batch)
+            while len(pending) >= CHUNK:
+                yield pending[:CHUNK]
+                pending = pending[CHUNK:]
+    if pending:
+        yield pending
+
+
+def _tell(batch: Any) -> list[Told]:
+    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+    paths = next((columns.pop(name) for name in PATH_COLUMNS if name in columns), [None] * len(batch))
+    captions = next((columns.pop(name) for name in CAPTION_COLUMNS if name in columns), [None] * len(batch))
+    told = []
+    for row, (path, caption) in enumerate(zip(paths, captions, strict=True)):
+        metadata = {name: plain for name, values in columns.items() if (plain := _plain(values[row])) is not None}
+        told.append(Told(_text(path), _text(caption), metadata))
+    return told
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, list):  # several captions
+        value = next((each for each in value if each), None)
+    return None if value is None or value == "" else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it, None if it has nothing to say."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case list():
+            return [_plain(each) for each in value]
+        case dict():
+            return {str(name): _plain(each) for name, each in value.items()}
+        case bytes():
+            return None
+    return str(value)  # dates, decimals
+
+
+def _opened(file: Path) -> Any:
+    """A parquet file, to be used in a ``with``."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("reading parquet", "data") from error
+    try:
+        return pq.ParquetFile(file)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _batches(file: Path, parquet: Any, columns: list[str], groups: list[int] | None = None) -> Iterator[Any]:
+    import pyarrow as pa
+
+    try:
+        yield from parquet.iter_batches(CHUNK, columns=columns, row_groups=groups)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
