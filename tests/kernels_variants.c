@@ -38,6 +38,12 @@ int main(void) {
             bad += !(fabsf(use.half(halves, floats, dim) - product) < 1e-3f);
             use.four_halves(halves, floats, dim / 4, found_four);
             for (int i = 0; i < 4; i++) bad += !(fabsf(four[i] - found_four[i]) < 1e-3f);
+            float sixteen[16]; /* the same sums for each query, to the last bit */
+            use.four_halves(halves, floats, dim / 8, found_four);
+            use.sixteen_halves(halves, floats, dim / 8, sixteen);
+            bad += memcmp(found_four, sixteen, sizeof found_four) != 0;
+            use.four_halves(halves, floats + 3 * (dim / 8), dim / 8, found_four);
+            bad += memcmp(found_four, sixteen + 12, sizeof found_four) != 0;
             use.keys(keys, query, 128, found_keys);
             bad += memcmp(expected, found, sizeof found) != 0;
             bad += memcmp(expected_keys, found_keys, sizeof found_keys) != 0;

@@ -48,9 +48,12 @@ static inline int passes(const uint8_t *allowed, uint32_t row) {
     return allowed == NULL || (allowed[row >> 3] >> (row & 7) & 1);
 }
 
+#define TILE 4 /* queries that are projected together: to widen the map's float16 takes longer than the products */
+
 /* All that is derived from one query, and the memory that a search needs. */
 typedef struct {
-    float *z;          /* (dims) */
+    float *tile;       /* (TILE, dims) where this query lies, and the next ones */
+    const float *z;    /* (dims) where this one lies */
     int8_t *small;     /* (dims) the same in steps of small_scale */
     int8_t *nibble;    /* (128 * nibble_groups) z * step, scaled */
     uint8_t *table;    /* (dims / 16, 128) */
@@ -64,14 +67,14 @@ typedef struct {
 } scratch;
 
 static void free_scratch(scratch *s) {
-    free(s->z); free(s->small); free(s->nibble); free(s->table); free(s->scores); free(s->order); free(s->p.list);
+    free(s->tile); free(s->small); free(s->nibble); free(s->table); free(s->scores); free(s->order); free(s->p.list);
     free(s->seen);
 }
 
 static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
     int64_t lanes = (e->lists + LANES - 1) / LANES * LANES + LANES;
     memset(s, 0, sizeof *s);
-    s->z = malloc((size_t)e->dims * sizeof(float));
+    s->tile = malloc((size_t)e->dims * TILE * sizeof(float));
     s->small = malloc((size_t)e->dims);
     s->nibble = calloc((size_t)e->nibble_groups * 128 + 64, 1);
     s->table = malloc((size_t)e->dims * 8 + 64);
@@ -82,7 +85,7 @@ static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
     for (s->slots = 64; s->slots < 2 * shortlist; s->slots *= 2) {}
     s->seen = malloc((size_t)s->slots * sizeof(uint32_t));
     s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
-    return s->z && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen;
+    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen;
 }
 
 static float to_small(const float *values, const float *weights, int count, int8_t *out) {
@@ -96,10 +99,26 @@ static float to_small(const float *values, const float *weights, int count, int8
     return most / 127.0f;
 }
 
-static void prepare(scratch *s, const engine *e, const float *query) {
-    for (int j = 0; j < e->dims; j += 4) use.four_halves(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim, s->z + j);
+/* Where each of `count` queries lies in the space of the codes, (count, dims). */
+static void project(const engine *e, const float *queries, int64_t count, float *z) {
+    for (int64_t i = 0; i < count;) {
+        int many = count - i < TILE ? 1 : TILE;
+        for (int j = 0; j < e->dims; j += 4) {
+            float out[4 * TILE];
+            (many == 1 ? use.four_halves : use.sixteen_halves)(e->map + (int64_t)j * e->fine_dim,
+                                                               queries + i * e->fine_dim, e->fine_dim, out);
+            for (int q = 0; q < many; q++) memcpy(z + (i + q) * e->dims + j, out + 4 * q, 4 * sizeof(float));
+        }
+        i += many;
+    }
+}
+
+/* What the nibbles are scored with. */
+static void prepare_nibbles(scratch *s, const engine *e) { to_small(s->z, e->step, e->dims, s->nibble); }
+
+/* What lists are chosen and signs are scored with. */
+static void prepare_lists(scratch *s, const engine *e) {
     s->small_scale = to_small(s->z, NULL, e->dims, s->small);
-    to_small(s->z, e->step, e->dims, s->nibble);
     float widest = 1e-20f;
     for (int g = 0; g < e->dims; g += 4) {
         float width = 0;
@@ -284,7 +303,10 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
     }
     for (int64_t i = 0; i < count; i++) {
         const float *query = queries + i * e->fine_dim;
-        prepare(&s, e, query);
+        if (i % TILE == 0) project(e, query, count - i < TILE ? count - i : TILE, s.tile);
+        s.z = s.tile + i % TILE * e->dims;
+        prepare_nibbles(&s, e);
+        prepare_lists(&s, e);
         int64_t chosen = choose_lists(&s, e, most, margin);
         empty_pool(&s.p);
         for (int64_t c = 0; c < chosen; c++) {
@@ -309,7 +331,9 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
         free_scratch(&s);
         return -1;
     }
-    prepare(&s, e, query);
+    project(e, query, 1, s.tile);
+    s.z = s.tile;
+    prepare_nibbles(&s, e);
     for (int64_t i = 0; i < count; i++) s.p.list[i] = (candidate){0, which[i]};
     s.p.count = count;
     decide(&s, e, query, last, k, out_rows, out_scores, work);
@@ -351,3 +375,5 @@ EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale,
     free(small);
     return 0;
 }
+
+#include "whole.h"

@@ -76,11 +76,16 @@ def load() -> ctypes.CDLL | None:
     library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot4.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
+    library.hivlp_dot16.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
     library.hivlp_bytes.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_search.argtypes = [
         POINTER(EngineStruct), c_void_p, c_int64, c_int64, c_float, c_int64, c_int64, c_int64, c_void_p,
         c_void_p, c_void_p, POINTER(WorkStruct),
+    ]  # fmt: skip
+    library.hivlp_search_whole.argtypes = [
+        POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p,
+        POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_search_rows.argtypes = [
         POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p,

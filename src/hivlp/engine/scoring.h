@@ -31,6 +31,8 @@ typedef int32_t (*bytes_fn)(const int8_t *centre, const int8_t *query, int dim);
 typedef float (*dot_fn)(const uint16_t *row, const float *query, int dim);
 /* The same for four rows, one after the other. */
 typedef void (*dot4_fn)(const uint16_t *rows, const float *query, int dim, float *out);
+/* The same, to the last bit, for four queries, one after the other: four sums a query. */
+typedef dot4_fn dot16_fn;
 
 /* ---- generic ---------------------------------------------------------------------------------------------------- */
 
@@ -91,6 +93,10 @@ static float dot_generic(const uint16_t *row, const float *query, int dim) {
 
 static void dot4_generic(const uint16_t *rows, const float *query, int dim, float *out) {
     for (int r = 0; r < 4; r++) out[r] = dot_generic(rows + (int64_t)r * dim, query, dim);
+}
+
+static void dot16_generic(const uint16_t *rows, const float *queries, int dim, float *out) {
+    for (int q = 0; q < 4; q++) dot4_generic(rows, queries + (int64_t)q * dim, dim, out + 4 * q);
 }
 
 #ifdef X86
@@ -155,24 +161,25 @@ typedef struct {
     bytes_fn bytes;
     dot_fn half;
     dot4_fn four_halves;
+    dot16_fn sixteen_halves;
 } scores;
 
-static scores use = {signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic};
+static scores use = {signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic, dot16_generic};
 
 /* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
 EXPORT int hivlp_choose(int most) {
     int chosen = GENERIC;
-    use = (scores){signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic};
+    use = (scores){signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic, dot16_generic};
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        use = (scores){signs_avx2, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2};
+        use = (scores){signs_avx2, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2, dot16_avx2};
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        use = (scores){signs_avx512, nibbles_avx512, keys_avx512, bytes_avx2, dot_avx512, dot4_avx512};
+        use = (scores){signs_avx512, nibbles_avx512, keys_avx512, bytes_avx2, dot_avx512, dot4_avx512, dot16_avx512};
         chosen = AVX512;
     }
 #endif
@@ -203,6 +210,10 @@ EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query
 
 EXPORT void hivlp_dot4(const uint16_t *rows, const float *query, int dim, float *out) {
     use.four_halves(rows, query, dim, out);
+}
+
+EXPORT void hivlp_dot16(const uint16_t *rows, const float *queries, int dim, float *out) {
+    use.sixteen_halves(rows, queries, dim, out);
 }
 
 EXPORT void hivlp_bytes(const int8_t *rows, int64_t count, const int8_t *query, int dim, int32_t *out) {

@@ -102,23 +102,36 @@ __attribute__((target("avx2,fma,f16c"))) static float dot_avx2(const uint16_t *r
     return sum;
 }
 
+/* Four rows by so many queries: each sum is made in the same way, whatever the others. */
+__attribute__((target("avx2,fma,f16c"), always_inline)) static inline void dots_avx2(const uint16_t *rows,
+    const float *queries, int dim, int many, float *out) {
+    __m256 sums[8];
+    for (int s = 0; s < 4 * many; s++) sums[s] = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 8 <= dim; i += 8)
+        for (int r = 0; r < 4; r++) {
+            __m256 row = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(rows + (int64_t)r * dim + i)));
+            for (int q = 0; q < many; q++)
+                sums[4 * q + r] = _mm256_fmadd_ps(row, _mm256_loadu_ps(queries + (int64_t)q * dim + i), sums[4 * q + r]);
+        }
+    for (int s = 0; s < 4 * many; s++) {
+        float part[8], sum = 0;
+        _mm256_storeu_ps(part, sums[s]);
+        for (int j = 0; j < 8; j++) sum += part[j];
+        for (int64_t j = i; j < dim; j++) sum += half_to_float(rows[s % 4 * dim + j]) * queries[s / 4 * dim + j];
+        out[s] = sum;
+    }
+}
+
 __attribute__((target("avx2,fma,f16c"))) static void dot4_avx2(const uint16_t *rows, const float *query, int dim,
                                                               float *out) {
-    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    int i = 0;
-    for (; i + 8 <= dim; i += 8) {
-        __m256 values = _mm256_loadu_ps(query + i);
-        for (int r = 0; r < 4; r++)
-            sums[r] = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(rows + (int64_t)r * dim + i))),
-                                      values, sums[r]);
-    }
-    for (int r = 0; r < 4; r++) {
-        float part[8], sum = 0;
-        _mm256_storeu_ps(part, sums[r]);
-        for (int j = 0; j < 8; j++) sum += part[j];
-        for (int j = i; j < dim; j++) sum += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
-        out[r] = sum;
-    }
+    dots_avx2(rows, query, dim, 1, out);
+}
+
+__attribute__((target("avx2,fma,f16c"))) static void dot16_avx2(const uint16_t *rows, const float *queries, int dim,
+                                                               float *out) {
+    dots_avx2(rows, queries, dim, 2, out);
+    dots_avx2(rows, queries + 2 * (int64_t)dim, dim, 2, out + 8);
 }
 
 #define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma"
@@ -205,17 +218,27 @@ __attribute__((target(WIDE))) static float dot_avx512(const uint16_t *row, const
     return sum;
 }
 
-__attribute__((target(WIDE))) static void dot4_avx512(const uint16_t *rows, const float *query, int dim, float *out) {
-    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+__attribute__((target(WIDE), always_inline)) static inline void dots_avx512(const uint16_t *rows, const float *queries,
+    int dim, int many, float *out) {
+    __m512 sums[16];
+    for (int s = 0; s < 4 * many; s++) sums[s] = _mm512_setzero_ps();
     int i = 0;
-    for (; i + 16 <= dim; i += 16) {
-        __m512 values = _mm512_loadu_ps(query + i);
-        for (int r = 0; r < 4; r++)
-            sums[r] = _mm512_fmadd_ps(
-                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(rows + (int64_t)r * dim + i))), values, sums[r]);
+    for (; i + 16 <= dim; i += 16)
+        for (int r = 0; r < 4; r++) {
+            __m512 row = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(rows + (int64_t)r * dim + i)));
+            for (int q = 0; q < many; q++)
+                sums[4 * q + r] = _mm512_fmadd_ps(row, _mm512_loadu_ps(queries + (int64_t)q * dim + i), sums[4 * q + r]);
+        }
+    for (int s = 0; s < 4 * many; s++) {
+        out[s] = _mm512_reduce_add_ps(sums[s]);
+        for (int64_t j = i; j < dim; j++) out[s] += half_to_float(rows[s % 4 * dim + j]) * queries[s / 4 * dim + j];
     }
-    for (int r = 0; r < 4; r++) {
-        out[r] = _mm512_reduce_add_ps(sums[r]);
-        for (int j = i; j < dim; j++) out[r] += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
-    }
+}
+
+__attribute__((target(WIDE))) static void dot4_avx512(const uint16_t *rows, const float *query, int dim, float *out) {
+    dots_avx512(rows, query, dim, 1, out);
+}
+
+__attribute__((target(WIDE))) static void dot16_avx512(const uint16_t *rows, const float *queries, int dim, float *out) {
+    dots_avx512(rows, queries, dim, 4, out);
 }
