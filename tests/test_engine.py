@@ -277,6 +277,20 @@ def test_small_collections_may_be_read_whole(engine, monkeypatch):
     assert engine.bytes_per_vector == pytest.approx(held - engine.dims)
 
 
+def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "old.c").write_text("int hivlp_choose(int most) { return most; }")
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", str(tmp_path / native.LIBRARY), str(tmp_path / "old.c")], check=True
+    )
+    monkeypatch.delenv("HIVLP_KERNELS", raising=False)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    with pytest.warns(UserWarning, match="install hivlp again"):
+        assert native.load.__wrapped__() is None
+
+
 def test_fewer_rows_than_wanted(either, items):
     small = Engine.build(items[:5], lists=1, dims=16)
     rows, scores = small.search(items[:2].astype(np.float32), 8, Setting(1, np.inf, 8, 8))

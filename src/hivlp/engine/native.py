@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -66,8 +67,19 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(path))
+        _declare(library)
     except OSError:  # built for another machine
         return None
+    except AttributeError:  # built before these functions were there, in a folder whose sources were changed since
+        warnings.warn(f"{path} is older than this code and is not used: install hivlp again", stacklevel=2)
+        return None
+    most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
+    library.hivlp_choose(most)
+    library.hivlp_bounds_choose(most)
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_choose.argtypes = [c_int]
     library.hivlp_choose.restype = c_int
     library.hivlp_signs.argtypes = [
@@ -101,10 +113,6 @@ def load() -> ctypes.CDLL | None:
         c_void_p, c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds.restype = c_int64
-    most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
-    library.hivlp_choose(most)
-    library.hivlp_bounds_choose(most)
-    return library
 
 
 def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
