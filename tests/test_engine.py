@@ -219,6 +219,27 @@ def test_together_as_one_by_one(variant, engine, queries):
             np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone[:count]]))
 
 
+@needs_kernels
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
+def test_list_after_list_as_query_after_query(variant, engine, items, queries, share):
+    """Reading each list once for all queries that want it changes neither what they find nor what is counted."""
+    allowed = np.random.default_rng(5).random(len(items)) < share
+    bits = None if share == 1 else np.packbits(allowed, bitorder="little")
+    # The last one has pools so large that a group is a small one.
+    for number, setting in enumerate(
+        (Setting(30, np.inf, 40, 20), Setting(40, 5.0, 100, 30), Setting(3, np.inf, 7, 7), Setting(40, 9.0, 6000, 50))
+    ):
+        asked = queries[7 * number : 7 * number + 270]
+        engine.work = native.WorkStruct()
+        alone = [engine.search(query[None], 5, setting, allowed=bits) for query in asked]
+        work, engine.work = engine.work, native.WorkStruct()
+        rows, scores = engine.search(asked, 5, setting, allowed=bits)
+        np.testing.assert_array_equal(rows, np.concatenate([one[0] for one in alone]))
+        np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone]))
+        for name, _ in native.WorkStruct._fields_:
+            assert getattr(work, name) == getattr(engine.work, name)
+
+
 def of_nibbles(engine, query, k, last, allowed):
     """What reading the nibbles of all rows gives: the best ``last`` by them, ties in row order, and of these ``k``."""
     codes = layout.unpack_nibbles(np.asarray(engine.arrays.nibbles), engine.dims).astype(np.int64)

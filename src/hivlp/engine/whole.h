@@ -1,7 +1,7 @@
 /* Small collections: the nibbles of all rows, without lists; a part of kernels.c.
  *
- * Choosing lists, and then a few of what many signs let pass, takes longer than to read all of the nibbles, if only they
- * lie as the keys of lists do, 16 rows a block, so that nothing is left to add up across a vector's own dimensions.
+ * Choosing lists, and then a few of what many signs let pass, takes longer than to read all of the nibbles, if only
+ * they lie as the keys of lists do, 16 rows a block, so that nothing is left to add up across a vector's dimensions.
  */
 #pragma once
 
@@ -31,11 +31,15 @@ static void read_blocks(scratch *s, const engine *e, const uint8_t *codes, int64
  * codes: the nibbles of all rows, a byte each, in blocks as those of keys. For the rest see hivlp_search.
  */
 EXPORT int hivlp_search_whole(const engine *e, const uint8_t *codes, const float *queries, int64_t count, int64_t last,
-                              int64_t k, const uint8_t *allowed, int64_t *out_rows, float *out_scores, work_done *work) {
+                              int64_t k, const uint8_t *allowed, int64_t *out_rows, float *out_scores,
+                              work_done *work) {
     scratch all[TOGETHER];
     int64_t blocks = (e->count + LANES - 1) / LANES;
     int made = 0, failed = 0;
-    while (made < TOGETHER && made < count && !failed) failed = !make_scratch(&all[made++], e, last);
+    while (made < TOGETHER && made < count && !failed) {
+        failed = !make_scratch(&all[made], e, last, made ? all : NULL);
+        made++;
+    }
     for (int64_t start = 0; start < count && !failed; start += TOGETHER) {
         int together = (int)(count - start < TOGETHER ? count - start : TOGETHER);
         for (int i = 0; i < together; i++) {
