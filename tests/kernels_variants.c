@@ -34,11 +34,28 @@ int main(void) {
         for (int most = AVX2; most <= NEON; most++) {
             variant = hivlp_choose(most);
             bad += use.signs(block, factors, table, groups, middle, 5000, found) != mask;
+            asker askers[SIDE]; /* the same for each of them */
+            int32_t side[SIDE * 32];
+            uint32_t masks[SIDE];
+            int many = 1 + rand() % SIDE;
+            for (int q = 0; q < SIDE; q++) askers[q] = (asker){table, (int16_t)(middle - q), q ? -(1 << 30) : 5000};
+            use.side(block, factors, askers, many, groups, side, masks);
+            bad += masks[0] != mask || memcmp(side, found, sizeof found) != 0;
+            for (int q = 1; q < many; q++) {
+                bad += masks[q] != UINT32_MAX;
+                for (int i = 0; i < 32; i++) bad += side[32 * q + i] != found[i] + q * factors[i];
+            }
             bad += use.nibbles(nibbles, query, wide) != sum;
             bad += use.bytes((const int8_t *)keys, query, 128) != bytes;
             bad += !(fabsf(use.half(halves, floats, dim) - product) < 1e-3f);
             use.four_halves(halves, floats, dim / 4, found_four);
             for (int i = 0; i < 4; i++) bad += !(fabsf(four[i] - found_four[i]) < 1e-3f);
+            float sixteen[16]; /* the same sums for each query, to the last bit */
+            use.four_halves(halves, floats, dim / 8, found_four);
+            use.sixteen_halves(halves, floats, dim / 8, sixteen);
+            bad += memcmp(found_four, sixteen, sizeof found_four) != 0;
+            use.four_halves(halves, floats + 3 * (dim / 8), dim / 8, found_four);
+            bad += memcmp(found_four, sixteen + 12, sizeof found_four) != 0;
             use.keys(keys, query, 128, found_keys);
             bad += memcmp(expected, found, sizeof found) != 0;
             bad += memcmp(expected_keys, found_keys, sizeof found_keys) != 0;

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivlp.engine import Engine, Setting, building, fit, layout, native, reference
+from hivlp.engine import Engine, Setting, building, fit, layout, native, reference, whole
+from hivlp.engine.engine import Arrays
 from hivlp.errors import IndexFolderError
 
 LIBRARY = native.load()
@@ -143,6 +144,12 @@ def test_dot(variant, width):
     four = np.empty(4, np.float32)
     LIBRARY.hivlp_dot4(rows.ctypes.data, query.ctypes.data, width, four.ctypes.data)
     np.testing.assert_allclose(four, rows[:4].astype(np.float64) @ query, rtol=1e-4, atol=1e-4)
+    # With the products of other queries, to the last bit.
+    queries = np.stack([rng.normal(size=width).astype(np.float32), query, -query, query])
+    many = np.empty((4, 4), np.float32)
+    LIBRARY.hivlp_dot16(rows.ctypes.data, queries.ctypes.data, width, many.ctypes.data)
+    np.testing.assert_array_equal(many[[1, 3]], [four, four])
+    np.testing.assert_array_equal(many[2], -four)
 
 
 @needs_kernels
@@ -200,6 +207,107 @@ def test_filter(either, engine, items, queries):
         some = np.flatnonzero(allowed).astype(np.uint32)
         found, _ = engine.search_rows(queries[0], some, 10, 10**4)
         np.testing.assert_array_equal(found, rows[0])
+
+
+def test_together_as_one_by_one(variant, engine, queries):
+    """Queries that are asked at once get the same answers, to the last bit, however many they are."""
+    for setting in (Setting(40, 4.0, 60, 20), Setting(0, np.inf, 20, 20)):
+        alone = [engine.search(query[None], 10, setting) for query in queries[:30]]
+        for count in (1, 3, 4, 7, 8, 9, 30):
+            rows, scores = engine.search(queries[:count], 10, setting)
+            np.testing.assert_array_equal(rows, np.concatenate([one[0] for one in alone[:count]]))
+            np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone[:count]]))
+
+
+@needs_kernels
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
+def test_list_after_list_as_query_after_query(variant, engine, items, queries, share):
+    """Reading each list once for all queries that want it changes neither what they find nor what is counted."""
+    allowed = np.random.default_rng(5).random(len(items)) < share
+    bits = None if share == 1 else np.packbits(allowed, bitorder="little")
+    # The last one has pools so large that a group is a small one.
+    for number, setting in enumerate(
+        (Setting(30, np.inf, 40, 20), Setting(40, 5.0, 100, 30), Setting(3, np.inf, 7, 7), Setting(40, 9.0, 6000, 50))
+    ):
+        asked = queries[7 * number : 7 * number + 270]
+        engine.work = native.WorkStruct()
+        alone = [engine.search(query[None], 5, setting, allowed=bits) for query in asked]
+        work, engine.work = engine.work, native.WorkStruct()
+        rows, scores = engine.search(asked, 5, setting, allowed=bits)
+        np.testing.assert_array_equal(rows, np.concatenate([one[0] for one in alone]))
+        np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone]))
+        for name, _ in native.WorkStruct._fields_:
+            assert getattr(work, name) == getattr(engine.work, name)
+
+
+def of_all(engine, query, k, last, allowed):
+    """What reading the codes of all rows gives: the best ``last`` by them, ties in row order, and of these ``k``."""
+    codes = whole.codes(engine.arrays.learnt, engine.fine).astype(np.int64)
+    scores = codes @ reference.Query(engine.arrays, query).small
+    rows = np.flatnonzero(allowed)
+    rows = np.sort(rows[np.lexsort((rows, -scores[rows]))[:last]])
+    products = engine.fine[rows].astype(np.float32) @ query
+    return rows[np.lexsort((rows, -products))[:k]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 30), st.sampled_from([0.0, 0.02, 0.5, 1.0]), st.data())
+def test_all_rows(engine, queries, count, last, k, share, data):
+    """Every row's codes, with a filter or without, and of any number of rows: also where codes are all the same."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    part = building.Packed(
+        engine.arrays.starts, engine.arrays.signs, engine.arrays.factors, engine.arrays.rows,
+        engine.arrays.nibbles[:count].copy(), np.empty((count, 2), np.int32),
+    )  # fmt: skip
+    fine = engine.fine[:count].copy()
+    if data.draw(st.booleans()):
+        fine[:] = fine[0]
+    small = Engine(Arrays.of(engine.arrays.learnt, part), fine)
+    allowed = rng.random(count) < share
+    bits = None if share == 1 else np.packbits(allowed, bitorder="little")
+    asked = queries[rng.integers(len(queries), size=5)]
+    rows, scores = small.search(asked, k, Setting(0, np.inf, last, last), allowed=bits)
+    assert rows.shape == scores.shape == (5, k)
+    for query, found, score in zip(asked, rows, scores, strict=True):
+        expected = of_all(small, query, k, max(last, k), allowed)
+        there = found[: len(expected)]
+        assert (found[len(expected) :] == -1).all() and np.isneginf(score[len(expected) :]).all()
+        assert allowed[there].all() and len(set(there.tolist())) == len(there)
+        assert (np.diff(score[: len(expected)]) <= 0).all()
+        # The rounding of a query may differ by a step from numpy's, and with it a row at the edge.
+        assert len(set(there.tolist()) & set(expected.tolist())) >= 0.8 * len(expected) - 1
+
+
+def test_all_rows_are_those_of_numpy(either, engine, items, queries):
+    for last in (10, 25, 10**4):
+        rows, scores = engine.search(queries[:9], 10, Setting(0, np.inf, last, last))
+        setting = Setting(0, np.inf, last, last)
+        expected, products = reference.search(engine.arrays, engine.fine, queries[:9], 10, setting, None)
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_allclose(scores, products, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(rows, exact(items, queries[:9], 10))
+
+
+def test_small_collections_may_be_read_whole(engine, monkeypatch):
+    assert any(setting.lists == 0 for setting in engine.settings())
+    held = engine.bytes_per_vector
+    monkeypatch.setattr(whole, "MOST", 100)
+    assert all(setting.lists > 0 for setting in engine.settings())
+    assert engine.bytes_per_vector == pytest.approx(held - engine.dims)
+
+
+def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "old.c").write_text("int hivlp_choose(int most) { return most; }")
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", str(tmp_path / native.LIBRARY), str(tmp_path / "old.c")], check=True
+    )
+    monkeypatch.delenv("HIVLP_KERNELS", raising=False)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    with pytest.warns(UserWarning, match="install hivlp again"):
+        assert native.load.__wrapped__() is None
 
 
 def test_fewer_rows_than_wanted(either, items):

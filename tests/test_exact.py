@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivlp.cli import main
-from hivlp.engine import Engine, bounds, layout, native
+from hivlp.engine import Engine, Setting, bounds, layout, native
 from hivlp.engine.bounds import Bounds
-from hivlp.index import Index, tuning
-from hivlp.index.engine_scan import EngineScanner, Passing
+from hivlp.index import Index, engine_scan, tuning
+from hivlp.index.engine_scan import HEAD, EngineScanner, Passing
 from hivlp.index.exact_scan import ExactScanner
 from hivlp.index.scan import ExhaustiveScanner
 from test_engine import cloud
@@ -69,6 +69,24 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     if choice == 0:
         return scanners(kind)[0][rng.integers(ROWS)].astype(np.float32)
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
+
+
+@pytest.mark.parametrize("setting", [Setting(6, 5.0, 80, 60), Setting(0, np.inf, 60, 60)])
+@pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
+def test_the_engine_answers_many_as_one_by_one(monkeypatch, setting, passing):
+    """Also beyond what the engine ranks, and with rows that it does not know."""
+    monkeypatch.setattr(engine_scan, "FEW", 100)
+    engine = scanners("cloud")[1]._near
+    monkeypatch.setattr(engine, "setting", setting)
+    allowed = None if passing == 1 else np.random.default_rng(1).random(ROWS) < passing
+    queries = cloud(11, WIDTH, 6)
+    for count in (1, 7, HEAD, 2 * HEAD):
+        together = engine.top_many(queries, count, allowed)
+        for query, (rows, scores) in zip(queries, together, strict=True):
+            alone, products = engine.top(query, count, allowed)
+            np.testing.assert_array_equal(rows, alone)
+            np.testing.assert_array_equal(scores, products)
+            assert len(rows) == min(count, ROWS if allowed is None else np.count_nonzero(allowed))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,13 +7,14 @@ import os
 import shutil
 import zlib
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.engine import building, fit, layout, native, reference
+from hivlp.engine import building, fit, layout, native, reference, whole
 from hivlp.engine.building import Half, Learnt, Packed, Progress
 from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
@@ -34,7 +35,7 @@ class Setting:
     """How hard to look.
 
     Attributes:
-        lists: lists to read at most.
+        lists: lists to read at most; 0 to read the nibbles of all rows instead, for small collections.
         margin: a list is read only if the router's score for it is at most so far below the best one's.
         shortlist: how many the signs hand on to the nibbles.
         last: how many the nibbles hand on to the float16 vectors.
@@ -313,6 +314,8 @@ class Engine:
     def bytes_per_vector(self) -> float:
         """Of what is held in memory, beside the float16 vectors."""
         total = sum(getattr(self.arrays, each.name).nbytes for each in fields(Arrays))
+        if len(self.arrays.nibbles) <= whole.MOST:
+            total += len(self.arrays.nibbles) * self.dims
         return float(total / max(1, len(self.fine)))
 
     def settings(self) -> list[Setting]:
@@ -324,7 +327,10 @@ class Engine:
         handed_on = [(60, 20), (100, 30), (160, 40), (250, 40), (400, 40), (800, 60)]
         if len(self.fine) > MANY:
             handed_on += [(1600, 60), (2400, 80), (3200, 100), (6400, 150)]
-        return [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
+        settings = [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
+        if len(self.arrays.nibbles) <= whole.MOST:
+            settings += [Setting(0, np.inf, last, last) for last in whole.LAST]
+        return settings
 
     def search(
         self, queries: Vectors, k: int, setting: Setting, *, allowed: NDArray[np.uint8] | None = None
@@ -348,11 +354,17 @@ class Engine:
             asked = Setting(setting.lists, setting.margin, shortlist, last)
             return reference.search(self.arrays, self.fine, queries, k, asked, allowed)
         rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        if library.hivlp_search(
-            self._struct, native.pointer(queries), len(queries), min(setting.lists, self.lists), setting.margin,
-            shortlist, last, k, None if allowed is None else native.pointer(allowed), native.pointer(rows),
+        given = (native.pointer(queries), len(queries))
+        rest = (
+            last, k, None if allowed is None else native.pointer(allowed), native.pointer(rows),
             native.pointer(scores), self.work,
-        ):  # fmt: skip
+        )  # fmt: skip
+        if setting.lists == 0:
+            failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, *rest)
+        else:
+            lists = min(setting.lists, self.lists)
+            failed = library.hivlp_search(self._struct, *given, lists, setting.margin, shortlist, *rest)
+        if failed:
             raise MemoryError("no memory for a search")
         return rows, scores
 
@@ -382,6 +394,10 @@ class Engine:
             raise MemoryError("no memory for a search")
         found = int(np.count_nonzero(best >= 0))
         return best[:found], scores[:found]
+
+    @cached_property
+    def _whole(self) -> layout.Bytes:
+        return whole.pack(self.arrays.learnt, self.fine[: len(self.arrays.nibbles)])
 
     def _pointers(self) -> native.EngineStruct:
         a, pointer = self.arrays, native.pointer

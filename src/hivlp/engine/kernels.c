@@ -51,10 +51,12 @@ static inline int passes(const uint8_t *allowed, uint32_t row) {
 }
 
 #define UNKNOWN INT32_MIN
+#define TILE 4 /* queries that are projected together: to widen the map's float16 takes longer than the products */
 
 /* All that is derived from one query, and the memory that a search needs. */
 typedef struct {
-    float *z;          /* (dims) */
+    float *tile;       /* (TILE, dims) where this query lies, and the next ones */
+    const float *z;    /* (dims) where this one lies */
     int8_t *small;     /* (dims) the same in steps of small_scale */
     int8_t *nibble;    /* (dims) z * step, in steps of nibble_scale */
     uint8_t *table;    /* (dims / 16, 128) */
@@ -64,32 +66,42 @@ typedef struct {
     uint32_t *seen;    /* (slots) a hash table of rows */
     int64_t slots;     /* a power of two */
     int32_t *dots;     /* (lists) products with their centres, or UNKNOWN */
+    uint32_t *known;   /* the lists of those that are not */
+    int64_t knowns;
     float small_scale, nibble_scale, table_unit;
     int32_t middle;    /* of the table's sums */
     int32_t nibble_middle; /* of twice the sums of nibbles */
+    int borrows;       /* scores, order and seen are another's */
 } scratch;
 
 static void free_scratch(scratch *s) {
-    free(s->z); free(s->small); free(s->nibble); free(s->table); free(s->scores); free(s->order); free(s->p.list);
-    free(s->seen); free(s->dots);
+    free(s->tile); free(s->small); free(s->nibble); free(s->table); free(s->p.list); free(s->dots);
+    free(s->known);
+    if (!s->borrows) {
+        free(s->scores); free(s->order); free(s->seen);
+    }
 }
 
-static int make_scratch(scratch *s, const engine *e, int64_t shortlist) {
+/* Memory for one query at a time; what it needs only for a while is that of `with`, if there is one. */
+static int make_scratch(scratch *s, const engine *e, int64_t shortlist, const scratch *with) {
     int64_t lanes = (e->lists + LANES - 1) / LANES * LANES + LANES;
     memset(s, 0, sizeof *s);
-    s->z = malloc((size_t)e->dims * sizeof(float));
+    s->tile = malloc((size_t)e->dims * TILE * sizeof(float));
     s->small = malloc((size_t)e->dims);
     s->nibble = calloc((size_t)e->dims + 64, 1);
     s->dots = malloc((size_t)e->lists * sizeof(int32_t));
+    s->known = malloc((size_t)e->lists * sizeof(uint32_t));
+    for (int64_t l = 0; s->dots && l < e->lists; l++) s->dots[l] = UNKNOWN;
     s->table = malloc((size_t)e->dims * 8 + 64);
-    s->scores = malloc((size_t)lanes * sizeof(float));
-    s->order = malloc((size_t)lanes * sizeof(candidate));
     s->p.keep = shortlist;
     s->p.room = 8 * shortlist + SIGN_LANES;
-    for (s->slots = 64; s->slots < 2 * shortlist; s->slots *= 2) {}
-    s->seen = malloc((size_t)s->slots * sizeof(uint32_t));
     s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
-    return s->z && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen && s->dots;
+    for (s->slots = 64; s->slots < 2 * shortlist; s->slots *= 2) {}
+    s->borrows = with != NULL;
+    s->scores = with ? with->scores : malloc((size_t)lanes * sizeof(float));
+    s->order = with ? with->order : malloc((size_t)lanes * sizeof(candidate));
+    s->seen = with ? with->seen : malloc((size_t)s->slots * sizeof(uint32_t));
+    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen && s->dots && s->known;
 }
 
 static float to_small(const float *values, const float *weights, int count, int8_t *out) {
@@ -103,13 +115,31 @@ static float to_small(const float *values, const float *weights, int count, int8
     return most / 127.0f;
 }
 
-static void prepare(scratch *s, const engine *e, const float *query) {
-    for (int j = 0; j < e->dims; j += 4) use.four_halves(e->map + (int64_t)j * e->fine_dim, query, e->fine_dim, s->z + j);
+/* Where each of `count` queries lies in the space of the codes, (count, dims). */
+static void project(const engine *e, const float *queries, int64_t count, float *z) {
+    for (int64_t i = 0; i < count;) {
+        int many = count - i < TILE ? 1 : TILE;
+        for (int j = 0; j < e->dims; j += 4) {
+            float out[4 * TILE];
+            (many == 1 ? use.four_halves : use.sixteen_halves)(e->map + (int64_t)j * e->fine_dim,
+                                                               queries + i * e->fine_dim, e->fine_dim, out);
+            for (int q = 0; q < many; q++) memcpy(z + (i + q) * e->dims + j, out + 4 * q, 4 * sizeof(float));
+        }
+        i += many;
+    }
+}
+
+/* What rows are scored with. */
+static void prepare_rows(scratch *s, const engine *e) {
     s->small_scale = to_small(s->z, NULL, e->dims, s->small);
     s->nibble_scale = to_small(s->z, e->step, e->dims, s->nibble) / 2;
     s->nibble_middle = 0;
     for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
-    for (int64_t l = 0; l < e->lists; l++) s->dots[l] = UNKNOWN;
+    while (s->knowns) s->dots[s->known[--s->knowns]] = UNKNOWN;
+}
+
+/* What lists are chosen and signs are scored with. */
+static void prepare_lists(scratch *s, const engine *e) {
     float widest = 1e-20f;
     for (int g = 0; g < e->dims; g += 4) {
         float width = 0;
@@ -215,36 +245,53 @@ static inline void prefetch_block(const engine *e, int64_t list, int64_t ahead) 
 #define FINE_AHEAD 2 /* float16 rows */
 
 static inline int32_t dot_of(scratch *s, const engine *e, uint32_t list) {
-    if (s->dots[list] == UNKNOWN) s->dots[list] = use.bytes(e->centres + (int64_t)list * e->dims, s->small, e->dims);
+    if (s->dots[list] == UNKNOWN) {
+        s->dots[list] = use.bytes(e->centres + (int64_t)list * e->dims, s->small, e->dims);
+        s->known[s->knowns++] = list;
+    }
     return s->dots[list];
 }
 
-/* Offer the codes of one list; `next` is the one to be read after it, or -1. */
-static void scan_list(scratch *s, const engine *e, int64_t list, int64_t next, const uint8_t *allowed) {
-    int32_t dot = dot_of(s, e, (uint32_t)list);
-    float unit = s->table_unit * e->factor_scale;
-    int32_t offset = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
-    int32_t scores[SIGN_LANES], most = s->middle * 255;
+/* Offer the codes of one list to some queries, SIDE at most; `next` is the list to be read after it, or -1. */
+static void scan_list(scratch *const *all, int many, const engine *e, int64_t list, int64_t next,
+                      const uint8_t *allowed) {
+    int32_t offset[SIDE], most[SIDE], scores[SIDE * SIGN_LANES];
+    uint32_t masks[SIDE];
+    asker askers[SIDE];
     int groups = e->dims / 16;
     int64_t first = e->starts[list], end = e->starts[list + 1];
+    for (int q = 0; q < many; q++) {
+        scratch *s = all[q];
+        int32_t dot = dot_of(s, e, (uint32_t)list);
+        float unit = s->table_unit * e->factor_scale;
+        offset[q] = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
+        most[q] = s->middle * 255;
+        askers[q] = (asker){s->table, (int16_t)s->middle, 0};
+    }
     if (next >= 0) prefetch(e->centres + next * e->dims, e->dims);
     if (end > first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
     for (int64_t b = first; b < end; b++) {
         if (b + AHEAD < end) prefetch_block(e, list, b + AHEAD - first);
         else if (next >= 0) prefetch_block(e, next, b + AHEAD - end);
-        int64_t bar = (int64_t)s->p.bar - offset;
-        if (bar > most) return; /* no code can reach it */
-        uint32_t mask = use.signs(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, s->table, groups,
-                                    (int16_t)s->middle, bar < -most ? -most : (int32_t)bar, scores);
+        int reachable = 0;
+        for (int q = 0; q < many; q++) {
+            int64_t bar = (int64_t)all[q]->p.bar - offset[q];
+            reachable += bar <= most[q];
+            askers[q].bar = bar > most[q] ? most[q] + 1 : bar < -most[q] ? -most[q] : (int32_t)bar;
+        }
+        if (!reachable) return; /* no code of this list is so good */
+        use.side(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, askers, many, groups, scores, masks);
         const uint32_t *rows = e->rows + b * SIGN_LANES;
         int look = allowed != NULL || b + 1 == end; /* only the last block has empty places */
-        while (mask) {
-            int v = __builtin_ctz(mask);
-            mask &= mask - 1;
-            if (!look || (rows[v] < e->count && passes(allowed, rows[v])))
-                offer(&s->p, offset + scores[v], (uint32_t)(b * SIGN_LANES + v));
+        for (int q = 0; q < many; q++) {
+            pool *p = &all[q]->p;
+            for (uint32_t mask = masks[q]; mask; mask &= mask - 1) {
+                int v = __builtin_ctz(mask);
+                if (!look || (rows[v] < e->count && passes(allowed, rows[v])))
+                    offer(p, offset[q] + scores[SIGN_LANES * q + v], (uint32_t)(b * SIGN_LANES + v));
+            }
+            if (p->shift >= 0) raise_bar(p);
         }
-        if (s->p.shift >= 0) raise_bar(&s->p);
     }
 }
 
@@ -317,6 +364,20 @@ static void decide(scratch *s, const engine *e, const float *query, int64_t last
     }
 }
 
+/* From where a query lies to the lists that it wants, in s->order; returns how many. */
+static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, work_done *work) {
+    prepare_rows(s, e);
+    prepare_lists(s, e);
+    empty_pool(&s->p);
+    int64_t chosen = choose_lists(s, e, most, margin);
+    work->lists += chosen;
+    for (int64_t c = 0; c < chosen; c++)
+        work->codes += (e->starts[s->order[c].row + 1] - e->starts[s->order[c].row]) * SIGN_LANES;
+    return chosen;
+}
+
+#include "together.h"
+
 /* The best rows of each of `count` queries, (count, fine_dim) float32.
  *
  * most, margin: which lists are read (see choose_lists). shortlist: how many the signs hand on; last: how many the
@@ -326,23 +387,21 @@ static void decide(scratch *s, const engine *e, const float *query, int64_t last
 EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, int64_t most, float margin,
                         int64_t shortlist, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
                         float *out_scores, work_done *work) {
-    scratch s;
-    if (!make_scratch(&s, e, shortlist)) {
+    if (count >= ENOUGH)
+        return search_together(e, queries, count, most, margin, shortlist, last, k, allowed, out_rows, out_scores,
+                               work);
+    scratch s, *one = &s;
+    if (!make_scratch(&s, e, shortlist, NULL)) {
         free_scratch(&s);
         return -1;
     }
     for (int64_t i = 0; i < count; i++) {
         const float *query = queries + i * e->fine_dim;
-        prepare(&s, e, query);
-        int64_t chosen = choose_lists(&s, e, most, margin);
-        empty_pool(&s.p);
-        for (int64_t c = 0; c < chosen; c++) {
-            int64_t list = s.order[c].row;
-            if (c + 2 < chosen) __builtin_prefetch(e->starts + s.order[c + 2].row);
-            scan_list(&s, e, list, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
-            work->codes += (e->starts[list + 1] - e->starts[list]) * SIGN_LANES;
-        }
-        work->lists += chosen;
+        if (i % TILE == 0) project(e, query, count - i < TILE ? count - i : TILE, s.tile);
+        s.z = s.tile + i % TILE * e->dims;
+        int64_t chosen = begin(&s, e, most, margin, work);
+        for (int64_t c = 0; c < chosen; c++)
+            scan_list(&one, 1, e, s.order[c].row, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
         resolve(&s, e);
         decide(&s, e, query, last, k, out_rows + i * k, out_scores + i * k, work);
     }
@@ -354,11 +413,13 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
 EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t *which, int64_t count, int64_t last,
                              int64_t k, int64_t *out_rows, float *out_scores, work_done *work) {
     scratch s;
-    if (!make_scratch(&s, e, count > 0 ? count : 1)) {
+    if (!make_scratch(&s, e, count > 0 ? count : 1, NULL)) {
         free_scratch(&s);
         return -1;
     }
-    prepare(&s, e, query);
+    project(e, query, 1, s.tile);
+    s.z = s.tile;
+    prepare_rows(&s, e);
     for (int64_t i = 0; i < count; i++) s.p.list[i] = (candidate){0, which[i]};
     s.p.count = count;
     decide(&s, e, query, last, k, out_rows, out_scores, work);
@@ -410,3 +471,5 @@ EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale,
     free(small);
     return 0;
 }
+
+#include "whole.h"

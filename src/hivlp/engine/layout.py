@@ -13,10 +13,10 @@ Bytes = NDArray[np.uint8]
 
 def pack_keys(keys: NDArray[np.int8]) -> Bytes:
     """(blocks, dims / 4, 16, 4) uint8 from (lists, dims) int8, the last block filled with zeros."""
-    lists, dims = keys.shape
-    blocks = -(-lists // LANES)
+    count, dims = keys.shape
+    blocks = -(-count // LANES)
     full = np.zeros((blocks * LANES, dims), np.uint8)
-    full[:lists] = (keys.astype(np.int16) + 128).astype(np.uint8)
+    full[:count] = (keys.astype(np.int16) + 128).astype(np.uint8)
     return np.ascontiguousarray(full.reshape(blocks, LANES, dims // 4, 4).transpose(0, 2, 1, 3))
 
 

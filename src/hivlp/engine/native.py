@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -68,8 +69,19 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(path))
+        _declare(library)
     except OSError:  # built for another machine
         return None
+    except AttributeError:  # built before these functions were there, in a folder whose sources were changed since
+        warnings.warn(f"{path} is older than this code and is not used: install hivlp again", stacklevel=2)
+        return None
+    most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
+    library.hivlp_choose(most)
+    library.hivlp_bounds_choose(most)
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_choose.argtypes = [c_int]
     library.hivlp_choose.restype = c_int
     library.hivlp_signs.argtypes = [
@@ -78,11 +90,16 @@ def load() -> ctypes.CDLL | None:
     library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot4.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
+    library.hivlp_dot16.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
     library.hivlp_bytes.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_search.argtypes = [
         POINTER(EngineStruct), c_void_p, c_int64, c_int64, c_float, c_int64, c_int64, c_int64, c_void_p,
         c_void_p, c_void_p, POINTER(WorkStruct),
+    ]  # fmt: skip
+    library.hivlp_search_whole.argtypes = [
+        POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p,
+        POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_search_rows.argtypes = [
         POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p,
@@ -101,10 +118,6 @@ def load() -> ctypes.CDLL | None:
     library.hivlp_bounds.restype = c_int64
     library.hivlp_halves.argtypes = [c_void_p, c_int64, c_void_p]
     library.hivlp_halves.restype = c_int
-    most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
-    library.hivlp_choose(most)
-    library.hivlp_bounds_choose(most)
-    return library
 
 
 def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:

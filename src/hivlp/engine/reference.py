@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.engine import layout
+from hivlp.engine import layout, whole
 from hivlp.levels import Vectors
 
 if TYPE_CHECKING:
@@ -89,21 +89,38 @@ def search(
 ) -> tuple[Rows, Vectors]:
     """:meth:`hivlp.engine.Engine.search` without kernels."""
     out_rows, out_scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+    small = whole.codes(arrays.learnt, fine[: len(arrays.nibbles)]) if setting.lists == 0 else np.empty((0, 0), np.int8)
     for number, vector in enumerate(queries):
         query = Query(arrays, vector)
-        lists = list_scores(arrays, query, setting.margin)
-        order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
-        chosen = order[(lists[order] >= lists[order[0]] - np.float32(setting.margin)) & np.isfinite(lists[order])]
-        places, scores = sign_scores(arrays, query, chosen)
-        rows = np.asarray(arrays.rows).ravel()[places].astype(np.int64)
-        held = rows < len(arrays.nibbles)
-        if allowed is not None:
-            held[held] = allowed[rows[held] >> 3] >> (rows[held] & 7) & 1
-        rows, places, scores = rows[held], places[held], scores[held]
-        rows = np.unique(rows[np.lexsort((places, -scores))[: setting.shortlist]])
+        if setting.lists == 0:
+            rows = _all_rows(arrays, allowed)
+            scores = small[rows].astype(np.int32) @ query.small
+            rows = rows[np.lexsort((rows, -scores))[: setting.last]]
+        else:
+            rows = _shortlist(arrays, query, setting, allowed)
         rows, found = decide(arrays, fine, vector, query, rows, k, setting.last)
         out_rows[number, : len(rows)], out_scores[number, : len(rows)] = rows, found
     return out_rows, out_scores
+
+
+def _all_rows(arrays: Arrays, allowed: NDArray[np.uint8] | None) -> Rows:
+    if allowed is None:
+        return np.arange(len(arrays.nibbles))
+    return np.flatnonzero(np.unpackbits(allowed, count=len(arrays.nibbles), bitorder="little"))
+
+
+def _shortlist(arrays: Arrays, query: Query, setting: Setting, allowed: NDArray[np.uint8] | None) -> Rows:
+    lists = list_scores(arrays, query, setting.margin)
+    order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
+    chosen = order[(lists[order] >= lists[order[0]] - np.float32(setting.margin)) & np.isfinite(lists[order])]
+    places, scores = sign_scores(arrays, query, chosen)
+    rows = np.asarray(arrays.rows).ravel()[places].astype(np.int64)
+    held = rows < len(arrays.nibbles)
+    if allowed is not None:
+        held[held] = allowed[rows[held] >> 3] >> (rows[held] & 7) & 1
+    rows, places, scores = rows[held], places[held], scores[held]
+    best: Rows = np.unique(rows[np.lexsort((places, -scores))[: setting.shortlist]])
+    return best
 
 
 def decide(

@@ -16,11 +16,17 @@
 
 #define LANES 16      /* lists a block of keys */
 #define SIGN_LANES 32 /* vectors a block of signs */
+#define SIDE 4        /* queries that read it together, at most */
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 
 /* Scores of one block of signs, one a vector; returns a bit for each that is at least `bar`. */
 typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
                              int16_t middle, int32_t bar, int32_t *out);
+/* One of the queries that read a block of signs together: what signs_fn is told of it. */
+typedef struct { const uint8_t *table; int16_t middle; int32_t bar; } asker;
+/* The same for up to SIDE queries: 32 scores and a mask each. */
+typedef void (*side_fn)(const uint8_t *block, const uint8_t *factors, const asker *askers, int many, int groups,
+                        int32_t *out, uint32_t *masks);
 /* Sum of products of one row of nibbles and a query. */
 typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int half);
 /* Sums of products of one block of keys and a query, one a list. */
@@ -31,6 +37,8 @@ typedef int32_t (*bytes_fn)(const int8_t *centre, const int8_t *query, int dim);
 typedef float (*dot_fn)(const uint16_t *row, const float *query, int dim);
 /* The same for four rows, one after the other. */
 typedef void (*dot4_fn)(const uint16_t *rows, const float *query, int dim, float *out);
+/* The same, to the last bit, for four queries, one after the other: four sums a query. */
+typedef dot4_fn dot16_fn;
 
 /* ---- generic ---------------------------------------------------------------------------------------------------- */
 
@@ -49,6 +57,9 @@ static uint32_t signs_generic(const uint8_t *block, const uint8_t *factors, cons
     }
     return mask;
 }
+
+static void side_in_turn(const uint8_t *block, const uint8_t *factors, const asker *askers, int many, int groups,
+                         int32_t *out, uint32_t *masks);
 
 static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int half) {
     int32_t sum = 0;
@@ -90,6 +101,10 @@ static float dot_generic(const uint16_t *row, const float *query, int dim) {
 
 static void dot4_generic(const uint16_t *rows, const float *query, int dim, float *out) {
     for (int r = 0; r < 4; r++) out[r] = dot_generic(rows + (int64_t)r * dim, query, dim);
+}
+
+static void dot16_generic(const uint16_t *rows, const float *queries, int dim, float *out) {
+    for (int q = 0; q < 4; q++) dot4_generic(rows, queries + (int64_t)q * dim, dim, out + 4 * q);
 }
 
 #ifdef X86
@@ -148,29 +163,41 @@ static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int half) {
 
 typedef struct {
     signs_fn signs;
+    side_fn side;
     nibbles_fn nibbles;
     keys_fn keys;
     bytes_fn bytes;
     dot_fn half;
     dot4_fn four_halves;
+    dot16_fn sixteen_halves;
 } scores;
 
-static scores use = {signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic};
+#define PLAIN                                                                                                         \
+    {signs_generic, side_in_turn, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic, dot16_generic}
+static scores use = PLAIN;
+
+static void side_in_turn(const uint8_t *block, const uint8_t *factors, const asker *askers, int many, int groups,
+                         int32_t *out, uint32_t *masks) {
+    for (int q = 0; q < many; q++)
+        masks[q] = use.signs(block, factors, askers[q].table, groups, askers[q].middle, askers[q].bar,
+                             out + SIGN_LANES * q);
+}
 
 /* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
 EXPORT int hivlp_choose(int most) {
     int chosen = GENERIC;
-    use = (scores){signs_generic, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic};
+    use = (scores)PLAIN;
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        use = (scores){signs_avx2, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2};
+        use = (scores){signs_avx2, side_in_turn, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2, dot16_avx2};
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        use = (scores){signs_avx512, nibbles_avx512, keys_avx512, bytes_avx2, dot_avx512, dot4_avx512};
+        use = (scores){signs_avx512, side_avx512, nibbles_avx512, keys_avx512,
+                       bytes_avx2,   dot_avx512,  dot4_avx512,    dot16_avx512};
         chosen = AVX512;
     }
 #endif
@@ -201,6 +228,10 @@ EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query
 
 EXPORT void hivlp_dot4(const uint16_t *rows, const float *query, int dim, float *out) {
     use.four_halves(rows, query, dim, out);
+}
+
+EXPORT void hivlp_dot16(const uint16_t *rows, const float *queries, int dim, float *out) {
+    use.sixteen_halves(rows, queries, dim, out);
 }
 
 EXPORT void hivlp_bytes(const int8_t *rows, int64_t count, const int8_t *query, int dim, int32_t *out) {

@@ -102,63 +102,103 @@ __attribute__((target("avx2,fma,f16c"))) static float dot_avx2(const uint16_t *r
     return sum;
 }
 
-__attribute__((target("avx2,fma,f16c"))) static void dot4_avx2(const uint16_t *rows, const float *query, int dim,
-                                                              float *out) {
-    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+/* Four rows by so many queries: each sum is made in the same way, whatever the others. */
+__attribute__((target("avx2,fma,f16c"), always_inline)) static inline void dots_avx2(const uint16_t *rows,
+    const float *queries, int dim, int many, float *out) {
+    __m256 sums[8];
+    for (int s = 0; s < 4 * many; s++) sums[s] = _mm256_setzero_ps();
     int i = 0;
-    for (; i + 8 <= dim; i += 8) {
-        __m256 values = _mm256_loadu_ps(query + i);
-        for (int r = 0; r < 4; r++)
-            sums[r] = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(rows + (int64_t)r * dim + i))),
-                                      values, sums[r]);
-    }
-    for (int r = 0; r < 4; r++) {
+    for (; i + 8 <= dim; i += 8)
+        for (int r = 0; r < 4; r++) {
+            __m256 some = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(rows + (int64_t)r * dim + i)));
+            for (int q = 0; q < many; q++)
+                sums[4 * q + r] = _mm256_fmadd_ps(some, _mm256_loadu_ps(queries + q * dim + i), sums[4 * q + r]);
+        }
+    for (int s = 0; s < 4 * many; s++) {
         float part[8], sum = 0;
-        _mm256_storeu_ps(part, sums[r]);
+        _mm256_storeu_ps(part, sums[s]);
         for (int j = 0; j < 8; j++) sum += part[j];
-        for (int j = i; j < dim; j++) sum += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
-        out[r] = sum;
+        for (int64_t j = i; j < dim; j++) sum += half_to_float(rows[s % 4 * dim + j]) * queries[s / 4 * dim + j];
+        out[s] = sum;
     }
 }
 
+__attribute__((target("avx2,fma,f16c"))) static void dot4_avx2(const uint16_t *rows, const float *query, int dim,
+                                                              float *out) {
+    dots_avx2(rows, query, dim, 1, out);
+}
+
+__attribute__((target("avx2,fma,f16c"))) static void dot16_avx2(const uint16_t *rows, const float *queries, int dim,
+                                                               float *out) {
+    dots_avx2(rows, queries, dim, 2, out);
+    dots_avx2(rows, queries + 2 * (int64_t)dim, dim, 2, out + 8);
+}
+
 #define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma"
-#define PAIR_OF_SUMS(at)                                                                                     \
-    _mm512_add_epi8(_mm512_shuffle_epi8(_mm512_loadu_si512(table + 128 * (at)),                              \
-                                        _mm512_and_si512(_mm512_loadu_si512(block + 64 * (at)), low)),       \
-                    _mm512_shuffle_epi8(_mm512_loadu_si512(table + 128 * (at) + 64),                         \
-                                        _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(block + 64 * (at)), 4), low)))
-__attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *factors,
-    const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
+/* What a 64-byte piece of codes is in a query's table. */
+#define SUMS(piece, table)                                                                        \
+    _mm512_add_epi8(_mm512_shuffle_epi8(_mm512_loadu_si512(table), _mm512_and_si512(piece, low)), \
+                    _mm512_shuffle_epi8(_mm512_loadu_si512((table) + 64),                         \
+                                        _mm512_and_si512(_mm512_srli_epi16(piece, 4), low)))
+__attribute__((target(WIDE), always_inline)) static inline void signs_of_avx512(const uint8_t *block,
+    const uint8_t *factors, const asker *askers, int many, int groups, int32_t *out, uint32_t *masks) {
     const __m512i low = _mm512_set1_epi8(15);
-    __m512i both = _mm512_setzero_si512(), odd = _mm512_setzero_si512(), sum;
-    int g = 0;
+    __m512i both[SIDE], odd[SIDE];
+    for (int q = 0; q < many; q++) both[q] = odd[q] = _mm512_setzero_si512();
     /* Four sums of at most 63 fit into a byte. */
-    for (; g + 2 <= groups; g += 2, block += 128, table += 256) {
-        sum = _mm512_add_epi8(PAIR_OF_SUMS(0), PAIR_OF_SUMS(1));
-        both = _mm512_add_epi16(both, sum);
-        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+    int g = 0;
+    for (; g + 2 <= groups; g += 2) {
+        __m512i first = _mm512_loadu_si512(block + 64 * g), second = _mm512_loadu_si512(block + 64 * g + 64);
+        for (int q = 0; q < many; q++) {
+            const uint8_t *table = askers[q].table + 128 * g;
+            __m512i sum = _mm512_add_epi8(SUMS(first, table), SUMS(second, table + 128));
+            both[q] = _mm512_add_epi16(both[q], sum);
+            odd[q] = _mm512_add_epi16(odd[q], _mm512_srli_epi16(sum, 8));
+        }
     }
     if (g < groups) {
-        sum = PAIR_OF_SUMS(0);
-        both = _mm512_add_epi16(both, sum);
-        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+        __m512i piece = _mm512_loadu_si512(block + 64 * g);
+        for (int q = 0; q < many; q++) {
+            __m512i sum = SUMS(piece, askers[q].table + 128 * g);
+            both[q] = _mm512_add_epi16(both[q], sum);
+            odd[q] = _mm512_add_epi16(odd[q], _mm512_srli_epi16(sum, 8));
+        }
     }
-    __m512i even = _mm512_sub_epi16(both, _mm512_slli_epi16(odd, 8));
-    /* The upper half is the same vectors' other dimensions. */
-    __m256i e = _mm256_add_epi16(_mm512_castsi512_si256(even), _mm512_extracti64x4_epi64(even, 1));
-    __m256i o = _mm256_add_epi16(_mm512_castsi512_si256(odd), _mm512_extracti64x4_epi64(odd, 1));
-    __m256i first = _mm256_unpacklo_epi16(e, o), second = _mm256_unpackhi_epi16(e, o);
-    const __m256i half = _mm256_set1_epi16(middle);
-    const __m512i least = _mm512_set1_epi32(bar);
-    __m256i x = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x20), half);
-    __m256i y = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x31), half);
-    __m512i u = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(x),
-                                   _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)factors)));
-    __m512i v = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(y),
-                                   _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(factors + 16))));
-    _mm512_storeu_si512(out, u);
-    _mm512_storeu_si512(out + 16, v);
-    return (uint32_t)_mm512_cmpge_epi32_mask(u, least) | (uint32_t)_mm512_cmpge_epi32_mask(v, least) << 16;
+    __m512i first_factors = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)factors));
+    __m512i second_factors = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(factors + 16)));
+    for (int q = 0; q < many; q++) {
+        __m512i even = _mm512_sub_epi16(both[q], _mm512_slli_epi16(odd[q], 8));
+        /* The upper half is the same vectors' other dimensions. */
+        __m256i e = _mm256_add_epi16(_mm512_castsi512_si256(even), _mm512_extracti64x4_epi64(even, 1));
+        __m256i o = _mm256_add_epi16(_mm512_castsi512_si256(odd[q]), _mm512_extracti64x4_epi64(odd[q], 1));
+        __m256i first = _mm256_unpacklo_epi16(e, o), second = _mm256_unpackhi_epi16(e, o);
+        const __m256i half = _mm256_set1_epi16(askers[q].middle);
+        const __m512i least = _mm512_set1_epi32(askers[q].bar);
+        __m256i x = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x20), half);
+        __m256i y = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x31), half);
+        __m512i u = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(x), first_factors);
+        __m512i v = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(y), second_factors);
+        _mm512_storeu_si512(out + SIGN_LANES * q, u);
+        _mm512_storeu_si512(out + SIGN_LANES * q + 16, v);
+        masks[q] = (uint32_t)_mm512_cmpge_epi32_mask(u, least) | (uint32_t)_mm512_cmpge_epi32_mask(v, least) << 16;
+    }
+}
+
+__attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *factors,
+    const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
+    uint32_t mask;
+    asker one = {table, middle, bar};
+    signs_of_avx512(block, factors, &one, 1, groups, out, &mask);
+    return mask;
+}
+
+__attribute__((target(WIDE))) static void side_avx512(const uint8_t *block, const uint8_t *factors,
+    const asker *askers, int many, int groups, int32_t *out, uint32_t *masks) {
+    /* As constants, so that all sums stay in registers. */
+    if (many == 1) signs_of_avx512(block, factors, askers, 1, groups, out, masks);
+    else if (many == 2) signs_of_avx512(block, factors, askers, 2, groups, out, masks);
+    else if (many == 3) signs_of_avx512(block, factors, askers, 3, groups, out, masks);
+    else signs_of_avx512(block, factors, askers, SIDE, groups, out, masks);
 }
 
 __attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int half) {
@@ -207,17 +247,28 @@ __attribute__((target(WIDE))) static float dot_avx512(const uint16_t *row, const
     return sum;
 }
 
-__attribute__((target(WIDE))) static void dot4_avx512(const uint16_t *rows, const float *query, int dim, float *out) {
-    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+__attribute__((target(WIDE), always_inline)) static inline void dots_avx512(const uint16_t *rows, const float *queries,
+    int dim, int many, float *out) {
+    __m512 sums[16];
+    for (int s = 0; s < 4 * many; s++) sums[s] = _mm512_setzero_ps();
     int i = 0;
-    for (; i + 16 <= dim; i += 16) {
-        __m512 values = _mm512_loadu_ps(query + i);
-        for (int r = 0; r < 4; r++)
-            sums[r] = _mm512_fmadd_ps(
-                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(rows + (int64_t)r * dim + i))), values, sums[r]);
+    for (; i + 16 <= dim; i += 16)
+        for (int r = 0; r < 4; r++) {
+            __m512 some = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(rows + (int64_t)r * dim + i)));
+            for (int q = 0; q < many; q++)
+                sums[4 * q + r] = _mm512_fmadd_ps(some, _mm512_loadu_ps(queries + q * dim + i), sums[4 * q + r]);
+        }
+    for (int s = 0; s < 4 * many; s++) {
+        out[s] = _mm512_reduce_add_ps(sums[s]);
+        for (int64_t j = i; j < dim; j++) out[s] += half_to_float(rows[s % 4 * dim + j]) * queries[s / 4 * dim + j];
     }
-    for (int r = 0; r < 4; r++) {
-        out[r] = _mm512_reduce_add_ps(sums[r]);
-        for (int j = i; j < dim; j++) out[r] += half_to_float(rows[(int64_t)r * dim + j]) * query[j];
-    }
+}
+
+__attribute__((target(WIDE))) static void dot4_avx512(const uint16_t *rows, const float *query, int dim, float *out) {
+    dots_avx512(rows, query, dim, 1, out);
+}
+
+__attribute__((target(WIDE))) static void dot16_avx512(const uint16_t *rows, const float *queries, int dim,
+                                                       float *out) {
+    dots_avx512(rows, queries, dim, 4, out);
 }

@@ -43,32 +43,42 @@ class EngineScanner:
 
     def top(self, query: Vectors, count: int, allowed: Mask | None) -> tuple[Rows, Vectors]:
         """As :class:`hivlp.index.scan.Scanner` says; not every row among the first :data:`HEAD` may be found."""
-        head, scores = self._head(query, allowed)
-        if count <= HEAD and len(head) >= count:
-            return head[:count], scores[:count]
-        rows, rest = self._all.top(query, count + len(head), allowed)
-        left = ~np.isin(rows, head)
-        return np.concatenate([head, rows[left]])[:count], np.concatenate([scores, rest[left]])[:count]
+        return self.top_many(query[None], count, allowed)[0]
+
+    def top_many(self, queries: Vectors, count: int, allowed: Mask | None) -> list[tuple[Rows, Vectors]]:
+        """What :meth:`top` gives for each query; together they take less time."""
+        assert self.setting is not None
+        answers = []
+        for query, near in zip(queries, self.nearest(queries, HEAD, self.setting, allowed), strict=True):
+            head, scores = self._with_tail(query, *near, allowed)
+            if count > HEAD or len(head) < count:
+                rows, rest = self._all.top(query, count + len(head), allowed)
+                left = ~np.isin(rows, head)
+                head, scores = np.concatenate([head, rows[left]]), np.concatenate([scores, rest[left]])
+            answers.append((head[:count], scores[:count]))
+        return answers
 
     def rescore(self, query: Vectors, rows: Rows) -> Vectors:
         """(n,) scores of the given rows."""
         return self._all.rescore(query, rows)
 
-    def nearest(self, query: Vectors, count: int, setting: Setting, allowed: Mask | None) -> tuple[Rows, Vectors]:
-        """The best of the rows that the engine knows, as far as it finds them."""
+    def nearest(
+        self, queries: Vectors, count: int, setting: Setting, allowed: Mask | None
+    ) -> list[tuple[Rows, Vectors]]:
+        """The best of the rows that the engine knows for each query, as far as it finds them."""
         bits = None
         if allowed is not None:
             passing = self.passing(allowed)
             if passing.few is not None:
-                return self._engine.search_rows(query, passing.few, count, 2 * count)
+                return [self._engine.search_rows(query, passing.few, count, 2 * count) for query in queries]
             bits = passing.bits
             effort = min(1 / passing.share, MOST_EFFORT)
             # The router's scores are logarithms: so many times as many lists are worth reading.
             margin = setting.margin + math.log(effort)
             setting = Setting(int(setting.lists * effort), margin, setting.shortlist, setting.last)
-        found, products = self._engine.search(query[None], count, setting, allowed=bits)
-        held = found[0] >= 0
-        return found[0][held], products[0][held]
+        found, products = self._engine.search(queries, count, setting, allowed=bits)
+        held = found >= 0
+        return [(rows[some], scores[some]) for rows, scores, some in zip(found, products, held, strict=True)]
 
     def passing(self, allowed: Mask) -> Passing:
         """What the engine needs of a mask."""
@@ -78,10 +88,6 @@ class EngineScanner:
         known = Passing(allowed[: self._built])
         self._masks = [*self._masks[-7:], (allowed, known)]
         return known
-
-    def _head(self, query: Vectors, allowed: Mask | None) -> tuple[Rows, Vectors]:
-        assert self.setting is not None
-        return self._with_tail(query, *self.nearest(query, HEAD, self.setting, allowed), allowed)
 
     def _with_tail(self, query: Vectors, rows: Rows, scores: Vectors, allowed: Mask | None) -> tuple[Rows, Vectors]:
         if self._rows == self._built:

@@ -71,7 +71,7 @@ class ExactScanner:
         passing = None if allowed is None else self._near.passing(allowed)
         if passing is not None and passing.few is not None:
             return None
-        good = np.unique(self._near.nearest(query, count, SETTING, allowed)[0])
+        good = np.unique(self._near.nearest(query[None], count, SETTING, allowed)[0][0])
         if len(good) < count:
             return None
         bar = self._all.rescore(query, good).min()

@@ -22,10 +22,12 @@ class Ours:
         self._engine = Engine.build(items, queries=train_queries)
 
     def settings(self) -> list[Ladder]:
-        """Lists for some lengths of the shortlists."""
+        """Lists for some lengths of the shortlists; for a small collection also none, and what its nibbles hand on."""
         ladders: dict[tuple[int, bool], Ladder] = {}
         for each in self._engine.settings():
-            if each.lists >= 24 and each.shortlist in (100, 160, 400, 800, 1600, 2400, 3200, 6400):
+            if each.lists == 0:
+                ladders.setdefault((0, True), []).append({"setting": each})
+            elif each.lists >= 24 and each.shortlist in (100, 160, 400, 800, 1600, 2400, 3200, 6400):
                 ladders.setdefault((each.shortlist, np.isinf(each.margin)), []).append({"setting": each})
         return list(ladders.values())
 
