@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivlp.engine import Engine, Setting, building, fit, layout, native, reference, whole
-from hivlp.engine.engine import Arrays
+from hivlp.engine.arrays import Arrays
 from hivlp.errors import IndexFolderError
 
 LIBRARY = native.load()

@@ -11,7 +11,7 @@ import pytest
 
 from hivlp.cli import main
 from hivlp.engine import Engine, native
-from hivlp.engine.engine import Arrays
+from hivlp.engine.arrays import Arrays
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.engine_scan import HEAD

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import building, layout, native
+from hivlp.engine.arrays import file_check, read_manifest
 from hivlp.engine.building import Half, Progress
-from hivlp.engine.engine import Engine, file_check, read_manifest
+from hivlp.engine.engine import Engine
 from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 

@@ -14,8 +14,9 @@ from hivlp.engine import layout, whole
 from hivlp.levels import Vectors
 
 if TYPE_CHECKING:
+    from hivlp.engine.arrays import Arrays
     from hivlp.engine.building import Half
-    from hivlp.engine.engine import Arrays, Setting
+    from hivlp.engine.engine import Setting
 
 Rows = NDArray[np.int64]
 SPARE = np.float32(2)  # how much less than the margin a group may be below the best one

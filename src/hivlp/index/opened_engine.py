@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from hivlp.engine import Engine, bounds, native
+from hivlp.engine.arrays import MANIFEST
 from hivlp.engine.bounds import Bounds
-from hivlp.engine.engine import MANIFEST
 from hivlp.errors import IndexFolderError
 from hivlp.index.engine_scan import EngineScanner
 from hivlp.index.exact_scan import ExactScanner

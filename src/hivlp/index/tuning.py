@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import Engine, Setting, native
+from hivlp.engine.arrays import Arrays, read_manifest
 from hivlp.engine.bounds import Bounds
-from hivlp.engine.engine import Arrays, read_manifest
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
 from hivlp.index.scan import ExhaustiveScanner

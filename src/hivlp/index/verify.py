@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import Engine
-from hivlp.engine.engine import MANIFEST
+from hivlp.engine.arrays import MANIFEST
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
 from hivlp.index.database import FILE

@@ -1,0 +1,166 @@
+"""The arrays that the engine is made of, and how they lie in a folder."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import fit, layout
+from hivlp.engine.building import Half, Learnt, Packed
+from hivlp.errors import IndexFolderError
+from hivlp.levels import Vectors
+
+MANIFEST = "engine.json"
+FORMAT = 2
+LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
+PACKED = ("starts", "signs", "factors", "rows", "nibbles")  # arrays that change with the items
+
+
+@dataclass(frozen=True)
+class Router:
+    """What says, as the logarithm of a probability, where a query's best items lie.
+
+    Attributes:
+        keys: (lists, dims).
+        bias: (lists,).
+        group_keys: (groups, dims) of the blocks of lists.
+        group_bias: (groups,).
+    """
+
+    keys: Vectors
+    bias: Vectors
+    group_keys: Vectors
+    group_bias: Vectors
+
+
+@dataclass
+class Arrays:
+    """All that the engine holds, beside the float16 vectors; a file each."""
+
+    mean: Vectors  # (d,)
+    item_map: Vectors  # (d, dims)
+    map: Half  # (dims, d)
+    step: Vectors  # (dims,)
+    amplitude: Vectors  # (dims,)
+    centres: NDArray[np.int8]  # (lists, dims)
+    keys: NDArray[np.uint8]  # (list blocks, dims / 4, 16, 4)
+    key_bias: Vectors  # (lists,)
+    group_keys: NDArray[np.uint8]  # (group blocks, dims / 4, 16, 4); a group is a block of lists
+    group_bias: Vectors  # (groups,)
+    scales: Vectors  # (4,) of keys, centres, factors and group keys
+    starts: NDArray[np.int64]  # (lists + 1,)
+    signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
+    factors: NDArray[np.uint8]  # (blocks, 32)
+    rows: NDArray[np.uint32]  # (blocks, 32)
+    nibbles: NDArray[np.void]  # (n,) of layout.nibble_type
+
+    @classmethod
+    def of(cls, learnt: Learnt, packed: Packed, router: Router | None = None) -> Arrays:
+        """Put together what was learnt, the codes, and a router (by default, all groups and their nearest lists)."""
+        centres = learnt.exact_centres
+        if router is None:
+            groups = -(-len(centres) // layout.LANES)
+            nothing = np.zeros((groups, centres.shape[1]), np.float32), np.zeros(groups, np.float32)
+            router = Router(centres, np.zeros(len(centres), np.float32), *nothing)
+        (small, key_scale), (groups_small, group_scale) = fit.to_int8(router.keys), fit.to_int8(router.group_keys)
+        return cls(
+            **{name: getattr(learnt, name) for name in LEARNT},
+            **{name: getattr(packed, name) for name in PACKED},
+            keys=layout.pack_keys(small),
+            key_bias=np.ascontiguousarray(router.bias, np.float32),
+            group_keys=layout.pack_keys(groups_small),
+            group_bias=np.ascontiguousarray(router.group_bias, np.float32),
+            scales=np.array([key_scale, learnt.centre_scale, learnt.factor_scale, group_scale], np.float32),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Arrays:
+        """Open what :meth:`Engine.save` wrote, memory-mapped.
+
+        Raises:
+            IndexFolderError: if it is missing, of another format, or not whole.
+        """
+        before = read_manifest(folder)
+        try:
+            arrays = cls(
+                **{
+                    each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r", allow_pickle=False)
+                    for each in fields(cls)
+                }
+            )
+        except (OSError, ValueError) as error:
+            raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
+        # Another process may have put a new one in its place meanwhile.
+        if read_manifest(folder) != before or not arrays.fit():
+            raise IndexFolderError(f"{folder} is damaged or has just changed; build it again with `hivlp tune`")
+        return arrays
+
+    def fit(self) -> bool:
+        """Whether all lengths belong together, so that no kernel reads beyond an array."""
+        dims, width, lists, blocks = len(self.step), len(self.mean), len(self.key_bias), len(self.signs)
+        groups = -(-lists // layout.LANES)
+        shapes = {
+            "item_map": (width, dims), "map": (dims, width), "amplitude": (dims,), "centres": (lists, dims),
+            "keys": (groups, dims // 4, layout.LANES, 4), "group_bias": (groups,),
+            "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
+            "scales": (4,), "starts": (lists + 1,),
+            "signs": (blocks, dims // 16, 64), "factors": (blocks, layout.SIGN_LANES),
+            "rows": (blocks, layout.SIGN_LANES), "nibbles": (len(self.nibbles),),
+        }  # fmt: skip
+        starts = self.starts
+        return (
+            all(getattr(self, name).shape == shape for name, shape in shapes.items())
+            and self.nibbles.dtype == layout.nibble_type(dims)
+            and bool((np.diff(starts) >= 0).all())
+            and (int(starts[0]), int(starts[-1])) == (0, blocks)
+        )
+
+    @property
+    def learnt(self) -> Learnt:
+        """What the codes depend on."""
+        return Learnt(
+            **{name: getattr(self, name) for name in LEARNT},
+            centre_scale=float(self.scales[1]),
+            factor_scale=float(self.scales[2]),
+        )
+
+
+def file_check(path: Path) -> int | None:
+    """CRC-32 of a file; None if it cannot be read."""
+    check = 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 22):
+                check = zlib.crc32(part, check)
+    except OSError:
+        return None
+    return check
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What :meth:`Engine.save` noted beside the arrays.
+
+    Raises:
+        IndexFolderError: if it is missing, unreadable or of another format.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise IndexFolderError(f"{folder} is of another format; build it again with `hivlp tune`")
+    check = manifest.pop("check", None)
+    if check != manifest_check(manifest):
+        raise IndexFolderError(f"{folder} is damaged: {MANIFEST} is not what was written; build it again")
+    return manifest
+
+
+def manifest_check(manifest: dict[str, Any]) -> int:
+    """CRC-32 of what a manifest says."""
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
