@@ -1,0 +1,161 @@
+/* What is searched, and all that is derived from one query; a part of kernels.c. */
+#pragma once
+#include <math.h>
+#include <stdlib.h>
+
+#include "pool.h"
+#include "scoring.h"
+
+static inline int32_t ordered(float value) {
+    /* Floats as integers of the same order. */
+    int32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+typedef struct {
+    const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */
+    const float *amplitude;    /* (dims) mean absolute residual, which a sign stands for */
+    const float *step;         /* (dims) what one step of a nibble stands for, times the row's stretch */
+    const uint8_t *keys;       /* blocks of 16 list keys */
+    const float *key_bias;     /* (lists) */
+    const uint8_t *group_keys; /* blocks of 16 keys of groups, a group being a block of list keys */
+    const float *group_bias;   /* (groups) */
+    const int8_t *centres;     /* (lists, dims) what the codes of a list are counted from */
+    const int64_t *starts;     /* (lists + 1) first block of each list */
+    const uint8_t *signs;      /* blocks of 32 codes, list after list */
+    const uint8_t *factors;    /* 32 a block, in steps of factor_scale */
+    const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
+    const uint8_t *nibbles;    /* (rows) of dims / 2 bytes, the row's nearest list, and its stretch */
+    const uint16_t *fine;      /* (rows, fine_dim) float16 */
+    int64_t count;             /* of rows; a code of any other row is skipped */
+    int64_t lists;
+    int32_t dims;              /* a multiple of 16 */
+    int32_t fine_dim;
+    float key_scale;           /* what one step of a key stands for */
+    float centre_scale;
+    float factor_scale;
+    float group_scale;
+} engine;
+
+typedef struct { int64_t lists, codes, nibbles, fine; } work_done;
+
+static inline int passes(const uint8_t *allowed, uint32_t row) {
+    return allowed == NULL || (allowed[row >> 3] >> (row & 7) & 1);
+}
+
+#define UNKNOWN INT32_MIN
+#define TILE 4 /* queries that are projected together: to widen the map's float16 takes longer than the products */
+
+/* All that is derived from one query, and the memory that a search needs. */
+typedef struct {
+    float *tile;       /* (TILE, dims) where this query lies, and the next ones */
+    const float *z;    /* (dims) where this one lies */
+    int8_t *small;     /* (dims) the same in steps of small_scale */
+    int8_t *nibble;    /* (dims) z * step, in steps of nibble_scale */
+    uint8_t *table;    /* (dims / 16, 128) */
+    float *scores;     /* (groups) */
+    candidate *order;  /* (lists) */
+    pool p;
+    uint32_t *seen;    /* (slots) a hash table of rows */
+    int64_t slots;     /* a power of two */
+    int32_t *dots;     /* (lists) products with their centres, or UNKNOWN */
+    uint32_t *known;   /* the lists of those that are not */
+    int64_t knowns;
+    float small_scale, nibble_scale, table_unit;
+    int32_t middle;    /* of the table's sums */
+    int32_t nibble_middle; /* of twice the sums of nibbles */
+    int borrows;       /* scores, order and seen are another's */
+} scratch;
+
+static void free_scratch(scratch *s) {
+    free(s->tile); free(s->small); free(s->nibble); free(s->table); free(s->p.list); free(s->dots);
+    free(s->known);
+    if (!s->borrows) {
+        free(s->scores); free(s->order); free(s->seen);
+    }
+}
+
+/* Memory for one query at a time; what it needs only for a while is that of `with`, if there is one. */
+static int make_scratch(scratch *s, const engine *e, int64_t shortlist, const scratch *with) {
+    int64_t lanes = (e->lists + LANES - 1) / LANES * LANES + LANES;
+    memset(s, 0, sizeof *s);
+    s->tile = malloc((size_t)e->dims * TILE * sizeof(float));
+    s->small = malloc((size_t)e->dims);
+    s->nibble = calloc((size_t)e->dims + 64, 1);
+    s->dots = malloc((size_t)e->lists * sizeof(int32_t));
+    s->known = malloc((size_t)e->lists * sizeof(uint32_t));
+    for (int64_t l = 0; s->dots && l < e->lists; l++) s->dots[l] = UNKNOWN;
+    s->table = malloc((size_t)e->dims * 8 + 64);
+    s->p.keep = shortlist;
+    s->p.room = 8 * shortlist + SIGN_LANES;
+    s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
+    for (s->slots = 64; s->slots < 2 * shortlist; s->slots *= 2) {}
+    s->borrows = with != NULL;
+    s->scores = with ? with->scores : malloc((size_t)lanes * sizeof(float));
+    s->order = with ? with->order : malloc((size_t)lanes * sizeof(candidate));
+    s->seen = with ? with->seen : malloc((size_t)s->slots * sizeof(uint32_t));
+    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen && s->dots && s->known;
+}
+
+static float to_small(const float *values, const float *weights, int count, int8_t *out) {
+    float most = 1e-20f;
+    for (int j = 0; j < count; j++) {
+        float value = fabsf(weights ? values[j] * weights[j] : values[j]);
+        if (value > most) most = value;
+    }
+    float factor = 127.0f / most;
+    for (int j = 0; j < count; j++) out[j] = (int8_t)lrintf((weights ? values[j] * weights[j] : values[j]) * factor);
+    return most / 127.0f;
+}
+
+/* Where each of `count` queries lies in the space of the codes, (count, dims). */
+static void project(const engine *e, const float *queries, int64_t count, float *z) {
+    for (int64_t i = 0; i < count;) {
+        int many = count - i < TILE ? 1 : TILE;
+        for (int j = 0; j < e->dims; j += 4) {
+            float out[4 * TILE];
+            (many == 1 ? use.four_halves : use.sixteen_halves)(e->map + (int64_t)j * e->fine_dim,
+                                                               queries + i * e->fine_dim, e->fine_dim, out);
+            for (int q = 0; q < many; q++) memcpy(z + (i + q) * e->dims + j, out + 4 * q, 4 * sizeof(float));
+        }
+        i += many;
+    }
+}
+
+/* What rows are scored with. */
+static void prepare_rows(scratch *s, const engine *e) {
+    s->small_scale = to_small(s->z, NULL, e->dims, s->small);
+    s->nibble_scale = to_small(s->z, e->step, e->dims, s->nibble) / 2;
+    s->nibble_middle = 0;
+    for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
+    while (s->knowns) s->dots[s->known[--s->knowns]] = UNKNOWN;
+}
+
+/* What lists are chosen and signs are scored with. */
+static void prepare_lists(scratch *s, const engine *e) {
+    float widest = 1e-20f;
+    for (int g = 0; g < e->dims; g += 4) {
+        float width = 0;
+        for (int j = g; j < g + 4; j++) width += fabsf(s->z[j] * e->amplitude[j]);
+        if (width > widest) widest = width;
+    }
+    s->table_unit = 2 * widest / 63.0f;
+    float middle = 0;
+    for (int g = 0; g < e->dims / 4; g++) {
+        float t[4], width = 0;
+        for (int j = 0; j < 4; j++) {
+            t[j] = s->z[4 * g + j] * e->amplitude[4 * g + j];
+            width += fabsf(t[j]);
+        }
+        middle += width;
+        /* Groups 0 to 3 of 16 dimensions: low half of the first bytes, high half, low half of the second, high. */
+        uint8_t *out = s->table + 128 * (g / 4) + 32 * (g % 4 / 2) + 64 * (g % 2);
+        for (int code = 0; code < 16; code++) {
+            float sum = width;
+            for (int j = 0; j < 4; j++) sum += code >> j & 1 ? t[j] : -t[j];
+            out[code] = out[16 + code] = (uint8_t)lrintf(sum / s->table_unit);
+        }
+    }
+    s->middle = (int32_t)lrintf(middle / s->table_unit);
+}

@@ -1,0 +1,109 @@
+/* Which lists may hold what a query or an item is near to; a part of kernels.c. */
+#pragma once
+#include "query.h"
+
+#define FIRST 8 /* of the lists, which are read in order of their scores: they raise the bar */
+
+/* Keys with their biases, whose products with small integers are taken. */
+typedef struct { const uint8_t *keys; const float *bias; float scale; int64_t count; } key_set;
+
+/* Scores of the keys of one block; returns how many there are. */
+static int score_keys(const key_set *k, int64_t block, const int8_t *small, int dims, int32_t shift, float unit, float *out) {
+    int32_t sums[LANES];
+    int64_t first = block * LANES;
+    int lanes = (int)(k->count - first < LANES ? k->count - first : LANES);
+    use.keys(k->keys + first * dims, small, dims / 4, sums);
+    for (int l = 0; l < lanes; l++) out[l] = (float)(sums[l] - shift) * unit + k->bias[first + l];
+    return lanes;
+}
+
+#define SPARE 2.0f /* how much less than the margin a group may be below the best one */
+
+/* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. Only lists of groups that
+ * may hold such are looked at. A few of the best come first, the others as they lie in memory. */
+static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float margin) {
+    int64_t groups = (e->lists + LANES - 1) / LANES, seen = 0, chosen = 0;
+    int32_t shift = 0;
+    for (int j = 0; j < e->dims; j++) shift += s->small[j];
+    shift *= 128;
+    float best = -INFINITY, *score = s->scores, of_list[LANES];
+    key_set lists = {e->keys, e->key_bias, e->key_scale, e->lists};
+    key_set of_groups = {e->group_keys, e->group_bias, e->group_scale, groups};
+    for (int64_t b = 0; b < groups; b += LANES)
+        score_keys(&of_groups, b / LANES, s->small, e->dims, shift, s->small_scale * e->group_scale, score + b);
+    for (int64_t g = 0; g < groups; g++) best = score[g] > best ? score[g] : best;
+    float least = best - margin - SPARE;
+    best = -INFINITY;
+    for (int64_t g = 0; g < groups; g++) {
+        if (!(score[g] >= least)) continue;
+        int lanes = score_keys(&lists, g, s->small, e->dims, shift, s->small_scale * e->key_scale, of_list);
+        for (int l = 0; l < lanes; l++) {
+            best = of_list[l] > best ? of_list[l] : best;
+            s->order[seen++] = (candidate){ordered(of_list[l]), (uint32_t)(g * LANES + l)};
+        }
+    }
+    int32_t bar = ordered(best - margin);
+    for (int64_t i = 0; i < seen; i++) {
+        s->order[chosen] = s->order[i];
+        chosen += s->order[i].score >= bar;
+    }
+    if (chosen > most) {
+        keep_best(s->order, chosen, most);
+        chosen = most;
+    }
+    for (int64_t first = 0; first < FIRST && first < chosen; first++) {
+        int64_t top = first;
+        for (int64_t c = first + 1; c < chosen; c++)
+            if (rank_of(s->order[c]) > rank_of(s->order[top])) top = c;
+        /* What lay before it moves up by one. */
+        candidate one = s->order[top];
+        memmove(s->order + first + 1, s->order + first, (size_t)(top - first) * sizeof(candidate));
+        s->order[first] = one;
+    }
+    return chosen;
+}
+
+/* For each of `count` items, (count, dims) float32, its `copies` best lists by key score, best first, from the `most` best
+ * groups. */
+EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale, int64_t lists,
+                        const uint8_t *group_keys, const float *group_bias, float group_scale, int64_t most, int dims,
+                        const float *items, int64_t count, int copies, int32_t *out, float *out_scores) {
+    int64_t groups = (lists + LANES - 1) / LANES;
+    key_set all = {keys, bias, key_scale, lists}, of_groups = {group_keys, group_bias, group_scale, groups};
+    candidate *order = malloc((size_t)groups * sizeof(candidate));
+    int8_t *small = malloc((size_t)dims);
+    if (!order || !small) { free(order); free(small); return -1; }
+    for (int64_t g = 0; g < groups; g++) order[g].row = (uint32_t)g;
+    for (int64_t i = 0; i < count; i++) {
+        float unit = to_small(items + i * dims, NULL, dims, small), scores[LANES];
+        int32_t shift = 0, filled = 0;
+        for (int j = 0; j < dims; j++) shift += small[j];
+        shift *= 128;
+        if (most < groups) {
+            for (int64_t b = 0; b < groups; b += LANES) {
+                int lanes = score_keys(&of_groups, b / LANES, small, dims, shift, unit * group_scale, scores);
+                for (int l = 0; l < lanes; l++) order[b + l] = (candidate){ordered(scores[l]), (uint32_t)(b + l)};
+            }
+            keep_best(order, groups, most);
+        }
+        int32_t *best = out + i * copies;
+        float *best_score = out_scores + i * copies;
+        for (int64_t g = 0; g < most && g < groups; g++) {
+            int lanes = score_keys(&all, order[g].row, small, dims, shift, unit * key_scale, scores);
+            for (int l = 0; l < lanes; l++) {
+                if (filled == copies && !(scores[l] > best_score[copies - 1])) continue;
+                int at = filled < copies ? filled++ : copies - 1;
+                while (at > 0 && scores[l] > best_score[at - 1]) {
+                    best_score[at] = best_score[at - 1];
+                    best[at] = best[at - 1];
+                    at--;
+                }
+                best_score[at] = scores[l];
+                best[at] = (int32_t)(order[g].row * LANES) + l;
+            }
+        }
+    }
+    free(order);
+    free(small);
+    return 0;
+}
