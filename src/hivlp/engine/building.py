@@ -17,13 +17,12 @@ Progress = Callable[[str, int, int], None]
 
 SAMPLE = 100_000
 PARTITION_SAMPLE = 500_000
-LIST = 250  # vectors, if they are so many that four times the square root of their number would be longer ones
 FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
 CANDIDATE_DIMS = (64, 96, 128, 160, 192, 256, 384)
-COPIES = 2  # lists that an item lies in, if there is room
-MEMORY = 1.15e9  # bytes that codes may take before they get fewer copies or dimensions than they need
+COPIES = 2  # lists that an item lies in
+MEMORY = 1.15e9  # bytes that codes may take before they get fewer dimensions than they need
 MEMORY_EACH = 115  # bytes that they always may, of a vector
 
 
@@ -72,11 +71,11 @@ def learn(
     queries: Vectors | None,
     dims: int | None,
     lists: int | None,
-    copies: int | None,
+    copies: int,
     rng: np.random.Generator,
     tell: Progress,
-) -> tuple[Learnt, int]:
-    """Projection, partition and scales, from a sample of items and of queries, and copies; see :meth:`Engine.build`."""
+) -> Learnt:
+    """Projection, partition and scales, from a sample of items and of queries; see :meth:`Engine.build`."""
     chosen = np.sort(rng.choice(len(items), min(len(items), SAMPLE), replace=False))
     sample = np.asarray(items[chosen], np.float32)
     asked = sample if queries is None else queries[:SAMPLE]
@@ -84,12 +83,12 @@ def learn(
     mean, of_items, of_queries = fit.projections(sample, asked)
     if dims is None:
         needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
-        dims, copies = affordable(needed, len(items), copies)
+        dims = affordable_dims(needed, len(items), copies)
     turn = fit.rotation(dims, rng)
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
     tell("projection", 1, 1)
-    lists = lists or max(1, min(len(items) // 64, int(max(4 * np.sqrt(len(items)), len(items) // LIST))))
+    lists = lists or max(1, min(len(items) // 64, int(4 * np.sqrt(len(items)))))
     tell("partition", 0, 1)
     wider = projected
     wanted = min(len(items), FEW_A_LIST * lists, PARTITION_SAMPLE)
@@ -104,7 +103,7 @@ def learn(
     amplitude = np.maximum(residual.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     factors = sign_factors(residual, amplitude)
-    learnt = Learnt(
+    return Learnt(
         mean=mean,
         item_map=np.ascontiguousarray(item_map),
         map=np.ascontiguousarray(query_map.T, np.float16),
@@ -115,7 +114,6 @@ def learn(
         # Room for items that lie further out than any of the sample.
         factor_scale=max(1.5 * float(np.quantile(factors, 0.999)), 1e-20) / 255,
     )
-    return learnt, copies or COPIES
 
 
 def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Packed:
@@ -208,26 +206,16 @@ def choose_dims(
     return int(min(512, max(16, width // 16 * 16)))
 
 
-def affordable(needed: int, count: int, copies: int | None) -> tuple[int, int]:
-    """Dimensions and copies with which the codes of ``count`` items stay within :data:`MEMORY`.
-
-    A second copy goes first: it spares half of the shortlist, and fewer dimensions make it several times as long.
-
-    Args:
-        needed: dimensions, of which no more are given.
-        count: of items.
-        copies: None to choose.
-    """
+def affordable_dims(needed: int, count: int, copies: int) -> int:
+    """As many dimensions as needed, or the most with which the codes of ``count`` items stay within :data:`MEMORY`."""
     most = max(MEMORY, MEMORY_EACH * count)
 
-    def fits(dims: int, copies: int) -> bool:
+    def fits(dims: int) -> bool:
         return count * (layout.nibble_type(dims).itemsize + copies * (dims // 8 + 5)) <= most
 
-    for some in (COPIES, 1) if copies is None else (copies,):
-        if fits(needed, some):
-            return needed, some
-    some = copies or 1
-    return max((dims for dims in CANDIDATE_DIMS if dims < needed and fits(dims, some)), default=64), some
+    return (
+        needed if fits(needed) else max((dims for dims in CANDIDATE_DIMS if dims < needed and fits(dims)), default=64)
+    )
 
 
 def _best_of(scores: NDArray[Any], count: int) -> NDArray[np.int64]:

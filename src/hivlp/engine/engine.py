@@ -61,7 +61,7 @@ class Engine:
         queries: Vectors | None = None,
         dims: int | None = None,
         lists: int | None = None,
-        copies: int | None = None,
+        copies: int = building.COPIES,
         seed: int = 0,
         on_progress: Progress | None = None,
     ) -> Engine:
@@ -71,15 +71,15 @@ class Engine:
             items: (n, d) float16 or float32 vectors, d at least 16; kept as float16, and as they are if they are such.
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
-            lists: how many (default: about four times the square root of n, of a million and more one for 250).
-            copies: lists that an item lies in (default: two, or one if a gigabyte has no room for more).
+            lists: how many (default: about four times the square root of n).
+            copies: lists that an item lies in (default: two).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
         """
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
-        learnt, copies = building.learn(items, asked, dims, lists, copies, rng, tell)
+        learnt = building.learn(items, asked, dims, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
         engine = cls(Arrays.of(learnt, packed), fine)
@@ -213,7 +213,7 @@ class Engine:
         efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0, 10.0)]
         handed_on = [(60, 20), (100, 30), (160, 40), (250, 40), (400, 40), (800, 60)]
         if len(self.fine) > MANY:
-            handed_on += [(1600, 60), (2400, 80), (3200, 100), (6400, 150)]
+            handed_on += [(1600, 100), (3200, 200), (6400, 300)]
         settings = [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
         if len(self.arrays.nibbles) <= whole.MOST:
             settings += [Setting(0, np.inf, last, last) for last in whole.LAST]
