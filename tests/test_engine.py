@@ -391,8 +391,8 @@ def test_the_struct_is_the_one_of_the_kernels():
 
 
 def test_many_items_get_codes_that_fit_into_memory():
-    assert building.affordable(512, 1_000_000, None) == (512, 2)
-    assert building.affordable(192, 10_000_000, None) == (160, 1)
-    assert building.affordable(192, 10_000_000, 2) == (128, 2)
-    assert building.affordable(96, 10_000_000, None) == (96, 2)
-    assert building.affordable(512, 10**10, None) == (160, 1)
+    assert building.affordable_dims(512, 1_000_000, 2) == 512
+    assert building.affordable_dims(192, 10_000_000, 2) == 128
+    assert building.affordable_dims(192, 10_000_000, 1) == 160
+    assert building.affordable_dims(96, 10_000_000, 2) == 96
+    assert building.affordable_dims(512, 10**10, 2) == 128

@@ -16,19 +16,20 @@ class Ours:
     """Our engine."""
 
     name: ClassVar[str] = "hivlp"
+    shortlists: ClassVar[tuple[int, ...]] = (100, 160, 250, 400, 800)
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
         """Index."""
         self._engine = Engine.build(items, queries=train_queries)
 
     def settings(self) -> list[Ladder]:
-        """Lists for some lengths of the shortlists; for a small collection also none, and what its nibbles hand on."""
-        ladders: dict[tuple[int, bool], Ladder] = {}
+        """Margins for some lengths of the shortlists; for a small collection also no lists, and what its codes hand on."""
+        ladders: dict[int, Ladder] = {}
         for each in self._engine.settings():
             if each.lists == 0:
-                ladders.setdefault((0, True), []).append({"setting": each})
-            elif each.lists >= 24 and each.shortlist in (100, 160, 400, 800, 1600, 2400, 3200, 6400):
-                ladders.setdefault((each.shortlist, np.isinf(each.margin)), []).append({"setting": each})
+                ladders.setdefault(0, []).append({"setting": each})
+            elif np.isfinite(each.margin) and each.shortlist in self.shortlists:
+                ladders.setdefault(each.shortlist, []).append({"setting": each})
         return list(ladders.values())
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
@@ -40,4 +41,5 @@ class OursOnDisk(Ours):
     """The same over vectors that stay on disk: for more of them than fit into memory."""
 
     name: ClassVar[str] = "hivlp, vectors on disk"
+    shortlists: ClassVar[tuple[int, ...]] = (400, 800, 1600, 3200, 6400)
     on_disk: ClassVar[bool] = True  # ``build`` gets the items memory-mapped
