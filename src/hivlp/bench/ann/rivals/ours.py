@@ -23,7 +23,7 @@ class Ours:
         self._engine = Engine.build(items, queries=train_queries)
 
     def settings(self) -> list[Ladder]:
-        """Margins for some lengths of the shortlists; for a small collection also no lists, and what its codes hand on."""
+        """Margins for some lengths of the shortlists; for a small collection, what a code of all rows hands on."""
         ladders: dict[int, Ladder] = {}
         for each in self._engine.settings():
             if each.lists == 0:
