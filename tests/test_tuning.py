@@ -11,7 +11,7 @@ import pytest
 
 from hivlp.cli import main
 from hivlp.engine import Engine, native
-from hivlp.engine.arrays import Arrays
+from hivlp.engine.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.engine_scan import HEAD
@@ -156,6 +156,22 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         assert tuning.refresh(index) is True
         assert share(index, queries[1450:]) >= 0.97
         assert index._engine is not None
+
+
+def test_an_engine_of_an_earlier_format(folder, queries):
+    """It is not used, and built again when the index next has reason to look at it."""
+    file = folder / "index" / "engine" / MANIFEST
+    manifest = json.loads(file.read_text())
+    del manifest["check"]
+    manifest["format"] = 1
+    file.write_text(json.dumps({**manifest, "check": manifest_check(manifest)}))
+    with Index.open(folder / "index") as index:
+        exact = ids(index.search(vector={"fine": queries[1400]}, exact=True))
+        assert ids(index.search(vector={"fine": queries[1400]}, recall=0.99)) == exact
+        assert index._engine is None and tuning.Tuned.load(index.path) is None
+        assert tuning.refresh(index) is True
+        assert share(index, queries[1450:]) >= 0.97
+        assert index._engine is not None and tuning.refresh(index) is False
 
 
 def test_another_process_tunes(folder, queries):

@@ -143,8 +143,12 @@ def file_check(path: Path) -> int | None:
     return check
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What :meth:`Engine.save` noted beside the arrays.
+def read_manifest(folder: Path, *, older: bool = False) -> dict[str, Any]:
+    """What :meth:`hivlp.engine.Engine.save` noted beside the arrays.
+
+    Args:
+        folder: of the engine.
+        older: whether one of an earlier format will do.
 
     Raises:
         IndexFolderError: if it is missing, unreadable or of another format.
@@ -153,7 +157,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    formats = range(1, FORMAT + 1) if older else (FORMAT,)
+    if not isinstance(manifest, dict) or manifest.get("format") not in formats:
         raise IndexFolderError(f"{folder} is of another format; build it again with `hivlp tune`")
     check = manifest.pop("check", None)
     if check != manifest_check(manifest):

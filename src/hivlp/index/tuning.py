@@ -90,12 +90,12 @@ class Tuned:
         return min(good, key=lambda point: point.p50_ms).setting if good else None
 
     @classmethod
-    def load(cls, folder: Path) -> Tuned | None:
-        """Of an index folder; None if it has no engine, or one that cannot be read."""
+    def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
+        """Of an index folder; None if it has no engine, or one that cannot be read, or is of an earlier format."""
         if not (folder / FOLDER).is_dir():
             return None
         try:
-            about = read_manifest(folder / FOLDER)["about"]
+            about = read_manifest(folder / FOLDER, older=older)["about"]
             points = tuple(Point.of_json(point) for point in about["frontier"])
             names = ("generation", "rows", "learnt_rows", "queries", "recall")
             return cls(**{name: about[name] for name in names}, frontier=points)
@@ -148,26 +148,29 @@ def tune(
 def refresh(index: Index, on_progress: Progress | None = None) -> bool:
     """Let an index's engine take in what was added since, if that is a tenth or more, or if rows were renumbered.
 
+    One that is damaged or of an earlier format is built again.
+
     Returns:
         whether it did.
     """
-    tuned = Tuned.load(index.path)
+    tuned = Tuned.load(index.path, older=True)
     if tuned is None or native.load() is None:
         return False
     tell: Progress = on_progress or (lambda what, done, total: None)
     with index._writer():
         vectors, alive, generation = _fine(index)
-        stale = generation != tuned.generation or len(vectors) >= GROWTH * tuned.rows or len(vectors) < tuned.rows
+        arrays = _arrays(index.path)
+        grown = len(vectors) >= GROWTH * tuned.rows or len(vectors) < tuned.rows
+        stale = grown or generation != tuned.generation or arrays is None
         if not stale or len(vectors) < LEAST_ROWS:
             return False
         try:
             asked = _unit(np.load(index.path / FOLDER / QUERIES, allow_pickle=False).astype(np.float32))
-            arrays = Arrays.load(index.path / FOLDER)
-        except (OSError, ValueError, IndexFolderError, QueryError):
+        except (OSError, ValueError, QueryError):
             return False
         held_out, known = _split(asked)
         learnt = tuned.learnt_rows
-        if len(vectors) >= RELEARN * learnt:
+        if arrays is None or len(vectors) >= RELEARN * learnt:
             engine, learnt = Engine.build(vectors, queries=known, on_progress=tell), len(vectors)
         else:
             engine = Engine.extend(arrays, vectors, on_progress=tell)
@@ -175,6 +178,13 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
         again = _measure(engine, alive, held_out, tuned.recall, tuned.queries, generation, learnt, tell)
         _store(index, engine, bounds, again, asked)
     return True
+
+
+def _arrays(folder: Path) -> Arrays | None:
+    try:
+        return Arrays.load(folder / FOLDER)
+    except IndexFolderError:
+        return None
 
 
 def _split(asked: Vectors) -> tuple[Vectors, Vectors]:
