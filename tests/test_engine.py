@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,7 +247,7 @@ def of_all(engine, query, k, last, allowed):
     scores = codes @ reference.Query(engine.arrays, query).small
     rows = np.flatnonzero(allowed)
     rows = np.sort(rows[np.lexsort((rows, -scores[rows]))[:last]])
-    products = engine.fine[rows].astype(np.float32) @ query
+    products = np.einsum("rd,d->r", engine.fine[rows].astype(np.float32), query)  # the same for rows that are the same
     return rows[np.lexsort((rows, -products))[:k]]
 
 
@@ -308,6 +309,27 @@ def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     with pytest.warns(UserWarning, match="install hivlp again"):
         assert native.load.__wrapped__() is None
+
+
+@needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([1, 3, 1000]), st.integers(0, 1000))
+def test_the_shortlist_is_the_best_of_all_codes(engine, queries, shortlist, lists, kinds, seed):
+    """What is kept while codes are read is what sorting all of them gives, also where a great many score the same."""
+    rng = np.random.default_rng(seed)
+    signs, factors = engine.arrays.signs.copy(), engine.arrays.factors.copy()
+    few = rng.integers(0, 256, (kinds, *signs.shape[1:]), np.uint8)
+    if kinds < 1000:
+        signs[:] = few[rng.integers(kinds, size=len(signs))]
+        factors[:] = factors[0, 0]
+    changed = Engine(replace(engine.arrays, signs=signs, factors=factors), engine.fine)
+    setting = Setting(lists, np.inf, shortlist, shortlist)
+    for number in rng.integers(len(queries), size=3):
+        found = changed.search(queries[number : number + 1], min(10, shortlist), setting)
+        expected = reference.search(
+            changed.arrays, changed.fine, queries[number : number + 1], min(10, shortlist), setting, None
+        )
+        np.testing.assert_array_equal(found[0], expected[0])
 
 
 def test_fewer_rows_than_wanted(either, items):

@@ -8,8 +8,8 @@ typedef struct { int32_t score; uint32_t row; } candidate;
 /* A total order, so that what is kept depends on no accident of arrival: higher score first, then lower row. */
 static inline uint64_t rank_of(candidate c) { return (uint64_t)((uint32_t)c.score ^ 0x80000000u) << 32 | (uint32_t)~c.row; }
 
-/* Bring the `keep` best of `count` candidates to the front, in no order; returns the least of their ranks. */
-static uint64_t keep_best(candidate *list, int64_t count, int64_t keep) {
+/* Bring the `keep` best of `count` candidates to the front, in no order. */
+static void keep_best(candidate *list, int64_t count, int64_t keep) {
     int64_t left = 0, right = count - 1, wanted = keep - 1;
     while (left < right) {
         uint64_t a = rank_of(list[left]), b = rank_of(list[(left + right) / 2]), c = rank_of(list[right]);
@@ -28,7 +28,6 @@ static uint64_t keep_best(candidate *list, int64_t count, int64_t keep) {
         else if (wanted >= i) left = i;
         else break;
     }
-    return rank_of(list[wanted]);
 }
 
 #define BUCKETS 1024
@@ -56,35 +55,6 @@ static inline uint32_t *bucket_of(pool *p, int32_t score) {
     return p->buckets + (at < BUCKETS ? at : BUCKETS - 1);
 }
 
-/* Leave no more than the best `keep`; what lies below the bar goes at a glance. Returns the least of their ranks. */
-static uint64_t settle(pool *p) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < p->count; i++) {
-        p->list[count] = p->list[i];
-        count += p->list[i].score >= p->bar;
-    }
-    p->count = count;
-    if (count <= p->keep) return 0;
-    p->count = p->keep;
-    return keep_best(p->list, count, p->keep);
-}
-
-/* Move the bar to the worst of the best `keep` and count from there. */
-static void lay_buckets(pool *p) {
-    int32_t most = INT32_MIN;
-    p->base = p->bar = (int32_t)((uint32_t)(settle(p) >> 32) ^ 0x80000000u);
-    p->above = p->keep;
-    for (int64_t i = 0; i < p->keep; i++)
-        if (p->list[i].score > most) most = p->list[i].score;
-    /* Better ones may come: twice the range. */
-    uint32_t range = 2 * ((uint32_t)most - (uint32_t)p->base);
-    p->shift = 0;
-    while (range >> p->shift >= BUCKETS) p->shift++;
-    p->lowest = 0;
-    memset(p->buckets, 0, sizeof p->buckets);
-    for (int64_t i = 0; i < p->keep; i++) ++*bucket_of(p, p->list[i].score);
-}
-
 static inline void raise_bar(pool *p) {
     while (p->above - p->buckets[p->lowest] >= p->keep) {
         p->above -= p->buckets[p->lowest++];
@@ -92,13 +62,66 @@ static inline void raise_bar(pool *p) {
     }
 }
 
+static inline void drop_below_bar(pool *p) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < p->count; i++) {
+        p->list[count] = p->list[i];
+        count += p->list[i].score >= p->bar;
+    }
+    p->count = count;
+}
+
+/* Count all candidates anew, and drop those below the bar. */
+static void lay_buckets(pool *p) {
+    int32_t most = INT32_MIN, least = INT32_MAX;
+    for (int64_t i = 0; i < p->count; i++) {
+        most = p->list[i].score > most ? p->list[i].score : most;
+        least = p->list[i].score < least ? p->list[i].score : least;
+    }
+    p->base = p->bar = least;
+    p->above = p->count;
+    p->lowest = 0;
+    /* Better ones may come: twice the range, and the last bucket for all beyond. */
+    uint32_t apart = (uint32_t)most - (uint32_t)least, range = apart > UINT32_MAX / 2 ? UINT32_MAX : 2 * apart;
+    p->shift = 0;
+    while (range >> p->shift >= BUCKETS) p->shift++;
+    memset(p->buckets, 0, sizeof p->buckets);
+    for (int64_t i = 0; i < p->count; i++) ++*bucket_of(p, p->list[i].score);
+    raise_bar(p);
+    drop_below_bar(p);
+}
+
+/* Leave no more than the best `keep`. All of what is above the lowest bucket is among them, so that only this one's
+ * candidates are compared. */
+static void settle(pool *p) {
+    if (p->count <= p->keep) return;
+    if (p->shift < 0) lay_buckets(p);
+    raise_bar(p);
+    drop_below_bar(p);
+    int64_t sure = 0;
+    for (int64_t i = 0; i < p->count; i++) {
+        candidate one = p->list[i];
+        p->list[i] = p->list[sure];
+        p->list[sure] = one;
+        sure += bucket_of(p, one.score) > p->buckets + p->lowest;
+    }
+    if (p->count > p->keep) keep_best(p->list + sure, p->count - sure, p->keep - sure);
+    p->buckets[p->lowest] -= (uint32_t)(p->count - p->keep);
+    p->above = p->count = p->keep;
+}
+
 static inline void offer(pool *p, int32_t score, uint32_t place) {
     if (score < p->bar) return; /* it went up since this block was scored */
     p->list[p->count].score = score;
     p->list[p->count++].row = place;
-    if (p->shift >= 0) {
-        ++*bucket_of(p, score);
-        p->above++;
+    if (p->shift < 0) {
+        if (p->count == 2 * p->keep) lay_buckets(p);
+        return;
     }
-    if (p->count == (p->shift >= 0 ? p->room : 2 * p->keep)) lay_buckets(p);
+    ++*bucket_of(p, score);
+    p->above++;
+    if (p->count < p->room) return;
+    raise_bar(p);
+    drop_below_bar(p);
+    if (p->count > p->room / 2) settle(p); /* a great many have the same score */
 }
