@@ -40,6 +40,15 @@ class Broken(Exact):
     name = "broken"
     def search(self, queries, k, setting):
         raise RuntimeError("out of order")
+
+class Crashing(Exact):
+    name = "crashing"
+    def search(self, queries, k, setting):
+        import os, sys
+        if setting["effort"] == 2:
+            print("a warning", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), 11)
+        return super().search(queries, k, setting)
 """
 
 
@@ -125,6 +134,12 @@ def test_ten_times_as_many_stay_on_disk(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_slow_engine_is_stopped(collection: Collection) -> None:
     assert measure("fakes:Exact", collection, timeout=0.01) == {"engine": "Exact", "status": "timeout", "rows": []}
+
+
+def test_an_engine_that_crashes_keeps_its_rows(collection: Collection) -> None:
+    measured = measure("fakes:Crashing", collection, timeout=60)
+    assert measured["status"] == "killed by signal 11"
+    assert [row["setting"] for row in measured["rows"]] == [{"effort": 1}]
 
 
 def test_pareto_front() -> None:

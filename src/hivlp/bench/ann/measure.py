@@ -62,7 +62,9 @@ def measure(rival: str, collection: Collection, timeout: float, queries: int = 1
         )
         output, failed = done.stdout, done.returncode != 0
         if failed:
-            result["status"] = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:300]
+            last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:300]
+            # What a library says before it crashes is seldom the reason.
+            result["status"] = f"killed by signal {-done.returncode}" if done.returncode < 0 else last
     except subprocess.TimeoutExpired as error:
         partial = error.stdout or b""
         output = partial.decode() if isinstance(partial, bytes) else partial
