@@ -41,7 +41,7 @@ class Broken(Exact):
     def search(self, queries, k, setting):
         raise RuntimeError("out of order")
 
-class Crashing(Exact):
+class Crashing(Half):
     name = "crashing"
     def search(self, queries, k, setting):
         import os, sys
