@@ -88,6 +88,7 @@ class Engine:
         if len(asked) >= MIN_ROUTER_QUERIES and engine.lists >= 8:
             asked = asked[rng.permutation(len(asked))[:ROUTER_QUERIES]]
             engine = cls(Arrays.of(learnt, packed, engine._learn_router(asked, tell, seed)), fine)
+        native.give_back()  # samples, answers, products: it may be a tenth of what is kept
         return engine
 
     @classmethod

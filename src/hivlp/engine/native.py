@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from contextlib import suppress
 from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -118,6 +119,12 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_bounds.restype = c_int64
     library.hivlp_halves.argtypes = [c_void_p, c_int64, c_void_p]
     library.hivlp_halves.restype = c_int
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system; glibc keeps some of it until then."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
