@@ -189,7 +189,10 @@ class Bounds:
     @property
     def bytes_per_vector(self) -> float:
         """Of what is held in memory, beside the engine."""
-        return float((self.lengths.nbytes + self.of_queries.nbytes + self._map.nbytes) / max(1, len(self.lengths)))
+        return float(
+            sum(held.nbytes for held in (self.lengths, self.of_queries, self._map, self._centres))
+            / max(1, len(self.lengths))
+        )
 
     def over(self, engine: Engine) -> Bounds:
         """The same for another engine with the same arrays."""

@@ -99,7 +99,7 @@ def learn(
     centres, centre_scale = fit.to_int8(fit.partition(wider, min(lists, len(wider)), rng))
     tell("partition", 1, 1)
     exact = centres.astype(np.float32) * np.float32(centre_scale)
-    residual = np.abs(projected - exact[fit.assign(exact, projected, 1, fit.near_groups(len(exact)))[:, 0]])
+    residual = np.abs(projected - exact[fit.assign(exact, projected, 1)[:, 0]])
     amplitude = np.maximum(residual.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     factors = sign_factors(residual, amplitude)
@@ -124,7 +124,7 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     nibbles = np.empty(count, layout.nibble_type(dims))
     for start, part in learnt.chunks(items):
         stop = start + len(part)
-        members[start:stop] = fit.assign(centres, part, copies, fit.near_groups(lists))
+        members[start:stop] = fit.assign(centres, part, copies)
         nearest = members[start:stop, 0]
         codes, stretch = refine(part - centres[nearest], learnt.step)
         nibbles["codes"][start:stop] = layout.pack_nibbles(codes)

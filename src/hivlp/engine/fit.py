@@ -68,15 +68,13 @@ def near_groups(lists: int) -> int:
     return max(LEAST_GROUPS, groups // PART_OF_GROUPS)
 
 
-def assign(centres: Vectors, items: Vectors, copies: int, groups: int | None = None) -> NDArray[np.int32]:
-    """For each item its ``copies`` nearest centres, nearest first.
+def assign(centres: Vectors, items: Vectors, copies: int) -> NDArray[np.int32]:
+    """For each item its ``copies`` nearest centres, nearest first; with kernels, of those in the groups that are near.
 
     Args:
-        centres: (lists, dims).
+        centres: (lists, dims), in an order like that of :func:`neighbours_together`.
         items: (n, dims).
         copies: how many.
-        groups: look only at the centres of so many groups, those whose means are nearest (kernels only); all by
-            default. See :func:`neighbours_together`.
     """
     copies, bias = min(copies, len(centres)), length_bias(centres)
     best, library = np.empty((len(items), copies), np.int32), native.load()
@@ -90,11 +88,11 @@ def assign(centres: Vectors, items: Vectors, copies: int, groups: int | None = N
     means = of_groups(centres)
     (codes, scale), (of_means, mean_scale), mean_bias = to_int8(centres), to_int8(means), length_bias(means)
     packed, packed_means = layout.pack_keys(codes), layout.pack_keys(of_means)
-    items, scores = np.ascontiguousarray(items, np.float32), np.empty((len(items), copies), np.float32)
+    items = np.ascontiguousarray(items, np.float32)
     if library.hivlp_assign(
         packed.ctypes.data, bias.ctypes.data, scale, len(centres), packed_means.ctypes.data, mean_bias.ctypes.data,
-        mean_scale, groups or len(means), centres.shape[1], items.ctypes.data, len(items), copies, best.ctypes.data,
-        scores.ctypes.data,
+        mean_scale, near_groups(len(centres)), centres.shape[1], items.ctypes.data, len(items), copies,
+        best.ctypes.data,
     ):  # fmt: skip
         raise MemoryError("no memory to build an engine")
     return best
@@ -105,7 +103,7 @@ def partition(sample: Vectors, lists: int, rng: np.random.Generator, rounds: int
     centres = sample[rng.choice(len(sample), lists, replace=False)].copy()
     centres = centres[neighbours_together(centres, layout.LANES)]
     for _ in range(rounds):
-        nearest = assign(centres, sample, 1, near_groups(lists))[:, 0]
+        nearest = assign(centres, sample, 1)[:, 0]
         sizes = np.bincount(nearest, minlength=lists)
         order = np.argsort(nearest, kind="stable")
         filled = np.flatnonzero(sizes)

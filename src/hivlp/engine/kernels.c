@@ -2,7 +2,8 @@
  *
  * Plain C with a variant for each instruction set, chosen once at run time; `hivlp.engine.reference` says the same in
  * numpy and is what the tests compare with. Scores of codes are sums of small integers, and what is made of these is
- * float32 in a fixed order, so that all variants agree to the last bit but for the last scores, those of float16 vectors.
+ * float32 in a fixed order, so that all variants agree to the last bit but for the last scores, those of float16
+ * vectors.
  */
 #include <math.h>
 #include <stdint.h>
@@ -116,7 +117,7 @@ static inline int32_t refined(scratch *s, const engine *e, const uint8_t *row) {
 
 /* From candidate rows, each there once, to the best `k`: nibbles choose `last`, whose fine vectors decide. */
 static void decide(scratch *s, const engine *e, const float *query, int64_t last, int64_t k, int64_t *out_rows,
-                      float *out_scores, work_done *work) {
+                   float *out_scores, work_done *work) {
     candidate *list = s->p.list;
     int64_t count = s->p.count, width = e->dims / 2 + 8;
     if (count > last) {
@@ -153,8 +154,9 @@ static void decide(scratch *s, const engine *e, const float *query, int64_t last
 
 /* From where a query lies to the lists that it wants, in s->order; returns how many. */
 static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, work_done *work) {
-    prepare_rows(s, e);
-    prepare_lists(s, e);
+    prepare_small(s, e);
+    prepare_nibbles(s, e);
+    prepare_signs(s, e);
     empty_pool(&s->p);
     int64_t chosen = choose_lists(s, e, most, margin);
     work->lists += chosen;
@@ -206,7 +208,8 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
     }
     project(e, query, 1, s.tile);
     s.z = s.tile;
-    prepare_rows(&s, e);
+    prepare_small(&s, e);
+    prepare_nibbles(&s, e);
     for (int64_t i = 0; i < count; i++) s.p.list[i] = (candidate){0, which[i]};
     s.p.count = count;
     decide(&s, e, query, last, k, out_rows, out_scores, work);

@@ -108,7 +108,7 @@ def _declare(library: ctypes.CDLL) -> None:
     ]  # fmt: skip
     library.hivlp_assign.argtypes = [
         c_void_p, c_void_p, c_float, c_int64, c_void_p, c_void_p, c_float, c_int64, c_int, c_void_p, c_int64, c_int,
-        c_void_p, c_void_p,
+        c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds_choose.argtypes = [c_int]
     library.hivlp_bounds_choose.restype = c_int

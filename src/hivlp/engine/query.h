@@ -95,7 +95,8 @@ static int make_scratch(scratch *s, const engine *e, int64_t shortlist, const sc
     s->scores = with ? with->scores : malloc((size_t)lanes * sizeof(float));
     s->order = with ? with->order : malloc((size_t)lanes * sizeof(candidate));
     s->seen = with ? with->seen : malloc((size_t)s->slots * sizeof(uint32_t));
-    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen && s->dots && s->known;
+    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen && s->dots &&
+           s->known;
 }
 
 static float to_small(const float *values, const float *weights, int count, int8_t *out) {
@@ -123,17 +124,21 @@ static void project(const engine *e, const float *queries, int64_t count, float 
     }
 }
 
-/* What rows are scored with. */
-static void prepare_rows(scratch *s, const engine *e) {
+/* What keys, centres and whole rows are scored with. */
+static void prepare_small(scratch *s, const engine *e) {
     s->small_scale = to_small(s->z, NULL, e->dims, s->small);
-    s->nibble_scale = to_small(s->z, e->step, e->dims, s->nibble) / 2;
-    s->nibble_middle = 0;
-    for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
     while (s->knowns) s->dots[s->known[--s->knowns]] = UNKNOWN;
 }
 
-/* What lists are chosen and signs are scored with. */
-static void prepare_lists(scratch *s, const engine *e) {
+/* What nibbles are scored with. */
+static void prepare_nibbles(scratch *s, const engine *e) {
+    s->nibble_scale = to_small(s->z, e->step, e->dims, s->nibble) / 2;
+    s->nibble_middle = 0;
+    for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
+}
+
+/* What signs are scored with. */
+static void prepare_signs(scratch *s, const engine *e) {
     float widest = 1e-20f;
     for (int g = 0; g < e->dims; g += 4) {
         float width = 0;

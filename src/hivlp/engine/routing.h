@@ -8,7 +8,8 @@
 typedef struct { const uint8_t *keys; const float *bias; float scale; int64_t count; } key_set;
 
 /* Scores of the keys of one block; returns how many there are. */
-static int score_keys(const key_set *k, int64_t block, const int8_t *small, int dims, int32_t shift, float unit, float *out) {
+static int score_keys(const key_set *k, int64_t block, const int8_t *small, int dims, int32_t shift, float unit,
+                      float *out) {
     int32_t sums[LANES];
     int64_t first = block * LANES;
     int lanes = (int)(k->count - first < LANES ? k->count - first : LANES);
@@ -19,8 +20,8 @@ static int score_keys(const key_set *k, int64_t block, const int8_t *small, int 
 
 #define SPARE 2.0f /* how much less than the margin a group may be below the best one */
 
-/* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. Only lists of groups that
- * may hold such are looked at. A few of the best come first, the others as they lie in memory. */
+/* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. Only lists of groups
+ * that may hold such are looked at. A few of the best come first, the others as they lie in memory. */
 static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float margin) {
     int64_t groups = (e->lists + LANES - 1) / LANES, seen = 0, chosen = 0;
     int32_t shift = 0;
@@ -63,16 +64,17 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
     return chosen;
 }
 
-/* For each of `count` items, (count, dims) float32, its `copies` best lists by key score, best first, from the `most` best
- * groups. */
+/* For each of `count` items, (count, dims) float32, its `copies` best lists by key score, best first, from the `most`
+ * best groups. */
 EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale, int64_t lists,
                         const uint8_t *group_keys, const float *group_bias, float group_scale, int64_t most, int dims,
-                        const float *items, int64_t count, int copies, int32_t *out, float *out_scores) {
+                        const float *items, int64_t count, int copies, int32_t *out) {
     int64_t groups = (lists + LANES - 1) / LANES;
     key_set all = {keys, bias, key_scale, lists}, of_groups = {group_keys, group_bias, group_scale, groups};
     candidate *order = malloc((size_t)groups * sizeof(candidate));
     int8_t *small = malloc((size_t)dims);
-    if (!order || !small) { free(order); free(small); return -1; }
+    float *best_score = malloc((size_t)copies * sizeof(float));
+    if (!order || !small || !best_score) { free(order); free(small); free(best_score); return -1; }
     for (int64_t g = 0; g < groups; g++) order[g].row = (uint32_t)g;
     for (int64_t i = 0; i < count; i++) {
         float unit = to_small(items + i * dims, NULL, dims, small), scores[LANES];
@@ -87,7 +89,6 @@ EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale,
             keep_best(order, groups, most);
         }
         int32_t *best = out + i * copies;
-        float *best_score = out_scores + i * copies;
         for (int64_t g = 0; g < most && g < groups; g++) {
             int lanes = score_keys(&all, order[g].row, small, dims, shift, unit * key_scale, scores);
             for (int l = 0; l < lanes; l++) {
@@ -105,5 +106,6 @@ EXPORT int hivlp_assign(const uint8_t *keys, const float *bias, float key_scale,
     }
     free(order);
     free(small);
+    free(best_score);
     return 0;
 }

@@ -6,7 +6,7 @@
 #pragma once
 
 #define READERS 8 /* queries that read a part of the codes while it is close to the processor */
-#define PART 16    /* blocks of such a part */
+#define PART 16   /* blocks of such a part */
 
 /* Offer the rows of some blocks of codes. */
 static void read_blocks(scratch *s, const engine *e, const uint8_t *codes, int64_t first, int64_t end,
@@ -26,7 +26,8 @@ static void read_blocks(scratch *s, const engine *e, const uint8_t *codes, int64
     }
 }
 
-/* The best of all rows, or of those allowed, for each of `count` queries: `last` by their codes, whose fine vectors decide.
+/* The best of all rows, or of those allowed, for each of `count` queries: `last` by their codes, whose fine vectors
+ * decide.
  *
  * codes: of all rows, a byte a dimension, in blocks as those of keys. For the rest see hivlp_search.
  */
@@ -46,7 +47,7 @@ EXPORT int hivlp_search_whole(const engine *e, const uint8_t *codes, const float
             if (i % TILE == 0)
                 project(e, queries + (start + i) * e->fine_dim, together - i < TILE ? together - i : TILE, all[i].tile);
             all[i].z = all[i - i % TILE].tile + i % TILE * e->dims;
-            prepare_rows(&all[i], e);
+            prepare_small(&all[i], e);
             empty_pool(&all[i].p);
         }
         for (int64_t b = 0; b < blocks; b += PART)
@@ -57,7 +58,7 @@ EXPORT int hivlp_search_whole(const engine *e, const uint8_t *codes, const float
             decide(&all[i], e, queries + (start + i) * e->fine_dim, last, k, out_rows + (start + i) * k,
                    out_scores + (start + i) * k, work);
         }
-        work->nibbles += together * e->count;
+        work->codes += together * e->count;
     }
     while (made) free_scratch(&all[--made]);
     return failed ? -1 : 0;
