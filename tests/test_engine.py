@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivlp.engine import Engine, Setting, building, fit, layout, native, reference, whole
-from hivlp.engine.arrays import Arrays
+from hivlp.engine.arrays import PACKED
 from hivlp.errors import IndexFolderError
 
 LIBRARY = native.load()
@@ -155,7 +155,7 @@ def test_dot(variant, width):
 
 @needs_kernels
 def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch):
-    for setting in (Setting(40, np.inf, 200, 50), Setting(5, np.inf, 60, 20), Setting(40, 3.0, 30, 30)):
+    for setting in (Setting(40, np.inf, 1.0, 50), Setting(5, np.inf, 3.0, 20), Setting(40, 3.0, -0.5, 30)):
         rows, scores = engine.search(queries[:40], 10, setting)
         expected, products = reference.search(engine.arrays, engine.fine, queries[:40], 10, setting, None)
         # Rounding of the last sums may swap two that are all but equal, and of the router's a list at the margin.
@@ -181,7 +181,7 @@ def either(request, monkeypatch):
 
 
 def test_everything_read_is_exact(either, engine, items, queries):
-    rows, scores = engine.search(queries[:20], 10, Setting(40, np.inf, 10**4, 10**4))
+    rows, scores = engine.search(queries[:20], 10, Setting(40, np.inf, 0.0, 10**4))
     np.testing.assert_array_equal(rows, exact(items, queries[:20], 10))
     assert (np.diff(scores, axis=1) <= 0).all()
 
@@ -193,7 +193,7 @@ def test_recall_grows_with_effort(either, engine, items, queries):
         rows = engine.search(queries[:100], 10, setting)[0]
         return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), truth.tolist(), strict=True)])
 
-    little, much = recall(Setting(2, np.inf, 40, 15)), recall(Setting(40, np.inf, 400, 60))
+    little, much = recall(Setting(2, np.inf, 0.0, 15)), recall(Setting(40, np.inf, 2.0, 60))
     assert little < much
     assert much > 0.97
 
@@ -203,7 +203,7 @@ def test_filter(either, engine, items, queries):
     for share in (0.01, 0.3):
         allowed = rng.random(len(items)) < share
         bits = np.packbits(allowed, bitorder="little")
-        rows, _ = engine.search(queries[:20], 10, Setting(40, np.inf, 10**4, 10**4), allowed=bits)
+        rows, _ = engine.search(queries[:20], 10, Setting(40, np.inf, 0.0, 10**4), allowed=bits)
         np.testing.assert_array_equal(rows, exact(items, queries[:20], 10, allowed))
         some = np.flatnonzero(allowed).astype(np.uint32)
         found, _ = engine.search_rows(queries[0], some, 10, 10**4)
@@ -212,7 +212,7 @@ def test_filter(either, engine, items, queries):
 
 def test_together_as_one_by_one(variant, engine, queries):
     """Queries that are asked at once get the same answers, to the last bit, however many they are."""
-    for setting in (Setting(40, 4.0, 60, 20), Setting(0, np.inf, 20, 20)):
+    for setting in (Setting(40, 4.0, 0.5, 20), Setting(0, np.inf, 0.0, 20)):
         alone = [engine.search(query[None], 10, setting) for query in queries[:30]]
         for count in (1, 3, 4, 7, 8, 9, 30):
             rows, scores = engine.search(queries[:count], 10, setting)
@@ -223,12 +223,17 @@ def test_together_as_one_by_one(variant, engine, queries):
 @needs_kernels
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
 def test_list_after_list_as_query_after_query(variant, engine, items, queries, share):
-    """Reading each list once for all queries that want it changes neither what they find nor what is counted."""
+    """Reading each list once for all queries that want it does not change what they find."""
     allowed = np.random.default_rng(5).random(len(items)) < share
     bits = None if share == 1 else np.packbits(allowed, bitorder="little")
     # The last one has pools so large that a group is a small one.
     for number, setting in enumerate(
-        (Setting(30, np.inf, 40, 20), Setting(40, 5.0, 100, 30), Setting(3, np.inf, 7, 7), Setting(40, 9.0, 6000, 50))
+        (
+            Setting(30, np.inf, 0.3, 20),
+            Setting(40, 5.0, 1.0, 30),
+            Setting(3, np.inf, -1.0, 7),
+            Setting(40, 9.0, 2.0, 6000),
+        )
     ):
         asked = queries[7 * number : 7 * number + 270]
         engine.work = native.WorkStruct()
@@ -237,7 +242,7 @@ def test_list_after_list_as_query_after_query(variant, engine, items, queries, s
         rows, scores = engine.search(asked, 5, setting, allowed=bits)
         np.testing.assert_array_equal(rows, np.concatenate([one[0] for one in alone]))
         np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone]))
-        for name, _ in native.WorkStruct._fields_:
+        for name in ("lists", "codes", "fine"):  # in which order codes come decides only how many nibbles are read
             assert getattr(work, name) == getattr(engine.work, name)
 
 
@@ -256,18 +261,14 @@ def of_all(engine, query, k, last, allowed):
 def test_all_rows(engine, queries, count, last, k, share, data):
     """Every row's codes, with a filter or without, and of any number of rows: also where codes are all the same."""
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    part = building.Packed(
-        engine.arrays.starts, engine.arrays.signs, engine.arrays.factors, engine.arrays.rows,
-        engine.arrays.nibbles[:count].copy(), np.empty((count, 2), np.int32),
-    )  # fmt: skip
     fine = engine.fine[:count].copy()
     if data.draw(st.booleans()):
         fine[:] = fine[0]
-    small = Engine(Arrays.of(engine.arrays.learnt, part), fine)
+    small = Engine(replace(engine.arrays, held=np.array([count, 2])), fine)
     allowed = rng.random(count) < share
     bits = None if share == 1 else np.packbits(allowed, bitorder="little")
     asked = queries[rng.integers(len(queries), size=5)]
-    rows, scores = small.search(asked, k, Setting(0, np.inf, last, last), allowed=bits)
+    rows, scores = small.search(asked, k, Setting(0, np.inf, 0.0, last), allowed=bits)
     assert rows.shape == scores.shape == (5, k)
     for query, found, score in zip(asked, rows, scores, strict=True):
         expected = of_all(small, query, k, max(last, k), allowed)
@@ -281,8 +282,8 @@ def test_all_rows(engine, queries, count, last, k, share, data):
 
 def test_all_rows_are_those_of_numpy(either, engine, items, queries):
     for last in (10, 25, 10**4):
-        rows, scores = engine.search(queries[:9], 10, Setting(0, np.inf, last, last))
-        setting = Setting(0, np.inf, last, last)
+        rows, scores = engine.search(queries[:9], 10, Setting(0, np.inf, 0.0, last))
+        setting = Setting(0, np.inf, 0.0, last)
         expected, products = reference.search(engine.arrays, engine.fine, queries[:9], 10, setting, None)
         np.testing.assert_array_equal(rows, expected)
         np.testing.assert_allclose(scores, products, rtol=1e-5, atol=1e-6)
@@ -313,28 +314,51 @@ def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
 
 @needs_kernels
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([1, 3, 1000]), st.integers(0, 1000))
-def test_the_shortlist_is_the_best_of_all_codes(engine, queries, shortlist, lists, kinds, seed):
+@given(
+    st.integers(1, 300), st.integers(1, 40), st.sampled_from([-1.0, 0.0, 0.7, 3.0, np.inf]),
+    st.sampled_from([1, 3, 1000]), st.integers(0, 1000),
+)  # fmt: skip
+def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, slack, kinds, seed):
     """What is kept while codes are read is what sorting all of them gives, also where a great many score the same."""
     rng = np.random.default_rng(seed)
-    signs, factors = engine.arrays.signs.copy(), engine.arrays.factors.copy()
-    few = rng.integers(0, 256, (kinds, *signs.shape[1:]), np.uint8)
+    changed = {name: getattr(engine.arrays, name).copy() for name in ("signs", "factors", "nibbles", "stretches")}
     if kinds < 1000:
-        signs[:] = few[rng.integers(kinds, size=len(signs))]
-        factors[:] = factors[0, 0]
-    changed = Engine(replace(engine.arrays, signs=signs, factors=factors), engine.fine)
-    setting = Setting(lists, np.inf, shortlist, shortlist)
+        few = rng.integers(len(changed["signs"]), size=kinds)
+        alike = few[rng.integers(kinds, size=len(changed["signs"]))]
+        changed = {name: array[alike] for name, array in changed.items()}
+        changed["factors"][:], changed["stretches"][:] = changed["factors"][0, 0], changed["stretches"][0, 0]
+        changed["nibbles"][:] = changed["nibbles"][:, :1]
+    other = Engine(replace(engine.arrays, **changed), engine.fine)
+    setting = Setting(lists, np.inf, slack, last)
     for number in rng.integers(len(queries), size=3):
-        found = changed.search(queries[number : number + 1], min(10, shortlist), setting)
+        found = other.search(queries[number : number + 1], min(10, last), setting)
         expected = reference.search(
-            changed.arrays, changed.fine, queries[number : number + 1], min(10, shortlist), setting, None
+            other.arrays, other.fine, queries[number : number + 1], min(10, last), setting, None
         )
         np.testing.assert_array_equal(found[0], expected[0])
 
 
+def test_little_slack_reads_fewer_nibbles_and_much_finds_all_that_they_would(engine, queries):
+    """With enough of it, what is kept is the best of all codes by their nibbles alone."""
+    reads = []
+    for slack in (0.0, 1.0, 4.0):
+        engine.work = native.WorkStruct()
+        engine.search(queries[:50], 10, Setting(40, np.inf, slack, 20))
+        reads.append(engine.work.nibbles)
+    assert reads[0] < reads[1] < reads[2] <= 50 * len(engine.arrays.places) * 2
+    for vector in queries[:20]:
+        query = reference.Query(engine.arrays, vector)
+        rows = engine.arrays.rows.ravel()
+        places = np.flatnonzero(rows != layout.EMPTY)
+        scores = reference.nibble_scores(engine.arrays, query, places)
+        best = np.unique(rows[places[np.lexsort((places, -scores))[:20]]]).astype(np.int64)
+        found, _ = engine.search(vector[None], 20, Setting(40, np.inf, np.inf, 20))
+        assert set(found[0][found[0] >= 0].tolist()) == set(best.tolist())
+
+
 def test_fewer_rows_than_wanted(either, items):
     small = Engine.build(items[:5], lists=1, dims=16)
-    rows, scores = small.search(items[:2].astype(np.float32), 8, Setting(1, np.inf, 8, 8))
+    rows, scores = small.search(items[:2].astype(np.float32), 8, Setting(1, np.inf, 0.0, 8))
     assert sorted(rows[0][:5].tolist()) == list(range(5))
     assert (rows[:, 5:] == -1).all() and np.isneginf(scores[:, 5:]).all()
 
@@ -371,14 +395,14 @@ def test_extended(engine, items):
     """More items under what was learnt from fewer: as if the codes had been packed with them from the start."""
     half = Engine.extend(engine.arrays, items[:1500])
     whole = Engine.extend(half.arrays, items)
-    for name in ("signs", "factors", "rows", "nibbles", "starts"):
+    for name in PACKED:
         np.testing.assert_array_equal(getattr(whole.arrays, name), getattr(engine.arrays, name))
 
 
 def test_saved_and_loaded(tmp_path, engine, items, queries):
     engine.save(tmp_path / "engine", {"rows": 3000})
     again = Engine.load(tmp_path / "engine", items)
-    setting = Setting(10, np.inf, 100, 30)
+    setting = Setting(10, np.inf, 1.0, 30)
     np.testing.assert_array_equal(again.search(queries[:9], 5, setting)[0], engine.search(queries[:9], 5, setting)[0])
     (tmp_path / "engine" / "signs.npy").unlink()
     with pytest.raises(IndexFolderError, match="hivlp tune"):
@@ -408,13 +432,14 @@ def test_variants_compiled_for(machine, tmp_path):
 
 
 def test_the_struct_is_the_one_of_the_kernels():
-    # Fourteen pointers, two counts of 64 bits, two of 32, four floats.
-    assert ctypes.sizeof(native.EngineStruct) == 14 * 8 + 2 * 8 + 2 * 4 + 4 * 4
+    # Fifteen pointers, two counts of 64 bits, two of 32, five floats, and what fills up eight bytes.
+    assert ctypes.sizeof(native.EngineStruct) == 15 * 8 + 2 * 8 + 2 * 4 + 5 * 4 + 4
 
 
 def test_many_items_get_codes_that_fit_into_memory():
-    assert building.affordable_dims(512, 1_000_000, 2) == 512
-    assert building.affordable_dims(192, 10_000_000, 2) == 128
-    assert building.affordable_dims(192, 10_000_000, 1) == 160
-    assert building.affordable_dims(96, 10_000_000, 2) == 96
-    assert building.affordable_dims(512, 10**10, 2) == 128
+    assert building.affordable(512, 1_000_000, 2) == (512, 2)
+    assert building.affordable(192, 3_000_000, 2) == (192, 2)
+    assert building.affordable(192, 8_000_000, 2) == (192, 1)
+    assert building.affordable(96, 10_000_000, 2) == (96, 1)
+    assert building.affordable(192, 10_000_000, 2) == (160, 1)
+    assert building.affordable(512, 10**10, 2) == (160, 1)

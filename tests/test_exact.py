@@ -71,7 +71,7 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
 
 
-@pytest.mark.parametrize("setting", [Setting(6, 5.0, 80, 60), Setting(0, np.inf, 60, 60)])
+@pytest.mark.parametrize("setting", [Setting(6, 5.0, 1.0, 60), Setting(0, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
 def test_the_engine_answers_many_as_one_by_one(monkeypatch, setting, passing):
     """Also beyond what the engine ranks, and with rows that it does not know."""
@@ -114,19 +114,23 @@ def test_no_score_is_above_its_bound(variant, kind):
 
 def test_the_largest_sums(variant):
     """All nibbles at 15, and a query at both ends of what it is rounded to: the integers do not overflow."""
-    nibbles = np.zeros(3, layout.nibble_type(8192))
-    nibbles["codes"], nibbles["home"], nibbles["stretch"] = 255, 1, 2.0
+    nibbles, stretches = np.full((32, 4096), 255, np.uint8), np.full(32, 2, np.uint16)
+    rows_of, homes = np.full(32, layout.EMPTY), np.array([1], np.uint32)
+    rows_of[:4] = [5, 3, 3, 9]
     lists = np.array([0.0, 3.0])
-    lengths, rows, most = np.array([0, 1, 65_535], np.uint16), np.empty(3, np.int64), np.empty(3)
+    lengths = np.zeros(32, np.uint16)
+    lengths[:4] = [0, 1, bounds.OTHER, bounds.OTHER - 1]
+    rows, most = np.empty(32, np.int64), np.empty(32)
     for high in (127, -127):
         query = np.full(64 * 128 + 64, high, np.int8)
         low = np.zeros(64 * 128 + 64, np.int8)
         found = LIBRARY.hivlp_bounds(
-            nibbles.ctypes.data, lengths.ctypes.data, 0, 3, 4096, query.ctypes.data, low.ctypes.data,
-            lists.ctypes.data, 2, 1.0, 1.0, 0.5, 2.0, -np.inf, None, rows.ctypes.data, most.ctypes.data,
+            nibbles.ctypes.data, stretches.ctypes.data, rows_of.ctypes.data, lengths.ctypes.data, homes.ctypes.data,
+            0, 1, 4096, query.ctypes.data, low.ctypes.data, lists.ctypes.data, 10, 1.0, 1.0, 0.5, 2.0, -np.inf, None,
+            rows.ctypes.data, most.ctypes.data,
         )  # fmt: skip
-        assert found == 3
-        np.testing.assert_array_equal(most, 4 + 2.0 * (15 * high * 128 * 8192 + 0.5) + 2.0 * lengths)
+        assert rows[:found].tolist() == [5, 3, 9]
+        np.testing.assert_array_equal(most[:found], 4 + 2.0 * (15 * high * 128 * 8192 + 0.5) + 2.0 * lengths[[0, 1, 3]])
 
 
 @settings(max_examples=150, deadline=None)
@@ -146,7 +150,7 @@ def test_it_is_the_ranking_of_everything(kind, count, share, few, reaching, seed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hivlp.index.engine_scan.FEW", few)
         patch.setattr("hivlp.index.exact_scan.MOST_REACHING", reaching)
-        patch.setattr(bounds, "CHUNK", int(rng.integers(100, 3000)))
+        patch.setattr(bounds, "CHUNK", int(rng.integers(1, 100)))
         rows, scores = exact.top(query, count, allowed)
     # A naive ranking, by the same float32 scores, and these against float64.
     every = everything.rescore(query, np.arange(ROWS))

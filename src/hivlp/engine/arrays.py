@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 MANIFEST = "engine.json"
-FORMAT = 2
+FORMAT = 3
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
-PACKED = ("starts", "signs", "factors", "rows", "nibbles")  # arrays that change with the items
+PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles", "stretches")  # arrays that change with the items
+
+
+DTYPES = {
+    "held": np.int64, "starts": np.int64, "rows": np.uint32, "stretches": np.uint16, "map": np.float16,
+    **dict.fromkeys(("keys", "group_keys", "signs", "factors", "nibbles"), np.uint8), "centres": np.int8,
+    **dict.fromkeys(("mean", "step", "amplitude", "key_bias", "group_bias", "scales"), np.float32),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,14 @@ class Arrays:
     key_bias: Vectors  # (lists,)
     group_keys: NDArray[np.uint8]  # (group blocks, dims / 4, 16, 4); a group is a block of lists
     group_bias: Vectors  # (groups,)
-    scales: Vectors  # (4,) of keys, centres, factors and group keys
+    scales: Vectors  # (5,) of keys, centres, factors, group keys and stretches
+    held: NDArray[np.int64]  # (2,) rows, and codes of each
     starts: NDArray[np.int64]  # (lists + 1,)
+    rows: NDArray[np.uint32]  # (blocks, 32)
     signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
-    rows: NDArray[np.uint32]  # (blocks, 32)
-    nibbles: NDArray[np.void]  # (n,) of layout.nibble_type
+    nibbles: NDArray[np.uint8]  # (blocks, 32, dims / 2)
+    stretches: NDArray[np.uint16]  # (blocks, 32)
 
     @classmethod
     def of(cls, learnt: Learnt, packed: Packed, router: Router | None = None) -> Arrays:
@@ -76,7 +86,9 @@ class Arrays:
             key_bias=np.ascontiguousarray(router.bias, np.float32),
             group_keys=layout.pack_keys(groups_small),
             group_bias=np.ascontiguousarray(router.group_bias, np.float32),
-            scales=np.array([key_scale, learnt.centre_scale, learnt.factor_scale, group_scale], np.float32),
+            scales=np.array(
+                [key_scale, learnt.centre_scale, learnt.factor_scale, group_scale, learnt.stretch_scale], np.float32
+            ),
         )
 
     @classmethod
@@ -109,14 +121,14 @@ class Arrays:
             "item_map": (width, dims), "map": (dims, width), "amplitude": (dims,), "centres": (lists, dims),
             "keys": (groups, dims // 4, layout.LANES, 4), "group_bias": (groups,),
             "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
-            "scales": (4,), "starts": (lists + 1,),
-            "signs": (blocks, dims // 16, 64), "factors": (blocks, layout.SIGN_LANES),
-            "rows": (blocks, layout.SIGN_LANES), "nibbles": (len(self.nibbles),),
+            "scales": (5,), "held": (2,), "starts": (lists + 1,),
+            "signs": (blocks, dims // 16, 64), "nibbles": (blocks, layout.SIGN_LANES, dims // 2),
+            **dict.fromkeys(("rows", "factors", "stretches"), (blocks, layout.SIGN_LANES)),
         }  # fmt: skip
         starts = self.starts
         return (
             all(getattr(self, name).shape == shape for name, shape in shapes.items())
-            and self.nibbles.dtype == layout.nibble_type(dims)
+            and all(getattr(self, name).dtype == dtype for name, dtype in DTYPES.items())
             and bool((np.diff(starts) >= 0).all())
             and (int(starts[0]), int(starts[-1])) == (0, blocks)
         )
@@ -128,7 +140,29 @@ class Arrays:
             **{name: getattr(self, name) for name in LEARNT},
             centre_scale=float(self.scales[1]),
             factor_scale=float(self.scales[2]),
+            stretch_scale=float(self.scales[4]),
         )
+
+    @property
+    def count(self) -> int:
+        """Rows that there are codes of."""
+        return int(self.held[0])
+
+    @cached_property
+    def homes(self) -> NDArray[np.uint32]:
+        """(blocks,) the list of each block."""
+        return np.repeat(np.arange(len(self.starts) - 1, dtype=np.uint32), np.diff(self.starts))
+
+    @cached_property
+    def places(self) -> NDArray[np.uint32]:
+        """(rows,) where a code of each row is, and of several the one that is stretched least: of its nearest list."""
+        rows = self.rows.ravel()
+        held = np.flatnonzero(rows < self.count)
+        if self.held[1] > 1:
+            held = held[np.argsort(-self.stretches.ravel()[held].astype(np.int32), kind="stable")]
+        places = np.zeros(self.count, np.uint32)
+        places[rows[held]] = held
+        return places
 
 
 def file_check(path: Path) -> int | None:

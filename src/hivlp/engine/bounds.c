@@ -1,15 +1,17 @@
 /* Upper bounds on inner products from an engine's nibbles: which rows an exact search has to look at.
  *
- * A row's bound is `offset + lists[home] + stretch * (unit * sum + slack) + reach * length`: `sum` is the exact integer
- * product of its nibbles with a query of 15 bits, split into bytes (128 * high + low), and `length` is what the row's
- * nibbles leave out at most. All variants agree but for the rounding of these doubles. `hivlp.engine.bounds` says why this
- * is a bound, and the same in numpy. Nibbles lie as kernels.c has them.
+ * A code's bound is `offset + lists[its list] + stretch * (unit * sum + slack) + reach * length`: `sum` is the exact integer
+ * product of its nibbles with a query of 15 bits, split into bytes (128 * high + low), and `length` is what the code
+ * leaves out at most. All variants agree but for the rounding of these doubles. `hivlp.engine.bounds` says why this is a
+ * bound, and the same in numpy. Codes lie as kernels.c has them.
  */
 #include <stdint.h>
 #include <string.h>
 
 #include "platform.h"
 
+#define BLOCK 32    /* codes, as SIGN_LANES of scoring.h */
+#define OTHER 65535 /* instead of a length: there is another code of the same row */
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
 
 /* Sum of products of one row of nibbles, `half` bytes of them, and a query. */
@@ -93,23 +95,23 @@ EXPORT int hivlp_bounds_choose(int most) {
     return chosen;
 }
 
-/* The rows from `first` up to `last` whose bounds reach `bar`, and these; returns how many. `lists` has a number for each
- * of `count` lists; a row of no such list is damaged, and reaches everything. `high` and `low` have 64 bytes more than is
- * said. `allowed` has a bit for each row, or is NULL for all. */
-EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint16_t *lengths, int64_t first, int64_t last, int half,
-                            const int8_t *high, const int8_t *low, const double *lists, int64_t count, double offset,
+/* The rows of the codes in the blocks from `first` up to `last` whose bounds reach `bar`, and these; returns how many.
+ *
+ * Of several codes of a row all but one have the length OTHER. `homes` has the list of each block, `numbers` a number for
+ * each list. `high` and `low` have 64 bytes more than is said. `allowed` has a bit for each of `count` rows, or is NULL.
+ */
+EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint16_t *stretches, const uint32_t *rows_of,
+                            const uint16_t *lengths, const uint32_t *homes, int64_t first, int64_t last, int half,
+                            const int8_t *high, const int8_t *low, const double *numbers, int64_t count, double offset,
                             double unit, double slack, double reach, double bar, const uint8_t *allowed, int64_t *rows,
                             double *bounds) {
     int64_t found = 0;
-    for (int64_t row = first; row < last; row++) {
+    for (int64_t place = first * BLOCK; place < last * BLOCK; place++) {
+        uint32_t row = rows_of[place];
+        if (lengths[place] == OTHER || row >= count) continue;
         if (allowed && !(allowed[row >> 3] >> (row & 7) & 1)) continue;
-        const uint8_t *here = nibbles + row * (half + 8);
-        uint32_t home;
-        float stretch;
-        memcpy(&home, here + half, 4);
-        memcpy(&stretch, here + half + 4, 4);
-        double inner = (double)stretch * (unit * product(here, high, low, half) + slack);
-        double bound = offset + (home < count ? lists[home] : 1e300) + inner + reach * lengths[row];
+        double inner = stretches[place] * (unit * product(nibbles + place * half, high, low, half) + slack);
+        double bound = offset + numbers[homes[place / BLOCK]] + inner + reach * lengths[place];
         rows[found] = row;
         bounds[found] = bound;
         found += bound >= bar;

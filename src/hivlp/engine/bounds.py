@@ -29,7 +29,8 @@ from hivlp.levels import Vectors
 Doubles = NDArray[np.float64]
 NAMES = ("bound_map.npy", "bound_lengths.npy", "bound_numbers.npy")
 SAMPLE = 20_000  # errors that the map is learnt from
-CHUNK = 65_536  # rows between two looks at how many are left
+CHUNK = 2048  # blocks of codes between two looks at how many are left
+OTHER = 65_535  # instead of the length of a code's error: another code of the same row is looked at
 SHRINK = 1e-3  # of the mean variance: keeps the map well conditioned where there is next to none
 HIGHEST = 127 * 128  # of a query's numbers
 MOST_DIMS = 8192  # times a nibble and such a number, an int32 still
@@ -39,7 +40,8 @@ MOST_DIMS = 8192  # times a nibble and such a number, an int32 still
 class Bound:
     """One query's bound on a row.
 
-    ``offset + lists[home] + stretch * (unit * (codes . (128 * high + low)) + slack) + reach * length``.
+    ``offset + lists[home] + stretch * (unit * (codes . (128 * high + low)) + slack) + reach * length``; stretches and
+    lengths in steps.
     """
 
     high: NDArray[np.int8]  # (dims + 64,)
@@ -60,7 +62,7 @@ class Bounds:
         Args:
             engine: whose nibbles these belong to.
             of_queries: (d, d) the map W.
-            lengths: (n,) of the errors, in steps.
+            lengths: (blocks, 32) of the codes' errors, in steps; :data:`OTHER` for all but one code of a row.
             numbers: (3,) the step; the greatest length of an item; what is added for each unit of a query's length.
         """
         self.engine, self.of_queries, self.lengths, self.numbers = engine, of_queries, lengths, numbers
@@ -83,8 +85,7 @@ class Bounds:
         Returns:
             None where there is no bound: of vectors that are not finite, or of too many dimensions for a sum of int32.
         """
-        items, codes = engine.fine, engine.arrays.nibbles
-        count, width = len(codes), items.shape[1]
+        items, count, width = engine.fine, engine.arrays.count, engine.fine.shape[1]
         if count == 0 or len(engine.arrays.step) > MOST_DIMS:
             return None
         rng = np.random.default_rng(0)
@@ -113,8 +114,9 @@ class Bounds:
                 on_progress("bounds", int(rows[-1]) + 1, count)
         if not np.isfinite(exact).all():
             return None
-        step = max(float(exact.max()), 1e-30) * (1 + 1e-5) / 65_535
-        lengths = np.ceil(exact * (1 + 1e-6) / step).astype(np.uint16)
+        step = max(float(exact.max()), 1e-30) * (1 + 1e-5) / (OTHER - 1)
+        lengths = np.full(engine.arrays.rows.shape, OTHER, np.uint16)
+        lengths.ravel()[engine.arrays.places] = np.ceil(exact * (1 + 1e-6) / step)
         # How far W and V are from being inverse: next to nothing, but not nothing.
         gap = float(np.linalg.norm(np.eye(width) - of_errors @ of_queries.T.astype(np.float64))) + 1e-12
         return cls(engine, of_queries, lengths, np.array([step, longest, gap * longest_error + 1e-12 * longest]))
@@ -141,8 +143,9 @@ class Bounds:
         slack += (len(whole) + 16) * 2.0**-23 * float(np.linalg.norm(turned)) * self._furthest
         lists = (self._centres @ turned.astype(np.float32)).astype(np.float64)
         # A nibble c stands for c - 7.5 steps.
-        inner = 7.5 * (left_out - unit * int(whole.sum()))
-        return Bound(halves[0], halves[1], lists, float(self._mean @ exact) + slack, unit, inner, reach * step)
+        inner, stretch = 7.5 * (left_out - unit * int(whole.sum())), arrays.learnt.stretch_scale
+        offset = float(self._mean @ exact) + slack
+        return Bound(halves[0], halves[1], lists, offset, unit * stretch, inner * stretch, reach * step)
 
     def reaching(
         self, query: Vectors, bar: float, most: int, allowed: NDArray[np.uint8] | None = None
@@ -157,33 +160,38 @@ class Bounds:
         """
         library = native.load()
         assert library is not None
-        bound, nibbles, count = self.of(query), self.engine.arrays.nibbles, len(self.lengths)
+        bound, arrays, blocks = self.of(query), self.engine.arrays, len(self.lengths)
         if not np.isfinite([bound.offset, bound.reach, bar]).all():
             return None
-        rows, bounds = np.empty(min(CHUNK, count), np.int64), np.empty(min(CHUNK, count))
+        chunk = min(CHUNK, blocks)
+        rows, bounds = np.empty(chunk * layout.SIGN_LANES, np.int64), np.empty(chunk * layout.SIGN_LANES)
         kept: list[tuple[NDArray[np.int64], Doubles]] = []
         held = 0
-        for start in range(0, count, CHUNK):
+        for start in range(0, blocks, CHUNK):
             found = library.hivlp_bounds(
-                nibbles.ctypes.data, self.lengths.ctypes.data, start, min(start + CHUNK, count), self.engine.dims // 2,
-                bound.high.ctypes.data, bound.low.ctypes.data, bound.lists.ctypes.data, len(bound.lists), bound.offset,
-                bound.unit, bound.slack, bound.reach, bar,
+                arrays.nibbles.ctypes.data, arrays.stretches.ctypes.data, arrays.rows.ctypes.data,
+                self.lengths.ctypes.data, arrays.homes.ctypes.data, start, min(start + CHUNK, blocks),
+                self.engine.dims // 2, bound.high.ctypes.data, bound.low.ctypes.data, bound.lists.ctypes.data,
+                arrays.count, bound.offset, bound.unit, bound.slack, bound.reach, bar,
                 None if allowed is None else allowed.ctypes.data, rows.ctypes.data, bounds.ctypes.data,
             )  # fmt: skip
             held += found
             if held > most:
                 return None
             kept.append((rows[:found].copy(), bounds[:found].copy()))
-        return np.concatenate([part[0] for part in kept]), np.concatenate([part[1] for part in kept])
+        rows, bounds = np.concatenate([part[0] for part in kept]), np.concatenate([part[1] for part in kept])
+        order = np.argsort(rows)
+        return rows[order], bounds[order]
 
     def all(self, query: Vectors) -> Doubles:
         """(n,) every row's bound, by numpy: what the kernel is held against."""
         bound, arrays = self.of(query), self.engine.arrays
         whole = (128 * bound.high.astype(np.int64) + bound.low)[: self.engine.dims]
-        sums = layout.unpack_nibbles(arrays.nibbles["codes"]).astype(np.int64) @ whole
-        inner = arrays.nibbles["stretch"].astype(np.float64) * (bound.unit * sums + bound.slack)
-        lists = bound.lists[arrays.nibbles["home"]]
-        bounds: Doubles = bound.offset + lists + inner + bound.reach * self.lengths.astype(np.float64)
+        places = arrays.places
+        sums = layout.unpack_nibbles(arrays.nibbles.reshape(-1, self.engine.dims // 2)[places]).astype(np.int64) @ whole
+        inner = arrays.stretches.ravel()[places].astype(np.float64) * (bound.unit * sums + bound.slack)
+        lists = bound.lists[arrays.homes[places // layout.SIGN_LANES]]
+        bounds: Doubles = bound.offset + lists + inner + bound.reach * self.lengths.ravel()[places].astype(np.float64)
         return bounds
 
     @property
@@ -191,7 +199,7 @@ class Bounds:
         """Of what is held in memory, beside the engine."""
         return float(
             sum(held.nbytes for held in (self.lengths, self.of_queries, self._map, self._centres))
-            / max(1, len(self.lengths))
+            / max(1, self.engine.arrays.count)
         )
 
     def over(self, engine: Engine) -> Bounds:
@@ -220,8 +228,8 @@ def load(folder: Path, fine: Half) -> tuple[Engine, Bounds | None]:
             return engine, None
     except (OSError, ValueError, IndexFolderError):
         return engine, None
-    width, count = fine.shape[1], len(engine.arrays.nibbles)
-    if [part.shape for part in (of_queries, lengths, numbers)] != [(width, width), (count,), (3,)]:
+    width, blocks = fine.shape[1], engine.arrays.rows.shape
+    if [part.shape for part in (of_queries, lengths, numbers)] != [(width, width), blocks, (3,)]:
         return engine, None
     return engine, Bounds(engine, of_queries, lengths, numbers)
 
@@ -251,9 +259,10 @@ def _root(moments: Doubles) -> Doubles:
 def _errors(engine: Engine, rows: NDArray[np.int64]) -> Doubles:
     """(n, d) what the nibbles of these rows leave out."""
     arrays = engine.arrays
-    nibbles = np.asarray(arrays.nibbles[rows])
-    said = (layout.unpack_nibbles(nibbles["codes"]) - 7.5) * arrays.step.astype(np.float64)
-    said *= nibbles["stretch"].astype(np.float64)[:, None]
-    said += arrays.learnt.exact_centres[nibbles["home"]]
+    places = arrays.places[rows]
+    codes = layout.unpack_nibbles(arrays.nibbles.reshape(-1, engine.dims // 2)[places])
+    said = (codes - 7.5) * arrays.step.astype(np.float64)
+    said *= arrays.stretches.ravel()[places].astype(np.float64)[:, None] * float(arrays.scales[4])
+    said += arrays.learnt.exact_centres[arrays.homes[places // layout.SIGN_LANES]]
     errors: Doubles = engine.fine[rows].astype(np.float64) - arrays.mean.astype(np.float64)
     return errors - said @ arrays.map.astype(np.float64)

@@ -33,11 +33,12 @@ class Learnt:
     mean: Vectors  # (d,) of the items
     item_map: Vectors  # (d, dims)
     map: Half  # (dims, d) for queries
-    step: Vectors  # (dims,) what one step of a nibble stands for, times the item's stretch
+    step: Vectors  # (dims,) what one step of a nibble stands for, times the code's stretch
     amplitude: Vectors  # (dims,) what a sign stands for
     centres: NDArray[np.int8]  # (lists, dims)
     centre_scale: float
     factor_scale: float
+    stretch_scale: float
 
     @property
     def exact_centres(self) -> Vectors:
@@ -56,14 +57,15 @@ class Learnt:
 
 @dataclass
 class Packed:
-    """The codes of all items."""
+    """The codes of all items, list after list, 32 a block."""
 
+    held: NDArray[np.int64]  # (2,) how many items, and how many codes of each
     starts: NDArray[np.int64]  # (lists + 1,) first block of each list
+    rows: NDArray[np.uint32]  # (blocks, 32) the item that each code is of
     signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
-    rows: NDArray[np.uint32]  # (blocks, 32)
-    nibbles: NDArray[np.void]  # (n,) of layout.nibble_type
-    members: NDArray[np.int32]  # (n, copies) the lists of each item, nearest first
+    nibbles: NDArray[np.uint8]  # (blocks, 32, dims / 2)
+    stretches: NDArray[np.uint16]  # (blocks, 32)
 
 
 def learn(
@@ -71,11 +73,11 @@ def learn(
     queries: Vectors | None,
     dims: int | None,
     lists: int | None,
-    copies: int,
+    copies: int | None,
     rng: np.random.Generator,
     tell: Progress,
-) -> Learnt:
-    """Projection, partition and scales, from a sample of items and of queries; see :meth:`Engine.build`."""
+) -> tuple[Learnt, int]:
+    """Projection, partition and scales, from a sample of items and of queries, and copies; see :meth:`Engine.build`."""
     chosen = np.sort(rng.choice(len(items), min(len(items), SAMPLE), replace=False))
     sample = np.asarray(items[chosen], np.float32)
     asked = sample if queries is None else queries[:SAMPLE]
@@ -83,7 +85,8 @@ def learn(
     mean, of_items, of_queries = fit.projections(sample, asked)
     if dims is None:
         needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
-        dims = affordable_dims(needed, len(items), copies)
+        dims, affordable_copies = affordable(needed, len(items), copies or COPIES)
+        copies = copies or affordable_copies
     turn = fit.rotation(dims, rng)
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
@@ -99,21 +102,25 @@ def learn(
     centres, centre_scale = fit.to_int8(fit.partition(wider, min(lists, len(wider)), rng))
     tell("partition", 1, 1)
     exact = centres.astype(np.float32) * np.float32(centre_scale)
-    residual = np.abs(projected - exact[fit.assign(exact, projected, 1)[:, 0]])
-    amplitude = np.maximum(residual.mean(0), 1e-12)
+    residual = projected - exact[fit.assign(exact, projected, 1)[:, 0]]
+    size = np.abs(residual)
+    amplitude = np.maximum(size.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
-    factors = sign_factors(residual, amplitude)
-    return Learnt(
+    step = (STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32)
+    factors, stretches = sign_factors(size, amplitude), refine(residual, step)[1]
+    learnt = Learnt(
         mean=mean,
         item_map=np.ascontiguousarray(item_map),
         map=np.ascontiguousarray(query_map.T, np.float16),
-        step=(STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32),
+        step=step,
         amplitude=amplitude,
         centres=centres,
         centre_scale=centre_scale,
         # Room for items that lie further out than any of the sample.
         factor_scale=max(1.5 * float(np.quantile(factors, 0.999)), 1e-20) / 255,
+        stretch_scale=max(4 * float(stretches.max(initial=0)), 1e-20) / 65_535,
     )
+    return learnt, copies or COPIES
 
 
 def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Packed:
@@ -121,31 +128,31 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     count, (lists, dims) = len(items), learnt.centres.shape
     centres = learnt.exact_centres
     members = np.empty((count, min(copies, lists)), np.int32)
-    nibbles = np.empty(count, layout.nibble_type(dims))
     for start, part in learnt.chunks(items):
-        stop = start + len(part)
-        members[start:stop] = fit.assign(centres, part, copies)
-        nearest = members[start:stop, 0]
-        codes, stretch = refine(part - centres[nearest], learnt.step)
-        nibbles["codes"][start:stop] = layout.pack_nibbles(codes)
-        nibbles["home"][start:stop], nibbles["stretch"][start:stop] = nearest, stretch
-        tell("lists", stop, count)
+        members[start : start + len(part)] = fit.assign(centres, part, copies)
+        tell("lists", start + len(part), count)
     starts, places = place(members, lists)
     blocks = int(starts[-1])
     rows = np.full((blocks, layout.SIGN_LANES), layout.EMPTY, np.uint32)
     signs = np.zeros((blocks, dims // 16, 2, layout.SIGN_LANES), np.uint8)
     factors = np.zeros((blocks, layout.SIGN_LANES), np.uint8)
+    nibbles = np.zeros((blocks, layout.SIGN_LANES, dims // 2), np.uint8)
+    stretches = np.zeros((blocks, layout.SIGN_LANES), np.uint16)
     for start, part in learnt.chunks(items):
         stop = start + len(part)
         for copy in range(members.shape[1]):
             residual = part - centres[members[start:stop, copy]]
             block, lane = np.divmod(places[start:stop, copy], layout.SIGN_LANES)
+            rows[block, lane] = np.arange(start, stop)
             signs[block, :, :, lane] = layout.sign_bytes(residual > 0)
             factor = sign_factors(np.abs(residual), learnt.amplitude) / learnt.factor_scale
             factors[block, lane] = np.clip(np.rint(factor), 0, 255)
-            rows[block, lane] = np.arange(start, stop)
+            codes, stretch = refine(residual, learnt.step)
+            nibbles[block, lane] = layout.pack_nibbles(codes)
+            stretches[block, lane] = np.clip(np.rint(stretch / learnt.stretch_scale), 0, 65_535)
         tell("codes", stop, count)
-    return Packed(starts, signs.reshape(blocks, dims // 16, 64), factors, rows, nibbles, members)
+    held = np.array([count, members.shape[1]], np.int64)
+    return Packed(held, starts, rows, signs.reshape(blocks, dims // 16, 64), factors, nibbles, stretches)
 
 
 def sign_factors(residual: Vectors, amplitude: Vectors) -> Vectors:
@@ -206,16 +213,17 @@ def choose_dims(
     return int(min(512, max(16, width // 16 * 16)))
 
 
-def affordable_dims(needed: int, count: int, copies: int) -> int:
-    """As many dimensions as needed, or the most with which the codes of ``count`` items stay within :data:`MEMORY`."""
+def affordable(needed: int, count: int, copies: int) -> tuple[int, int]:
+    """Dimensions and copies with which the codes of ``count`` items stay within :data:`MEMORY`.
+
+    One copy with the dimensions that are needed, or the most that there is room for, is worth more than two with fewer.
+    """
     most = max(MEMORY, MEMORY_EACH * count)
-
-    def fits(dims: int) -> bool:
-        return count * (layout.nibble_type(dims).itemsize + copies * (dims // 8 + 5)) <= most
-
-    return (
-        needed if fits(needed) else max((dims for dims in CANDIDATE_DIMS if dims < needed and fits(dims)), default=64)
-    )
+    for held in range(copies, 0, -1):
+        if count * held * layout.code_bytes(needed) <= most:
+            return needed, held
+    fitting = (dims for dims in CANDIDATE_DIMS if dims < needed and count * layout.code_bytes(dims) <= most)
+    return max(fitting, default=64), 1
 
 
 def _best_of(scores: NDArray[Any], count: int) -> NDArray[np.int64]:

@@ -23,7 +23,6 @@ ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
 PART_BY_MARGIN = 20
-MANY = 2_000_000  # vectors, of which the best are so close that longer shortlists are worth a try
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,14 @@ class Setting:
     Attributes:
         lists: lists to read at most; 0 to read a code of all rows instead, for small collections.
         margin: a list is read only if the router's score for it is at most so far below the best one's.
-        shortlist: how many the signs hand on to the nibbles.
-        last: how many the nibbles hand on to the float16 vectors.
+        slack: how much better than its signs say a code may be, in standard deviations of what they leave out: its
+            nibbles are read only if it could then be among the best ``last``.
+        last: how many codes the nibbles hand on to the float16 vectors.
     """
 
     lists: int
     margin: float
-    shortlist: int
+    slack: float
     last: int
 
 
@@ -61,7 +61,7 @@ class Engine:
         queries: Vectors | None = None,
         dims: int | None = None,
         lists: int | None = None,
-        copies: int = building.COPIES,
+        copies: int | None = None,
         seed: int = 0,
         on_progress: Progress | None = None,
     ) -> Engine:
@@ -72,14 +72,14 @@ class Engine:
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
             lists: how many (default: about four times the square root of n).
-            copies: lists that an item lies in (default: two).
+            copies: lists that an item lies in (default: two, or one where two do not fit).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
         """
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
-        learnt = building.learn(items, asked, dims, lists, copies, rng, tell)
+        learnt, copies = building.learn(items, asked, dims, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
         engine = cls(Arrays.of(learnt, packed), fine)
@@ -100,15 +100,14 @@ class Engine:
             items: (n, d) float16, all of them.
             on_progress: as for :meth:`build`.
         """
-        held = int(np.count_nonzero(arrays.rows != layout.EMPTY))
-        copies = max(1, round(held / max(1, len(arrays.nibbles))))
+        copies = int(arrays.held[1])
         packed = building.pack(items, arrays.learnt, copies, on_progress or (lambda what, done, total: None))
         return cls(replace(arrays, **{name: getattr(packed, name) for name in PACKED}), items)
 
     def _learn_router(self, queries: Vectors, tell: Progress, seed: int) -> Router | None:
         """Learn which lists answer a query, and which groups, from what a thorough search finds for these."""
         found = []
-        thorough = Setting(max(8, self.lists // 12), np.inf, 600, 120)
+        thorough = Setting(max(8, self.lists // 12), np.inf, 1.0, 120)
         for start in range(0, len(queries), 512):
             found.append(self.search(queries[start : start + 512], 50, thorough)[0])
             tell("answers", min(start + 512, len(queries)), len(queries))
@@ -118,7 +117,7 @@ class Engine:
             return None
         centres = self.arrays.learnt.exact_centres
         mapped = queries[whole] @ self.arrays.map.astype(np.float32).T
-        homes = self.arrays.nibbles["home"][rows[whole]].astype(np.int32)
+        homes = self.arrays.homes[self.arrays.places[rows[whole]] // layout.SIGN_LANES].astype(np.int32)
         tell("router", 0, 2)
         router = fit.learn_router(centres, mapped, homes, seed=seed)
         tell("router", 1, 2)
@@ -172,7 +171,7 @@ class Engine:
             IndexFolderError: if it is missing, of another format, not whole, or of other vectors.
         """
         arrays = Arrays.load(folder)
-        if fine.dtype != np.float16 or fine.shape[1] != len(arrays.mean) or len(fine) < len(arrays.nibbles):
+        if fine.dtype != np.float16 or fine.shape[1] != len(arrays.mean) or len(fine) < arrays.count:
             raise IndexFolderError(f"{folder} was built for other vectors; build it again with `hivlp tune`")
         return cls(arrays, fine)
 
@@ -202,8 +201,8 @@ class Engine:
     def bytes_per_vector(self) -> float:
         """Of what is held in memory, beside the float16 vectors."""
         total = sum(getattr(self.arrays, each.name).nbytes for each in fields(Arrays))
-        if len(self.arrays.nibbles) <= whole.MOST:
-            total += len(self.arrays.nibbles) * self.dims
+        if self.arrays.count <= whole.MOST:
+            total += self.arrays.count * self.dims
         return float(total / max(1, len(self.fine)))
 
     def settings(self) -> list[Setting]:
@@ -212,12 +211,10 @@ class Engine:
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
         efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0, 10.0)]
-        handed_on = [(60, 20), (100, 30), (160, 40), (250, 40), (400, 40), (800, 60)]
-        if len(self.fine) > MANY:
-            handed_on += [(1600, 100), (3200, 200), (6400, 300)]
+        handed_on = [(0.0, 20), (0.5, 30), (0.5, 40), (1.0, 40), (1.0, 60), (1.5, 100), (2.0, 200)]
         settings = [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
-        if len(self.arrays.nibbles) <= whole.MOST:
-            settings += [Setting(0, np.inf, last, last) for last in whole.LAST]
+        if self.arrays.count <= whole.MOST:
+            settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
         return settings
 
     def search(
@@ -235,11 +232,10 @@ class Engine:
             (b, k) int64 rows, best first, -1 where there are fewer; (b, k) float32 inner products, -inf there.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        shortlist = max(setting.shortlist, k)
-        last = min(max(setting.last, k), shortlist)
+        last = max(setting.last, k)
         library = native.load()
         if library is None:
-            asked = Setting(setting.lists, setting.margin, shortlist, last)
+            asked = Setting(setting.lists, setting.margin, setting.slack, last)
             return reference.search(self.arrays, self.fine, queries, k, asked, allowed)
         rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         given = (native.pointer(queries), len(queries))
@@ -251,7 +247,7 @@ class Engine:
             failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, *rest)
         else:
             lists = min(setting.lists, self.lists)
-            failed = library.hivlp_search(self._struct, *given, lists, setting.margin, shortlist, *rest)
+            failed = library.hivlp_search(self._struct, *given, lists, setting.margin, setting.slack, *rest)
         if failed:
             raise MemoryError("no memory for a search")
         return rows, scores
@@ -272,12 +268,14 @@ class Engine:
         library = native.load()
         if library is None:
             asked = np.sort(rows.astype(np.int64))
-            return reference.decide(self.arrays, self.fine, query, reference.Query(self.arrays, query), asked, k, last)
+            return reference.search_rows(self.arrays, self.fine, query, asked, k, last)
         best, scores = np.empty(k, np.int64), np.empty(k, np.float32)
         which = np.ascontiguousarray(rows, np.uint32)
+        places = self.arrays.places[which]
+        homes = self.arrays.homes[places // layout.SIGN_LANES]
         if library.hivlp_search_rows(
-            self._struct, native.pointer(query), native.pointer(which), len(which), last, k, native.pointer(best),
-            native.pointer(scores), self.work,
+            self._struct, native.pointer(query), native.pointer(which), native.pointer(places), native.pointer(homes),
+            len(which), last, k, native.pointer(best), native.pointer(scores), self.work,
         ):  # fmt: skip
             raise MemoryError("no memory for a search")
         found = int(np.count_nonzero(best >= 0))
@@ -285,7 +283,7 @@ class Engine:
 
     @cached_property
     def _whole(self) -> layout.Bytes:
-        return whole.pack(self.arrays.learnt, self.fine[: len(self.arrays.nibbles)])
+        return whole.pack(self.arrays.learnt, self.fine[: self.arrays.count])
 
     def _pointers(self) -> native.EngineStruct:
         a, pointer = self.arrays, native.pointer
@@ -293,6 +291,6 @@ class Engine:
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
             pointer(a.group_keys), pointer(a.group_bias),
             pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.rows),
-            pointer(a.nibbles), pointer(self.fine), len(a.nibbles), len(a.key_bias), len(a.step),
+            pointer(a.stretches), pointer(a.nibbles), pointer(self.fine), a.count, len(a.key_bias), len(a.step),
             self.fine.shape[1], *a.scales.tolist(),
         )  # fmt: skip

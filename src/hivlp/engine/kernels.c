@@ -32,16 +32,42 @@ static inline void prefetch_block(const engine *e, int64_t list, int64_t ahead) 
 #define AHEAD 2      /* blocks of signs */
 #define FINE_AHEAD 2 /* float16 rows */
 
-static inline int32_t dot_of(scratch *s, const engine *e, uint32_t list) {
-    if (s->dots[list] == UNKNOWN) {
-        s->dots[list] = use.bytes(e->centres + (int64_t)list * e->dims, s->small, e->dims);
-        s->known[s->knowns++] = list;
-    }
-    return s->dots[list];
+static inline const uint8_t *nibbles_at(const engine *e, uint32_t place) {
+    return e->nibbles + (int64_t)place * (e->dims / 2);
+}
+
+static inline int32_t offset_of(const scratch *s, const engine *e, int64_t list) {
+    return (int32_t)lrintf((float)use.bytes(e->centres + list * e->dims, s->small, e->dims) * s->centre_unit);
+}
+
+/* What a code's nibbles say of its product with the query, but for the same constant for all codes. */
+static inline int32_t refined(const scratch *s, const engine *e, uint32_t place, int32_t offset) {
+    int32_t sum = 2 * use.nibbles(nibbles_at(e, place), s->nibble, e->dims / 2) - s->nibble_middle;
+    return offset + (int32_t)lrintf((float)e->stretches[place] * ((float)sum * s->nibble_unit));
+}
+
+/* Score the code that has waited longest. What it counts for is what its nibbles say, but no more than its signs let
+ * it: so a code that never came here, since that was below the bar, would not have been kept, and what is kept does
+ * not depend on the order in which codes come. */
+static inline void take(scratch *s, const engine *e) {
+    waiting one = s->ring[s->taken++ % WAITING];
+    if (one.most < s->p.bar) return; /* it went up meanwhile */
+    int32_t score = refined(s, e, one.place, one.offset);
+    s->refined++;
+    offer(&s->p, score < one.most ? score : one.most, one.place);
+    if (s->p.shift >= 0) raise_bar(&s->p);
+}
+
+/* Have a code scored soon, when memory has brought its nibbles. */
+static inline void put(scratch *s, const engine *e, uint32_t place, int32_t offset, int32_t most) {
+    if (s->put - s->taken == WAITING) take(s, e);
+    prefetch(nibbles_at(e, place), e->dims / 2);
+    __builtin_prefetch(e->stretches + place);
+    s->ring[s->put++ % WAITING] = (waiting){place, offset, most};
 }
 
 /* Offer the codes of one list to some queries, SIDE at most; `next` is the list to be read after it, or -1. */
-static void scan_list(scratch *const *all, int many, const engine *e, int64_t list, int64_t next,
+static void scan_list(scratch *const *all, int many, const engine *e, float slack, int64_t list, int64_t next,
                       const uint8_t *allowed) {
     int32_t offset[SIDE], most[SIDE], scores[SIDE * SIGN_LANES];
     uint32_t masks[SIDE];
@@ -49,12 +75,11 @@ static void scan_list(scratch *const *all, int many, const engine *e, int64_t li
     int groups = e->dims / 16;
     int64_t first = e->starts[list], end = e->starts[list + 1];
     for (int q = 0; q < many; q++) {
-        scratch *s = all[q];
-        int32_t dot = dot_of(s, e, (uint32_t)list);
-        float unit = s->table_unit * e->factor_scale;
-        offset[q] = (int32_t)lrintf((float)dot * (s->small_scale * e->centre_scale / unit));
-        most[q] = s->middle * 255;
-        askers[q] = (asker){s->table, (int16_t)s->middle, 0};
+        const scratch *s = all[q];
+        int32_t spare = (int32_t)lrintf(fminf(fmaxf(slack * (float)s->spread, -MOST_SPARE), MOST_SPARE));
+        offset[q] = offset_of(s, e, list);
+        most[q] = (s->middle + spare) * 255;
+        askers[q] = (asker){s->table, (int16_t)(s->middle - spare), 0};
     }
     if (next >= 0) prefetch(e->centres + next * e->dims, e->dims);
     if (end > first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
@@ -65,71 +90,44 @@ static void scan_list(scratch *const *all, int many, const engine *e, int64_t li
         for (int q = 0; q < many; q++) {
             int64_t bar = (int64_t)all[q]->p.bar - offset[q];
             reachable += bar <= most[q];
-            askers[q].bar = bar > most[q] ? most[q] + 1 : bar < -most[q] ? -most[q] : (int32_t)bar;
+            askers[q].bar = bar > most[q] ? most[q] + 1 : bar < -LEAST ? -LEAST : (int32_t)bar;
         }
         if (!reachable) return; /* no code of this list is so good */
         use.side(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, askers, many, groups, scores, masks);
         const uint32_t *rows = e->rows + b * SIGN_LANES;
         int look = allowed != NULL || b + 1 == end; /* only the last block has empty places */
-        for (int q = 0; q < many; q++) {
-            pool *p = &all[q]->p;
+        for (int q = 0; q < many; q++)
             for (uint32_t mask = masks[q]; mask; mask &= mask - 1) {
                 int v = __builtin_ctz(mask);
                 if (!look || (rows[v] < e->count && passes(allowed, rows[v])))
-                    offer(p, offset[q] + scores[SIGN_LANES * q + v], (uint32_t)(b * SIGN_LANES + v));
+                    put(all[q], e, (uint32_t)(b * SIGN_LANES + v), offset[q], offset[q] + scores[SIGN_LANES * q + v]);
             }
-            if (p->shift >= 0) raise_bar(p);
-        }
     }
 }
 
 /* From the places of codes to the rows that they are of, each once. */
 static void resolve(scratch *s, const engine *e) {
     candidate *list = s->p.list;
-    int64_t count = 0, places = (e->starts[e->lists]) * SIGN_LANES;
-    settle(&s->p);
+    int64_t count = 0;
     memset(s->seen, 0xff, (size_t)s->slots * sizeof(uint32_t));
+    for (int64_t i = 0; i < s->p.count; i++) __builtin_prefetch(e->rows + list[i].row);
     for (int64_t i = 0; i < s->p.count; i++) {
-        if (i + 16 < s->p.count) __builtin_prefetch(e->rows + list[i + 16].row);
-        uint32_t row = (int64_t)list[i].row < places ? e->rows[list[i].row] : UINT32_MAX;
+        uint32_t row = e->rows[list[i].row];
         if (row >= e->count) continue;
         uint64_t slot = (row * 0x9e3779b97f4a7c15u >> 32) & (uint64_t)(s->slots - 1);
         while (s->seen[slot] != UINT32_MAX && s->seen[slot] != row) slot = (slot + 1) & (uint64_t)(s->slots - 1);
         if (s->seen[slot] == row) continue;
         s->seen[slot] = row;
-        list[count].score = list[i].score;
         list[count++].row = row;
     }
     s->p.count = count;
 }
 
-/* What a row's nibbles say of its product with the query, but for the same constant for all rows. */
-static inline int32_t refined(scratch *s, const engine *e, const uint8_t *row) {
-    uint32_t home;
-    float stretch;
-    memcpy(&home, row + e->dims / 2, 4);
-    memcpy(&stretch, row + e->dims / 2 + 4, 4);
-    if (home >= e->lists) return INT32_MIN; /* damaged */
-    int32_t sum = 2 * use.nibbles(row, s->nibble, e->dims / 2) - s->nibble_middle;
-    float of_list = (float)dot_of(s, e, home) * (s->small_scale * e->centre_scale);
-    return ordered(of_list + stretch * ((float)sum * s->nibble_scale));
-}
-
-/* From candidate rows, each there once, to the best `k`: nibbles choose `last`, whose fine vectors decide. */
-static void decide(scratch *s, const engine *e, const float *query, int64_t last, int64_t k, int64_t *out_rows,
+/* From candidate rows, each there once, to the best `k` by their fine vectors. */
+static void decide(const scratch *s, const engine *e, const float *query, int64_t k, int64_t *out_rows,
                    float *out_scores, work_done *work) {
-    candidate *list = s->p.list;
-    int64_t count = s->p.count, width = e->dims / 2 + 8;
-    if (count > last) {
-        for (int64_t i = 0; i < count; i++) {
-            if (i + 12 < count) prefetch(e->nibbles + list[i + 12].row * width, width);
-            list[i].score = refined(s, e, e->nibbles + list[i].row * width);
-        }
-        work->nibbles += count;
-        keep_best(list, count, last);
-        count = last;
-    }
-    int64_t found = 0;
+    const candidate *list = s->p.list;
+    int64_t count = s->p.count, found = 0;
     for (int64_t i = 0; i < count; i++) {
         if (i + FINE_AHEAD < count)
             prefetch(e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim, (int64_t)e->fine_dim * 2);
@@ -152,12 +150,22 @@ static void decide(scratch *s, const engine *e, const float *query, int64_t last
     }
 }
 
+/* When a query's lists have been read: what is left to do. */
+static void finish(scratch *s, const engine *e, const float *query, int64_t k, int64_t *out_rows, float *out_scores,
+                   work_done *work) {
+    while (s->taken < s->put) take(s, e);
+    work->nibbles += s->refined;
+    settle(&s->p);
+    resolve(s, e);
+    decide(s, e, query, k, out_rows, out_scores, work);
+}
+
 /* From where a query lies to the lists that it wants, in s->order; returns how many. */
 static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, work_done *work) {
     prepare_small(s, e);
-    prepare_nibbles(s, e);
-    prepare_signs(s, e);
+    prepare_codes(s, e);
     empty_pool(&s->p);
+    s->put = s->taken = s->refined = 0;
     int64_t chosen = choose_lists(s, e, most, margin);
     work->lists += chosen;
     for (int64_t c = 0; c < chosen; c++)
@@ -169,18 +177,17 @@ static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, wo
 
 /* The best rows of each of `count` queries, (count, fine_dim) float32.
  *
- * most, margin: which lists are read (see choose_lists). shortlist: how many the signs hand on; last: how many the
- * nibbles hand on. allowed: a bit a row, or NULL. Places for which there is no row get -1 and -inf. Returns 0, or -1
- * without memory.
+ * most, margin: which lists are read (see choose_lists). slack: how many times what signs usually leave out a code may be
+ * better than they say. last: how many codes the nibbles hand on. allowed: a bit a row, or NULL. Places for which there
+ * is no row get -1 and -inf. Returns 0, or -1 without memory.
  */
 EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, int64_t most, float margin,
-                        int64_t shortlist, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
+                        float slack, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
                         float *out_scores, work_done *work) {
     if (count >= ENOUGH)
-        return search_together(e, queries, count, most, margin, shortlist, last, k, allowed, out_rows, out_scores,
-                               work);
+        return search_together(e, queries, count, most, margin, slack, last, k, allowed, out_rows, out_scores, work);
     scratch s, *one = &s;
-    if (!make_scratch(&s, e, shortlist, NULL)) {
+    if (!make_scratch(&s, e, last, NULL)) {
         free_scratch(&s);
         return -1;
     }
@@ -190,29 +197,43 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
         s.z = s.tile + i % TILE * e->dims;
         int64_t chosen = begin(&s, e, most, margin, work);
         for (int64_t c = 0; c < chosen; c++)
-            scan_list(&one, 1, e, s.order[c].row, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
-        resolve(&s, e);
-        decide(&s, e, query, last, k, out_rows + i * k, out_scores + i * k, work);
+            scan_list(&one, 1, e, slack, s.order[c].row, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
+        finish(&s, e, query, k, out_rows + i * k, out_scores + i * k, work);
     }
     free_scratch(&s);
     return 0;
 }
 
-/* The best of the given rows: the cascade without the lists, for a filter that few rows pass. */
-EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t *which, int64_t count, int64_t last,
-                             int64_t k, int64_t *out_rows, float *out_scores, work_done *work) {
+/* The best of the given rows: the cascade without the lists, for a filter that few rows pass.
+ *
+ * places, lists: of each row, where one of its codes is, and the list that this is in.
+ */
+EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t *which, const uint32_t *places,
+                             const uint32_t *lists, int64_t count, int64_t last, int64_t k, int64_t *out_rows,
+                             float *out_scores, work_done *work) {
     scratch s;
     if (!make_scratch(&s, e, count > 0 ? count : 1, NULL)) {
         free_scratch(&s);
         return -1;
     }
+    candidate *list = s.p.list;
     project(e, query, 1, s.tile);
     s.z = s.tile;
     prepare_small(&s, e);
-    prepare_nibbles(&s, e);
-    for (int64_t i = 0; i < count; i++) s.p.list[i] = (candidate){0, which[i]};
+    prepare_codes(&s, e);
+    for (int64_t i = 0; i < count; i++) list[i] = (candidate){0, (uint32_t)i};
+    if (count > last) {
+        for (int64_t i = 0; i < count; i++) {
+            if (i + WAITING < count) prefetch(nibbles_at(e, places[i + WAITING]), e->dims / 2);
+            list[i].score = refined(&s, e, places[i], offset_of(&s, e, lists[i]));
+        }
+        work->nibbles += count;
+        keep_best(list, count, last);
+        count = last;
+    }
+    for (int64_t i = 0; i < count; i++) list[i].row = which[list[i].row];
     s.p.count = count;
-    decide(&s, e, query, last, k, out_rows, out_scores, work);
+    decide(&s, e, query, k, out_rows, out_scores, work);
     free_scratch(&s);
     return 0;
 }

@@ -46,11 +46,6 @@ def unpack_signs(signs: Bytes) -> NDArray[np.bool_]:
     return bits.transpose(0, 3, 1, 2, 4).reshape(blocks * SIGN_LANES, groups * 16).astype(bool)
 
 
-def nibble_type(dims: int) -> np.dtype[np.void]:
-    """A row of nibbles as it lies in memory: its codes, its nearest list, and how much its residual is stretched."""
-    return np.dtype([("codes", np.uint8, (dims // 2,)), ("home", "<u4"), ("stretch", "<f4")])
-
-
 def pack_nibbles(codes: Bytes) -> Bytes:
     """(rows, dims / 2) uint8 from (rows, dims) codes of 0 to 15: two halves, one over the other."""
     half = codes.shape[1] // 2
@@ -61,3 +56,8 @@ def pack_nibbles(codes: Bytes) -> Bytes:
 def unpack_nibbles(packed: Bytes) -> Bytes:
     """The inverse of :func:`pack_nibbles`."""
     return np.concatenate([packed & 15, packed >> 4], 1)
+
+
+def code_bytes(dims: int) -> int:
+    """What one code takes: signs and nibbles, a factor, a stretch, and the row that it is of."""
+    return dims // 8 + dims // 2 + 1 + 2 + 4

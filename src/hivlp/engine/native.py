@@ -36,6 +36,7 @@ class EngineStruct(Structure):
         ("signs", c_void_p),
         ("factors", c_void_p),
         ("rows", c_void_p),
+        ("stretches", c_void_p),
         ("nibbles", c_void_p),
         ("fine", c_void_p),
         ("count", c_int64),
@@ -46,11 +47,12 @@ class EngineStruct(Structure):
         ("centre_scale", c_float),
         ("factor_scale", c_float),
         ("group_scale", c_float),
+        ("stretch_scale", c_float),
     )
 
 
 class WorkStruct(Structure):
-    """What searches did, ``work_done`` of kernels.c: lists and codes read, nibble rows and fine rows scored."""
+    """What searches did, ``work_done`` of kernels.c: lists and codes read, nibbles and fine rows scored."""
 
     _fields_ = (("lists", c_int64), ("codes", c_int64), ("nibbles", c_int64), ("fine", c_int64))
 
@@ -95,7 +97,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_bytes.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_search.argtypes = [
-        POINTER(EngineStruct), c_void_p, c_int64, c_int64, c_float, c_int64, c_int64, c_int64, c_void_p,
+        POINTER(EngineStruct), c_void_p, c_int64, c_int64, c_float, c_float, c_int64, c_int64, c_void_p,
         c_void_p, c_void_p, POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_search_whole.argtypes = [
@@ -103,7 +105,7 @@ def _declare(library: ctypes.CDLL) -> None:
         POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_search_rows.argtypes = [
-        POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p,
+        POINTER(EngineStruct), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p,
         POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_assign.argtypes = [
@@ -113,8 +115,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_bounds_choose.argtypes = [c_int]
     library.hivlp_bounds_choose.restype = c_int
     library.hivlp_bounds.argtypes = [
-        c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_double, c_double,
-        c_double, c_double, c_double, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p,
+        c_int64, c_double, c_double, c_double, c_double, c_double, c_void_p, c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds.restype = c_int64
     library.hivlp_halves.argtypes = [c_void_p, c_int64, c_void_p]

@@ -16,7 +16,7 @@ static inline int32_t ordered(float value) {
 typedef struct {
     const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */
     const float *amplitude;    /* (dims) mean absolute residual, which a sign stands for */
-    const float *step;         /* (dims) what one step of a nibble stands for, times the row's stretch */
+    const float *step;         /* (dims) what one step of a nibble stands for, times the code's stretch */
     const uint8_t *keys;       /* blocks of 16 list keys */
     const float *key_bias;     /* (lists) */
     const uint8_t *group_keys; /* blocks of 16 keys of groups, a group being a block of list keys */
@@ -26,7 +26,8 @@ typedef struct {
     const uint8_t *signs;      /* blocks of 32 codes, list after list */
     const uint8_t *factors;    /* 32 a block, in steps of factor_scale */
     const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
-    const uint8_t *nibbles;    /* (rows) of dims / 2 bytes, the row's nearest list, and its stretch */
+    const uint16_t *stretches; /* 32 a block, in steps of stretch_scale */
+    const uint8_t *nibbles;    /* 32 a block of dims / 2 bytes */
     const uint16_t *fine;      /* (rows, fine_dim) float16 */
     int64_t count;             /* of rows; a code of any other row is skipped */
     int64_t lists;
@@ -36,6 +37,7 @@ typedef struct {
     float centre_scale;
     float factor_scale;
     float group_scale;
+    float stretch_scale;
 } engine;
 
 typedef struct { int64_t lists, codes, nibbles, fine; } work_done;
@@ -44,7 +46,13 @@ static inline int passes(const uint8_t *allowed, uint32_t row) {
     return allowed == NULL || (allowed[row >> 3] >> (row & 7) & 1);
 }
 
-#define UNKNOWN INT32_MIN
+/* A code whose nibbles have been asked for. */
+typedef struct { uint32_t place; int32_t offset, most; } waiting;
+#define WAITING 16
+
+#define MOST_SPARE 8191   /* steps of a table: so that sums stay within 16 bits */
+#define LEAST (1 << 24)   /* a score that no code is below, its list's centre left out */
+#define SPREAD 0.756f /* standard deviation of a normal variable's size, its mean being 1 */
 #define TILE 4 /* queries that are projected together: to widen the map's float16 takes longer than the products */
 
 /* All that is derived from one query, and the memory that a search needs. */
@@ -59,44 +67,41 @@ typedef struct {
     pool p;
     uint32_t *seen;    /* (slots) a hash table of rows */
     int64_t slots;     /* a power of two */
-    int32_t *dots;     /* (lists) products with their centres, or UNKNOWN */
-    uint32_t *known;   /* the lists of those that are not */
-    int64_t knowns;
-    float small_scale, nibble_scale, table_unit;
+    waiting ring[WAITING];
+    int64_t put, taken; /* into the ring, and out of it */
+    int64_t refined;   /* codes whose nibbles were scored */
+    float small_scale, unit; /* unit: what one step of a code's score stands for */
+    float centre_unit, nibble_unit; /* in such steps: one of a product with a centre, and one with nibbles and a stretch */
     int32_t middle;    /* of the table's sums */
+    int32_t spread;    /* of what they leave out, likewise */
     int32_t nibble_middle; /* of twice the sums of nibbles */
     int borrows;       /* scores, order and seen are another's */
 } scratch;
 
 static void free_scratch(scratch *s) {
-    free(s->tile); free(s->small); free(s->nibble); free(s->table); free(s->p.list); free(s->dots);
-    free(s->known);
+    free(s->tile); free(s->small); free(s->nibble); free(s->table); free(s->p.list);
     if (!s->borrows) {
         free(s->scores); free(s->order); free(s->seen);
     }
 }
 
 /* Memory for one query at a time; what it needs only for a while is that of `with`, if there is one. */
-static int make_scratch(scratch *s, const engine *e, int64_t shortlist, const scratch *with) {
+static int make_scratch(scratch *s, const engine *e, int64_t keep, const scratch *with) {
     int64_t lanes = (e->lists + LANES - 1) / LANES * LANES + LANES;
     memset(s, 0, sizeof *s);
     s->tile = malloc((size_t)e->dims * TILE * sizeof(float));
     s->small = malloc((size_t)e->dims);
     s->nibble = calloc((size_t)e->dims + 64, 1);
-    s->dots = malloc((size_t)e->lists * sizeof(int32_t));
-    s->known = malloc((size_t)e->lists * sizeof(uint32_t));
-    for (int64_t l = 0; s->dots && l < e->lists; l++) s->dots[l] = UNKNOWN;
     s->table = malloc((size_t)e->dims * 8 + 64);
-    s->p.keep = shortlist;
-    s->p.room = 8 * shortlist + SIGN_LANES;
+    s->p.keep = keep;
+    s->p.room = 8 * keep + SIGN_LANES;
     s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
-    for (s->slots = 64; s->slots < 2 * shortlist; s->slots *= 2) {}
+    for (s->slots = 64; s->slots < 2 * keep; s->slots *= 2) {}
     s->borrows = with != NULL;
     s->scores = with ? with->scores : malloc((size_t)lanes * sizeof(float));
     s->order = with ? with->order : malloc((size_t)lanes * sizeof(candidate));
     s->seen = with ? with->seen : malloc((size_t)s->slots * sizeof(uint32_t));
-    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen && s->dots &&
-           s->known;
+    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen;
 }
 
 static float to_small(const float *values, const float *weights, int count, int8_t *out) {
@@ -125,33 +130,23 @@ static void project(const engine *e, const float *queries, int64_t count, float 
 }
 
 /* What keys, centres and whole rows are scored with. */
-static void prepare_small(scratch *s, const engine *e) {
-    s->small_scale = to_small(s->z, NULL, e->dims, s->small);
-    while (s->knowns) s->dots[s->known[--s->knowns]] = UNKNOWN;
-}
+static void prepare_small(scratch *s, const engine *e) { s->small_scale = to_small(s->z, NULL, e->dims, s->small); }
 
-/* What nibbles are scored with. */
-static void prepare_nibbles(scratch *s, const engine *e) {
-    s->nibble_scale = to_small(s->z, e->step, e->dims, s->nibble) / 2;
-    s->nibble_middle = 0;
-    for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
-}
-
-/* What signs are scored with. */
-static void prepare_signs(scratch *s, const engine *e) {
+/* What signs and nibbles are scored with. */
+static void prepare_codes(scratch *s, const engine *e) {
     float widest = 1e-20f;
     for (int g = 0; g < e->dims; g += 4) {
         float width = 0;
         for (int j = g; j < g + 4; j++) width += fabsf(s->z[j] * e->amplitude[j]);
         if (width > widest) widest = width;
     }
-    s->table_unit = 2 * widest / 63.0f;
-    float middle = 0;
+    float table_unit = 2 * widest / 63.0f, middle = 0, squares = 0;
     for (int g = 0; g < e->dims / 4; g++) {
         float t[4], width = 0;
         for (int j = 0; j < 4; j++) {
             t[j] = s->z[4 * g + j] * e->amplitude[4 * g + j];
             width += fabsf(t[j]);
+            squares += t[j] * t[j];
         }
         middle += width;
         /* Groups 0 to 3 of 16 dimensions: low half of the first bytes, high half, low half of the second, high. */
@@ -159,8 +154,14 @@ static void prepare_signs(scratch *s, const engine *e) {
         for (int code = 0; code < 16; code++) {
             float sum = width;
             for (int j = 0; j < 4; j++) sum += code >> j & 1 ? t[j] : -t[j];
-            out[code] = out[16 + code] = (uint8_t)lrintf(sum / s->table_unit);
+            out[code] = out[16 + code] = (uint8_t)lrintf(sum / table_unit);
         }
     }
-    s->middle = (int32_t)lrintf(middle / s->table_unit);
+    s->middle = (int32_t)lrintf(middle / table_unit);
+    s->spread = (int32_t)lrintf(fmaxf(1, SPREAD * sqrtf(squares) / table_unit));
+    s->unit = table_unit * e->factor_scale;
+    s->centre_unit = s->small_scale * e->centre_scale / s->unit;
+    s->nibble_unit = to_small(s->z, e->step, e->dims, s->nibble) / 2 * e->stretch_scale / s->unit;
+    s->nibble_middle = 0;
+    for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
 }

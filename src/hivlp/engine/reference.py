@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.int64]
 SPARE = np.float32(2)  # how much less than the margin a group may be below the best one
+SPREAD = 0.756  # standard deviation of a normal variable's size, its mean being 1
+MOST_SPARE = 8191  # steps of a table
 
 
 class Query:
@@ -28,14 +30,19 @@ class Query:
     def __init__(self, arrays: Arrays, query: Vectors) -> None:
         self.z = np.asarray(arrays.map, np.float32) @ query
         self.small, self.small_scale = _to_small(self.z)
-        self.nibble, self.nibble_scale = _to_small(self.z * arrays.step)
+        self.nibble, nibble_scale = _to_small(self.z * arrays.step)
         terms = (self.z * arrays.amplitude).reshape(-1, 4)
         widths = np.abs(terms).sum(1)
-        self.table_unit = max(2 * float(widths.max()) / 63, 1e-20)
+        table_unit = max(2 * float(widths.max()) / 63, 1e-20)
         signs = (np.arange(16)[:, None] >> np.arange(4) & 1) * 2 - 1
         sums = widths[:, None] + terms @ signs.T.astype(np.float32)
-        self.table = np.rint(sums / np.float32(self.table_unit)).astype(np.int32)  # (dims / 4, 16)
-        self.middle = int(np.rint(widths.sum() / self.table_unit))
+        self.table = np.rint(sums / np.float32(table_unit)).astype(np.int32)  # (dims / 4, 16)
+        self.middle = int(np.rint(widths.sum() / table_unit))
+        self.spread = max(1, int(np.rint(SPREAD * float(np.linalg.norm(terms)) / table_unit)))
+        _, centre_scale, factor_scale, _, stretch_scale = arrays.scales.tolist()
+        unit = table_unit * factor_scale  # what one step of a code's score stands for
+        self.centre_unit = np.float32(self.small_scale * centre_scale / unit)
+        self.nibble_unit = np.float32(nibble_scale / 2 * stretch_scale / unit)
 
 
 def _to_small(values: Vectors) -> tuple[NDArray[np.int32], float]:
@@ -59,29 +66,34 @@ def _key_scores(packed: NDArray[np.uint8], bias: Vectors, scale: np.float32, que
     return scores
 
 
-def sign_scores(arrays: Arrays, query: Query, chosen: Rows) -> tuple[Rows, Rows]:
-    """The places of the codes in these lists, and their integer scores by their signs."""
+def list_offsets(arrays: Arrays, query: Query, lists: Rows) -> Rows:
+    """(lists,) what a code's score has from its list's centre."""
+    dots = (arrays.centres[lists].astype(np.int32) @ query.small).astype(np.float32)
+    offsets: Rows = np.rint(dots * query.centre_unit).astype(np.int64)
+    return offsets
+
+
+def sign_scores(arrays: Arrays, query: Query, chosen: Rows, slack: float = 0.0) -> tuple[Rows, Rows]:
+    """The places of the codes in these lists, and their scores by their signs, if these left out so much."""
     places, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    unit = query.table_unit * float(arrays.scales[2])
-    for number in chosen:
+    spare = int(np.rint(np.clip(np.float32(slack) * np.float32(query.spread), -MOST_SPARE, MOST_SPARE)))
+    for number, offset in zip(chosen, list_offsets(arrays, query, chosen), strict=True):
         first, last = arrays.starts[number : number + 2]
-        dot = int(arrays.centres[number].astype(np.int64) @ query.small)
-        offset = int(np.rint(np.float32(dot) * np.float32(query.small_scale * float(arrays.scales[1]) / unit)))
         positive = layout.unpack_signs(np.asarray(arrays.signs[first:last]))
         codes = (positive.reshape(len(positive), -1, 4) << np.arange(4)).sum(2)
-        sums = query.table[np.arange(codes.shape[1]), codes].sum(1) - query.middle
+        sums = query.table[np.arange(codes.shape[1]), codes].sum(1) - query.middle + spare
         scores.append(offset + sums * np.asarray(arrays.factors[first:last]).ravel().astype(np.int64))
         places.append(np.arange(first * layout.SIGN_LANES, last * layout.SIGN_LANES))
     return np.concatenate(places), np.concatenate(scores)
 
 
-def nibble_scores(arrays: Arrays, query: Query, rows: Rows) -> Vectors:
-    """(rows,) scores by their lists' centres and their nibbles."""
-    nibbles = np.asarray(arrays.nibbles[rows])
-    sums = 2 * (layout.unpack_nibbles(nibbles["codes"]).astype(np.int32) @ query.nibble) - 15 * int(query.nibble.sum())
-    dots = (arrays.centres[nibbles["home"]].astype(np.int32) @ query.small).astype(np.float32)
-    of_list = dots * (np.float32(query.small_scale) * arrays.scales[1])
-    scores: Vectors = of_list + nibbles["stretch"] * (sums.astype(np.float32) * np.float32(query.nibble_scale / 2))
+def nibble_scores(arrays: Arrays, query: Query, places: Rows) -> Rows:
+    """The scores of the codes at these places by their nibbles."""
+    packed = arrays.nibbles.reshape(-1, arrays.nibbles.shape[2])[places]
+    sums = 2 * (layout.unpack_nibbles(packed).astype(np.int32) @ query.nibble) - 15 * int(query.nibble.sum())
+    beyond = arrays.stretches.ravel()[places].astype(np.float32) * (sums.astype(np.float32) * query.nibble_unit)
+    offsets = list_offsets(arrays, query, arrays.homes[places // layout.SIGN_LANES].astype(np.int64))
+    scores: Rows = offsets + np.rint(beyond).astype(np.int64)
     return scores
 
 
@@ -90,7 +102,7 @@ def search(
 ) -> tuple[Rows, Vectors]:
     """:meth:`hivlp.engine.Engine.search` without kernels."""
     out_rows, out_scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-    small = whole.codes(arrays.learnt, fine[: len(arrays.nibbles)]) if setting.lists == 0 else np.empty((0, 0), np.int8)
+    small = whole.codes(arrays.learnt, fine[: arrays.count]) if setting.lists == 0 else np.empty((0, 0), np.int8)
     for number, vector in enumerate(queries):
         query = Query(arrays, vector)
         if setting.lists == 0:
@@ -98,39 +110,43 @@ def search(
             scores = small[rows].astype(np.int32) @ query.small
             rows = rows[np.lexsort((rows, -scores))[: setting.last]]
         else:
-            rows = _shortlist(arrays, query, setting, allowed)
-        rows, found = decide(arrays, fine, vector, query, rows, k, setting.last)
+            rows = _last(arrays, query, setting, allowed)
+        rows, found = decide(fine, vector, rows, k)
         out_rows[number, : len(rows)], out_scores[number, : len(rows)] = rows, found
     return out_rows, out_scores
 
 
+def search_rows(arrays: Arrays, fine: Half, vector: Vectors, rows: Rows, k: int, last: int) -> tuple[Rows, Vectors]:
+    """:meth:`hivlp.engine.Engine.search_rows` without kernels."""
+    if len(rows) > last:
+        scores = nibble_scores(arrays, Query(arrays, vector), arrays.places[rows].astype(np.int64))
+        rows = rows[np.lexsort((np.arange(len(rows)), -scores))[:last]]
+    return decide(fine, vector, rows, k)
+
+
 def _all_rows(arrays: Arrays, allowed: NDArray[np.uint8] | None) -> Rows:
     if allowed is None:
-        return np.arange(len(arrays.nibbles))
-    return np.flatnonzero(np.unpackbits(allowed, count=len(arrays.nibbles), bitorder="little"))
+        return np.arange(arrays.count)
+    return np.flatnonzero(np.unpackbits(allowed, count=arrays.count, bitorder="little"))
 
 
-def _shortlist(arrays: Arrays, query: Query, setting: Setting, allowed: NDArray[np.uint8] | None) -> Rows:
+def _last(arrays: Arrays, query: Query, setting: Setting, allowed: NDArray[np.uint8] | None) -> Rows:
     lists = list_scores(arrays, query, setting.margin)
     order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
     chosen = order[(lists[order] >= lists[order[0]] - np.float32(setting.margin)) & np.isfinite(lists[order])]
-    places, scores = sign_scores(arrays, query, chosen)
-    rows = np.asarray(arrays.rows).ravel()[places].astype(np.int64)
-    held = rows < len(arrays.nibbles)
+    places, most = sign_scores(arrays, query, chosen, setting.slack)
+    rows = arrays.rows.ravel()[places].astype(np.int64)
+    held = rows < arrays.count
     if allowed is not None:
         held[held] = allowed[rows[held] >> 3] >> (rows[held] & 7) & 1
-    rows, places, scores = rows[held], places[held], scores[held]
-    best: Rows = np.unique(rows[np.lexsort((places, -scores))[: setting.shortlist]])
+    rows, places, most = rows[held], places[held], most[held]
+    scores = np.minimum(nibble_scores(arrays, query, places), most)
+    best: Rows = np.unique(rows[np.lexsort((places, -scores))[: setting.last]])
     return best
 
 
-def decide(
-    arrays: Arrays, fine: Half, vector: Vectors, query: Query, rows: Rows, k: int, last: int
-) -> tuple[Rows, Vectors]:
-    """The best ``k`` of some rows: nibbles choose ``last`` of them, the float16 vectors decide."""
-    if len(rows) > last:
-        scores = nibble_scores(arrays, query, rows)
-        rows = np.sort(rows[np.lexsort((rows, -scores))[:last]])
+def decide(fine: Half, vector: Vectors, rows: Rows, k: int) -> tuple[Rows, Vectors]:
+    """The best ``k`` of some rows by their float16 vectors."""
     products: Vectors = np.einsum("rd,d->r", np.asarray(fine[rows], np.float32), vector)
     best = np.lexsort((rows, -products))[:k]
     return rows[best], products[best]

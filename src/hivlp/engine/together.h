@@ -26,8 +26,8 @@ static void free_group(group *g) {
     free(g->all); free(g->z); free(g->wishes); free(g->sorted); free(g->from);
 }
 
-static int make_group(group *g, const engine *e, int64_t count, int64_t most, int64_t shortlist) {
-    int64_t fit = POOLS / ((8 * shortlist + SIGN_LANES) * (int64_t)sizeof(candidate));
+static int make_group(group *g, const engine *e, int64_t count, int64_t most, int64_t last) {
+    int64_t fit = POOLS / ((8 * last + SIGN_LANES) * (int64_t)sizeof(candidate));
     int64_t size = fit < ENOUGH ? ENOUGH : fit < GROUP ? fit : GROUP;
     memset(g, 0, sizeof *g);
     g->size = (int)(count < size ? count : size);
@@ -39,7 +39,7 @@ static int make_group(group *g, const engine *e, int64_t count, int64_t most, in
     if (!g->all || !g->z || !g->wishes || !g->sorted || !g->from) return 0;
     while (g->made < g->size) {
         scratch *next = &g->all[g->made++];
-        if (!make_scratch(next, e, shortlist, next == g->all ? NULL : g->all)) return 0;
+        if (!make_scratch(next, e, last, next == g->all ? NULL : g->all)) return 0;
     }
     return 1;
 }
@@ -53,7 +53,7 @@ static void sort_wishes(group *g, int64_t lists, int64_t count) {
 }
 
 /* Read each list for those that wish it. */
-static void read_wishes(group *g, const engine *e, int64_t count, const uint8_t *allowed) {
+static void read_wishes(group *g, const engine *e, float slack, int64_t count, const uint8_t *allowed) {
     const wish *sorted = g->sorted;
     for (int64_t w = 0, end = 0; w < count;) {
         int64_t list = sorted[w].list;
@@ -64,16 +64,16 @@ static void read_wishes(group *g, const engine *e, int64_t count, const uint8_t 
         scratch *side[SIDE];
         for (int q = 0; q < many; q++) side[q] = &g->all[sorted[w + q].query];
         w += many;
-        scan_list(side, many, e, list, w == end && w < count ? (int64_t)sorted[w].list : -1, allowed);
+        scan_list(side, many, e, slack, list, w == end && w < count ? (int64_t)sorted[w].list : -1, allowed);
     }
 }
 
 /* What hivlp_search does, in this way. */
 static int search_together(const engine *e, const float *queries, int64_t count, int64_t most, float margin,
-                           int64_t shortlist, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
+                           float slack, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
                            float *out_scores, work_done *work) {
     group g;
-    int made = make_group(&g, e, count, most, shortlist);
+    int made = make_group(&g, e, count, most, last);
     for (int64_t start = 0; made && start < count; start += g.size) {
         int size = (int)(count - start < g.size ? count - start : g.size);
         int64_t wished = 0;
@@ -85,16 +85,15 @@ static int search_together(const engine *e, const float *queries, int64_t count,
             for (int64_t c = 0; c < chosen; c++) {
                 /* The best lists first, as always: they raise the bar for all that comes. */
                 int alone = c < FIRST, another = c + 1 < FIRST && c + 1 < chosen;
-                if (alone) scan_list(&s, 1, e, s->order[c].row, another ? (int64_t)s->order[c + 1].row : -1, allowed);
+                if (alone) scan_list(&s, 1, e, slack, s->order[c].row, another ? (int64_t)s->order[c + 1].row : -1, allowed);
                 else g.wishes[wished++] = (wish){s->order[c].row, (uint32_t)i};
             }
         }
         sort_wishes(&g, e->lists, wished);
-        read_wishes(&g, e, wished, allowed);
+        read_wishes(&g, e, slack, wished, allowed);
         for (int i = 0; i < size; i++) {
             int64_t at = start + i;
-            resolve(&g.all[i], e);
-            decide(&g.all[i], e, queries + at * e->fine_dim, last, k, out_rows + at * k, out_scores + at * k, work);
+            finish(&g.all[i], e, queries + at * e->fine_dim, k, out_rows + at * k, out_scores + at * k, work);
         }
     }
     free_group(&g);

@@ -55,7 +55,7 @@ EXPORT int hivlp_search_whole(const engine *e, const uint8_t *codes, const float
                 read_blocks(&all[i], e, codes, b, b + PART < blocks ? b + PART : blocks, allowed);
         for (int i = 0; i < together; i++) {
             settle(&all[i].p);
-            decide(&all[i], e, queries + (start + i) * e->fine_dim, last, k, out_rows + (start + i) * k,
+            decide(&all[i], e, queries + (start + i) * e->fine_dim, k, out_rows + (start + i) * k,
                    out_scores + (start + i) * k, work);
         }
         work->codes += together * e->count;

@@ -12,7 +12,7 @@ from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
 
 # How the engine finds rows whose scores are hard to beat; it decides the time an answer takes, not the answer.
-SETTING = Setting(64, 8.0, 250, 60)
+SETTING = Setting(64, 8.0, 1.0, 60)
 # Rows wanted, of those that there are, from which on everything is read: the bar is too low to leave much out.
 MOST_WANTED = 0.01
 # Rows that reach the bar, of those that there are, likewise: read one by one they take as long as all.
@@ -35,7 +35,7 @@ class ExactScanner:
             bounds: of the rows that the engine knows, the first ones.
             vectors: (rows, dim) float16, all rows of the commit.
         """
-        self._near, self._bounds, self._built = near, bounds, len(bounds.lengths)
+        self._near, self._bounds, self._built = near, bounds, bounds.engine.arrays.count
         self._all = ExhaustiveScanner(vectors)
         self._tail = ExhaustiveScanner(vectors[self._built :])
         self._rows = len(vectors)

@@ -86,7 +86,7 @@ class OpenedEngine:
 
     def _use(self, tuned: Tuned, engine: Engine, bound: Bounds | None) -> None:
         self.tuned, self._engine, self._bounds = tuned, engine, bound
-        self.scanner = EngineScanner(engine, len(engine.arrays.nibbles), engine.fine)
+        self.scanner = EngineScanner(engine, engine.arrays.count, engine.fine)
         self.exact = None if bound is None else ExactScanner(self.scanner, bound, engine.fine)
 
     def _look(self) -> Identity | None:

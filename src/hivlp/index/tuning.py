@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class Point:
     def of_json(cls, data: dict[str, Any]) -> Point:
         """The inverse of :meth:`to_json`."""
         margin = math.inf if data["margin"] is None else data["margin"]
-        setting = Setting(data["lists"], margin, data["shortlist"], data["last"])
+        setting = Setting(data["lists"], margin, data["slack"], data["last"])
         return cls(setting, data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
 
 
@@ -91,12 +91,17 @@ class Tuned:
 
     @classmethod
     def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
-        """Of an index folder; None if it has no engine, or one that cannot be read, or is of an earlier format."""
+        """Of an index folder; None if it has no engine, or one that cannot be read, or is of an earlier format.
+
+        Args:
+            folder: of the index.
+            older: whether one of an earlier format will do, without what it was measured to do.
+        """
         if not (folder / FOLDER).is_dir():
             return None
         try:
             about = read_manifest(folder / FOLDER, older=older)["about"]
-            points = tuple(Point.of_json(point) for point in about["frontier"])
+            points = () if older else tuple(Point.of_json(point) for point in about["frontier"])
             names = ("generation", "rows", "learnt_rows", "queries", "recall")
             return cls(**{name: about[name] for name in names}, frontier=points)
         except (IndexFolderError, KeyError, TypeError):
@@ -283,7 +288,8 @@ def _measure(
     tell("truth", 1, 1)
     bits = None if alive is None else np.packbits(alive, bitorder="little")
     points: list[Point] = []
-    settings = [setting for setting in engine.settings() if setting.shortlist > HEAD]
+    # No fewer than HEAD are asked for, whatever the setting.
+    settings = list(dict.fromkeys(replace(each, last=max(each.last, HEAD)) for each in engine.settings()))
     for number, setting in enumerate(settings):
         rows = engine.search(asked, HEAD, setting, allowed=bits)[0][:, :K]
         shares = np.array(
@@ -369,12 +375,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def format_text(report: dict[str, Any]) -> str:
     """The frontier as a table for people."""
-    lines = [f"{'recall':>8} {'at least':>9} {'p50 ms':>8} {'p99 ms':>8}   lists margin shortlist last"]
+    lines = [f"{'recall':>8} {'at least':>9} {'p50 ms':>8} {'p99 ms':>8}   lists margin slack last"]
     for point in report["frontier"]:
         mark = "  <- chosen" if point == report["chosen"] else ""
         lines.append(
             f"{point['recall']:8.4f} {point['at_least']:9.4f} {point['p50_ms']:8.3f} {point['p99_ms']:8.3f}"
-            f"   {point['lists']:5} {point['margin'] or '':>6} {point['shortlist']:9} {point['last']:4}{mark}"
+            f"   {point['lists']:5} {point['margin'] or '':>6} {point['slack']:5} {point['last']:4}{mark}"
         )
     if report["chosen"] is None:
         lines.append(f"no setting is known to reach {report['recall']}: such searches read everything")

@@ -16,20 +16,19 @@ class Ours:
     """Our engine."""
 
     name: ClassVar[str] = "hivlp"
-    shortlists: ClassVar[tuple[int, ...]] = (100, 160, 250, 400, 800)
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
         """Index."""
         self._engine = Engine.build(items, queries=train_queries)
 
     def settings(self) -> list[Ladder]:
-        """Margins for some lengths of the shortlists; for a small collection, what a code of all rows hands on."""
-        ladders: dict[int, Ladder] = {}
+        """Margins for what signs and nibbles hand on; for a small collection, what a code of all rows hands on."""
+        ladders: dict[tuple[int, float, int], Ladder] = {}
         for each in self._engine.settings():
             if each.lists == 0:
-                ladders.setdefault(0, []).append({"setting": each})
-            elif np.isfinite(each.margin) and each.shortlist in self.shortlists:
-                ladders.setdefault(each.shortlist, []).append({"setting": each})
+                ladders.setdefault((0, 0.0, 0), []).append({"setting": each})
+            elif np.isfinite(each.margin):
+                ladders.setdefault((1, each.slack, each.last), []).append({"setting": each})
         return list(ladders.values())
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
@@ -41,5 +40,4 @@ class OursOnDisk(Ours):
     """The same over vectors that stay on disk: for more of them than fit into memory."""
 
     name: ClassVar[str] = "hivlp, vectors on disk"
-    shortlists: ClassVar[tuple[int, ...]] = (400, 800, 1600, 3200, 6400)
     on_disk: ClassVar[bool] = True  # ``build`` gets the items memory-mapped
