@@ -35,15 +35,19 @@ int main(void) {
             variant = hivlp_choose(most);
             bad += use.signs(block, factors, table, groups, middle, 5000, found) != mask;
             asker askers[SIDE]; /* the same for each of them */
-            int32_t side[SIDE * 32];
-            uint32_t masks[SIDE];
+            hits side[SIDE];
+            run now = {block, factors, 1}, after = {NULL, NULL, 0};
             int many = 1 + rand() % SIDE;
             for (int q = 0; q < SIDE; q++) askers[q] = (asker){table, (int16_t)(middle - q), q ? -(1 << 30) : 5000};
-            use.side(block, factors, askers, many, groups, side, masks);
-            bad += masks[0] != mask || memcmp(side, found, sizeof found) != 0;
-            for (int q = 1; q < many; q++) {
-                bad += masks[q] != UINT32_MAX;
-                for (int i = 0; i < 32; i++) bad += side[32 * q + i] != found[i] + q * factors[i];
+            use.run(&now, &after, askers, many, groups, side);
+            for (int q = 0; q < many; q++) {
+                uint32_t there = 0;
+                for (int i = 0; i < side[q].count; i++) {
+                    hit one = side[q].of[i];
+                    there |= 1u << one.at;
+                    bad += one.score != found[one.at] + q * factors[one.at];
+                }
+                bad += there != (q ? UINT32_MAX : mask) || side[q].count != __builtin_popcount(there);
             }
             bad += use.nibbles(nibbles, query, wide) != sum;
             bad += use.bytes((const int8_t *)keys, query, 128) != bytes;

@@ -321,12 +321,12 @@ def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
 def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, slack, kinds, seed):
     """What is kept while codes are read is what sorting all of them gives, also where a great many score the same."""
     rng = np.random.default_rng(seed)
-    changed = {name: getattr(engine.arrays, name).copy() for name in ("signs", "factors", "nibbles", "stretches")}
+    changed = {name: getattr(engine.arrays, name).copy() for name in ("signs", "factors", "nibbles")}
     if kinds < 1000:
         few = rng.integers(len(changed["signs"]), size=kinds)
         alike = few[rng.integers(kinds, size=len(changed["signs"]))]
         changed = {name: array[alike] for name, array in changed.items()}
-        changed["factors"][:], changed["stretches"][:] = changed["factors"][0, 0], changed["stretches"][0, 0]
+        changed["factors"][:] = changed["factors"][0, 0]
         changed["nibbles"][:] = changed["nibbles"][:, :1]
     other = Engine(replace(engine.arrays, **changed), engine.fine)
     setting = Setting(lists, np.inf, slack, last)
@@ -432,14 +432,14 @@ def test_variants_compiled_for(machine, tmp_path):
 
 
 def test_the_struct_is_the_one_of_the_kernels():
-    # Fifteen pointers, two counts of 64 bits, two of 32, five floats, and what fills up eight bytes.
-    assert ctypes.sizeof(native.EngineStruct) == 15 * 8 + 2 * 8 + 2 * 4 + 5 * 4 + 4
+    # Fourteen pointers, two counts of 64 bits, three of 32, five floats.
+    assert ctypes.sizeof(native.EngineStruct) == 14 * 8 + 2 * 8 + 3 * 4 + 5 * 4
 
 
 def test_many_items_get_codes_that_fit_into_memory():
-    assert building.affordable(512, 1_000_000, 2) == (512, 2)
-    assert building.affordable(192, 3_000_000, 2) == (192, 2)
-    assert building.affordable(192, 8_000_000, 2) == (192, 1)
-    assert building.affordable(96, 10_000_000, 2) == (96, 1)
-    assert building.affordable(192, 10_000_000, 2) == (160, 1)
-    assert building.affordable(512, 10**10, 2) == (160, 1)
+    assert building.affordable(512, 128, 1_000_000, 2) == (512, 2)
+    assert building.affordable(192, 128, 3_000_000, 2) == (192, 2)
+    assert building.affordable(192, 128, 8_000_000, 2) == (192, 1)
+    assert building.affordable(96, 128, 10_000_000, 2) == (96, 1)
+    assert building.affordable(192, 128, 10_000_000, 2) == (176, 1)
+    assert building.affordable(512, 128, 10**10, 2) == (176, 1)

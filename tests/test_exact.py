@@ -114,7 +114,8 @@ def test_no_score_is_above_its_bound(variant, kind):
 
 def test_the_largest_sums(variant):
     """All nibbles at 15, and a query at both ends of what it is rounded to: the integers do not overflow."""
-    nibbles, stretches = np.full((32, 4096), 255, np.uint8), np.full(32, 2, np.uint16)
+    nibbles = np.zeros(32, layout.nibble_type(8192))
+    nibbles["codes"], nibbles["stretch"] = 255, 2
     rows_of, homes = np.full(32, layout.EMPTY), np.array([1], np.uint32)
     rows_of[:4] = [5, 3, 3, 9]
     lists = np.array([0.0, 3.0])
@@ -125,7 +126,7 @@ def test_the_largest_sums(variant):
         query = np.full(64 * 128 + 64, high, np.int8)
         low = np.zeros(64 * 128 + 64, np.int8)
         found = LIBRARY.hivlp_bounds(
-            nibbles.ctypes.data, stretches.ctypes.data, rows_of.ctypes.data, lengths.ctypes.data, homes.ctypes.data,
+            nibbles.ctypes.data, rows_of.ctypes.data, lengths.ctypes.data, homes.ctypes.data,
             0, 1, 4096, query.ctypes.data, low.ctypes.data, lists.ctypes.data, 10, 1.0, 1.0, 0.5, 2.0, -np.inf, None,
             rows.ctypes.data, most.ctypes.data,
         )  # fmt: skip

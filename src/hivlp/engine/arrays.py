@@ -20,12 +20,12 @@ from hivlp.levels import Vectors
 MANIFEST = "engine.json"
 FORMAT = 3
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
-PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles", "stretches")  # arrays that change with the items
+PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays that change with the items
 
 
 DTYPES = {
-    "held": np.int64, "starts": np.int64, "rows": np.uint32, "stretches": np.uint16, "map": np.float16,
-    **dict.fromkeys(("keys", "group_keys", "signs", "factors", "nibbles"), np.uint8), "centres": np.int8,
+    "held": np.int64, "starts": np.int64, "rows": np.uint32, "map": np.float16,
+    **dict.fromkeys(("keys", "group_keys", "signs", "factors"), np.uint8), "centres": np.int8,
     **dict.fromkeys(("mean", "step", "amplitude", "key_bias", "group_bias", "scales"), np.float32),
 }  # fmt: skip
 
@@ -55,7 +55,7 @@ class Arrays:
     item_map: Vectors  # (d, dims)
     map: Half  # (dims, d)
     step: Vectors  # (dims,)
-    amplitude: Vectors  # (dims,)
+    amplitude: Vectors  # (sign_dims,)
     centres: NDArray[np.int8]  # (lists, dims)
     keys: NDArray[np.uint8]  # (list blocks, dims / 4, 16, 4)
     key_bias: Vectors  # (lists,)
@@ -65,10 +65,9 @@ class Arrays:
     held: NDArray[np.int64]  # (2,) rows, and codes of each
     starts: NDArray[np.int64]  # (lists + 1,)
     rows: NDArray[np.uint32]  # (blocks, 32)
-    signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
+    signs: NDArray[np.uint8]  # (blocks, sign_dims / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
-    nibbles: NDArray[np.uint8]  # (blocks, 32, dims / 2)
-    stretches: NDArray[np.uint16]  # (blocks, 32)
+    nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
 
     @classmethod
     def of(cls, learnt: Learnt, packed: Packed, router: Router | None = None) -> Arrays:
@@ -118,18 +117,21 @@ class Arrays:
         dims, width, lists, blocks = len(self.step), len(self.mean), len(self.key_bias), len(self.signs)
         groups = -(-lists // layout.LANES)
         shapes = {
-            "item_map": (width, dims), "map": (dims, width), "amplitude": (dims,), "centres": (lists, dims),
+            "item_map": (width, dims), "map": (dims, width), "centres": (lists, dims),
             "keys": (groups, dims // 4, layout.LANES, 4), "group_bias": (groups,),
             "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
             "scales": (5,), "held": (2,), "starts": (lists + 1,),
-            "signs": (blocks, dims // 16, 64), "nibbles": (blocks, layout.SIGN_LANES, dims // 2),
-            **dict.fromkeys(("rows", "factors", "stretches"), (blocks, layout.SIGN_LANES)),
+            "signs": (blocks, len(self.amplitude) // 16, 64),
+            **dict.fromkeys(("rows", "factors", "nibbles"), (blocks, layout.SIGN_LANES)),
         }  # fmt: skip
         starts = self.starts
         return (
             all(getattr(self, name).shape == shape for name, shape in shapes.items())
             and all(getattr(self, name).dtype == dtype for name, dtype in DTYPES.items())
+            and self.nibbles.dtype == layout.nibble_type(dims)
             and bool((np.diff(starts) >= 0).all())
+            and 0 < len(self.amplitude) <= dims
+            and dims % 16 == len(self.amplitude) % 16 == 0
             and (int(starts[0]), int(starts[-1])) == (0, blocks)
         )
 
@@ -159,7 +161,7 @@ class Arrays:
         rows = self.rows.ravel()
         held = np.flatnonzero(rows < self.count)
         if self.held[1] > 1:
-            held = held[np.argsort(-self.stretches.ravel()[held].astype(np.int32), kind="stable")]
+            held = held[np.argsort(-self.nibbles["stretch"].ravel()[held].astype(np.int32), kind="stable")]
         places = np.zeros(self.count, np.uint32)
         places[rows[held]] = held
         return places

@@ -100,17 +100,20 @@ EXPORT int hivlp_bounds_choose(int most) {
  * Of several codes of a row all but one have the length OTHER. `homes` has the list of each block, `numbers` a number for
  * each list. `high` and `low` have 64 bytes more than is said. `allowed` has a bit for each of `count` rows, or is NULL.
  */
-EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint16_t *stretches, const uint32_t *rows_of,
-                            const uint16_t *lengths, const uint32_t *homes, int64_t first, int64_t last, int half,
-                            const int8_t *high, const int8_t *low, const double *numbers, int64_t count, double offset,
-                            double unit, double slack, double reach, double bar, const uint8_t *allowed, int64_t *rows,
+EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint32_t *rows_of, const uint16_t *lengths,
+                            const uint32_t *homes, int64_t first, int64_t last, int half, const int8_t *high,
+                            const int8_t *low, const double *numbers, int64_t count, double offset, double unit,
+                            double slack, double reach, double bar, const uint8_t *allowed, int64_t *rows,
                             double *bounds) {
     int64_t found = 0;
     for (int64_t place = first * BLOCK; place < last * BLOCK; place++) {
         uint32_t row = rows_of[place];
         if (lengths[place] == OTHER || row >= count) continue;
         if (allowed && !(allowed[row >> 3] >> (row & 7) & 1)) continue;
-        double inner = stretches[place] * (unit * product(nibbles + place * half, high, low, half) + slack);
+        const uint8_t *here = nibbles + place * (half + 2);
+        uint16_t stretch;
+        memcpy(&stretch, here + half, 2);
+        double inner = stretch * (unit * product(here, high, low, half) + slack);
         double bound = offset + numbers[homes[place / BLOCK]] + inner + reach * lengths[place];
         rows[found] = row;
         bounds[found] = bound;

@@ -169,7 +169,7 @@ class Bounds:
         held = 0
         for start in range(0, blocks, CHUNK):
             found = library.hivlp_bounds(
-                arrays.nibbles.ctypes.data, arrays.stretches.ctypes.data, arrays.rows.ctypes.data,
+                arrays.nibbles.ctypes.data, arrays.rows.ctypes.data,
                 self.lengths.ctypes.data, arrays.homes.ctypes.data, start, min(start + CHUNK, blocks),
                 self.engine.dims // 2, bound.high.ctypes.data, bound.low.ctypes.data, bound.lists.ctypes.data,
                 arrays.count, bound.offset, bound.unit, bound.slack, bound.reach, bar,
@@ -188,8 +188,9 @@ class Bounds:
         bound, arrays = self.of(query), self.engine.arrays
         whole = (128 * bound.high.astype(np.int64) + bound.low)[: self.engine.dims]
         places = arrays.places
-        sums = layout.unpack_nibbles(arrays.nibbles.reshape(-1, self.engine.dims // 2)[places]).astype(np.int64) @ whole
-        inner = arrays.stretches.ravel()[places].astype(np.float64) * (bound.unit * sums + bound.slack)
+        nibbles = np.asarray(arrays.nibbles.ravel()[places])
+        sums = layout.unpack_nibbles(nibbles["codes"]).astype(np.int64) @ whole
+        inner = nibbles["stretch"].astype(np.float64) * (bound.unit * sums + bound.slack)
         lists = bound.lists[arrays.homes[places // layout.SIGN_LANES]]
         bounds: Doubles = bound.offset + lists + inner + bound.reach * self.lengths.ravel()[places].astype(np.float64)
         return bounds
@@ -260,9 +261,9 @@ def _errors(engine: Engine, rows: NDArray[np.int64]) -> Doubles:
     """(n, d) what the nibbles of these rows leave out."""
     arrays = engine.arrays
     places = arrays.places[rows]
-    codes = layout.unpack_nibbles(arrays.nibbles.reshape(-1, engine.dims // 2)[places])
-    said = (codes - 7.5) * arrays.step.astype(np.float64)
-    said *= arrays.stretches.ravel()[places].astype(np.float64)[:, None] * float(arrays.scales[4])
+    nibbles = np.asarray(arrays.nibbles.ravel()[places])
+    said = (layout.unpack_nibbles(nibbles["codes"]) - 7.5) * arrays.step.astype(np.float64)
+    said *= nibbles["stretch"].astype(np.float64)[:, None] * float(arrays.scales[4])
     said += arrays.learnt.exact_centres[arrays.homes[places // layout.SIGN_LANES]]
     errors: Doubles = engine.fine[rows].astype(np.float64) - arrays.mean.astype(np.float64)
     return errors - said @ arrays.map.astype(np.float64)

@@ -20,7 +20,8 @@ PARTITION_SAMPLE = 500_000
 FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
-CANDIDATE_DIMS = (64, 96, 128, 160, 192, 256, 384)
+SIGN_DIMS = 128
+CANDIDATE_DIMS = (64, 96, 128, 160, 176, 192, 256, 384)
 COPIES = 2  # lists that an item lies in
 MEMORY = 1.15e9  # bytes that codes may take before they get fewer dimensions than they need
 MEMORY_EACH = 115  # bytes that they always may, of a vector
@@ -34,7 +35,7 @@ class Learnt:
     item_map: Vectors  # (d, dims)
     map: Half  # (dims, d) for queries
     step: Vectors  # (dims,) what one step of a nibble stands for, times the code's stretch
-    amplitude: Vectors  # (dims,) what a sign stands for
+    amplitude: Vectors  # (sign_dims,) what a sign stands for, of the first dimensions
     centres: NDArray[np.int8]  # (lists, dims)
     centre_scale: float
     factor_scale: float
@@ -62,16 +63,16 @@ class Packed:
     held: NDArray[np.int64]  # (2,) how many items, and how many codes of each
     starts: NDArray[np.int64]  # (lists + 1,) first block of each list
     rows: NDArray[np.uint32]  # (blocks, 32) the item that each code is of
-    signs: NDArray[np.uint8]  # (blocks, dims / 16, 64)
+    signs: NDArray[np.uint8]  # (blocks, sign_dims / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
-    nibbles: NDArray[np.uint8]  # (blocks, 32, dims / 2)
-    stretches: NDArray[np.uint16]  # (blocks, 32)
+    nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
 
 
 def learn(
     items: NDArray[Any],
     queries: Vectors | None,
     dims: int | None,
+    sign_dims: int | None,
     lists: int | None,
     copies: int | None,
     rng: np.random.Generator,
@@ -85,9 +86,12 @@ def learn(
     mean, of_items, of_queries = fit.projections(sample, asked)
     if dims is None:
         needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
-        dims, affordable_copies = affordable(needed, len(items), copies or COPIES)
+        dims, affordable_copies = affordable(needed, sign_dims or SIGN_DIMS, len(items), copies or COPIES)
         copies = copies or affordable_copies
-    turn = fit.rotation(dims, rng)
+    sign_dims = min(sign_dims or SIGN_DIMS, dims)
+    turn = np.zeros((dims, dims), np.float32)
+    turn[:sign_dims, :sign_dims] = fit.rotation(sign_dims, rng)
+    turn[sign_dims:, sign_dims:] = fit.rotation(dims - sign_dims, rng)
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
     tell("projection", 1, 1)
@@ -103,7 +107,7 @@ def learn(
     tell("partition", 1, 1)
     exact = centres.astype(np.float32) * np.float32(centre_scale)
     residual = projected - exact[fit.assign(exact, projected, 1)[:, 0]]
-    size = np.abs(residual)
+    size = np.abs(residual[:, :sign_dims])
     amplitude = np.maximum(size.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     step = (STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32)
@@ -125,7 +129,7 @@ def learn(
 
 def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Packed:
     """The codes of all items, in two passes over them in the order of their rows."""
-    count, (lists, dims) = len(items), learnt.centres.shape
+    count, (lists, dims), sign_dims = len(items), learnt.centres.shape, len(learnt.amplitude)
     centres = learnt.exact_centres
     members = np.empty((count, min(copies, lists)), np.int32)
     for start, part in learnt.chunks(items):
@@ -134,25 +138,25 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     starts, places = place(members, lists)
     blocks = int(starts[-1])
     rows = np.full((blocks, layout.SIGN_LANES), layout.EMPTY, np.uint32)
-    signs = np.zeros((blocks, dims // 16, 2, layout.SIGN_LANES), np.uint8)
+    signs = np.zeros((blocks, sign_dims // 16, 2, layout.SIGN_LANES), np.uint8)
     factors = np.zeros((blocks, layout.SIGN_LANES), np.uint8)
-    nibbles = np.zeros((blocks, layout.SIGN_LANES, dims // 2), np.uint8)
-    stretches = np.zeros((blocks, layout.SIGN_LANES), np.uint16)
+    nibbles = np.zeros((blocks, layout.SIGN_LANES), layout.nibble_type(dims))
     for start, part in learnt.chunks(items):
         stop = start + len(part)
         for copy in range(members.shape[1]):
             residual = part - centres[members[start:stop, copy]]
             block, lane = np.divmod(places[start:stop, copy], layout.SIGN_LANES)
             rows[block, lane] = np.arange(start, stop)
-            signs[block, :, :, lane] = layout.sign_bytes(residual > 0)
-            factor = sign_factors(np.abs(residual), learnt.amplitude) / learnt.factor_scale
+            head = residual[:, :sign_dims]
+            signs[block, :, :, lane] = layout.sign_bytes(head > 0)
+            factor = sign_factors(np.abs(head), learnt.amplitude) / learnt.factor_scale
             factors[block, lane] = np.clip(np.rint(factor), 0, 255)
             codes, stretch = refine(residual, learnt.step)
-            nibbles[block, lane] = layout.pack_nibbles(codes)
-            stretches[block, lane] = np.clip(np.rint(stretch / learnt.stretch_scale), 0, 65_535)
+            nibbles["codes"][block, lane] = layout.pack_nibbles(codes)
+            nibbles["stretch"][block, lane] = np.clip(np.rint(stretch / learnt.stretch_scale), 0, 65_535)
         tell("codes", stop, count)
     held = np.array([count, members.shape[1]], np.int64)
-    return Packed(held, starts, rows, signs.reshape(blocks, dims // 16, 64), factors, nibbles, stretches)
+    return Packed(held, starts, rows, signs.reshape(blocks, sign_dims // 16, 64), factors, nibbles)
 
 
 def sign_factors(residual: Vectors, amplitude: Vectors) -> Vectors:
@@ -213,16 +217,20 @@ def choose_dims(
     return int(min(512, max(16, width // 16 * 16)))
 
 
-def affordable(needed: int, count: int, copies: int) -> tuple[int, int]:
+def affordable(needed: int, sign_dims: int, count: int, copies: int) -> tuple[int, int]:
     """Dimensions and copies with which the codes of ``count`` items stay within :data:`MEMORY`.
 
     One copy with the dimensions that are needed, or the most that there is room for, is worth more than two with fewer.
     """
     most = max(MEMORY, MEMORY_EACH * count)
     for held in range(copies, 0, -1):
-        if count * held * layout.code_bytes(needed) <= most:
+        if count * held * layout.code_bytes(needed, min(sign_dims, needed)) <= most:
             return needed, held
-    fitting = (dims for dims in CANDIDATE_DIMS if dims < needed and count * layout.code_bytes(dims) <= most)
+    fitting = (
+        dims
+        for dims in CANDIDATE_DIMS
+        if dims < needed and count * layout.code_bytes(dims, min(sign_dims, dims)) <= most
+    )
     return max(fitting, default=64), 1
 
 

@@ -60,6 +60,7 @@ class Engine:
         *,
         queries: Vectors | None = None,
         dims: int | None = None,
+        sign_dims: int | None = None,
         lists: int | None = None,
         copies: int | None = None,
         seed: int = 0,
@@ -71,6 +72,7 @@ class Engine:
             items: (n, d) float16 or float32 vectors, d at least 16; kept as float16, and as they are if they are such.
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
+            sign_dims: of the first ones, those that have signs, a multiple of 16 (default: :data:`building.SIGN_DIMS`).
             lists: how many (default: about four times the square root of n).
             copies: lists that an item lies in (default: two, or one where two do not fit).
             seed: of samples and rotations.
@@ -79,7 +81,7 @@ class Engine:
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
-        learnt, copies = building.learn(items, asked, dims, lists, copies, rng, tell)
+        learnt, copies = building.learn(items, asked, dims, sign_dims, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
         engine = cls(Arrays.of(learnt, packed), fine)
@@ -291,6 +293,6 @@ class Engine:
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
             pointer(a.group_keys), pointer(a.group_bias),
             pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.rows),
-            pointer(a.stretches), pointer(a.nibbles), pointer(self.fine), a.count, len(a.key_bias), len(a.step),
-            self.fine.shape[1], *a.scales.tolist(),
+            pointer(a.nibbles), pointer(self.fine), a.count, len(a.key_bias), len(a.step),
+            len(a.amplitude), self.fine.shape[1], *a.scales.tolist(),
         )  # fmt: skip

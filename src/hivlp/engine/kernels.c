@@ -15,26 +15,11 @@
 #include "routing.h"
 #include "scoring.h"
 
-static inline void prefetch(const void *from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
-    __builtin_prefetch((const char *)from + bytes - 1);
-}
+#define FINE_AHEAD 4 /* float16 rows that memory is asked for before they are needed */
 
-/* Ask memory for the block that is `ahead` of the first of a list, if the list has so many. */
-static inline void prefetch_block(const engine *e, int64_t list, int64_t ahead) {
-    int64_t block = e->starts[list] + ahead;
-    if (block >= e->starts[list + 1]) return;
-    prefetch(e->signs + block * (e->dims / 16) * 64, e->dims / 16 * 64);
-    __builtin_prefetch(e->factors + block * SIGN_LANES);
-}
+static inline int64_t width_of(const engine *e) { return e->dims / 2 + 2; }
 
-/* What is asked for before it is needed, since lists are too short for the processor to see a pattern. */
-#define AHEAD 2      /* blocks of signs */
-#define FINE_AHEAD 2 /* float16 rows */
-
-static inline const uint8_t *nibbles_at(const engine *e, uint32_t place) {
-    return e->nibbles + (int64_t)place * (e->dims / 2);
-}
+static inline const uint8_t *nibbles_at(const engine *e, uint32_t place) { return e->nibbles + place * width_of(e); }
 
 static inline int32_t offset_of(const scratch *s, const engine *e, int64_t list) {
     return (int32_t)lrintf((float)use.bytes(e->centres + list * e->dims, s->small, e->dims) * s->centre_unit);
@@ -42,8 +27,11 @@ static inline int32_t offset_of(const scratch *s, const engine *e, int64_t list)
 
 /* What a code's nibbles say of its product with the query, but for the same constant for all codes. */
 static inline int32_t refined(const scratch *s, const engine *e, uint32_t place, int32_t offset) {
-    int32_t sum = 2 * use.nibbles(nibbles_at(e, place), s->nibble, e->dims / 2) - s->nibble_middle;
-    return offset + (int32_t)lrintf((float)e->stretches[place] * ((float)sum * s->nibble_unit));
+    const uint8_t *nibbles = nibbles_at(e, place);
+    uint16_t stretch;
+    memcpy(&stretch, nibbles + e->dims / 2, 2);
+    int32_t sum = 2 * use.nibbles(nibbles, s->nibble, e->dims / 2) - s->nibble_middle;
+    return offset + (int32_t)lrintf((float)stretch * ((float)sum * s->nibble_unit));
 }
 
 /* Score the code that has waited longest. What it counts for is what its nibbles say, but no more than its signs let
@@ -60,20 +48,26 @@ static inline void take(scratch *s, const engine *e) {
 
 /* Have a code scored soon, when memory has brought its nibbles. */
 static inline void put(scratch *s, const engine *e, uint32_t place, int32_t offset, int32_t most) {
+    if (most < s->p.bar) return; /* it went up since this part of the list was read */
     if (s->put - s->taken == WAITING) take(s, e);
-    prefetch(nibbles_at(e, place), e->dims / 2);
-    __builtin_prefetch(e->stretches + place);
+    prefetch(nibbles_at(e, place), width_of(e));
     s->ring[s->put++ % WAITING] = (waiting){place, offset, most};
+}
+
+/* A part of a list, from a block of it on. */
+static inline run run_from(const engine *e, int64_t list, int64_t block) {
+    int64_t left = list < 0 ? 0 : e->starts[list + 1] - block;
+    if (left <= 0) return (run){NULL, NULL, 0};
+    return (run){e->signs + block * (e->sign_dims / 16) * 64, e->factors + block * SIGN_LANES, left < RUN ? left : RUN};
 }
 
 /* Offer the codes of one list to some queries, SIDE at most; `next` is the list to be read after it, or -1. */
 static void scan_list(scratch *const *all, int many, const engine *e, float slack, int64_t list, int64_t next,
                       const uint8_t *allowed) {
-    int32_t offset[SIDE], most[SIDE], scores[SIDE * SIGN_LANES];
-    uint32_t masks[SIDE];
+    int32_t offset[SIDE], most[SIDE];
     asker askers[SIDE];
-    int groups = e->dims / 16;
-    int64_t first = e->starts[list], end = e->starts[list + 1];
+    hits found[SIDE];
+    int64_t end = e->starts[list + 1];
     for (int q = 0; q < many; q++) {
         const scratch *s = all[q];
         int32_t spare = (int32_t)lrintf(fminf(fmaxf(slack * (float)s->spread, -MOST_SPARE), MOST_SPARE));
@@ -82,26 +76,25 @@ static void scan_list(scratch *const *all, int many, const engine *e, float slac
         askers[q] = (asker){s->table, (int16_t)(s->middle - spare), 0};
     }
     if (next >= 0) prefetch(e->centres + next * e->dims, e->dims);
-    if (end > first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
-    for (int64_t b = first; b < end; b++) {
-        if (b + AHEAD < end) prefetch_block(e, list, b + AHEAD - first);
-        else if (next >= 0) prefetch_block(e, next, b + AHEAD - end);
-        int reachable = 0;
+    if (end > e->starts[list]) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
+    run now = run_from(e, list, e->starts[list]);
+    for (int64_t b = e->starts[list]; now.count; b += RUN) {
+        run after = b + RUN < end ? run_from(e, list, b + RUN) : run_from(e, next, next < 0 ? 0 : e->starts[next]);
         for (int q = 0; q < many; q++) {
             int64_t bar = (int64_t)all[q]->p.bar - offset[q];
-            reachable += bar <= most[q];
             askers[q].bar = bar > most[q] ? most[q] + 1 : bar < -LEAST ? -LEAST : (int32_t)bar;
         }
-        if (!reachable) return; /* no code of this list is so good */
-        use.side(e->signs + b * groups * 64, e->factors + b * SIGN_LANES, askers, many, groups, scores, masks);
+        use.run(&now, &after, askers, many, e->sign_dims / 16, found);
         const uint32_t *rows = e->rows + b * SIGN_LANES;
-        int look = allowed != NULL || b + 1 == end; /* only the last block has empty places */
+        int look = allowed != NULL || b + RUN >= end; /* only the last block has empty places */
         for (int q = 0; q < many; q++)
-            for (uint32_t mask = masks[q]; mask; mask &= mask - 1) {
-                int v = __builtin_ctz(mask);
-                if (!look || (rows[v] < e->count && passes(allowed, rows[v])))
-                    put(all[q], e, (uint32_t)(b * SIGN_LANES + v), offset[q], offset[q] + scores[SIGN_LANES * q + v]);
+            for (int i = 0; i < found[q].count; i++) {
+                hit one = found[q].of[i];
+                if (!look || (rows[one.at] < e->count && passes(allowed, rows[one.at])))
+                    put(all[q], e, (uint32_t)(b * SIGN_LANES) + one.at, offset[q], offset[q] + one.score);
             }
+        if (b + RUN >= end) return;
+        now = after;
     }
 }
 
@@ -224,7 +217,7 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
     for (int64_t i = 0; i < count; i++) list[i] = (candidate){0, (uint32_t)i};
     if (count > last) {
         for (int64_t i = 0; i < count; i++) {
-            if (i + WAITING < count) prefetch(nibbles_at(e, places[i + WAITING]), e->dims / 2);
+            if (i + WAITING < count) prefetch(nibbles_at(e, places[i + WAITING]), width_of(e));
             list[i].score = refined(&s, e, places[i], offset_of(&s, e, lists[i]));
         }
         work->nibbles += count;

@@ -58,6 +58,11 @@ def unpack_nibbles(packed: Bytes) -> Bytes:
     return np.concatenate([packed & 15, packed >> 4], 1)
 
 
-def code_bytes(dims: int) -> int:
-    """What one code takes: signs and nibbles, a factor, a stretch, and the row that it is of."""
-    return dims // 8 + dims // 2 + 1 + 2 + 4
+def nibble_type(dims: int) -> np.dtype[np.void]:
+    """Nibbles as they lie in memory: the codes, and how much they are stretched, which is read at the same time."""
+    return np.dtype([("codes", np.uint8, (dims // 2,)), ("stretch", "<u2")])
+
+
+def code_bytes(dims: int, sign_dims: int) -> int:
+    """What one code takes: signs and their factor, nibbles and their stretch, and the row that it is of."""
+    return sign_dims // 8 + 1 + nibble_type(dims).itemsize + 4

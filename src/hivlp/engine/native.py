@@ -36,12 +36,12 @@ class EngineStruct(Structure):
         ("signs", c_void_p),
         ("factors", c_void_p),
         ("rows", c_void_p),
-        ("stretches", c_void_p),
         ("nibbles", c_void_p),
         ("fine", c_void_p),
         ("count", c_int64),
         ("lists", c_int64),
         ("dims", c_int32),
+        ("sign_dims", c_int32),
         ("fine_dim", c_int32),
         ("key_scale", c_float),
         ("centre_scale", c_float),
@@ -115,7 +115,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_bounds_choose.argtypes = [c_int]
     library.hivlp_bounds_choose.restype = c_int
     library.hivlp_bounds.argtypes = [
-        c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p,
         c_int64, c_double, c_double, c_double, c_double, c_double, c_void_p, c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds.restype = c_int64

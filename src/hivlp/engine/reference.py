@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import layout, whole
+from hivlp.engine.building import STEP_OF_SPREAD
 from hivlp.levels import Vectors
 
 if TYPE_CHECKING:
@@ -31,14 +32,17 @@ class Query:
         self.z = np.asarray(arrays.map, np.float32) @ query
         self.small, self.small_scale = _to_small(self.z)
         self.nibble, nibble_scale = _to_small(self.z * arrays.step)
-        terms = (self.z * arrays.amplitude).reshape(-1, 4)
+        signed = len(arrays.amplitude)
+        terms = (self.z[:signed] * arrays.amplitude).reshape(-1, 4)
         widths = np.abs(terms).sum(1)
         table_unit = max(2 * float(widths.max()) / 63, 1e-20)
         signs = (np.arange(16)[:, None] >> np.arange(4) & 1) * 2 - 1
         sums = widths[:, None] + terms @ signs.T.astype(np.float32)
         self.table = np.rint(sums / np.float32(table_unit)).astype(np.int32)  # (dims / 4, 16)
         self.middle = int(np.rint(widths.sum() / table_unit))
-        self.spread = max(1, int(np.rint(SPREAD * float(np.linalg.norm(terms)) / table_unit)))
+        beyond = self.z[signed:] * arrays.step[signed:] / np.float32(STEP_OF_SPREAD)
+        left_out = float(np.hypot(SPREAD * np.linalg.norm(terms), np.linalg.norm(beyond)))
+        self.spread = max(1, int(np.rint(left_out / table_unit)))
         _, centre_scale, factor_scale, _, stretch_scale = arrays.scales.tolist()
         unit = table_unit * factor_scale  # what one step of a code's score stands for
         self.centre_unit = np.float32(self.small_scale * centre_scale / unit)
@@ -89,9 +93,9 @@ def sign_scores(arrays: Arrays, query: Query, chosen: Rows, slack: float = 0.0) 
 
 def nibble_scores(arrays: Arrays, query: Query, places: Rows) -> Rows:
     """The scores of the codes at these places by their nibbles."""
-    packed = arrays.nibbles.reshape(-1, arrays.nibbles.shape[2])[places]
-    sums = 2 * (layout.unpack_nibbles(packed).astype(np.int32) @ query.nibble) - 15 * int(query.nibble.sum())
-    beyond = arrays.stretches.ravel()[places].astype(np.float32) * (sums.astype(np.float32) * query.nibble_unit)
+    nibbles = np.asarray(arrays.nibbles.ravel()[places])
+    sums = 2 * (layout.unpack_nibbles(nibbles["codes"]).astype(np.int32) @ query.nibble) - 15 * int(query.nibble.sum())
+    beyond = nibbles["stretch"].astype(np.float32) * (sums.astype(np.float32) * query.nibble_unit)
     offsets = list_offsets(arrays, query, arrays.homes[places // layout.SIGN_LANES].astype(np.int64))
     scores: Rows = offsets + np.rint(beyond).astype(np.int64)
     return scores

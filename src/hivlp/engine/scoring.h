@@ -16,17 +16,22 @@
 
 #define LANES 16      /* lists a block of keys */
 #define SIGN_LANES 32 /* vectors a block of signs */
-#define SIDE 4        /* queries that read it together, at most */
+#define SIDE 4        /* queries that read them together, at most */
+#define RUN 8         /* blocks that are read at once, at most */
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 
 /* Scores of one block of signs, one a vector; returns a bit for each that is at least `bar`. */
 typedef uint32_t (*signs_fn)(const uint8_t *block, const uint8_t *factors, const uint8_t *table, int groups,
                              int16_t middle, int32_t bar, int32_t *out);
-/* One of the queries that read a block of signs together: what signs_fn is told of it. */
+/* One of the queries that read signs together: what signs_fn is told of it. */
 typedef struct { const uint8_t *table; int16_t middle; int32_t bar; } asker;
-/* The same for up to SIDE queries: 32 scores and a mask each. */
-typedef void (*side_fn)(const uint8_t *block, const uint8_t *factors, const asker *askers, int many, int groups,
-                        int32_t *out, uint32_t *masks);
+/* Some blocks that lie one after the other. */
+typedef struct { const uint8_t *signs, *factors; int64_t count; } run;
+/* The vectors of a run of at most RUN blocks whose scores reach the bar, for up to SIDE queries: of each query the next
+ * `hits`, a score and a place from the run's first, in this order. Memory is asked for the run that comes after it. */
+typedef struct { int32_t score; uint32_t at; } hit;
+typedef struct { int count; hit of[RUN * SIGN_LANES]; } hits;
+typedef void (*run_fn)(const run *now, const run *after, const asker *askers, int many, int groups, hits *out);
 /* Sum of products of one row of nibbles and a query. */
 typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int half);
 /* Sums of products of one block of keys and a query, one a list. */
@@ -58,8 +63,7 @@ static uint32_t signs_generic(const uint8_t *block, const uint8_t *factors, cons
     return mask;
 }
 
-static void side_in_turn(const uint8_t *block, const uint8_t *factors, const asker *askers, int many, int groups,
-                         int32_t *out, uint32_t *masks);
+static void run_in_turn(const run *now, const run *after, const asker *askers, int many, int groups, hits *out);
 
 static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int half) {
     int32_t sum = 0;
@@ -105,6 +109,16 @@ static void dot4_generic(const uint16_t *rows, const float *query, int dim, floa
 
 static void dot16_generic(const uint16_t *rows, const float *queries, int dim, float *out) {
     for (int q = 0; q < 4; q++) dot4_generic(rows, queries + (int64_t)q * dim, dim, out + 4 * q);
+}
+
+static inline void prefetch(const void *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
+    __builtin_prefetch((const char *)from + bytes - 1);
+}
+
+static inline void prefetch_block(const run *r, int64_t block, int groups) {
+    for (int g = 0; g < groups; g++) __builtin_prefetch(r->signs + (block * groups + g) * 64);
+    __builtin_prefetch(r->factors + block * SIGN_LANES);
 }
 
 #ifdef X86
@@ -163,7 +177,7 @@ static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int half) {
 
 typedef struct {
     signs_fn signs;
-    side_fn side;
+    run_fn run;
     nibbles_fn nibbles;
     keys_fn keys;
     bytes_fn bytes;
@@ -173,14 +187,23 @@ typedef struct {
 } scores;
 
 #define PLAIN                                                                                                         \
-    {signs_generic, side_in_turn, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic, dot16_generic}
+    {signs_generic, run_in_turn, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic, dot16_generic}
 static scores use = PLAIN;
 
-static void side_in_turn(const uint8_t *block, const uint8_t *factors, const asker *askers, int many, int groups,
-                         int32_t *out, uint32_t *masks) {
-    for (int q = 0; q < many; q++)
-        masks[q] = use.signs(block, factors, askers[q].table, groups, askers[q].middle, askers[q].bar,
-                             out + SIGN_LANES * q);
+static void run_in_turn(const run *now, const run *after, const asker *askers, int many, int groups, hits *out) {
+    int32_t scores[SIGN_LANES];
+    for (int q = 0; q < many; q++) out[q].count = 0;
+    for (int64_t b = 0; b < now->count; b++) {
+        if (b < after->count) prefetch_block(after, b, groups);
+        for (int q = 0; q < many; q++) {
+            uint32_t mask = use.signs(now->signs + b * groups * 64, now->factors + b * SIGN_LANES, askers[q].table,
+                                      groups, askers[q].middle, askers[q].bar, scores);
+            for (; mask; mask &= mask - 1) {
+                int v = __builtin_ctz(mask);
+                out[q].of[out[q].count++] = (hit){scores[v], (uint32_t)(b * SIGN_LANES + v)};
+            }
+        }
+    }
 }
 
 /* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
@@ -190,13 +213,13 @@ EXPORT int hivlp_choose(int most) {
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        use = (scores){signs_avx2, side_in_turn, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2, dot16_avx2};
+        use = (scores){signs_avx2, run_in_turn, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2, dot16_avx2};
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        use = (scores){signs_avx512, side_avx512, nibbles_avx512, keys_avx512,
+        use = (scores){signs_avx512, run_avx512, nibbles_avx512, keys_avx512,
                        bytes_avx2,   dot_avx512,  dot4_avx512,    dot16_avx512};
         chosen = AVX512;
     }

@@ -140,8 +140,9 @@ __attribute__((target("avx2,fma,f16c"))) static void dot16_avx2(const uint16_t *
     _mm512_add_epi8(_mm512_shuffle_epi8(_mm512_loadu_si512(table), _mm512_and_si512(piece, low)), \
                     _mm512_shuffle_epi8(_mm512_loadu_si512((table) + 64),                         \
                                         _mm512_and_si512(_mm512_srli_epi16(piece, 4), low)))
+/* What the vectors of a block score: those with an even number, and those with an odd one. */
 __attribute__((target(WIDE), always_inline)) static inline void signs_of_avx512(const uint8_t *block,
-    const uint8_t *factors, const asker *askers, int many, int groups, int32_t *out, uint32_t *masks) {
+    const uint8_t *factors, const asker *askers, int many, int groups, __m512i *evens, __m512i *odds) {
     const __m512i low = _mm512_set1_epi8(15);
     __m512i both[SIDE], odd[SIDE];
     for (int q = 0; q < many; q++) both[q] = odd[q] = _mm512_setzero_si512();
@@ -164,41 +165,69 @@ __attribute__((target(WIDE), always_inline)) static inline void signs_of_avx512(
             odd[q] = _mm512_add_epi16(odd[q], _mm512_srli_epi16(sum, 8));
         }
     }
-    __m512i first_factors = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)factors));
-    __m512i second_factors = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(factors + 16)));
+    __m256i pairs = _mm256_loadu_si256((const __m256i *)factors);
+    __m512i even_factors = _mm512_cvtepu16_epi32(_mm256_and_si256(pairs, _mm256_set1_epi16(255)));
+    __m512i odd_factors = _mm512_cvtepu16_epi32(_mm256_srli_epi16(pairs, 8));
     for (int q = 0; q < many; q++) {
         __m512i even = _mm512_sub_epi16(both[q], _mm512_slli_epi16(odd[q], 8));
         /* The upper half is the same vectors' other dimensions. */
         __m256i e = _mm256_add_epi16(_mm512_castsi512_si256(even), _mm512_extracti64x4_epi64(even, 1));
         __m256i o = _mm256_add_epi16(_mm512_castsi512_si256(odd[q]), _mm512_extracti64x4_epi64(odd[q], 1));
-        __m256i first = _mm256_unpacklo_epi16(e, o), second = _mm256_unpackhi_epi16(e, o);
         const __m256i half = _mm256_set1_epi16(askers[q].middle);
-        const __m512i least = _mm512_set1_epi32(askers[q].bar);
-        __m256i x = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x20), half);
-        __m256i y = _mm256_sub_epi16(_mm256_permute2x128_si256(first, second, 0x31), half);
-        __m512i u = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(x), first_factors);
-        __m512i v = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(y), second_factors);
-        _mm512_storeu_si512(out + SIGN_LANES * q, u);
-        _mm512_storeu_si512(out + SIGN_LANES * q + 16, v);
-        masks[q] = (uint32_t)_mm512_cmpge_epi32_mask(u, least) | (uint32_t)_mm512_cmpge_epi32_mask(v, least) << 16;
+        /* A product of 16 bits each, quicker than one of 32: a factor's upper half is zero. */
+        evens[q] = _mm512_madd_epi16(_mm512_cvtepi16_epi32(_mm256_sub_epi16(e, half)), even_factors);
+        odds[q] = _mm512_madd_epi16(_mm512_cvtepi16_epi32(_mm256_sub_epi16(o, half)), odd_factors);
     }
 }
 
 __attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block, const uint8_t *factors,
     const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
-    uint32_t mask;
     asker one = {table, middle, bar};
-    signs_of_avx512(block, factors, &one, 1, groups, out, &mask);
+    __m512i even, odd;
+    uint32_t mask = 0;
+    int32_t scores[SIGN_LANES];
+    signs_of_avx512(block, factors, &one, 1, groups, &even, &odd);
+    _mm512_storeu_si512(scores, even);
+    _mm512_storeu_si512(scores + 16, odd);
+    for (int v = 0; v < SIGN_LANES; v++) {
+        out[v] = scores[v % 2 * 16 + v / 2];
+        mask |= (uint32_t)(out[v] >= bar) << v;
+    }
     return mask;
 }
 
-__attribute__((target(WIDE))) static void side_avx512(const uint8_t *block, const uint8_t *factors,
-    const asker *askers, int many, int groups, int32_t *out, uint32_t *masks) {
+__attribute__((target(WIDE), always_inline)) static inline void run_of_avx512(const run *now, const run *after,
+    const asker *askers, int many, int groups, hits *out) {
+    __m512i even[SIDE], odd[SIDE];
+    int32_t scores[SIGN_LANES];
+    for (int q = 0; q < many; q++) out[q].count = 0;
+    for (int64_t b = 0; b < now->count; b++) {
+        if (b < after->count) prefetch_block(after, b, groups);
+        signs_of_avx512(now->signs + b * groups * 64, now->factors + b * SIGN_LANES, askers, many, groups, even, odd);
+        for (int q = 0; q < many; q++) {
+            const __m512i least = _mm512_set1_epi32(askers[q].bar);
+            uint32_t of_even = _mm512_cmpge_epi32_mask(even[q], least), of_odd = _mm512_cmpge_epi32_mask(odd[q], least);
+            if (!(of_even | of_odd)) continue;
+            _mm512_storeu_si512(scores, even[q]);
+            _mm512_storeu_si512(scores + 16, odd[q]);
+            hit *to = out[q].of + out[q].count;
+            for (uint32_t mask = of_even | of_odd << 16; mask; mask &= mask - 1) {
+                uint32_t v = (uint32_t)__builtin_ctz(mask);
+                *to++ = (hit){scores[v], (uint32_t)(b * SIGN_LANES) + v % 16 * 2 + v / 16};
+            }
+            out[q].count = (int)(to - out[q].of);
+        }
+    }
+}
+
+__attribute__((target(WIDE))) static void run_avx512(const run *now, const run *after, const asker *askers, int many,
+                                                     int groups, hits *out) {
     /* As constants, so that all sums stay in registers. */
-    if (many == 1) signs_of_avx512(block, factors, askers, 1, groups, out, masks);
-    else if (many == 2) signs_of_avx512(block, factors, askers, 2, groups, out, masks);
-    else if (many == 3) signs_of_avx512(block, factors, askers, 3, groups, out, masks);
-    else signs_of_avx512(block, factors, askers, SIDE, groups, out, masks);
+    if (many == 1 && groups == 6) run_of_avx512(now, after, askers, 1, 6, out);
+    else if (many == 1) run_of_avx512(now, after, askers, 1, groups, out);
+    else if (many == 2) run_of_avx512(now, after, askers, 2, groups, out);
+    else if (many == 3) run_of_avx512(now, after, askers, 3, groups, out);
+    else run_of_avx512(now, after, askers, SIDE, groups, out);
 }
 
 __attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int half) {
