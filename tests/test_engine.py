@@ -437,9 +437,9 @@ def test_the_struct_is_the_one_of_the_kernels():
 
 
 def test_many_items_get_codes_that_fit_into_memory():
-    assert building.affordable(512, 128, 1_000_000, 2) == (512, 2)
-    assert building.affordable(192, 128, 3_000_000, 2) == (192, 2)
-    assert building.affordable(192, 128, 8_000_000, 2) == (192, 1)
-    assert building.affordable(96, 128, 10_000_000, 2) == (96, 1)
-    assert building.affordable(192, 128, 10_000_000, 2) == (176, 1)
-    assert building.affordable(512, 128, 10**10, 2) == (176, 1)
+    assert building.affordable_dims(512, 1_000_000, 2) == 512
+    assert building.affordable_dims(192, 8_000_000, 1) == 192
+    assert building.affordable_dims(192, 10_000_000, 1) == 176
+    assert building.affordable_dims(192, 10_000_000, 2) == 64
+    assert building.affordable_dims(96, 10_000_000, 1) == 96
+    assert building.affordable_dims(512, 10**10, 1) == 176

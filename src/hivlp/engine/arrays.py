@@ -55,7 +55,7 @@ class Arrays:
     item_map: Vectors  # (d, dims)
     map: Half  # (dims, d)
     step: Vectors  # (dims,)
-    amplitude: Vectors  # (sign_dims,)
+    amplitude: Vectors  # (signed,)
     centres: NDArray[np.int8]  # (lists, dims)
     keys: NDArray[np.uint8]  # (list blocks, dims / 4, 16, 4)
     key_bias: Vectors  # (lists,)
@@ -65,7 +65,7 @@ class Arrays:
     held: NDArray[np.int64]  # (2,) rows, and codes of each
     starts: NDArray[np.int64]  # (lists + 1,)
     rows: NDArray[np.uint32]  # (blocks, 32)
-    signs: NDArray[np.uint8]  # (blocks, sign_dims / 16, 64)
+    signs: NDArray[np.uint8]  # (blocks, signed / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
     nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
 

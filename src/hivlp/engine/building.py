@@ -20,9 +20,10 @@ PARTITION_SAMPLE = 500_000
 FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
-SIGN_DIMS = 128
 CANDIDATE_DIMS = (64, 96, 128, 160, 176, 192, 256, 384)
-COPIES = 2  # lists that an item lies in
+SMALL = 500_000  # items up to which codes come from the processor's cache for a good part, and may be read more of
+COPIES = (2, 1)  # lists that an item lies in, of few items and of many
+MOST_SIGNED = 128  # dimensions that have signs, of many items; of few, all
 MEMORY = 1.15e9  # bytes that codes may take before they get fewer dimensions than they need
 MEMORY_EACH = 115  # bytes that they always may, of a vector
 
@@ -35,7 +36,7 @@ class Learnt:
     item_map: Vectors  # (d, dims)
     map: Half  # (dims, d) for queries
     step: Vectors  # (dims,) what one step of a nibble stands for, times the code's stretch
-    amplitude: Vectors  # (sign_dims,) what a sign stands for, of the first dimensions
+    amplitude: Vectors  # (signed,) what a sign stands for, of the first dimensions
     centres: NDArray[np.int8]  # (lists, dims)
     centre_scale: float
     factor_scale: float
@@ -63,7 +64,7 @@ class Packed:
     held: NDArray[np.int64]  # (2,) how many items, and how many codes of each
     starts: NDArray[np.int64]  # (lists + 1,) first block of each list
     rows: NDArray[np.uint32]  # (blocks, 32) the item that each code is of
-    signs: NDArray[np.uint8]  # (blocks, sign_dims / 16, 64)
+    signs: NDArray[np.uint8]  # (blocks, signed / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32)
     nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
 
@@ -72,13 +73,13 @@ def learn(
     items: NDArray[Any],
     queries: Vectors | None,
     dims: int | None,
-    sign_dims: int | None,
+    signed: int | None,
     lists: int | None,
-    copies: int | None,
+    copies: int,
     rng: np.random.Generator,
     tell: Progress,
-) -> tuple[Learnt, int]:
-    """Projection, partition and scales, from a sample of items and of queries, and copies; see :meth:`Engine.build`."""
+) -> Learnt:
+    """Projection, partition and scales, from a sample of items and of queries; see :meth:`Engine.build`."""
     chosen = np.sort(rng.choice(len(items), min(len(items), SAMPLE), replace=False))
     sample = np.asarray(items[chosen], np.float32)
     asked = sample if queries is None else queries[:SAMPLE]
@@ -86,12 +87,11 @@ def learn(
     mean, of_items, of_queries = fit.projections(sample, asked)
     if dims is None:
         needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
-        dims, affordable_copies = affordable(needed, sign_dims or SIGN_DIMS, len(items), copies or COPIES)
-        copies = copies or affordable_copies
-    sign_dims = min(sign_dims or SIGN_DIMS, dims)
+        dims = affordable_dims(needed, len(items), copies)
+    signed = choose_signed(dims, len(items)) if signed is None else min(signed, dims)
     turn = np.zeros((dims, dims), np.float32)
-    turn[:sign_dims, :sign_dims] = fit.rotation(sign_dims, rng)
-    turn[sign_dims:, sign_dims:] = fit.rotation(dims - sign_dims, rng)
+    turn[:signed, :signed] = fit.rotation(signed, rng)
+    turn[signed:, signed:] = fit.rotation(dims - signed, rng)
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
     tell("projection", 1, 1)
@@ -107,12 +107,12 @@ def learn(
     tell("partition", 1, 1)
     exact = centres.astype(np.float32) * np.float32(centre_scale)
     residual = projected - exact[fit.assign(exact, projected, 1)[:, 0]]
-    size = np.abs(residual[:, :sign_dims])
+    size = np.abs(residual[:, :signed])
     amplitude = np.maximum(size.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     step = (STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32)
     factors, stretches = sign_factors(size, amplitude), refine(residual, step)[1]
-    learnt = Learnt(
+    return Learnt(
         mean=mean,
         item_map=np.ascontiguousarray(item_map),
         map=np.ascontiguousarray(query_map.T, np.float16),
@@ -124,12 +124,11 @@ def learn(
         factor_scale=max(1.5 * float(np.quantile(factors, 0.999)), 1e-20) / 255,
         stretch_scale=max(4 * float(stretches.max(initial=0)), 1e-20) / 65_535,
     )
-    return learnt, copies or COPIES
 
 
 def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Packed:
     """The codes of all items, in two passes over them in the order of their rows."""
-    count, (lists, dims), sign_dims = len(items), learnt.centres.shape, len(learnt.amplitude)
+    count, (lists, dims), signed = len(items), learnt.centres.shape, len(learnt.amplitude)
     centres = learnt.exact_centres
     members = np.empty((count, min(copies, lists)), np.int32)
     for start, part in learnt.chunks(items):
@@ -138,7 +137,7 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     starts, places = place(members, lists)
     blocks = int(starts[-1])
     rows = np.full((blocks, layout.SIGN_LANES), layout.EMPTY, np.uint32)
-    signs = np.zeros((blocks, sign_dims // 16, 2, layout.SIGN_LANES), np.uint8)
+    signs = np.zeros((blocks, signed // 16, 2, layout.SIGN_LANES), np.uint8)
     factors = np.zeros((blocks, layout.SIGN_LANES), np.uint8)
     nibbles = np.zeros((blocks, layout.SIGN_LANES), layout.nibble_type(dims))
     for start, part in learnt.chunks(items):
@@ -147,7 +146,7 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
             residual = part - centres[members[start:stop, copy]]
             block, lane = np.divmod(places[start:stop, copy], layout.SIGN_LANES)
             rows[block, lane] = np.arange(start, stop)
-            head = residual[:, :sign_dims]
+            head = residual[:, :signed]
             signs[block, :, :, lane] = layout.sign_bytes(head > 0)
             factor = sign_factors(np.abs(head), learnt.amplitude) / learnt.factor_scale
             factors[block, lane] = np.clip(np.rint(factor), 0, 255)
@@ -156,7 +155,7 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
             nibbles["stretch"][block, lane] = np.clip(np.rint(stretch / learnt.stretch_scale), 0, 65_535)
         tell("codes", stop, count)
     held = np.array([count, members.shape[1]], np.int64)
-    return Packed(held, starts, rows, signs.reshape(blocks, sign_dims // 16, 64), factors, nibbles)
+    return Packed(held, starts, rows, signs.reshape(blocks, signed // 16, 64), factors, nibbles)
 
 
 def sign_factors(residual: Vectors, amplitude: Vectors) -> Vectors:
@@ -217,21 +216,24 @@ def choose_dims(
     return int(min(512, max(16, width // 16 * 16)))
 
 
-def affordable(needed: int, sign_dims: int, count: int, copies: int) -> tuple[int, int]:
-    """Dimensions and copies with which the codes of ``count`` items stay within :data:`MEMORY`.
+def choose_signed(dims: int, count: int) -> int:
+    """Of how many dimensions a code of ``count`` items has signs.
 
-    One copy with the dimensions that are needed, or the most that there is room for, is worth more than two with fewer.
+    What comes from memory is read sooner if it is shorter, and the nibbles of some more codes cost less than that.
     """
+    return dims if count <= SMALL else min(dims, MOST_SIGNED)
+
+
+def affordable_dims(needed: int, count: int, copies: int) -> int:
+    """As many dimensions as needed, or the most with which the codes of ``count`` items stay within :data:`MEMORY`."""
     most = max(MEMORY, MEMORY_EACH * count)
-    for held in range(copies, 0, -1):
-        if count * held * layout.code_bytes(needed, min(sign_dims, needed)) <= most:
-            return needed, held
-    fitting = (
-        dims
-        for dims in CANDIDATE_DIMS
-        if dims < needed and count * layout.code_bytes(dims, min(sign_dims, dims)) <= most
+
+    def fits(dims: int) -> bool:
+        return count * copies * layout.code_bytes(dims, choose_signed(dims, count)) <= most
+
+    return (
+        needed if fits(needed) else max((dims for dims in CANDIDATE_DIMS if dims < needed and fits(dims)), default=64)
     )
-    return max(fitting, default=64), 1
 
 
 def _best_of(scores: NDArray[Any], count: int) -> NDArray[np.int64]:

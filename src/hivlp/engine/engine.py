@@ -22,7 +22,7 @@ from hivlp.levels import Vectors
 ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
-PART_BY_MARGIN = 20
+PART_BY_MARGIN = 6
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Engine:
         *,
         queries: Vectors | None = None,
         dims: int | None = None,
-        sign_dims: int | None = None,
+        signed: int | None = None,
         lists: int | None = None,
         copies: int | None = None,
         seed: int = 0,
@@ -72,16 +72,17 @@ class Engine:
             items: (n, d) float16 or float32 vectors, d at least 16; kept as float16, and as they are if they are such.
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
-            sign_dims: of the first ones, those that have signs, a multiple of 16 (default: :data:`building.SIGN_DIMS`).
+            signed: how many of them have signs, a multiple of 16 (default: see :func:`building.choose_signed`).
             lists: how many (default: about four times the square root of n).
-            copies: lists that an item lies in (default: two, or one where two do not fit).
+            copies: lists that an item lies in (default: two of few items, one of many).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
         """
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
-        learnt, copies = building.learn(items, asked, dims, sign_dims, lists, copies, rng, tell)
+        copies = copies or building.COPIES[len(items) > building.SMALL]
+        learnt = building.learn(items, asked, dims, signed, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
         fine = items if items.dtype == np.float16 else items.astype(np.float16)
         engine = cls(Arrays.of(learnt, packed), fine)
@@ -212,8 +213,8 @@ class Engine:
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
-        efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0, 10.0)]
-        handed_on = [(0.0, 20), (0.5, 30), (0.5, 40), (1.0, 40), (1.0, 60), (1.5, 100), (2.0, 200)]
+        efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0)]
+        handed_on = [(0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.0, 80), (1.5, 60), (1.5, 100), (2.0, 200)]
         settings = [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]

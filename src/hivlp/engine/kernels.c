@@ -58,7 +58,7 @@ static inline void put(scratch *s, const engine *e, uint32_t place, int32_t offs
 static inline run run_from(const engine *e, int64_t list, int64_t block) {
     int64_t left = list < 0 ? 0 : e->starts[list + 1] - block;
     if (left <= 0) return (run){NULL, NULL, 0};
-    return (run){e->signs + block * (e->sign_dims / 16) * 64, e->factors + block * SIGN_LANES, left < RUN ? left : RUN};
+    return (run){e->signs + block * (e->signed_dims / 16) * 64, e->factors + block * SIGN_LANES, left < RUN ? left : RUN};
 }
 
 /* Offer the codes of one list to some queries, SIDE at most; `next` is the list to be read after it, or -1. */
@@ -84,7 +84,7 @@ static void scan_list(scratch *const *all, int many, const engine *e, float slac
             int64_t bar = (int64_t)all[q]->p.bar - offset[q];
             askers[q].bar = bar > most[q] ? most[q] + 1 : bar < -LEAST ? -LEAST : (int32_t)bar;
         }
-        use.run(&now, &after, askers, many, e->sign_dims / 16, found);
+        use.run(&now, &after, askers, many, e->signed_dims / 16, found);
         const uint32_t *rows = e->rows + b * SIGN_LANES;
         int look = allowed != NULL || b + RUN >= end; /* only the last block has empty places */
         for (int q = 0; q < many; q++)

@@ -63,6 +63,6 @@ def nibble_type(dims: int) -> np.dtype[np.void]:
     return np.dtype([("codes", np.uint8, (dims // 2,)), ("stretch", "<u2")])
 
 
-def code_bytes(dims: int, sign_dims: int) -> int:
+def code_bytes(dims: int, signed: int) -> int:
     """What one code takes: signs and their factor, nibbles and their stretch, and the row that it is of."""
-    return sign_dims // 8 + 1 + nibble_type(dims).itemsize + 4
+    return signed // 8 + 1 + nibble_type(dims).itemsize + 4

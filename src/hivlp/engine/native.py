@@ -41,7 +41,7 @@ class EngineStruct(Structure):
         ("count", c_int64),
         ("lists", c_int64),
         ("dims", c_int32),
-        ("sign_dims", c_int32),
+        ("signed_dims", c_int32),
         ("fine_dim", c_int32),
         ("key_scale", c_float),
         ("centre_scale", c_float),

@@ -15,7 +15,7 @@ static inline int32_t ordered(float value) {
 
 typedef struct {
     const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */
-    const float *amplitude;    /* (sign_dims) mean absolute residual, which a sign stands for */
+    const float *amplitude;    /* (signed_dims) mean absolute residual, which a sign stands for */
     const float *step;         /* (dims) what one step of a nibble stands for, times the code's stretch */
     const uint8_t *keys;       /* blocks of 16 list keys */
     const float *key_bias;     /* (lists) */
@@ -31,7 +31,7 @@ typedef struct {
     int64_t count;             /* of rows; a code of any other row is skipped */
     int64_t lists;
     int32_t dims;              /* a multiple of 16 */
-    int32_t sign_dims;         /* likewise: the first ones, which have signs */
+    int32_t signed_dims;         /* likewise: the first ones, which have signs */
     int32_t fine_dim;
     float key_scale;           /* what one step of a key stands for */
     float centre_scale;
@@ -62,7 +62,7 @@ typedef struct {
     const float *z;    /* (dims) where this one lies */
     int8_t *small;     /* (dims) the same in steps of small_scale */
     int8_t *nibble;    /* (dims) z * step, in steps of nibble_scale */
-    uint8_t *table;    /* (sign_dims / 16, 128) */
+    uint8_t *table;    /* (signed_dims / 16, 128) */
     float *scores;     /* (groups) */
     candidate *order;  /* (lists) */
     pool p;
@@ -93,7 +93,7 @@ static int make_scratch(scratch *s, const engine *e, int64_t keep, const scratch
     s->tile = malloc((size_t)e->dims * TILE * sizeof(float));
     s->small = malloc((size_t)e->dims);
     s->nibble = calloc((size_t)e->dims + 64, 1);
-    s->table = malloc((size_t)e->sign_dims * 8 + 64);
+    s->table = malloc((size_t)e->signed_dims * 8 + 64);
     s->p.keep = keep;
     s->p.room = 8 * keep + SIGN_LANES;
     s->p.list = malloc((size_t)s->p.room * sizeof(candidate));
@@ -136,13 +136,13 @@ static void prepare_small(scratch *s, const engine *e) { s->small_scale = to_sma
 /* What signs and nibbles are scored with. */
 static void prepare_codes(scratch *s, const engine *e) {
     float widest = 1e-20f;
-    for (int g = 0; g < e->sign_dims; g += 4) {
+    for (int g = 0; g < e->signed_dims; g += 4) {
         float width = 0;
         for (int j = g; j < g + 4; j++) width += fabsf(s->z[j] * e->amplitude[j]);
         if (width > widest) widest = width;
     }
     float table_unit = 2 * widest / 63.0f, middle = 0, squares = 0;
-    for (int g = 0; g < e->sign_dims / 4; g++) {
+    for (int g = 0; g < e->signed_dims / 4; g++) {
         float t[4], width = 0;
         for (int j = 0; j < 4; j++) {
             t[j] = s->z[4 * g + j] * e->amplitude[4 * g + j];
@@ -158,7 +158,7 @@ static void prepare_codes(scratch *s, const engine *e) {
             out[code] = out[16 + code] = (uint8_t)lrintf(sum / table_unit);
         }
     }
-    for (int j = e->sign_dims; j < e->dims; j++) {
+    for (int j = e->signed_dims; j < e->dims; j++) {
         float left_out = s->z[j] * e->step[j] / STEP_OF_SPREAD;
         squares += left_out * left_out;
     }
