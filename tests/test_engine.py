@@ -42,7 +42,7 @@ def queries() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def engine(items, queries) -> Engine:
-    return Engine.build(items, queries=queries, dims=64, lists=40)
+    return Engine.build(items, queries=queries, dims=64, signed=48, lists=40)
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda number: native.VARIANTS[number])

@@ -57,7 +57,7 @@ KINDS = ("cloud", "twins", "isotropic", "line", "wild")
 @cache
 def scanners(kind: str) -> tuple[np.ndarray, ExactScanner, ExhaustiveScanner]:
     items = collection(kind, np.random.default_rng(5))
-    engine = Engine.build(items[:BUILT], queries=cloud(1100, WIDTH, 3), dims=48, lists=30)
+    engine = Engine.build(items[:BUILT], queries=cloud(1100, WIDTH, 3), dims=48, signed=32, lists=30)
     bound = Bounds.build(engine, cloud(1100, WIDTH, 3))
     assert bound is not None
     return items, ExactScanner(EngineScanner(engine, BUILT, items), bound, items), ExhaustiveScanner(items)
