@@ -241,10 +241,10 @@ class Engine:
             asked = Setting(setting.lists, setting.margin, setting.slack, last)
             return reference.search(self.arrays, self.fine, queries, k, asked, allowed)
         rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        given = (native.pointer(queries), len(queries))
+        given = (native.view(queries), len(queries))
         rest = (
-            last, k, None if allowed is None else native.pointer(allowed), native.pointer(rows),
-            native.pointer(scores), self.work,
+            last, k, None if allowed is None else native.view(allowed), native.view(rows),
+            native.view(scores), self.work,
         )  # fmt: skip
         if setting.lists == 0:
             failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, *rest)
@@ -277,8 +277,8 @@ class Engine:
         places = self.arrays.places[which]
         homes = self.arrays.homes[places // layout.SIGN_LANES]
         if library.hivlp_search_rows(
-            self._struct, native.pointer(query), native.pointer(which), native.pointer(places), native.pointer(homes),
-            len(which), last, k, native.pointer(best), native.pointer(scores), self.work,
+            self._struct, native.view(query), native.view(which), native.view(places), native.view(homes),
+            len(which), last, k, native.view(best), native.view(scores), self.work,
         ):  # fmt: skip
             raise MemoryError("no memory for a search")
         found = int(np.count_nonzero(best >= 0))

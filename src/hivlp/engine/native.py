@@ -18,6 +18,7 @@ from hivlp.levels import Vectors
 
 LIBRARY = "_kernels.so"
 VARIANTS = ("generic", "avx2", "avx512", "neon")
+_NOTHING = ctypes.c_char * 0
 
 
 class EngineStruct(Structure):
@@ -59,8 +60,16 @@ class WorkStruct(Structure):
 
 def pointer(array: NDArray[Any]) -> int:
     """Where an array's values begin; the caller keeps it alive."""
-    address: int = array.__array_interface__["data"][0]  # several times as fast as by ``ctypes``
+    address: int = array.__array_interface__["data"][0]
     return address
+
+
+def view(array: NDArray[Any]) -> Any:
+    """The same as an argument for a function of the library, in a quarter of the time where it may be written to."""
+    try:
+        return _NOTHING.from_buffer(array)  # type: ignore[arg-type]
+    except TypeError:
+        return pointer(array)
 
 
 @cache
