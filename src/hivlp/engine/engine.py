@@ -23,6 +23,10 @@ ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
 PART_BY_MARGIN = 6
+# Slack and how many the nibbles hand on: pairs that were on the front of some collection.
+HANDED_ON = (
+    (0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.0, 80), (1.5, 60), (1.5, 100), (2.0, 100), (2.0, 200),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Engine:
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
             signed: how many of them have signs, a multiple of 16 (default: see :func:`building.choose_signed`).
-            lists: how many (default: about four times the square root of n).
+            lists: how many (default: four times the square root of n, or one for 400 items).
             copies: lists that an item lies in (default: two of few items, one of many).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
@@ -214,8 +218,7 @@ class Engine:
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
         efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0)]
-        handed_on = [(0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.0, 80), (1.5, 60), (1.5, 100), (2.0, 200)]
-        settings = [Setting(*effort, *numbers) for numbers in handed_on for effort in efforts]
+        settings = [Setting(*effort, *numbers) for numbers in HANDED_ON for effort in efforts]
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
         return settings
