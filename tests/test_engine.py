@@ -436,10 +436,6 @@ def test_the_struct_is_the_one_of_the_kernels():
     assert ctypes.sizeof(native.EngineStruct) == 14 * 8 + 2 * 8 + 3 * 4 + 5 * 4
 
 
-def test_lists_are_neither_too_many_nor_too_long():
-    assert [building.choose_lists(count) for count in (1, 1000, 1_000_000, 10_000_000)] == [1, 15, 4000, 25_000]
-
-
 def test_many_items_get_codes_that_fit_into_memory():
     assert building.affordable_dims(512, 1_000_000, 2) == 512
     assert building.affordable_dims(192, 8_000_000, 1) == 192

@@ -18,7 +18,6 @@ Progress = Callable[[str, int, int], None]
 SAMPLE = 100_000
 PARTITION_SAMPLE = 500_000
 FEW_A_LIST = 50  # vectors to find a list's centre by
-MOST_A_LIST = 400  # vectors: of longer lists more is read than what routing among more of them takes
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
 CANDIDATE_DIMS = (64, 96, 128, 160, 176, 192, 256, 384)
@@ -96,7 +95,7 @@ def learn(
     item_map, query_map = of_items[:, :dims] @ turn, of_queries[:, :dims] @ turn
     projected = (sample - mean) @ item_map
     tell("projection", 1, 1)
-    lists = lists or choose_lists(len(items))
+    lists = lists or max(1, min(len(items) // 64, int(4 * np.sqrt(len(items)))))
     tell("partition", 0, 1)
     wider = projected
     wanted = min(len(items), FEW_A_LIST * lists, PARTITION_SAMPLE)
@@ -215,11 +214,6 @@ def choose_dims(
         if float(np.mean(shares)) >= 0.995:
             return dims
     return int(min(512, max(16, width // 16 * 16)))
-
-
-def choose_lists(count: int) -> int:
-    """How many lists ``count`` items are parted into: four times the root, but no more than so many items each."""
-    return max(1, min(count // 64, max(int(4 * np.sqrt(count)), count // MOST_A_LIST)))
 
 
 def choose_signed(dims: int, count: int) -> int:

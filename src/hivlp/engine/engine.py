@@ -77,7 +77,7 @@ class Engine:
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
             signed: how many of them have signs, a multiple of 16 (default: see :func:`building.choose_signed`).
-            lists: how many (default: four times the square root of n, or one for 400 items).
+            lists: how many (default: about four times the square root of n).
             copies: lists that an item lies in (default: two of few items, one of many).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
