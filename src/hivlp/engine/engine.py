@@ -212,6 +212,10 @@ class Engine:
             total += self.arrays.count * self.dims
         return float(total / max(1, len(self.fine)))
 
+    def least_last(self, setting: Setting, k: int) -> int:
+        """How many codes nibbles hand on, so that they are of ``k`` rows at least, whatever the setting says."""
+        return max(setting.last, k if setting.lists == 0 else k * int(self.arrays.held[1]))
+
     def settings(self) -> list[Setting]:
         """Settings worth measuring, from little effort to much."""
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
@@ -238,7 +242,7 @@ class Engine:
             (b, k) int64 rows, best first, -1 where there are fewer; (b, k) float32 inner products, -inf there.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        last = max(setting.last, k)
+        last = self.least_last(setting, k)
         library = native.load()
         if library is None:
             asked = Setting(setting.lists, setting.margin, setting.slack, last)

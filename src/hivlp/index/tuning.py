@@ -288,8 +288,7 @@ def _measure(
     tell("truth", 1, 1)
     bits = None if alive is None else np.packbits(alive, bitorder="little")
     points: list[Point] = []
-    # No fewer than HEAD are asked for, whatever the setting.
-    settings = list(dict.fromkeys(replace(each, last=max(each.last, HEAD)) for each in engine.settings()))
+    settings = list(dict.fromkeys(replace(each, last=engine.least_last(each, HEAD)) for each in engine.settings()))
     for number, setting in enumerate(settings):
         rows = engine.search(asked, HEAD, setting, allowed=bits)[0][:, :K]
         shares = np.array(
