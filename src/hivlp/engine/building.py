@@ -242,12 +242,15 @@ def _best_of(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 
 def place(members: NDArray[np.int32], lists: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where everything lies: (lists + 1,) first block of each list and the end, (n, copies) place of each code."""
-    flat = members.ravel()
+    """Where everything lies: (lists + 1,) first block of each list and the end, (n, copies) place of each code.
+
+    In a list those come first that it is the nearest one of, so that a pass over one code of each row skips the others.
+    """
+    flat = members.T.ravel()
     sizes = np.bincount(flat, minlength=lists)
     starts = np.concatenate([[0], np.cumsum(-(-sizes // layout.SIGN_LANES))]).astype(np.int64)
     order = np.argsort(flat, kind="stable")
     places = np.empty(len(flat), np.int64)
     firsts = starts[:-1] * layout.SIGN_LANES - (np.cumsum(sizes) - sizes)
     places[order] = np.arange(len(flat)) + np.repeat(firsts, sizes)
-    return starts, places.reshape(members.shape)
+    return starts, np.ascontiguousarray(places.reshape(members.shape[::-1]).T)
