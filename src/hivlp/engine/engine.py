@@ -24,9 +24,7 @@ MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
 PART_BY_MARGIN = 6
 # Slack and how many the nibbles hand on: pairs that were on the front of some collection.
-HANDED_ON = (
-    (0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.0, 80), (1.5, 60), (1.5, 100), (2.0, 100), (2.0, 200),
-)  # fmt: skip
+HANDED_ON = ((0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.5, 60), (1.5, 100), (2.0, 200))
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ class Engine:
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
-        efforts += [(most, margin) for margin in (3.0, 4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0)]
+        efforts += [(most, margin) for margin in (4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0)]
         settings = [Setting(*effort, *numbers) for numbers in HANDED_ON for effort in efforts]
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]

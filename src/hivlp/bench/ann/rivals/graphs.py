@@ -34,7 +34,7 @@ class FaissHnsw:
 
     def settings(self) -> list[Ladder]:
         """Candidates kept while walking."""
-        return [[{"ef": ef} for ef in (32, 64, 96, 128, 256, 512, 768, 1000, 1500, 2000, 3000)]]
+        return [[{"ef": ef} for ef in (32, 64, 96, 128, 256, 512, 768, 1000, 1200, 1500, 2000, 3000)]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search."""
