@@ -243,8 +243,7 @@ class Engine:
         last = self.least_last(setting, k)
         library = native.load()
         if library is None:
-            asked = Setting(setting.lists, setting.margin, setting.slack, last)
-            return reference.search(self.arrays, self.fine, queries, k, asked, allowed)
+            return reference.search(self.arrays, self.fine, queries, k, replace(setting, last=last), allowed)
         rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         given = (native.view(queries), len(queries))
         rest = (

@@ -62,7 +62,7 @@ static inline run run_from(const engine *e, int64_t list, int64_t block) {
 }
 
 /* Offer the codes of one list to some queries, SIDE at most; `next` is the list to be read after it, or -1. */
-static void scan_list(scratch *const *all, int many, const engine *e, float slack, int64_t list, int64_t next,
+static void scan_list(scratch *const *all, int many, const engine *e, int64_t list, int64_t next,
                       const uint8_t *allowed) {
     int32_t offset[SIDE], most[SIDE];
     asker askers[SIDE];
@@ -70,10 +70,9 @@ static void scan_list(scratch *const *all, int many, const engine *e, float slac
     int64_t end = e->starts[list + 1];
     for (int q = 0; q < many; q++) {
         const scratch *s = all[q];
-        int32_t spare = (int32_t)lrintf(fminf(fmaxf(slack * (float)s->spread, -MOST_SPARE), MOST_SPARE));
         offset[q] = offset_of(s, e, list);
-        most[q] = (s->middle + spare) * 255;
-        askers[q] = (asker){s->table, (int16_t)(s->middle - spare), 0};
+        most[q] = (s->middle + s->spare) * 255;
+        askers[q] = (asker){s->table, (int16_t)(s->middle - s->spare), 0};
     }
     if (next >= 0) prefetch(e->centres + next * e->dims, e->dims);
     if (end > e->starts[list]) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
@@ -154,9 +153,9 @@ static void finish(scratch *s, const engine *e, const float *query, int64_t k, i
 }
 
 /* From where a query lies to the lists that it wants, in s->order; returns how many. */
-static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, work_done *work) {
+static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, float slack, work_done *work) {
     prepare_small(s, e);
-    prepare_codes(s, e);
+    prepare_codes(s, e, slack);
     empty_pool(&s->p);
     s->put = s->taken = s->refined = 0;
     int64_t chosen = choose_lists(s, e, most, margin);
@@ -188,9 +187,9 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
         const float *query = queries + i * e->fine_dim;
         if (i % TILE == 0) project(e, query, count - i < TILE ? count - i : TILE, s.tile);
         s.z = s.tile + i % TILE * e->dims;
-        int64_t chosen = begin(&s, e, most, margin, work);
+        int64_t chosen = begin(&s, e, most, margin, slack, work);
         for (int64_t c = 0; c < chosen; c++)
-            scan_list(&one, 1, e, slack, s.order[c].row, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
+            scan_list(&one, 1, e, s.order[c].row, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
         finish(&s, e, query, k, out_rows + i * k, out_scores + i * k, work);
     }
     free_scratch(&s);
@@ -213,7 +212,7 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
     project(e, query, 1, s.tile);
     s.z = s.tile;
     prepare_small(&s, e);
-    prepare_codes(&s, e);
+    prepare_codes(&s, e, 0);
     for (int64_t i = 0; i < count; i++) list[i] = (candidate){0, (uint32_t)i};
     if (count > last) {
         for (int64_t i = 0; i < count; i++) {

@@ -31,7 +31,7 @@ typedef struct {
     int64_t count;             /* of rows; a code of any other row is skipped */
     int64_t lists;
     int32_t dims;              /* a multiple of 16 */
-    int32_t signed_dims;         /* likewise: the first ones, which have signs */
+    int32_t signed_dims;       /* likewise: the first ones, which have signs */
     int32_t fine_dim;
     float key_scale;           /* what one step of a key stands for */
     float centre_scale;
@@ -61,7 +61,7 @@ typedef struct {
     float *tile;       /* (TILE, dims) where this query lies, and the next ones */
     const float *z;    /* (dims) where this one lies */
     int8_t *small;     /* (dims) the same in steps of small_scale */
-    int8_t *nibble;    /* (dims) z * step, in steps of nibble_scale */
+    int8_t *nibble;    /* (dims) z * step, in steps of its own */
     uint8_t *table;    /* (signed_dims / 16, 128) */
     float *scores;     /* (groups) */
     candidate *order;  /* (lists) */
@@ -71,10 +71,10 @@ typedef struct {
     waiting ring[WAITING];
     int64_t put, taken; /* into the ring, and out of it */
     int64_t refined;   /* codes whose nibbles were scored */
-    float small_scale, unit; /* unit: what one step of a code's score stands for */
-    float centre_unit, nibble_unit; /* in such steps: one of a product with a centre, and one with nibbles and a stretch */
+    float small_scale;
+    float centre_unit, nibble_unit; /* in a score's steps: one of a product with a centre, one with nibbles and a stretch */
     int32_t middle;    /* of the table's sums */
-    int32_t spread;    /* of what they leave out, likewise */
+    int32_t spare;     /* how much more than they say a code may be, likewise */
     int32_t nibble_middle; /* of twice the sums of nibbles */
     int borrows;       /* scores, order and seen are another's */
 } scratch;
@@ -134,7 +134,7 @@ static void project(const engine *e, const float *queries, int64_t count, float 
 static void prepare_small(scratch *s, const engine *e) { s->small_scale = to_small(s->z, NULL, e->dims, s->small); }
 
 /* What signs and nibbles are scored with. */
-static void prepare_codes(scratch *s, const engine *e) {
+static void prepare_codes(scratch *s, const engine *e, float slack) {
     float widest = 1e-20f;
     for (int g = 0; g < e->signed_dims; g += 4) {
         float width = 0;
@@ -163,10 +163,11 @@ static void prepare_codes(scratch *s, const engine *e) {
         squares += left_out * left_out;
     }
     s->middle = (int32_t)lrintf(middle / table_unit);
-    s->spread = (int32_t)lrintf(fmaxf(1, sqrtf(squares) / table_unit));
-    s->unit = table_unit * e->factor_scale;
-    s->centre_unit = s->small_scale * e->centre_scale / s->unit;
-    s->nibble_unit = to_small(s->z, e->step, e->dims, s->nibble) / 2 * e->stretch_scale / s->unit;
+    float spread = rintf(fmaxf(1, sqrtf(squares) / table_unit));
+    s->spare = (int32_t)lrintf(fminf(fmaxf(slack * spread, -MOST_SPARE), MOST_SPARE));
+    float unit = table_unit * e->factor_scale; /* what one step of a code's score stands for */
+    s->centre_unit = s->small_scale * e->centre_scale / unit;
+    s->nibble_unit = to_small(s->z, e->step, e->dims, s->nibble) / 2 * e->stretch_scale / unit;
     s->nibble_middle = 0;
     for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
 }

@@ -223,8 +223,7 @@ __attribute__((target(WIDE), always_inline)) static inline void run_of_avx512(co
 __attribute__((target(WIDE))) static void run_avx512(const run *now, const run *after, const asker *askers, int many,
                                                      int groups, hits *out) {
     /* As constants, so that all sums stay in registers. */
-    if (many == 1 && groups == 6) run_of_avx512(now, after, askers, 1, 6, out);
-    else if (many == 1) run_of_avx512(now, after, askers, 1, groups, out);
+    if (many == 1) run_of_avx512(now, after, askers, 1, groups, out);
     else if (many == 2) run_of_avx512(now, after, askers, 2, groups, out);
     else if (many == 3) run_of_avx512(now, after, askers, 3, groups, out);
     else run_of_avx512(now, after, askers, SIDE, groups, out);

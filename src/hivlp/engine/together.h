@@ -53,7 +53,7 @@ static void sort_wishes(group *g, int64_t lists, int64_t count) {
 }
 
 /* Read each list for those that wish it. */
-static void read_wishes(group *g, const engine *e, float slack, int64_t count, const uint8_t *allowed) {
+static void read_wishes(group *g, const engine *e, int64_t count, const uint8_t *allowed) {
     const wish *sorted = g->sorted;
     for (int64_t w = 0, end = 0; w < count;) {
         int64_t list = sorted[w].list;
@@ -64,7 +64,7 @@ static void read_wishes(group *g, const engine *e, float slack, int64_t count, c
         scratch *side[SIDE];
         for (int q = 0; q < many; q++) side[q] = &g->all[sorted[w + q].query];
         w += many;
-        scan_list(side, many, e, slack, list, w == end && w < count ? (int64_t)sorted[w].list : -1, allowed);
+        scan_list(side, many, e, list, w == end && w < count ? (int64_t)sorted[w].list : -1, allowed);
     }
 }
 
@@ -81,16 +81,16 @@ static int search_together(const engine *e, const float *queries, int64_t count,
         for (int i = 0; i < size; i++) {
             scratch *s = &g.all[i];
             s->z = g.z + i * e->dims;
-            int64_t chosen = begin(s, e, most, margin, work);
+            int64_t chosen = begin(s, e, most, margin, slack, work);
             for (int64_t c = 0; c < chosen; c++) {
                 /* The best lists first, as always: they raise the bar for all that comes. */
                 int alone = c < FIRST, another = c + 1 < FIRST && c + 1 < chosen;
-                if (alone) scan_list(&s, 1, e, slack, s->order[c].row, another ? (int64_t)s->order[c + 1].row : -1, allowed);
+                if (alone) scan_list(&s, 1, e, s->order[c].row, another ? (int64_t)s->order[c + 1].row : -1, allowed);
                 else g.wishes[wished++] = (wish){s->order[c].row, (uint32_t)i};
             }
         }
         sort_wishes(&g, e->lists, wished);
-        read_wishes(&g, e, slack, wished, allowed);
+        read_wishes(&g, e, wished, allowed);
         for (int i = 0; i < size; i++) {
             int64_t at = start + i;
             finish(&g.all[i], e, queries + at * e->fine_dim, k, out_rows + at * k, out_scores + at * k, work);
