@@ -12,10 +12,13 @@
 
 #define BLOCK 32    /* codes, as SIGN_LANES of scoring.h */
 #define OTHER 65535 /* instead of a length: there is another code of the same row */
+#define TOGETHER 4  /* codes that share what is loaded of a query */
+#define AHEAD 16    /* codes that memory is asked for before they are needed */
+#define BATCH 256   /* codes, a multiple of TOGETHER */
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
 
-/* Sum of products of one row of nibbles, `half` bytes of them, and a query. */
-typedef int32_t (*product_fn)(const uint8_t *row, const int8_t *high, const int8_t *low, int half);
+/* Sums of products of TOGETHER rows of nibbles, `half` bytes each, and a query. */
+typedef void (*products_fn)(const uint8_t *const *rows, const int8_t *high, const int8_t *low, int half, int32_t *out);
 
 static int32_t product_generic(const uint8_t *row, const int8_t *high, const int8_t *low, int half) {
     int32_t a = 0, b = 0;
@@ -25,6 +28,10 @@ static int32_t product_generic(const uint8_t *row, const int8_t *high, const int
         b += first * low[j] + second * low[half + j];
     }
     return 128 * a + b;
+}
+
+static void products_generic(const uint8_t *const *rows, const int8_t *high, const int8_t *low, int half, int32_t *out) {
+    for (int r = 0; r < TOGETHER; r++) out[r] = product_generic(rows[r], high, low, half);
 }
 
 #ifdef X86
@@ -52,41 +59,55 @@ __attribute__((target("avx2"))) static int32_t product_avx2(const uint8_t *row, 
     return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
 }
 
+__attribute__((target("avx2"))) static void products_avx2(const uint8_t *const *rows, const int8_t *high,
+                                                          const int8_t *low, int half, int32_t *out) {
+    for (int r = 0; r < TOGETHER; r++) out[r] = product_avx2(rows[r], high, low, half);
+}
+
 #define WIDE "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
-__attribute__((target(WIDE))) static int32_t product_avx512(const uint8_t *row, const int8_t *high, const int8_t *low,
-                                                            int half) {
+__attribute__((target(WIDE))) static void products_avx512(const uint8_t *const *rows, const int8_t *high,
+                                                          const int8_t *low, int half, int32_t *out) {
     const __m512i nibble = _mm512_set1_epi8(15);
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    __m512i large[TOGETHER], small[TOGETHER];
+    for (int r = 0; r < TOGETHER; r++) large[r] = small[r] = _mm512_setzero_si512();
     for (int j = 0; j < half; j += 64) {
         __mmask64 there = half - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (half - j)) - 1;
-        __m512i bytes = _mm512_maskz_loadu_epi8(there, row + j);
-        __m512i first = _mm512_and_si512(bytes, nibble), second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
-        a = _mm512_dpbusd_epi32(a, first, _mm512_loadu_si512(high + j));
-        b = _mm512_dpbusd_epi32(b, first, _mm512_loadu_si512(low + j));
-        c = _mm512_dpbusd_epi32(c, second, _mm512_loadu_si512(high + half + j));
-        d = _mm512_dpbusd_epi32(d, second, _mm512_loadu_si512(low + half + j));
+        __m512i high_first = _mm512_loadu_si512(high + j), high_second = _mm512_loadu_si512(high + half + j);
+        __m512i low_first = _mm512_loadu_si512(low + j), low_second = _mm512_loadu_si512(low + half + j);
+        for (int r = 0; r < TOGETHER; r++) {
+            __m512i bytes = _mm512_maskz_loadu_epi8(there, rows[r] + j);
+            __m512i first = _mm512_and_si512(bytes, nibble);
+            __m512i second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
+            large[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(large[r], first, high_first), second, high_second);
+            small[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(small[r], first, low_first), second, low_second);
+        }
     }
-    __m512i large = _mm512_slli_epi32(_mm512_add_epi32(a, c), 7);
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(large, _mm512_add_epi32(b, d)));
+    for (int r = 0; r < TOGETHER; r++) large[r] = _mm512_add_epi32(_mm512_slli_epi32(large[r], 7), small[r]);
+    /* Four sums of sixteen at once: pairs of rows are interleaved and added, and pairs of these. */
+    __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(large[0], large[1]), _mm512_unpackhi_epi32(large[0], large[1]));
+    __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(large[2], large[3]), _mm512_unpackhi_epi32(large[2], large[3]));
+    a = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    __m256i c = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+    _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1)));
 }
 #endif
 
-static product_fn product = product_generic;
+static products_fn products = products_generic;
 
 /* Use the widest variant that this processor has, but none above `most` (for tests). Returns the one chosen. */
 EXPORT int hivlp_bounds_choose(int most) {
     int chosen = GENERIC;
-    product = product_generic;
+    products = products_generic;
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2")) {
-        product = product_avx2;
+        products = products_avx2;
         chosen = AVX2;
     }
     if (most >= AVX512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni")) {
-        product = product_avx512;
+        products = products_avx512;
         chosen = AVX512;
     }
 #else
@@ -105,19 +126,36 @@ EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint32_t *rows_of, con
                             const int8_t *low, const double *numbers, int64_t count, double offset, double unit,
                             double slack, double reach, double bar, const uint8_t *allowed, int64_t *rows,
                             double *bounds) {
-    int64_t found = 0;
-    for (int64_t place = first * BLOCK; place < last * BLOCK; place++) {
-        uint32_t row = rows_of[place];
-        if (lengths[place] == OTHER || row >= count) continue;
-        if (allowed && !(allowed[row >> 3] >> (row & 7) & 1)) continue;
-        const uint8_t *here = nibbles + place * (half + 2);
-        uint16_t stretch;
-        memcpy(&stretch, here + half, 2);
-        double inner = stretch * (unit * product(here, high, low, half) + slack);
-        double bound = offset + numbers[homes[place / BLOCK]] + inner + reach * lengths[place];
-        rows[found] = row;
-        bounds[found] = bound;
-        found += bound >= bar;
+    int64_t found = 0, place = first * BLOCK, end = last * BLOCK, width = half + 2;
+    uint32_t batch[BATCH];
+    while (place < end) {
+        int filled = 0;
+        for (; place < end && filled < BATCH; place++) {
+            uint32_t row = rows_of[place];
+            batch[filled] = (uint32_t)place;
+            filled += lengths[place] != OTHER && row < count && (!allowed || (allowed[row >> 3] >> (row & 7) & 1));
+        }
+        for (int i = 0; i < filled; i += TOGETHER) {
+            const uint8_t *here[TOGETHER];
+            int32_t sums[TOGETHER];
+            int many = filled - i < TOGETHER ? filled - i : TOGETHER;
+            for (int r = 0; r < TOGETHER; r++) here[r] = nibbles + batch[i + (r < many ? r : 0)] * width;
+            for (int r = 0; r < TOGETHER && i + r + AHEAD < filled; r++) {
+                const uint8_t *next = nibbles + batch[i + r + AHEAD] * width;
+                for (int at = 0; at < width; at += 64) __builtin_prefetch(next + at);
+            }
+            products(here, high, low, half, sums);
+            for (int r = 0; r < many; r++) {
+                uint32_t code = batch[i + r];
+                uint16_t stretch;
+                memcpy(&stretch, here[r] + half, 2);
+                double inner = stretch * (unit * sums[r] + slack);
+                double bound = offset + numbers[homes[code / BLOCK]] + inner + reach * lengths[code];
+                rows[found] = rows_of[code];
+                bounds[found] = bound;
+                found += bound >= bar;
+            }
+        }
     }
     return found;
 }
