@@ -155,13 +155,36 @@ def test_dot(variant, width):
 
 @needs_kernels
 def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch):
-    for setting in (Setting(40, np.inf, 1.0, 50), Setting(5, np.inf, 3.0, 20), Setting(40, 3.0, -0.5, 30)):
+    efforts = (40, np.inf, 1.0, 50), (5, np.inf, 3.0, 20), (40, 3.0, -0.5, 30), (40, 2.0, 1.0, 20), (40, 9.0, 1.5, 25)
+    for setting in (Setting(*effort) for effort in efforts):
         rows, scores = engine.search(queries[:40], 10, setting)
         expected, products = reference.search(engine.arrays, engine.fine, queries[:40], 10, setting, None)
         # Rounding of the last sums may swap two that are all but equal, and of the router's a list at the margin.
         same = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
         assert same >= 0.995
         np.testing.assert_allclose(scores[:, 0], products[:, 0], atol=2e-3)
+
+
+@needs_kernels
+def test_lists_are_read_as_far_as_their_codes_are_long_enough(variant, engine, queries, monkeypatch):
+    read, sign_scores = [], reference.sign_scores
+
+    def counted(arrays, query, chosen, blocks, slack):
+        read.append((chosen, blocks))
+        return sign_scores(arrays, query, chosen, blocks, slack)
+
+    monkeypatch.setattr(reference, "sign_scores", counted)
+    setting, sizes, shortened, same = Setting(40, 4.0, 1.0, 20), np.diff(engine.arrays.starts), 0, 0
+    for query in queries[:40]:
+        read.clear()
+        reference.search(engine.arrays, engine.fine, query[None], 10, setting, None)
+        before = engine.work.codes
+        engine.search(query[None], 10, setting)
+        same += engine.work.codes - before == layout.SIGN_LANES * sum(int(blocks.sum()) for _, blocks in read)
+        shortened += any((blocks < sizes[chosen]).any() for chosen, blocks in read[1:])
+        assert all((blocks == sizes[chosen]).all() for chosen, blocks in read[:1])
+    assert shortened > 10
+    assert same >= 38  # rounding of the router's sums may change what lies at the margin
 
 
 def exact(items, queries, k, allowed=None):
@@ -392,10 +415,15 @@ def test_the_router_learns(items, queries):
 def test_every_item_lies_in_its_lists(lists, copies, seed):
     rng = np.random.default_rng(seed)
     members = np.stack([rng.permutation(lists)[: min(copies, lists)] for _ in range(200)]).astype(np.int32)
-    starts, places = building.place(members, lists)
+    lengths = rng.integers(256, size=members.shape).astype(np.uint8)
+    starts, places = building.place(members, lengths, lists)
     assert len(set(places.ravel().tolist())) == places.size
     assert (places // layout.SIGN_LANES >= starts[members]).all()
     assert (places // layout.SIGN_LANES < starts[members + 1]).all()
+    order = np.argsort(places, axis=None)
+    of_list, length = members.ravel()[order], lengths.ravel()[order].astype(int)
+    assert (np.diff(length)[np.diff(of_list) == 0] <= 0).all()
+    np.testing.assert_array_equal(np.diff(of_list) < 0, False)
 
 
 def test_extended(engine, items):
@@ -439,8 +467,8 @@ def test_variants_compiled_for(machine, tmp_path):
 
 
 def test_the_struct_is_the_one_of_the_kernels():
-    # Fourteen pointers, two counts of 64 bits, three of 32, five floats.
-    assert ctypes.sizeof(native.EngineStruct) == 14 * 8 + 2 * 8 + 3 * 4 + 5 * 4
+    # Fifteen pointers, two counts of 64 bits, three of 32, five floats.
+    assert ctypes.sizeof(native.EngineStruct) == 15 * 8 + 2 * 8 + 3 * 4 + 5 * 4
 
 
 def test_many_items_get_codes_that_fit_into_memory():

@@ -18,7 +18,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 MANIFEST = "engine.json"
-FORMAT = 3
+FORMAT = 4
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays that change with the items
 
@@ -66,7 +66,7 @@ class Arrays:
     starts: NDArray[np.int64]  # (lists + 1,)
     rows: NDArray[np.uint32]  # (blocks, 32)
     signs: NDArray[np.uint8]  # (blocks, signed / 16, 64)
-    factors: NDArray[np.uint8]  # (blocks, 32)
+    factors: NDArray[np.uint8]  # (blocks, 32), the largest of each list first
     nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
 
     @classmethod
@@ -154,6 +154,11 @@ class Arrays:
     def homes(self) -> NDArray[np.uint32]:
         """(blocks,) the list of each block."""
         return np.repeat(np.arange(len(self.starts) - 1, dtype=np.uint32), np.diff(self.starts))
+
+    @cached_property
+    def heads(self) -> NDArray[np.uint8]:
+        """(blocks,) the largest factor of each block, which is its first."""
+        return np.ascontiguousarray(self.factors[:, 0])
 
     @cached_property
     def places(self) -> NDArray[np.uint32]:

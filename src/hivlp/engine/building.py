@@ -65,7 +65,7 @@ class Packed:
     starts: NDArray[np.int64]  # (lists + 1,) first block of each list
     rows: NDArray[np.uint32]  # (blocks, 32) the item that each code is of
     signs: NDArray[np.uint8]  # (blocks, signed / 16, 64)
-    factors: NDArray[np.uint8]  # (blocks, 32)
+    factors: NDArray[np.uint8]  # (blocks, 32), the largest of each list first
     nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
 
 
@@ -131,10 +131,16 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     count, (lists, dims), signed = len(items), learnt.centres.shape, len(learnt.amplitude)
     centres = learnt.exact_centres
     members = np.empty((count, min(copies, lists)), np.int32)
+    lengths = np.empty(members.shape, np.uint8)
     for start, part in learnt.chunks(items):
-        members[start : start + len(part)] = fit.assign(centres, part, copies)
-        tell("lists", start + len(part), count)
-    starts, places = place(members, lists)
+        stop = start + len(part)
+        members[start:stop] = fit.assign(centres, part, copies)
+        for copy in range(members.shape[1]):
+            head = part[:, :signed] - centres[members[start:stop, copy], :signed]
+            factor = sign_factors(np.abs(head), learnt.amplitude) / learnt.factor_scale
+            lengths[start:stop, copy] = np.clip(np.rint(factor), 0, 255)
+        tell("lists", stop, count)
+    starts, places = place(members, lengths, lists)
     blocks = int(starts[-1])
     rows = np.full((blocks, layout.SIGN_LANES), layout.EMPTY, np.uint32)
     signs = np.zeros((blocks, signed // 16, 2, layout.SIGN_LANES), np.uint8)
@@ -146,10 +152,8 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
             residual = part - centres[members[start:stop, copy]]
             block, lane = np.divmod(places[start:stop, copy], layout.SIGN_LANES)
             rows[block, lane] = np.arange(start, stop)
-            head = residual[:, :signed]
-            signs[block, :, :, lane] = layout.sign_bytes(head > 0)
-            factor = sign_factors(np.abs(head), learnt.amplitude) / learnt.factor_scale
-            factors[block, lane] = np.clip(np.rint(factor), 0, 255)
+            signs[block, :, :, lane] = layout.sign_bytes(residual[:, :signed] > 0)
+            factors[block, lane] = lengths[start:stop, copy]
             codes, stretch = refine(residual, learnt.step)
             nibbles["codes"][block, lane] = layout.pack_nibbles(codes)
             nibbles["stretch"][block, lane] = np.clip(np.rint(stretch / learnt.stretch_scale), 0, 65_535)
@@ -241,15 +245,17 @@ def _best_of(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
     return np.argpartition(-scores, count - 1, 1)[:, :count]
 
 
-def place(members: NDArray[np.int32], lists: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def place(
+    members: NDArray[np.int32], lengths: NDArray[np.uint8], lists: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where everything lies: (lists + 1,) first block of each list and the end, (n, copies) place of each code.
 
-    In a list those come first that it is the nearest one of, so that a pass over one code of each row skips the others.
+    In a list the longest codes come first: the further away it is, the longer must be what reaches a query from there.
     """
     flat = members.T.ravel()
     sizes = np.bincount(flat, minlength=lists)
     starts = np.concatenate([[0], np.cumsum(-(-sizes // layout.SIGN_LANES))]).astype(np.int64)
-    order = np.argsort(flat, kind="stable")
+    order = np.argsort(flat.astype(np.int64) << 8 | (255 - lengths.T.ravel()), kind="stable")
     places = np.empty(len(flat), np.int64)
     firsts = starts[:-1] * layout.SIGN_LANES - (np.cumsum(sizes) - sizes)
     places[order] = np.arange(len(flat)) + np.repeat(firsts, sizes)

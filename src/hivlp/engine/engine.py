@@ -24,7 +24,7 @@ MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
 PART_BY_MARGIN = 6
 # Slack and how many the nibbles hand on: pairs that were on the front of some collection.
-HANDED_ON = ((0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.5, 60), (1.5, 100), (2.0, 200))
+HANDED_ON = ((0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.5, 60), (1.5, 80), (2.0, 200))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Setting:
 
     Attributes:
         lists: lists to read at most; 0 to read a code of all rows instead, for small collections.
-        margin: a list is read only if the router's score for it is at most so far below the best one's.
+        margin: a list is read only if the router's score for it is at most so far below the best one's; and of the best
+            list's codes, those that would be among the best if they were so many standard deviations better than its
+            centre, of a list that is a margin behind, half as many.
         slack: how much better than its signs say a code may be, in standard deviations of what they leave out: its
             nibbles are read only if it could then be among the best ``last``.
         last: how many codes the nibbles hand on to the float16 vectors.
@@ -219,7 +221,7 @@ class Engine:
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
-        efforts += [(most, margin) for margin in (4.0, 5.0, 6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0)]
+        efforts += [(most, margin) for margin in (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0, 12.0)]
         settings = [Setting(*effort, *numbers) for numbers in HANDED_ON for effort in efforts]
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
@@ -297,7 +299,7 @@ class Engine:
         return native.EngineStruct(
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
             pointer(a.group_keys), pointer(a.group_bias),
-            pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.rows),
-            pointer(a.nibbles), pointer(self.fine), a.count, len(a.key_bias), len(a.step),
+            pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.heads),
+            pointer(a.rows), pointer(a.nibbles), pointer(self.fine), a.count, len(a.key_bias), len(a.step),
             len(a.amplitude), self.fine.shape[1], *a.scales.tolist(),
         )  # fmt: skip

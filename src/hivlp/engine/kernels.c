@@ -15,7 +15,9 @@
 #include "routing.h"
 #include "scoring.h"
 
-#define FINE_AHEAD 4 /* float16 rows that memory is asked for before they are needed */
+#define LISTS_AHEAD 16 /* lists whose centres memory is asked for before they are needed */
+#define FINE_AHEAD 6   /* float16 rows, likewise */
+#define PAGES_AHEAD 16 /* float16 rows, of which it is asked where they are: they lie far from each other */
 
 static inline int64_t width_of(const engine *e) { return e->dims / 2 + 2; }
 
@@ -54,47 +56,97 @@ static inline void put(scratch *s, const engine *e, uint32_t place, int32_t offs
     s->ring[s->put++ % WAITING] = (waiting){place, offset, most};
 }
 
-/* A part of a list, from a block of it on. */
-static inline run run_from(const engine *e, int64_t list, int64_t block) {
-    int64_t left = list < 0 ? 0 : e->starts[list + 1] - block;
+/* Some blocks of a part of a list, from one of them on. */
+static inline run run_from(const engine *e, part of, int64_t block) {
+    int64_t left = of.blocks - block;
     if (left <= 0) return (run){NULL, NULL, 0};
+    block += e->starts[of.list];
     return (run){e->signs + block * (e->signed_dims / 16) * 64, e->factors + block * SIGN_LANES, left < RUN ? left : RUN};
 }
 
-/* Offer the codes of one list to some queries, SIDE at most; `next` is the list to be read after it, or -1. */
-static void scan_list(scratch *const *all, int many, const engine *e, int64_t list, int64_t next,
+/* Offer the codes of one list to some queries, SIDE at most: to each those of its own `parts`, the longest of which comes
+ * first. `next` is what is read after it. */
+static void scan_list(scratch *const *all, const part *parts, int many, const engine *e, part next,
                       const uint8_t *allowed) {
     int32_t offset[SIDE], most[SIDE];
     asker askers[SIDE];
     hits found[SIDE];
-    int64_t end = e->starts[list + 1];
+    int64_t list = parts[0].list, first = e->starts[list], end = e->starts[list + 1];
     for (int q = 0; q < many; q++) {
         const scratch *s = all[q];
         offset[q] = offset_of(s, e, list);
         most[q] = (s->middle + s->spare) * 255;
         askers[q] = (asker){s->table, (int16_t)(s->middle - s->spare), 0};
     }
-    if (next >= 0) prefetch(e->centres + next * e->dims, e->dims);
-    if (end > e->starts[list]) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
-    run now = run_from(e, list, e->starts[list]);
-    for (int64_t b = e->starts[list]; now.count; b += RUN) {
-        run after = b + RUN < end ? run_from(e, list, b + RUN) : run_from(e, next, next < 0 ? 0 : e->starts[next]);
+    if (next.blocks) prefetch(e->centres + next.list * e->dims, e->dims);
+    if (end > first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
+    run now = run_from(e, parts[0], 0);
+    for (int64_t b = 0; now.count; b += RUN) {
+        run after = b + RUN < parts[0].blocks ? run_from(e, parts[0], b + RUN) : run_from(e, next, 0);
+        while (parts[many - 1].blocks <= b) many--;
         for (int q = 0; q < many; q++) {
             int64_t bar = (int64_t)all[q]->p.bar - offset[q];
             askers[q].bar = bar > most[q] ? most[q] + 1 : bar < -LEAST ? -LEAST : (int32_t)bar;
         }
         use.run(&now, &after, askers, many, e->signed_dims / 16, found);
-        const uint32_t *rows = e->rows + b * SIGN_LANES;
-        int look = allowed != NULL || b + RUN >= end; /* only the last block has empty places */
-        for (int q = 0; q < many; q++)
-            for (int i = 0; i < found[q].count; i++) {
+        const uint32_t *rows = e->rows + (first + b) * SIGN_LANES;
+        int look = allowed != NULL || first + b + RUN >= end; /* only the last block has empty places */
+        for (int q = 0; q < many; q++) {
+            uint32_t own = (uint32_t)(parts[q].blocks - b < RUN ? parts[q].blocks - b : RUN) * SIGN_LANES;
+            for (int i = 0; i < found[q].count && found[q].of[i].at < own; i++) {
                 hit one = found[q].of[i];
                 if (!look || (rows[one.at] < e->count && passes(allowed, rows[one.at])))
-                    put(all[q], e, (uint32_t)(b * SIGN_LANES) + one.at, offset[q], offset[q] + one.score);
+                    put(all[q], e, (uint32_t)((first + b) * SIGN_LANES) + one.at, offset[q], offset[q] + one.score);
             }
-        if (b + RUN >= end) return;
+        }
+        if (b + RUN >= parts[0].blocks) return;
         now = after;
     }
+}
+
+static inline part whole_list(const engine *e, int64_t list) {
+    return (part){list, e->starts[list + 1] - e->starts[list]};
+}
+
+/* The score that a code has to reach to be among the best so far, when none waits any more. */
+static int64_t bar_of_best(scratch *s) {
+    settle(&s->p);
+    if (s->p.count < s->p.keep) return INT32_MIN;
+    int64_t bar = INT32_MAX;
+    for (int64_t i = 0; i < s->p.count; i++) bar = s->p.list[i].score < bar ? s->p.list[i].score : bar;
+    return bar;
+}
+
+/* Read the few best lists, and say in s->parts what to read of the others; returns of how many.
+ *
+ * A list's codes are read as far as they are long enough: so that they would be among the best so far if they were so many
+ * standard deviations better than their centre. As many as the margin for a list that the router likes as much as the
+ * best one, half as many for one that is a margin behind. */
+static int64_t read_first(scratch *s, const engine *e, int64_t chosen, float margin, const uint8_t *allowed,
+                          work_done *work) {
+    int64_t few = chosen < FIRST ? chosen : FIRST, count = 0, blocks = 0;
+    for (int64_t c = 0; c < few; c++) {
+        part now = whole_list(e, s->order[c].row), next = c + 1 < few ? whole_list(e, s->order[c + 1].row) : NO_PART;
+        scan_list(&s, &now, 1, e, next, allowed);
+        blocks += now.blocks;
+    }
+    while (s->taken < s->put) take(s, e);
+    int64_t bar = chosen > few ? bar_of_best(s) : 0;
+    for (int64_t c = few; c < chosen; c++) {
+        int64_t list = s->order[c].row;
+        if (c + LISTS_AHEAD < chosen) {
+            int64_t soon = s->order[c + LISTS_AHEAD].row;
+            prefetch(e->centres + soon * e->dims, e->dims);
+            __builtin_prefetch(e->heads + e->starts[soon]);
+        }
+        float deviations = margin - (s->best - said_of(s->order[c])) * 0.5f;
+        s->parts[count] = (part){list, blocks_within(s, e, list, bar - offset_of(s, e, list), deviations)};
+        blocks += s->parts[count].blocks;
+        count += s->parts[count].blocks > 0;
+    }
+    work->lists += few + count;
+    work->codes += blocks * SIGN_LANES;
+    return count;
 }
 
 /* From the places of codes to the rows that they are of, each once. */
@@ -120,7 +172,10 @@ static void decide(const scratch *s, const engine *e, const float *query, int64_
                    float *out_scores, work_done *work) {
     const candidate *list = s->p.list;
     int64_t count = s->p.count, found = 0;
+    for (int64_t i = 0; i < count && i < PAGES_AHEAD; i++)
+        __builtin_prefetch(e->fine + (int64_t)list[i].row * e->fine_dim);
     for (int64_t i = 0; i < count; i++) {
+        if (i + PAGES_AHEAD < count) __builtin_prefetch(e->fine + (int64_t)list[i + PAGES_AHEAD].row * e->fine_dim);
         if (i + FINE_AHEAD < count)
             prefetch(e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim, (int64_t)e->fine_dim * 2);
         float score = use.half(e->fine + (int64_t)list[i].row * e->fine_dim, query, e->fine_dim);
@@ -153,16 +208,12 @@ static void finish(scratch *s, const engine *e, const float *query, int64_t k, i
 }
 
 /* From where a query lies to the lists that it wants, in s->order; returns how many. */
-static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, float slack, work_done *work) {
+static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, float slack) {
     prepare_small(s, e);
     prepare_codes(s, e, slack);
     empty_pool(&s->p);
     s->put = s->taken = s->refined = 0;
-    int64_t chosen = choose_lists(s, e, most, margin);
-    work->lists += chosen;
-    for (int64_t c = 0; c < chosen; c++)
-        work->codes += (e->starts[s->order[c].row + 1] - e->starts[s->order[c].row]) * SIGN_LANES;
-    return chosen;
+    return choose_lists(s, e, most, margin);
 }
 
 #include "together.h"
@@ -187,9 +238,10 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
         const float *query = queries + i * e->fine_dim;
         if (i % TILE == 0) project(e, query, count - i < TILE ? count - i : TILE, s.tile);
         s.z = s.tile + i % TILE * e->dims;
-        int64_t chosen = begin(&s, e, most, margin, slack, work);
-        for (int64_t c = 0; c < chosen; c++)
-            scan_list(&one, 1, e, s.order[c].row, c + 1 < chosen ? (int64_t)s.order[c + 1].row : -1, allowed);
+        int64_t chosen = begin(&s, e, most, margin, slack);
+        int64_t parts = read_first(&s, e, chosen, margin, allowed, work);
+        for (int64_t c = 0; c < parts; c++)
+            scan_list(&one, s.parts + c, 1, e, c + 1 < parts ? s.parts[c + 1] : NO_PART, allowed);
         finish(&s, e, query, k, out_rows + i * k, out_scores + i * k, work);
     }
     free_scratch(&s);

@@ -36,6 +36,7 @@ class EngineStruct(Structure):
         ("starts", c_void_p),
         ("signs", c_void_p),
         ("factors", c_void_p),
+        ("heads", c_void_p),
         ("rows", c_void_p),
         ("nibbles", c_void_p),
         ("fine", c_void_p),

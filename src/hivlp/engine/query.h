@@ -24,7 +24,8 @@ typedef struct {
     const int8_t *centres;     /* (lists, dims) what the codes of a list are counted from */
     const int64_t *starts;     /* (lists + 1) first block of each list */
     const uint8_t *signs;      /* blocks of 32 codes, list after list */
-    const uint8_t *factors;    /* 32 a block, in steps of factor_scale */
+    const uint8_t *factors;    /* 32 a block, in steps of factor_scale; in a list the largest come first */
+    const uint8_t *heads;      /* the first factor of each block */
     const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
     const uint8_t *nibbles;    /* 32 a block of dims / 2 bytes, and what stretches them, 16 bits of stretch_scale */
     const uint16_t *fine;      /* (rows, fine_dim) float16 */
@@ -50,9 +51,14 @@ static inline int passes(const uint8_t *allowed, uint32_t row) {
 typedef struct { uint32_t place; int32_t offset, most; } waiting;
 #define WAITING 16
 
+/* The first blocks of a list. */
+typedef struct { int64_t list, blocks; } part;
+#define NO_PART ((part){-1, 0})
+
 #define MOST_SPARE 8191   /* steps of a table: so that sums stay within 16 bits */
 #define LEAST (1 << 24)   /* a score that no code is below, its list's centre left out */
 #define SPREAD 0.756f /* standard deviation of a normal variable's size, its mean being 1 */
+#define MEAN_FACTOR 1.5708f /* of a residual whose dimensions are as those of any other */
 #define STEP_OF_SPREAD 0.335f
 #define TILE 4 /* queries that are projected together: to widen the map's float16 takes longer than the products */
 
@@ -64,7 +70,9 @@ typedef struct {
     int8_t *nibble;    /* (dims) z * step, in steps of its own */
     uint8_t *table;    /* (signed_dims / 16, 128) */
     float *scores;     /* (groups) */
+    uint32_t *worth;   /* (groups) those whose lists are looked at */
     candidate *order;  /* (lists) */
+    part *parts;       /* (lists) */
     pool p;
     uint32_t *seen;    /* (slots) a hash table of rows */
     int64_t slots;     /* a power of two */
@@ -76,13 +84,15 @@ typedef struct {
     int32_t middle;    /* of the table's sums */
     int32_t spare;     /* how much more than they say a code may be, likewise */
     int32_t nibble_middle; /* of twice the sums of nibbles */
-    int borrows;       /* scores, order and seen are another's */
+    int32_t deviation; /* of what a code has beyond its list's centre, for each step of its factor, in steps of the table */
+    float best;        /* the router's score of the best list */
+    int borrows;       /* scores, worth, order, parts and seen are another's */
 } scratch;
 
 static void free_scratch(scratch *s) {
     free(s->tile); free(s->small); free(s->nibble); free(s->table); free(s->p.list);
     if (!s->borrows) {
-        free(s->scores); free(s->order); free(s->seen);
+        free(s->scores); free(s->worth); free(s->order); free(s->parts); free(s->seen);
     }
 }
 
@@ -100,9 +110,12 @@ static int make_scratch(scratch *s, const engine *e, int64_t keep, const scratch
     for (s->slots = 64; s->slots < 2 * keep; s->slots *= 2) {}
     s->borrows = with != NULL;
     s->scores = with ? with->scores : malloc((size_t)lanes * sizeof(float));
+    s->worth = with ? with->worth : malloc((size_t)lanes * sizeof(uint32_t));
     s->order = with ? with->order : malloc((size_t)lanes * sizeof(candidate));
+    s->parts = with ? with->parts : malloc((size_t)lanes * sizeof(part));
     s->seen = with ? with->seen : malloc((size_t)s->slots * sizeof(uint32_t));
-    return s->tile && s->small && s->nibble && s->table && s->scores && s->order && s->p.list && s->seen;
+    return s->tile && s->small && s->nibble && s->table && s->scores && s->worth && s->order && s->parts &&
+           s->p.list && s->seen;
 }
 
 static float to_small(const float *values, const float *weights, int count, int8_t *out) {
@@ -158,10 +171,13 @@ static void prepare_codes(scratch *s, const engine *e, float slack) {
             out[code] = out[16 + code] = (uint8_t)lrintf(sum / table_unit);
         }
     }
-    for (int j = e->signed_dims; j < e->dims; j++) {
-        float left_out = s->z[j] * e->step[j] / STEP_OF_SPREAD;
-        squares += left_out * left_out;
+    float all = 0;
+    for (int j = 0; j < e->dims; j++) {
+        float of_dim = s->z[j] * e->step[j] / STEP_OF_SPREAD;
+        all += of_dim * of_dim;
+        if (j >= e->signed_dims) squares += of_dim * of_dim;
     }
+    s->deviation = (int32_t)lrintf(fmaxf(1, sqrtf(all) / (table_unit * MEAN_FACTOR)));
     s->middle = (int32_t)lrintf(middle / table_unit);
     float spread = rintf(fmaxf(1, sqrtf(squares) / table_unit));
     s->spare = (int32_t)lrintf(fminf(fmaxf(slack * spread, -MOST_SPARE), MOST_SPARE));

@@ -23,6 +23,8 @@ Rows = NDArray[np.int64]
 SPARE = np.float32(2)  # how much less than the margin a group may be below the best one
 SPREAD = 0.756  # standard deviation of a normal variable's size, its mean being 1
 MOST_SPARE = 8191  # steps of a table
+MEAN_FACTOR = 1.5708  # of a residual whose dimensions are as those of any other
+FIRST = 8  # lists that are read whole: they say what a code has to reach
 
 
 class Query:
@@ -43,6 +45,8 @@ class Query:
         beyond = self.z[signed:] * arrays.step[signed:] / np.float32(STEP_OF_SPREAD)
         left_out = float(np.hypot(SPREAD * np.linalg.norm(terms), np.linalg.norm(beyond)))
         self.spread = max(1, int(np.rint(left_out / table_unit)))
+        all_dims = float(np.linalg.norm(self.z * arrays.step / np.float32(STEP_OF_SPREAD)))
+        self.deviation = max(1, int(np.rint(all_dims / (table_unit * MEAN_FACTOR))))
         _, centre_scale, factor_scale, _, stretch_scale = arrays.scales.tolist()
         unit = table_unit * factor_scale  # what one step of a code's score stands for
         self.centre_unit = np.float32(self.small_scale * centre_scale / unit)
@@ -77,12 +81,12 @@ def list_offsets(arrays: Arrays, query: Query, lists: Rows) -> Rows:
     return offsets
 
 
-def sign_scores(arrays: Arrays, query: Query, chosen: Rows, slack: float = 0.0) -> tuple[Rows, Rows]:
-    """The places of the codes in these lists, and their scores by their signs, if these left out so much."""
+def sign_scores(arrays: Arrays, query: Query, chosen: Rows, blocks: Rows, slack: float = 0.0) -> tuple[Rows, Rows]:
+    """Places and scores, by their signs and if these left out so much, of the codes in so many blocks of lists."""
     places, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     spare = int(np.rint(np.clip(np.float32(slack) * np.float32(query.spread), -MOST_SPARE, MOST_SPARE)))
-    for number, offset in zip(chosen, list_offsets(arrays, query, chosen), strict=True):
-        first, last = arrays.starts[number : number + 2]
+    for number, count, offset in zip(chosen, blocks, list_offsets(arrays, query, chosen), strict=True):
+        first, last = arrays.starts[number], arrays.starts[number] + count
         positive = layout.unpack_signs(np.asarray(arrays.signs[first:last]))
         codes = (positive.reshape(len(positive), -1, 4) << np.arange(4)).sum(2)
         sums = query.table[np.arange(codes.shape[1]), codes].sum(1) - query.middle + spare
@@ -138,15 +142,44 @@ def _last(arrays: Arrays, query: Query, setting: Setting, allowed: NDArray[np.ui
     lists = list_scores(arrays, query, setting.margin)
     order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
     chosen = order[(lists[order] >= lists[order[0]] - np.float32(setting.margin)) & np.isfinite(lists[order])]
-    places, most = sign_scores(arrays, query, chosen, setting.slack)
+    blocks = np.diff(arrays.starts)[chosen]
+    best, others = chosen[:FIRST], chosen[FIRST:]
+    rows, places, scores = _scored(arrays, query, best, blocks[:FIRST], setting.slack, allowed)
+    if len(others):
+        bar = np.sort(scores)[-setting.last] if len(scores) >= setting.last else -np.inf
+        gaps = (lists[chosen[0]] - lists[others]).astype(np.float32)
+        within = _blocks_within(arrays, query, others, bar, np.float32(setting.margin) - gaps * np.float32(0.5))
+        some = within > 0
+        more = _scored(arrays, query, others[some], within[some], setting.slack, allowed)
+        rows, places, scores = (
+            np.concatenate(both) for both in zip((rows, places, scores), more, strict=True)
+        )  # fmt: skip
+    kept: Rows = np.unique(rows[np.lexsort((places, -scores))[: setting.last]])
+    return kept
+
+
+def _scored(
+    arrays: Arrays, query: Query, chosen: Rows, blocks: Rows, slack: float, allowed: NDArray[np.uint8] | None
+) -> tuple[Rows, Rows, Rows]:
+    """Rows, places and scores of the codes in so many blocks of lists."""
+    places, most = sign_scores(arrays, query, chosen, blocks, slack)
     rows = arrays.rows.ravel()[places].astype(np.int64)
     held = rows < arrays.count
     if allowed is not None:
         held[held] = allowed[rows[held] >> 3] >> (rows[held] & 7) & 1
     rows, places, most = rows[held], places[held], most[held]
-    scores = np.minimum(nibble_scores(arrays, query, places), most)
-    best: Rows = np.unique(rows[np.lexsort((places, -scores))[: setting.last]])
-    return best
+    return rows, places, np.minimum(nibble_scores(arrays, query, places), most)
+
+
+def _blocks_within(arrays: Arrays, query: Query, lists: Rows, bar: float, deviations: Vectors) -> Rows:
+    """(lists,) in how many blocks of each there are codes that reach the bar if they have so many deviations of it."""
+    short = bar - list_offsets(arrays, query, lists)
+    blocks: Rows = np.diff(arrays.starts)[lists]
+    for number in np.flatnonzero(short > 0):
+        least = np.float32(short[number]) / (deviations[number] * np.float32(query.deviation))
+        first, last = arrays.starts[lists[number] : lists[number] + 2]
+        blocks[number] = int(np.argmin(np.append(arrays.heads[first:last] >= least, False)))
+    return blocks
 
 
 def decide(fine: Half, vector: Vectors, rows: Rows, k: int) -> tuple[Rows, Vectors]:

@@ -2,7 +2,8 @@
 #pragma once
 #include "query.h"
 
-#define FIRST 8 /* of the lists, which are read in order of their scores: they raise the bar */
+#define GROUPS_AHEAD 2 /* groups whose keys memory is asked for before they are needed */
+#define FIRST 8        /* of the lists, which are read in order of their scores: they raise the bar */
 
 /* Keys with their biases, whose products with small integers are taken. */
 typedef struct { const uint8_t *keys; const float *bias; float scale; int64_t count; } key_set;
@@ -35,14 +36,22 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
     for (int64_t g = 0; g < groups; g++) best = score[g] > best ? score[g] : best;
     float least = best - margin - SPARE;
     best = -INFINITY;
+    int64_t worth = 0;
     for (int64_t g = 0; g < groups; g++) {
-        if (!(score[g] >= least)) continue;
+        s->worth[worth] = (uint32_t)g;
+        worth += score[g] >= least;
+    }
+    for (int64_t i = 0; i < worth; i++) {
+        int64_t g = s->worth[i];
+        if (i + GROUPS_AHEAD < worth)
+            prefetch(e->keys + (int64_t)s->worth[i + GROUPS_AHEAD] * LANES * e->dims, LANES * e->dims);
         int lanes = score_keys(&lists, g, s->small, e->dims, shift, s->small_scale * e->key_scale, of_list);
         for (int l = 0; l < lanes; l++) {
             best = of_list[l] > best ? of_list[l] : best;
             s->order[seen++] = (candidate){ordered(of_list[l]), (uint32_t)(g * LANES + l)};
         }
     }
+    s->best = best;
     int32_t bar = ordered(best - margin);
     for (int64_t i = 0; i < seen; i++) {
         s->order[chosen] = s->order[i];
@@ -62,6 +71,24 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
         s->order[first] = one;
     }
     return chosen;
+}
+
+/* What the router says of a list that is in s->order. */
+static inline float said_of(candidate one) {
+    int32_t bits = one.score ^ ((one.score >> 31) & 0x7fffffff);
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* How many blocks of a list have codes of which enough is left to be looked at: those that reach the bar if they have so
+ * many standard deviations of a code of their length. */
+static int64_t blocks_within(const scratch *s, const engine *e, int64_t list, int64_t short_of_bar, float deviations) {
+    int64_t block = e->starts[list], end = e->starts[list + 1];
+    if (short_of_bar <= 0) return end - block;
+    float least = (float)short_of_bar / (deviations * (float)s->deviation);
+    while (block < end && (float)e->heads[block] >= least) block++;
+    return block - e->starts[list];
 }
 
 /* For each of `count` items, (count, dims) float32, its `copies` best lists by key score, best first, from the `most`

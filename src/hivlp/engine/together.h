@@ -9,7 +9,7 @@
 #define POOLS (16 << 20) /* bytes of the pools of a group, at most */
 #define ENOUGH 8         /* queries, from which on it was faster, or as fast, on all collections that were measured */
 
-typedef struct { uint32_t list, query; } wish;
+typedef struct { uint32_t list, query, blocks; } wish;
 
 /* All that a group needs. */
 typedef struct {
@@ -44,12 +44,19 @@ static int make_group(group *g, const engine *e, int64_t count, int64_t most, in
     return 1;
 }
 
-/* Sort wishes by their lists. */
+/* Sort wishes by their lists, and those of a list by how much of it they want, most first. */
 static void sort_wishes(group *g, int64_t lists, int64_t count) {
     memset(g->from, 0, (size_t)(lists + 1) * sizeof(int64_t));
     for (int64_t w = 0; w < count; w++) g->from[g->wishes[w].list + 1]++;
     for (int64_t l = 0; l < lists; l++) g->from[l + 1] += g->from[l];
     for (int64_t w = 0; w < count; w++) g->sorted[g->from[g->wishes[w].list]++] = g->wishes[w];
+    for (int64_t w = 1; w < count; w++) {
+        wish one = g->sorted[w];
+        int64_t at = w;
+        for (; at && g->sorted[at - 1].list == one.list && g->sorted[at - 1].blocks < one.blocks; at--)
+            g->sorted[at] = g->sorted[at - 1];
+        g->sorted[at] = one;
+    }
 }
 
 /* Read each list for those that wish it. */
@@ -62,9 +69,14 @@ static void read_wishes(group *g, const engine *e, int64_t count, const uint8_t 
         /* Rather three and three than four and two. */
         int many = (int)(left <= SIDE ? left : left < 2 * SIDE ? (left + 1) / 2 : SIDE);
         scratch *side[SIDE];
-        for (int q = 0; q < many; q++) side[q] = &g->all[sorted[w + q].query];
+        part parts[SIDE];
+        for (int q = 0; q < many; q++) {
+            side[q] = &g->all[sorted[w + q].query];
+            parts[q] = (part){list, sorted[w + q].blocks};
+        }
         w += many;
-        scan_list(side, many, e, list, w == end && w < count ? (int64_t)sorted[w].list : -1, allowed);
+        part next = w == end && w < count ? (part){sorted[w].list, sorted[w].blocks} : NO_PART;
+        scan_list(side, parts, many, e, next, allowed);
     }
 }
 
@@ -81,13 +93,9 @@ static int search_together(const engine *e, const float *queries, int64_t count,
         for (int i = 0; i < size; i++) {
             scratch *s = &g.all[i];
             s->z = g.z + i * e->dims;
-            int64_t chosen = begin(s, e, most, margin, slack, work);
-            for (int64_t c = 0; c < chosen; c++) {
-                /* The best lists first, as always: they raise the bar for all that comes. */
-                int alone = c < FIRST, another = c + 1 < FIRST && c + 1 < chosen;
-                if (alone) scan_list(&s, 1, e, s->order[c].row, another ? (int64_t)s->order[c + 1].row : -1, allowed);
-                else g.wishes[wished++] = (wish){s->order[c].row, (uint32_t)i};
-            }
+            int64_t chosen = begin(s, e, most, margin, slack), parts = read_first(s, e, chosen, margin, allowed, work);
+            for (int64_t c = 0; c < parts; c++)
+                g.wishes[wished++] = (wish){(uint32_t)s->parts[c].list, (uint32_t)i, (uint32_t)s->parts[c].blocks};
         }
         sort_wishes(&g, e->lists, wished);
         read_wishes(&g, e, wished, allowed);
