@@ -218,6 +218,9 @@ static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, fl
 
 #include "together.h"
 
+/* How long an `engine` is here: whoever has another idea of it must not use this. */
+EXPORT int hivlp_engine_bytes(void) { return (int)sizeof(engine); }
+
 /* The best rows of each of `count` queries, (count, fine_dim) float32.
  *
  * most, margin: which lists are read (see choose_lists). slack: how many times what signs usually leave out a code may be

@@ -83,9 +83,12 @@ def load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(path))
         _declare(library)
+        old = library.hivlp_engine_bytes() != ctypes.sizeof(EngineStruct)
     except OSError:  # built for another machine
         return None
-    except AttributeError:  # built before these functions were there, in a folder whose sources were changed since
+    except AttributeError:
+        old = True
+    if old:  # in a folder whose sources were changed since it was built
         warnings.warn(f"{path} is older than this code and is not used: install hivlp again", stacklevel=2)
         return None
     most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)

@@ -58,7 +58,7 @@ typedef struct { int64_t list, blocks; } part;
 #define MOST_SPARE 8191   /* steps of a table: so that sums stay within 16 bits */
 #define LEAST (1 << 24)   /* a score that no code is below, its list's centre left out */
 #define SPREAD 0.756f /* standard deviation of a normal variable's size, its mean being 1 */
-#define MEAN_FACTOR 1.5708f /* of a residual whose dimensions are as those of any other */
+#define MEAN_FACTOR 1.5708f /* its mean square, likewise: what a factor is on average */
 #define STEP_OF_SPREAD 0.335f
 #define TILE 4 /* queries that are projected together: to widen the map's float16 takes longer than the products */
 

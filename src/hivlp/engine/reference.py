@@ -23,7 +23,7 @@ Rows = NDArray[np.int64]
 SPARE = np.float32(2)  # how much less than the margin a group may be below the best one
 SPREAD = 0.756  # standard deviation of a normal variable's size, its mean being 1
 MOST_SPARE = 8191  # steps of a table
-MEAN_FACTOR = 1.5708  # of a residual whose dimensions are as those of any other
+MEAN_FACTOR = 1.5708  # its mean square, likewise: what a factor is on average
 FIRST = 8  # lists that are read whole: they say what a code has to reach
 
 
