@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from hivlp.bench.ann import generator, run
-from hivlp.bench.ann.kept import Kept
+from hivlp.bench.ann.kept import Kept, code_of
 from hivlp.bench.ann.measure import Collection, measure
 from hivlp.bench.ann.real import RealSet, read_wordnet, write_collection
+from hivlp.bench.ann.rivals import faiss_codes
 from hivlp.bench.ann.truth import exact, recall
 from hivlp.cli import BENCHES
 from hivlp.errors import DataError
@@ -116,6 +117,13 @@ def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest
     assert "measured on" in run.format_text({**second, "pools": [], "match": None, "scale": None, "seconds": 1.0})
     run.compare(collection, engines, 60, kept=Kept(collection.folder / "measured", {"cpu": "another"}))
     assert asked[5:] == engines
+
+
+def test_what_is_kept_depends_on_an_engines_own_code() -> None:
+    narrow, wide = code_of(faiss_codes.FaissFastScan), code_of(faiss_codes.FaissFastScanWide)
+    assert "2 * REDUCED" in wide and "2 * REDUCED" not in narrow
+    for code in narrow, wide:
+        assert "class _FaissRefined" in code and "def principal" in code and "class FaissFlat" not in code
 
 
 def test_ten_times_as_many_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,15 @@ class Kept:
 
     def _key(self, engine: str) -> str:
         module, _, name = engine.partition(":")
-        # The class may only be imported there.
-        home = getattr(importlib.import_module(module), name).__module__
-        source = inspect.getsource(importlib.import_module(home))
-        return hashlib.sha256(json.dumps([source, self._about], sort_keys=True, default=str).encode()).hexdigest()
+        about = [code_of(getattr(importlib.import_module(module), name)), self._about]
+        return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def code_of(engine: type) -> str:
+    """The code that an engine runs: its module without the classes that it has nothing of."""
+    module = importlib.import_module(engine.__module__)  # of which it may only be a name elsewhere
+    code = inspect.getsource(module)
+    for _, other in inspect.getmembers(module, inspect.isclass):
+        if other.__module__ == module.__name__ and other not in engine.__mro__:
+            code = code.replace(inspect.getsource(other), "")
+    return code

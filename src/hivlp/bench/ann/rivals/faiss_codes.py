@@ -149,6 +149,12 @@ class FaissRabitqWhole(FaissRabitq):
 
     name: ClassVar[str] = "faiss IVF RaBitQ, all dims"
     reduced: ClassVar[int | None] = None
+    at_once: ClassVar[int] = 128
+
+    def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
+        """Search, some at a time: FAISS crashes where tables of many queries for many lists exceed 32 bits."""
+        search, pieces = super().search, range(0, len(queries), self.at_once)
+        return np.concatenate([search(queries[at : at + self.at_once], k, setting) for at in pieces])
 
 
 def principal(sample: Vectors, width: int) -> Vectors:
