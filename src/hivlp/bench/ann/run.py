@@ -248,7 +248,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 6), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(15, 6), sharey=True)
+    colours = matplotlib.colormaps["tab20"].colors
     for axis, speed, title in zip(axes, ("qps", "batch_qps"), ("one query at a time", "many at once"), strict=True):
         for place, about in enumerate(result["engines"]):
             rows = [row for row in result["rows"] if row["engine"] == about["engine"]]
@@ -256,12 +257,12 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             points = sorted((rows[place]["recall"], rows[place][speed]) for place in kept)
             points = [point for point in points if point[0] >= 0.8]
             if points:
-                style = {"linewidth": 2.5, "color": "black"} if place == 0 else {"linewidth": 1.2}
+                style = {"linewidth": 2.5, "color": "black"} if place == 0 else {"color": colours[place % len(colours)]}
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=about["engine"], **style)
         axis.set(yscale="log", xlabel="recall of the exact top 10", title=title)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("queries a second, one thread")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.suptitle(f"{result['items']:,} vectors of {result['dim']} dimensions")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
