@@ -221,7 +221,7 @@ class Engine:
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
         efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
-        efforts += [(most, margin) for margin in (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0, 12.0)]
+        efforts += [(most, margin) for margin in (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0, 12.0)]
         settings = [Setting(*effort, *numbers) for numbers in HANDED_ON for effort in efforts]
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
