@@ -249,7 +249,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(15, 6), sharey=True)
-    colours = matplotlib.colormaps["tab20"].colors
+    colours = [matplotlib.colormaps["tab20"](number) for number in range(20)]
     for axis, speed, title in zip(axes, ("qps", "batch_qps"), ("one query at a time", "many at once"), strict=True):
         for place, about in enumerate(result["engines"]):
             rows = [row for row in result["rows"] if row["engine"] == about["engine"]]
