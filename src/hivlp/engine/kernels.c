@@ -79,7 +79,7 @@ static void scan_list(scratch *const *all, const part *parts, int many, const en
         askers[q] = (asker){s->table, (int16_t)(s->middle - s->spare), 0};
     }
     if (next.blocks) prefetch(e->centres + next.list * e->dims, e->dims);
-    if (end > first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
+    if (parts[0].blocks && parts[0].blocks == end - first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
     run now = run_from(e, parts[0], 0);
     for (int64_t b = 0; now.count; b += RUN) {
         run after = b + RUN < parts[0].blocks ? run_from(e, parts[0], b + RUN) : run_from(e, next, 0);
