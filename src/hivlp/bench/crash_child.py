@@ -108,14 +108,14 @@ def outcome(before: dict[str, int], operation: Operation) -> dict[str, int]:
 
 
 def main(place: Path, seed: int, fault: str) -> None:
-    """Change the index at ``place`` until somebody puts an end to it."""
-    rng = random.Random(seed)
+    """Change the index at ``place`` until somebody puts an end to it, or its parent has met its own."""
+    rng, parent = random.Random(seed), os.getppid()
     with Index.open(place, NumberEncoder()) as index:
         _say({"ready": True})
         if fault and fault != TOO_LARGE:
             _inject(fault, rng)
         full_at = rng.randrange(1, 5) if fault == TOO_LARGE else 0
-        while True:
+        while os.getppid() == parent:
             operation = choose(rng, index)
             other = place.parent / "other"
             if operation["op"] == "merge":
