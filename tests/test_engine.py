@@ -155,7 +155,10 @@ def test_dot(variant, width):
 
 @needs_kernels
 def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch):
-    efforts = (40, np.inf, 1.0, 50), (5, np.inf, 3.0, 20), (40, 3.0, -0.5, 30), (40, 2.0, 1.0, 20), (40, 9.0, 1.5, 25)
+    efforts = (
+        (40, np.inf, 1.0, 50), (5, np.inf, 3.0, 20), (40, 3.0, -0.5, 30), (40, 2.0, 1.0, 20), (40, 9.0, 1.5, 25),
+        (40, 9.0, 1.0, 60, 3.0), (40, 4.0, 1.0, 200, 1.0), (40, np.inf, 0.5, 30, 0.0),
+    )  # fmt: skip
     for setting in (Setting(*effort) for effort in efforts):
         rows, scores = engine.search(queries[:40], 10, setting)
         expected, products = reference.search(engine.arrays, engine.fine, queries[:40], 10, setting, None)
@@ -263,6 +266,7 @@ def test_list_after_list_as_query_after_query(variant, engine, items, queries, s
             Setting(30, np.inf, 0.3, 20),
             Setting(40, 5.0, 1.0, 30),
             Setting(3, np.inf, -1.0, 7),
+            Setting(30, 6.0, 1.0, 60, 2.0),
             Setting(40, 9.0, 2.0, 6000),
         )
     ):
@@ -357,9 +361,9 @@ def test_a_library_with_another_idea_of_an_engine_is_not_used(monkeypatch):
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 300), st.integers(1, 40), st.sampled_from([-1.0, 0.0, 0.7, 3.0, np.inf]),
-    st.sampled_from([1, 3, 1000]), st.integers(0, 1000),
+    st.sampled_from([0.0, 0.4, 2.0, np.inf]), st.sampled_from([1, 3, 1000]), st.integers(0, 1000),
 )  # fmt: skip
-def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, slack, kinds, seed):
+def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, slack, tolerance, kinds, seed):
     """What is kept while codes are read is what sorting all of them gives, also where a great many score the same."""
     rng = np.random.default_rng(seed)
     changed = {name: getattr(engine.arrays, name).copy() for name in ("signs", "factors", "nibbles")}
@@ -370,7 +374,7 @@ def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, sla
         changed["factors"][:] = changed["factors"][0, 0]
         changed["nibbles"][:] = changed["nibbles"][:, :1]
     other = Engine(replace(engine.arrays, **changed), engine.fine)
-    k, setting = min(10, last), Setting(lists, np.inf, slack, last)
+    k, setting = min(10, last), Setting(lists, np.inf, slack, last, tolerance)
     asked = replace(setting, last=other.least_last(setting, k))
     for number in rng.integers(len(queries), size=3):
         query = queries[number : number + 1]
@@ -394,6 +398,39 @@ def test_little_slack_reads_fewer_nibbles_and_much_finds_all_that_they_would(eng
         best = np.unique(rows[places[np.lexsort((places, -scores))[:20]]]).astype(np.int64)
         found, _ = engine.search(vector[None], 10, Setting(40, np.inf, np.inf, 20))
         np.testing.assert_array_equal(found[0], reference.decide(engine.fine, vector, best, 10)[0])
+
+
+def test_what_is_further_from_the_last_wanted_one_than_nibbles_err_is_not_handed_on(either, engine, items, queries):
+    """Fewer fine vectors are read, and of some queries fewer than of others."""
+    read = []
+    for tolerance in (np.inf, 4.0, 1.0, 0.0):
+        fine = []
+        for vector in queries[:30]:
+            query, setting = reference.Query(engine.arrays, vector), Setting(40, np.inf, np.inf, 60, tolerance)
+            wanted = 5 * int(engine.arrays.held[1])
+            rows = reference._last(engine.arrays, query, setting, wanted, None)
+            fine.append(len(rows))
+            found, _ = engine.search(vector[None], 5, setting)
+            np.testing.assert_array_equal(found[0], reference.decide(engine.fine, vector, rows, 5)[0])
+            places = np.flatnonzero(engine.arrays.rows.ravel() != layout.EMPTY)
+            scores = np.sort(reference.nibble_scores(engine.arrays, query, places))[::-1]
+            near = np.count_nonzero(scores >= scores[wanted - 1] - tolerance * query.error)
+            assert len(rows) <= min(near + 1, 60)
+        read.append(fine)
+    means = np.mean(read, 1)
+    assert means[0] > means[1] > means[2] > means[3] >= 5
+    assert np.std(read[2]) > 1
+
+
+def test_the_error_is_what_codes_leave_out(engine, items, queries):
+    arrays, off = engine.arrays, []
+    for vector in queries[:20]:
+        query = reference.Query(arrays, vector)
+        unit = float(query.small_scale) * float(arrays.scales[1]) / float(query.centre_unit)
+        said = reference.nibble_scores(arrays, query, arrays.places.astype(np.int64)) * unit
+        off.append(said - (items.astype(np.float32) - arrays.mean) @ vector)
+    measured = float(np.sqrt(np.mean(np.square(off))) / np.linalg.norm(queries[:20], axis=1).mean())
+    assert float(arrays.scales[5]) == pytest.approx(measured, rel=0.1)
 
 
 def test_fewer_rows_than_wanted(either, items):

@@ -18,7 +18,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 MANIFEST = "engine.json"
-FORMAT = 4
+FORMAT = 5
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays that change with the items
 
@@ -61,7 +61,7 @@ class Arrays:
     key_bias: Vectors  # (lists,)
     group_keys: NDArray[np.uint8]  # (group blocks, dims / 4, 16, 4); a group is a block of lists
     group_bias: Vectors  # (groups,)
-    scales: Vectors  # (5,) of keys, centres, factors, group keys and stretches
+    scales: Vectors  # (6,) of keys, centres, factors, group keys and stretches; the error
     held: NDArray[np.int64]  # (2,) rows, and codes of each
     starts: NDArray[np.int64]  # (lists + 1,)
     rows: NDArray[np.uint32]  # (blocks, 32)
@@ -78,6 +78,7 @@ class Arrays:
             nothing = np.zeros((groups, centres.shape[1]), np.float32), np.zeros(groups, np.float32)
             router = Router(centres, np.zeros(len(centres), np.float32), *nothing)
         (small, key_scale), (groups_small, group_scale) = fit.to_int8(router.keys), fit.to_int8(router.group_keys)
+        scales = key_scale, learnt.centre_scale, learnt.factor_scale, group_scale, learnt.stretch_scale, learnt.error
         return cls(
             **{name: getattr(learnt, name) for name in LEARNT},
             **{name: getattr(packed, name) for name in PACKED},
@@ -85,9 +86,7 @@ class Arrays:
             key_bias=np.ascontiguousarray(router.bias, np.float32),
             group_keys=layout.pack_keys(groups_small),
             group_bias=np.ascontiguousarray(router.group_bias, np.float32),
-            scales=np.array(
-                [key_scale, learnt.centre_scale, learnt.factor_scale, group_scale, learnt.stretch_scale], np.float32
-            ),
+            scales=np.array(scales, np.float32),
         )
 
     @classmethod
@@ -120,7 +119,7 @@ class Arrays:
             "item_map": (width, dims), "map": (dims, width), "centres": (lists, dims),
             "keys": (groups, dims // 4, layout.LANES, 4), "group_bias": (groups,),
             "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
-            "scales": (5,), "held": (2,), "starts": (lists + 1,),
+            "scales": (6,), "held": (2,), "starts": (lists + 1,),
             "signs": (blocks, len(self.amplitude) // 16, 64),
             **dict.fromkeys(("rows", "factors", "nibbles"), (blocks, layout.SIGN_LANES)),
         }  # fmt: skip
@@ -143,6 +142,7 @@ class Arrays:
             centre_scale=float(self.scales[1]),
             factor_scale=float(self.scales[2]),
             stretch_scale=float(self.scales[4]),
+            error=float(self.scales[5]),
         )
 
     @property

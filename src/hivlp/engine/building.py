@@ -17,6 +17,7 @@ Progress = Callable[[str, int, int], None]
 
 SAMPLE = 100_000
 PARTITION_SAMPLE = 500_000
+ERROR_SAMPLE = 4000  # items
 FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
@@ -41,6 +42,7 @@ class Learnt:
     centre_scale: float
     factor_scale: float
     stretch_scale: float
+    error: float  # of nibbles: what they leave out of a product with a query of unit length, root mean square
 
     @property
     def exact_centres(self) -> Vectors:
@@ -106,12 +108,14 @@ def learn(
     centres, centre_scale = fit.to_int8(fit.partition(wider, min(lists, len(wider)), rng))
     tell("partition", 1, 1)
     exact = centres.astype(np.float32) * np.float32(centre_scale)
-    residual = projected - exact[fit.assign(exact, projected, 1)[:, 0]]
+    nearest = exact[fit.assign(exact, projected, 1)[:, 0]]
+    residual = projected - nearest
     size = np.abs(residual[:, :signed])
     amplitude = np.maximum(size.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     step = (STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32)
     factors, stretches = sign_factors(size, amplitude), refine(residual, step)[1]
+    some = slice(None, None, -(-len(sample) // ERROR_SAMPLE))
     return Learnt(
         mean=mean,
         item_map=np.ascontiguousarray(item_map),
@@ -123,7 +127,18 @@ def learn(
         # Room for items that lie further out than any of the sample.
         factor_scale=max(1.5 * float(np.quantile(factors, 0.999)), 1e-20) / 255,
         stretch_scale=max(4 * float(stretches.max(initial=0)), 1e-20) / 65_535,
+        error=max(1e-20, _error(sample[some] - mean, nearest[some], residual[some], step, query_map, asked[:1000])),
     )
+
+
+def _error(
+    items: Vectors, nearest: Vectors, residual: Vectors, step: Vectors, query_map: Vectors, queries: Vectors
+) -> float:
+    """What the codes of (n, d) items leave out of their products with queries of unit length, root mean square."""
+    codes, stretch = refine(residual, step)
+    said = nearest + (codes - np.float32(7.5)) * step * stretch[:, None]
+    products = queries @ (items - said @ query_map.T).T
+    return float(np.sqrt(np.mean(products**2) / max(np.mean(np.einsum("qd,qd->q", queries, queries)), 1e-20)))
 
 
 def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Packed:

@@ -37,14 +37,16 @@ class Setting:
             list's codes, those that would be among the best if they were so many standard deviations better than its
             centre, of a list that is a margin behind, half as many.
         slack: how much better than its signs say a code may be, in standard deviations of what they leave out: its
-            nibbles are read only if it could then be among the best ``last``.
-        last: how many codes the nibbles hand on to the float16 vectors.
+            nibbles are read only if it could then be handed on.
+        last: how many codes the nibbles hand on to the float16 vectors at most.
+        tolerance: how far below the last wanted one's a code's score may be that they hand on, in errors of theirs.
     """
 
     lists: int
     margin: float
     slack: float
     last: int
+    tolerance: float = np.inf
 
 
 class Engine:
@@ -214,7 +216,11 @@ class Engine:
 
     def least_last(self, setting: Setting, k: int) -> int:
         """How many codes nibbles hand on, so that they are of ``k`` rows at least, whatever the setting says."""
-        return max(setting.last, k if setting.lists == 0 else k * int(self.arrays.held[1]))
+        return max(setting.last, k if setting.lists == 0 else self.codes_of(k))
+
+    def codes_of(self, rows: int) -> int:
+        """How many codes are of so many rows at least."""
+        return rows * int(self.arrays.held[1])
 
     def settings(self) -> list[Setting]:
         """Settings worth measuring, from little effort to much."""
@@ -249,14 +255,14 @@ class Engine:
         rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         given = (native.view(queries), len(queries))
         rest = (
-            last, k, None if allowed is None else native.view(allowed), native.view(rows),
-            native.view(scores), self.work,
+            k, None if allowed is None else native.view(allowed), native.view(rows), native.view(scores), self.work,
         )  # fmt: skip
         if setting.lists == 0:
-            failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, *rest)
+            failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, last, *rest)
         else:
             lists = min(setting.lists, self.lists)
-            failed = library.hivlp_search(self._struct, *given, lists, setting.margin, setting.slack, *rest)
+            effort = native.EffortStruct(lists, last, setting.margin, setting.slack, setting.tolerance)
+            failed = library.hivlp_search(self._struct, *given, effort, self.codes_of(k), *rest)
         if failed:
             raise MemoryError("no memory for a search")
         return rows, scores

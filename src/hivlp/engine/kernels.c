@@ -108,15 +108,6 @@ static inline part whole_list(const engine *e, int64_t list) {
     return (part){list, e->starts[list + 1] - e->starts[list]};
 }
 
-/* The score that a code has to reach to be among the best so far, when none waits any more. */
-static int64_t bar_of_best(scratch *s) {
-    settle(&s->p);
-    if (s->p.count < s->p.keep) return INT32_MIN;
-    int64_t bar = INT32_MAX;
-    for (int64_t i = 0; i < s->p.count; i++) bar = s->p.list[i].score < bar ? s->p.list[i].score : bar;
-    return bar;
-}
-
 /* Read the few best lists, and say in s->parts what to read of the others; returns of how many.
  *
  * A list's codes are read as far as they are long enough: so that they would be among the best so far if they were so many
@@ -131,7 +122,8 @@ static int64_t read_first(scratch *s, const engine *e, int64_t chosen, float mar
         blocks += now.blocks;
     }
     while (s->taken < s->put) take(s, e);
-    int64_t bar = chosen > few ? bar_of_best(s) : 0;
+    if (chosen > few) settle_exactly(&s->p);
+    int64_t bar = s->p.bar;
     for (int64_t c = few; c < chosen; c++) {
         int64_t list = s->order[c].row;
         if (c + LISTS_AHEAD < chosen) {
@@ -202,18 +194,19 @@ static void finish(scratch *s, const engine *e, const float *query, int64_t k, i
                    work_done *work) {
     while (s->taken < s->put) take(s, e);
     work->nibbles += s->refined;
-    settle(&s->p);
+    settle_exactly(&s->p);
     resolve(s, e);
     decide(s, e, query, k, out_rows, out_scores, work);
 }
 
-/* From where a query lies to the lists that it wants, in s->order; returns how many. */
-static int64_t begin(scratch *s, const engine *e, int64_t most, float margin, float slack) {
+/* From a query to the parts of lists that it wants, in s->parts, the best ones having been read; returns how many. */
+static int64_t begin(scratch *s, const engine *e, const float *query, const effort *how, int64_t wanted,
+                     const uint8_t *allowed, work_done *work) {
     prepare_small(s, e);
-    prepare_codes(s, e, slack);
-    empty_pool(&s->p);
+    prepare_codes(s, e, query, how);
+    empty_pool(&s->p, wanted, s->window);
     s->put = s->taken = s->refined = 0;
-    return choose_lists(s, e, most, margin);
+    return read_first(s, e, choose_lists(s, e, how->lists, how->margin), how->margin, allowed, work);
 }
 
 #include "together.h"
@@ -223,17 +216,15 @@ EXPORT int hivlp_engine_bytes(void) { return (int)sizeof(engine); }
 
 /* The best rows of each of `count` queries, (count, fine_dim) float32.
  *
- * most, margin: which lists are read (see choose_lists). slack: how many times what signs usually leave out a code may be
- * better than they say. last: how many codes the nibbles hand on. allowed: a bit a row, or NULL. Places for which there
- * is no row get -1 and -inf. Returns 0, or -1 without memory.
+ * wanted: codes among which there are `k` rows. allowed: a bit a row, or NULL. Places for which there is no row get -1
+ * and -inf. Returns 0, or -1 without memory.
  */
-EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, int64_t most, float margin,
-                        float slack, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
-                        float *out_scores, work_done *work) {
+EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, const effort *how, int64_t wanted,
+                        int64_t k, const uint8_t *allowed, int64_t *out_rows, float *out_scores, work_done *work) {
     if (count >= ENOUGH)
-        return search_together(e, queries, count, most, margin, slack, last, k, allowed, out_rows, out_scores, work);
+        return search_together(e, queries, count, how, wanted, k, allowed, out_rows, out_scores, work);
     scratch s, *one = &s;
-    if (!make_scratch(&s, e, last, NULL)) {
+    if (!make_scratch(&s, e, how->last, NULL)) {
         free_scratch(&s);
         return -1;
     }
@@ -241,8 +232,7 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, in
         const float *query = queries + i * e->fine_dim;
         if (i % TILE == 0) project(e, query, count - i < TILE ? count - i : TILE, s.tile);
         s.z = s.tile + i % TILE * e->dims;
-        int64_t chosen = begin(&s, e, most, margin, slack);
-        int64_t parts = read_first(&s, e, chosen, margin, allowed, work);
+        int64_t parts = begin(&s, e, query, how, wanted, allowed, work);
         for (int64_t c = 0; c < parts; c++)
             scan_list(&one, s.parts + c, 1, e, c + 1 < parts ? s.parts[c + 1] : NO_PART, allowed);
         finish(&s, e, query, k, out_rows + i * k, out_scores + i * k, work);
@@ -267,7 +257,7 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
     project(e, query, 1, s.tile);
     s.z = s.tile;
     prepare_small(&s, e);
-    prepare_codes(&s, e, 0);
+    prepare_codes(&s, e, query, &(effort){0});
     for (int64_t i = 0; i < count; i++) list[i] = (candidate){0, (uint32_t)i};
     if (count > last) {
         for (int64_t i = 0; i < count; i++) {

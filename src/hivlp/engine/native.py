@@ -50,6 +50,19 @@ class EngineStruct(Structure):
         ("factor_scale", c_float),
         ("group_scale", c_float),
         ("stretch_scale", c_float),
+        ("error", c_float),
+    )
+
+
+class EffortStruct(Structure):
+    """``effort`` of kernels.c."""
+
+    _fields_ = (
+        ("lists", c_int64),
+        ("last", c_int64),
+        ("margin", c_float),
+        ("slack", c_float),
+        ("tolerance", c_float),
     )
 
 
@@ -110,8 +123,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_bytes.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_search.argtypes = [
-        POINTER(EngineStruct), c_void_p, c_int64, c_int64, c_float, c_float, c_int64, c_int64, c_void_p,
-        c_void_p, c_void_p, POINTER(WorkStruct),
+        POINTER(EngineStruct), c_void_p, c_int64, POINTER(EffortStruct), c_int64, c_int64, c_void_p, c_void_p, c_void_p,
+        POINTER(WorkStruct),
     ]  # fmt: skip
     library.hivlp_search_whole.argtypes = [
         POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p,

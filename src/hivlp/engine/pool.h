@@ -32,20 +32,25 @@ static void keep_best(candidate *list, int64_t count, int64_t keep) {
 
 #define BUCKETS 1024
 
-/* The `keep` best candidates so far, and some more. The bar is a score that at least `keep` of them reach, so that what
- * lies below it need not be offered. Counting how many scores fall into each of some buckets moves it up all the time
- * for next to nothing; the candidates themselves are only looked at again when there is no room left. */
+/* The `keep` best candidates so far that are within a window below the `top`-th best, and some more. The bar is a score
+ * that at least `keep` of those that came have reached, or lies a window below one that `top` have, so that what lies
+ * below it need not be offered. Counting how many scores fall into each of some buckets moves it up all the time for next
+ * to nothing; the candidates themselves are only looked at again when there is no room left. */
 typedef struct {
     candidate *list;
-    int64_t count, keep, room;
-    int64_t above;  /* candidates in the buckets from `lowest` up */
-    int32_t bar, base, lowest;
-    int shift;      /* of scores to buckets; -1 before there is a bar */
+    int64_t count, keep, top, room;
+    int64_t above, above_top; /* candidates that came into the buckets from `lowest` up, and from `high` up */
+    int32_t bar, base, window, lowest, high;
+    int shift;                /* of scores to buckets; -1 before there is a bar */
     uint32_t buckets[BUCKETS];
 } pool;
 
-static void empty_pool(pool *p) {
+#define MOST_WINDOW (1 << 28) /* scores are far smaller: so wide a window leaves nothing out */
+
+static void empty_pool(pool *p, int64_t top, int32_t window) {
     p->count = 0;
+    p->top = top;
+    p->window = window;
     p->bar = INT32_MIN;
     p->shift = -1;
 }
@@ -56,10 +61,12 @@ static inline uint32_t *bucket_of(pool *p, int32_t score) {
 }
 
 static inline void raise_bar(pool *p) {
-    while (p->above - p->buckets[p->lowest] >= p->keep) {
-        p->above -= p->buckets[p->lowest++];
-        p->bar = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
-    }
+    while (p->above - p->buckets[p->lowest] >= p->keep) p->above -= p->buckets[p->lowest++];
+    while (p->above_top - p->buckets[p->high] >= p->top) p->above_top -= p->buckets[p->high++];
+    int32_t bar = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
+    int32_t of_top = p->base + (int32_t)((uint32_t)p->high << p->shift) - p->window;
+    if (of_top > bar) bar = of_top;
+    if (bar > p->bar) p->bar = bar;
 }
 
 static inline void drop_below_bar(pool *p) {
@@ -78,9 +85,9 @@ static void lay_buckets(pool *p) {
         most = p->list[i].score > most ? p->list[i].score : most;
         least = p->list[i].score < least ? p->list[i].score : least;
     }
-    p->base = p->bar = least;
-    p->above = p->count;
-    p->lowest = 0;
+    p->base = least;
+    p->above = p->above_top = p->count;
+    p->lowest = p->high = 0;
     /* Better ones may come: twice the range, and the last bucket for all beyond. */
     uint32_t apart = (uint32_t)most - (uint32_t)least, range = apart > UINT32_MAX / 2 ? UINT32_MAX : 2 * apart;
     p->shift = 0;
@@ -94,10 +101,13 @@ static void lay_buckets(pool *p) {
 /* Leave no more than the best `keep`. All of what is above the lowest bucket is among them, so that only this one's
  * candidates are compared. */
 static void settle(pool *p) {
-    if (p->count <= p->keep) return;
-    if (p->shift < 0) lay_buckets(p);
+    if (p->shift < 0) {
+        if (p->count <= p->keep) return;
+        lay_buckets(p);
+    }
     raise_bar(p);
     drop_below_bar(p);
+    if (p->count <= p->keep) return;
     int64_t sure = 0;
     for (int64_t i = 0; i < p->count; i++) {
         candidate one = p->list[i];
@@ -105,9 +115,28 @@ static void settle(pool *p) {
         p->list[sure] = one;
         sure += bucket_of(p, one.score) > p->buckets + p->lowest;
     }
-    if (p->count > p->keep) keep_best(p->list + sure, p->count - sure, p->keep - sure);
-    p->buckets[p->lowest] -= (uint32_t)(p->count - p->keep);
-    p->above = p->count = p->keep;
+    keep_best(p->list + sure, p->count - sure, p->keep - sure);
+    p->count = p->keep;
+}
+
+static inline int32_t least_of(const candidate *list, int64_t count) {
+    int32_t least = INT32_MAX;
+    for (int64_t i = 0; i < count; i++) least = list[i].score < least ? list[i].score : least;
+    return least;
+}
+
+/* Leave only what is to be kept of all that came so far; the bar is then exactly what that has to reach. */
+static void settle_exactly(pool *p) {
+    settle(p);
+    if (p->count == p->keep) {
+        int32_t least = least_of(p->list, p->count);
+        if (least > p->bar) p->bar = least;
+    }
+    if (p->count < p->top) return;
+    keep_best(p->list, p->count, p->top);
+    int32_t least = least_of(p->list, p->top) - p->window;
+    if (least > p->bar) p->bar = least;
+    drop_below_bar(p);
 }
 
 static inline void offer(pool *p, int32_t score, uint32_t place) {
@@ -118,8 +147,10 @@ static inline void offer(pool *p, int32_t score, uint32_t place) {
         if (p->count == 2 * p->keep) lay_buckets(p);
         return;
     }
-    ++*bucket_of(p, score);
+    uint32_t *bucket = bucket_of(p, score);
+    ++*bucket;
     p->above++;
+    p->above_top += bucket >= p->buckets + p->high;
     if (p->count < p->room) return;
     raise_bar(p);
     drop_below_bar(p);

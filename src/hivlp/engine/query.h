@@ -39,7 +39,16 @@ typedef struct {
     float factor_scale;
     float group_scale;
     float stretch_scale;
+    float error;               /* what nibbles leave out of a product with a query of unit length, root mean square */
 } engine;
+
+/* How hard to look. */
+typedef struct {
+    int64_t lists, last; /* lists to read, and codes that nibbles hand on, at most */
+    float margin;        /* how far below the best list's score one may be that is read */
+    float slack;         /* how many times what signs usually leave out a code may be better than they say */
+    float tolerance;     /* how many errors below the last wanted one a code may be that nibbles hand on */
+} effort;
 
 typedef struct { int64_t lists, codes, nibbles, fine; } work_done;
 
@@ -85,6 +94,7 @@ typedef struct {
     int32_t spare;     /* how much more than they say a code may be, likewise */
     int32_t nibble_middle; /* of twice the sums of nibbles */
     int32_t deviation; /* of what a code has beyond its list's centre, for each step of its factor, in steps of the table */
+    int32_t window;    /* how far below the last wanted one a code's score may be */
     float best;        /* the router's score of the best list */
     int borrows;       /* scores, worth, order, parts and seen are another's */
 } scratch;
@@ -147,7 +157,7 @@ static void project(const engine *e, const float *queries, int64_t count, float 
 static void prepare_small(scratch *s, const engine *e) { s->small_scale = to_small(s->z, NULL, e->dims, s->small); }
 
 /* What signs and nibbles are scored with. */
-static void prepare_codes(scratch *s, const engine *e, float slack) {
+static void prepare_codes(scratch *s, const engine *e, const float *query, const effort *how) {
     float widest = 1e-20f;
     for (int g = 0; g < e->signed_dims; g += 4) {
         float width = 0;
@@ -180,10 +190,13 @@ static void prepare_codes(scratch *s, const engine *e, float slack) {
     s->deviation = (int32_t)lrintf(fmaxf(1, sqrtf(all) / (table_unit * MEAN_FACTOR)));
     s->middle = (int32_t)lrintf(middle / table_unit);
     float spread = rintf(fmaxf(1, sqrtf(squares) / table_unit));
-    s->spare = (int32_t)lrintf(fminf(fmaxf(slack * spread, -MOST_SPARE), MOST_SPARE));
+    s->spare = (int32_t)lrintf(fminf(fmaxf(how->slack * spread, -MOST_SPARE), MOST_SPARE));
     float unit = table_unit * e->factor_scale; /* what one step of a code's score stands for */
     s->centre_unit = s->small_scale * e->centre_scale / unit;
     s->nibble_unit = to_small(s->z, e->step, e->dims, s->nibble) / 2 * e->stretch_scale / unit;
+    double length = 0;
+    for (int j = 0; j < e->fine_dim; j++) length += (double)query[j] * query[j];
+    s->window = (int32_t)lrintf(fminf(how->tolerance * e->error * (float)sqrt(length) / unit, MOST_WINDOW));
     s->nibble_middle = 0;
     for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
 }

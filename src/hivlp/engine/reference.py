@@ -24,6 +24,7 @@ SPARE = np.float32(2)  # how much less than the margin a group may be below the 
 SPREAD = 0.756  # standard deviation of a normal variable's size, its mean being 1
 MOST_SPARE = 8191  # steps of a table
 MEAN_FACTOR = 1.5708  # its mean square, likewise: what a factor is on average
+MOST_WINDOW = 1 << 28
 FIRST = 8  # lists that are read whole: they say what a code has to reach
 
 
@@ -47,10 +48,12 @@ class Query:
         self.spread = max(1, int(np.rint(left_out / table_unit)))
         all_dims = float(np.linalg.norm(self.z * arrays.step / np.float32(STEP_OF_SPREAD)))
         self.deviation = max(1, int(np.rint(all_dims / (table_unit * MEAN_FACTOR))))
-        _, centre_scale, factor_scale, _, stretch_scale = arrays.scales.tolist()
+        _, centre_scale, factor_scale, _, stretch_scale, error = arrays.scales.tolist()
         unit = table_unit * factor_scale  # what one step of a code's score stands for
         self.centre_unit = np.float32(self.small_scale * centre_scale / unit)
         self.nibble_unit = np.float32(nibble_scale / 2 * stretch_scale / unit)
+        length = float(np.linalg.norm(query.astype(np.float64)))
+        self.error = float(error) * length / unit  # of nibbles, in a score's steps
 
 
 def _to_small(values: Vectors) -> tuple[NDArray[np.int32], float]:
@@ -118,7 +121,7 @@ def search(
             scores = small[rows].astype(np.int32) @ query.small
             rows = rows[np.lexsort((rows, -scores))[: setting.last]]
         else:
-            rows = _last(arrays, query, setting, allowed)
+            rows = _last(arrays, query, setting, k * int(arrays.held[1]), allowed)
         rows, found = decide(fine, vector, rows, k)
         out_rows[number, : len(rows)], out_scores[number, : len(rows)] = rows, found
     return out_rows, out_scores
@@ -138,7 +141,7 @@ def _all_rows(arrays: Arrays, allowed: NDArray[np.uint8] | None) -> Rows:
     return np.flatnonzero(np.unpackbits(allowed, count=arrays.count, bitorder="little"))
 
 
-def _last(arrays: Arrays, query: Query, setting: Setting, allowed: NDArray[np.uint8] | None) -> Rows:
+def _last(arrays: Arrays, query: Query, setting: Setting, wanted: int, allowed: NDArray[np.uint8] | None) -> Rows:
     lists = list_scores(arrays, query, setting.margin)
     order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
     chosen = order[(lists[order] >= lists[order[0]] - np.float32(setting.margin)) & np.isfinite(lists[order])]
@@ -146,7 +149,7 @@ def _last(arrays: Arrays, query: Query, setting: Setting, allowed: NDArray[np.ui
     best, others = chosen[:FIRST], chosen[FIRST:]
     rows, places, scores = _scored(arrays, query, best, blocks[:FIRST], setting.slack, allowed)
     if len(others):
-        bar = np.sort(scores)[-setting.last] if len(scores) >= setting.last else -np.inf
+        bar = _bar(query, scores, setting, wanted)
         gaps = (lists[chosen[0]] - lists[others]).astype(np.float32)
         within = _blocks_within(arrays, query, others, bar, np.float32(setting.margin) - gaps * np.float32(0.5))
         some = within > 0
@@ -154,8 +157,20 @@ def _last(arrays: Arrays, query: Query, setting: Setting, allowed: NDArray[np.ui
         rows, places, scores = (
             np.concatenate(both) for both in zip((rows, places, scores), more, strict=True)
         )  # fmt: skip
-    kept: Rows = np.unique(rows[np.lexsort((places, -scores))[: setting.last]])
+    best = np.lexsort((places, -scores))[: setting.last]
+    kept: Rows = np.unique(rows[best[scores[best] >= _bar(query, scores, setting, wanted)]])
     return kept
+
+
+def _bar(query: Query, scores: Rows, setting: Setting, wanted: int) -> float:
+    """What a code's score has to reach to be handed on: among so many, and near to the last of those wanted."""
+    ordered, bar = np.sort(scores)[::-1], -np.inf
+    if len(scores) >= setting.last:
+        bar = float(ordered[setting.last - 1])
+    if len(scores) >= wanted:
+        window = int(np.rint(np.fmin(setting.tolerance * query.error, MOST_WINDOW)))
+        bar = max(bar, float(ordered[wanted - 1] - window))
+    return bar
 
 
 def _scored(

@@ -81,11 +81,10 @@ static void read_wishes(group *g, const engine *e, int64_t count, const uint8_t 
 }
 
 /* What hivlp_search does, in this way. */
-static int search_together(const engine *e, const float *queries, int64_t count, int64_t most, float margin,
-                           float slack, int64_t last, int64_t k, const uint8_t *allowed, int64_t *out_rows,
-                           float *out_scores, work_done *work) {
+static int search_together(const engine *e, const float *queries, int64_t count, const effort *how, int64_t wanted,
+                           int64_t k, const uint8_t *allowed, int64_t *out_rows, float *out_scores, work_done *work) {
     group g;
-    int made = make_group(&g, e, count, most, last);
+    int made = make_group(&g, e, count, how->lists, how->last);
     for (int64_t start = 0; made && start < count; start += g.size) {
         int size = (int)(count - start < g.size ? count - start : g.size);
         int64_t wished = 0;
@@ -93,7 +92,7 @@ static int search_together(const engine *e, const float *queries, int64_t count,
         for (int i = 0; i < size; i++) {
             scratch *s = &g.all[i];
             s->z = g.z + i * e->dims;
-            int64_t chosen = begin(s, e, most, margin, slack), parts = read_first(s, e, chosen, margin, allowed, work);
+            int64_t parts = begin(s, e, queries + (start + i) * e->fine_dim, how, wanted, allowed, work);
             for (int64_t c = 0; c < parts; c++)
                 g.wishes[wished++] = (wish){(uint32_t)s->parts[c].list, (uint32_t)i, (uint32_t)s->parts[c].blocks};
         }

@@ -48,7 +48,7 @@ EXPORT int hivlp_search_whole(const engine *e, const uint8_t *codes, const float
                 project(e, queries + (start + i) * e->fine_dim, together - i < TILE ? together - i : TILE, all[i].tile);
             all[i].z = all[i - i % TILE].tile + i % TILE * e->dims;
             prepare_small(&all[i], e);
-            empty_pool(&all[i].p);
+            empty_pool(&all[i].p, last, 0);
         }
         for (int64_t b = 0; b < blocks; b += PART)
             for (int i = 0; i < together; i++)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ class EngineScanner:
             effort = min(1 / passing.share, MOST_EFFORT)
             # The router's scores are logarithms: so many times as many lists are worth reading.
             margin = setting.margin + math.log(effort)
-            setting = Setting(int(setting.lists * effort), margin, setting.slack, setting.last)
+            setting = replace(setting, lists=int(setting.lists * effort), margin=margin)
         found, products = self._engine.search(queries, count, setting, allowed=bits)
         held = found >= 0
         return [(rows[some], scores[some]) for rows, scores, some in zip(found, products, held, strict=True)]

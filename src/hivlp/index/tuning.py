@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +62,14 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
         numbers = {name: round(getattr(self, name), 4) for name in ("recall", "at_least", "p50_ms", "p99_ms")}
-        margin = None if self.setting.margin == math.inf else self.setting.margin
-        return {**asdict(self.setting), "margin": margin, **numbers}
+        setting = {name: None if value == math.inf else value for name, value in asdict(self.setting).items()}
+        return {**setting, **numbers}
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> Point:
         """The inverse of :meth:`to_json`."""
-        margin = math.inf if data["margin"] is None else data["margin"]
-        setting = Setting(data["lists"], margin, data["slack"], data["last"])
+        given: list[Any] = [data[each.name] for each in fields(Setting)]
+        setting = Setting(*(math.inf if value is None else value for value in given))
         return cls(setting, data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
 
 

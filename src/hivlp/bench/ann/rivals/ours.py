@@ -23,12 +23,12 @@ class Ours:
 
     def settings(self) -> list[Ladder]:
         """Margins for what signs and nibbles hand on; for a small collection, what a code of all rows hands on."""
-        ladders: dict[tuple[int, float, int], Ladder] = {}
+        ladders: dict[tuple[float, ...], Ladder] = {}
         for each in self._engine.settings():
             if each.lists == 0:
-                ladders.setdefault((0, 0.0, 0), []).append({"setting": each})
+                ladders.setdefault((), []).append({"setting": each})
             elif np.isfinite(each.margin):
-                ladders.setdefault((1, each.slack, each.last), []).append({"setting": each})
+                ladders.setdefault((each.slack, each.last, each.tolerance), []).append({"setting": each})
         return list(ladders.values())
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
