@@ -23,8 +23,14 @@ ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
 PART_BY_MARGIN = 6
-# Slack and how many the nibbles hand on: pairs that were on the front of some collection.
-HANDED_ON = ((0.5, 20), (0.5, 40), (0.5, 60), (1.0, 60), (1.5, 60), (1.5, 80), (2.0, 200))
+# Slack, how many the nibbles hand on and how near these must be: what was on the front of some collection.
+HANDED_ON = (
+    (0.5, 20, np.inf), (0.5, 60, 3.0), (0.5, 120, 5.0), (1.0, 60, 3.0), (1.0, 120, 4.0), (1.5, 60, 4.0),
+    (1.5, 120, 5.0), (1.5, 200, 7.0), (2.0, 120, 5.0), (2.0, 200, 7.0),
+)  # fmt: skip
+MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0, 12.0)
+# Where no router was learnt, a margin says little: so many lists are read.
+WITHOUT_MARGIN = (1.0, 60, np.inf), (2.0, 200, np.inf)
 
 
 @dataclass(frozen=True)
@@ -225,10 +231,10 @@ class Engine:
     def settings(self) -> list[Setting]:
         """Settings worth measuring, from little effort to much."""
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
-        efforts = [(lists, np.inf) for lists in steps if lists <= max(2, self.lists)]
+        by_number = [lists for lists in steps if lists <= max(2, self.lists)]
+        settings = [Setting(lists, np.inf, *numbers) for numbers in WITHOUT_MARGIN for lists in by_number]
         most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
-        efforts += [(most, margin) for margin in (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0, 12.0)]
-        settings = [Setting(*effort, *numbers) for numbers in HANDED_ON for effort in efforts]
+        settings += [Setting(most, margin, *numbers) for numbers in HANDED_ON for margin in MARGINS]
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
         return settings
