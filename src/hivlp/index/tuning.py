@@ -68,9 +68,10 @@ class Point:
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> Point:
         """The inverse of :meth:`to_json`."""
-        given: list[Any] = [data[each.name] for each in fields(Setting)]
-        setting = Setting(*(math.inf if value is None else value for value in given))
-        return cls(setting, data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
+        given = {each.name: data[each.name] for each in fields(Setting)}
+        for name, value in given.items():
+            given[name] = math.inf if value is None else value
+        return cls(Setting(**given), data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
 
 
 @dataclass(frozen=True)
