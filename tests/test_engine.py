@@ -433,6 +433,15 @@ def test_the_error_is_what_codes_leave_out(engine, items, queries):
     assert float(arrays.scales[5]) == pytest.approx(measured, rel=0.1)
 
 
+def test_at_least_one_row_is_wanted(either, engine, queries):
+    for search in (
+        lambda: engine.search(queries[:2], 0, Setting(4, np.inf, 0.0, 5)),
+        lambda: engine.search_rows(queries[0], np.arange(9), 0, 5),
+    ):
+        with pytest.raises(ValueError, match="at least 1"):
+            search()
+
+
 def test_fewer_rows_than_wanted(either, items):
     small = Engine.build(items[:5], lists=1, dims=16)
     rows, scores = small.search(items[:2].astype(np.float32), 8, Setting(1, np.inf, 0.0, 8))

@@ -252,7 +252,12 @@ class Engine:
 
         Returns:
             (b, k) int64 rows, best first, -1 where there are fewer; (b, k) float32 inner products, -inf there.
+
+        Raises:
+            ValueError: if ``k`` is less than 1.
         """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
         queries = np.ascontiguousarray(queries, np.float32)
         last = self.least_last(setting, k)
         library = native.load()
@@ -283,7 +288,12 @@ class Engine:
             rows: candidates, each once.
             k: how many.
             last: how many fine vectors to read, at least ``k``.
+
+        Raises:
+            ValueError: if ``k`` is less than 1.
         """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
         query = np.ascontiguousarray(query, np.float32)
         last = max(last, k)
         library = native.load()
