@@ -55,17 +55,19 @@ static void empty_pool(pool *p, int64_t top, int32_t window) {
     p->shift = -1;
 }
 
+/* The first bucket is also for all below it, the last one for all beyond. */
 static inline uint32_t *bucket_of(pool *p, int32_t score) {
-    uint32_t at = (uint32_t)(score - p->base) >> p->shift;
+    uint32_t at = score < p->base ? 0 : ((uint32_t)score - (uint32_t)p->base) >> p->shift;
     return p->buckets + (at < BUCKETS ? at : BUCKETS - 1);
 }
 
 static inline void raise_bar(pool *p) {
     while (p->above - p->buckets[p->lowest] >= p->keep) p->above -= p->buckets[p->lowest++];
     while (p->above_top - p->buckets[p->high] >= p->top) p->above_top -= p->buckets[p->high++];
-    int32_t bar = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
     int32_t of_top = p->base + (int32_t)((uint32_t)p->high << p->shift) - p->window;
-    if (of_top > bar) bar = of_top;
+    if (of_top > p->bar) p->bar = of_top;
+    if (!p->lowest) return; /* there may be fewer than `keep` yet */
+    int32_t bar = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
     if (bar > p->bar) p->bar = bar;
 }
 
@@ -78,7 +80,7 @@ static inline void drop_below_bar(pool *p) {
     p->count = count;
 }
 
-/* Count all candidates anew, and drop those below the bar. */
+/* Count all candidates anew, at least `top` of them, and drop those below the bar. */
 static void lay_buckets(pool *p) {
     int32_t most = INT32_MIN, least = INT32_MAX;
     for (int64_t i = 0; i < p->count; i++) {
@@ -88,7 +90,7 @@ static void lay_buckets(pool *p) {
     p->base = least;
     p->above = p->above_top = p->count;
     p->lowest = p->high = 0;
-    /* Better ones may come: twice the range, and the last bucket for all beyond. */
+    /* Better ones may come: twice the range. */
     uint32_t apart = (uint32_t)most - (uint32_t)least, range = apart > UINT32_MAX / 2 ? UINT32_MAX : 2 * apart;
     p->shift = 0;
     while (range >> p->shift >= BUCKETS) p->shift++;
@@ -144,7 +146,7 @@ static inline void offer(pool *p, int32_t score, uint32_t place) {
     p->list[p->count].score = score;
     p->list[p->count++].row = place;
     if (p->shift < 0) {
-        if (p->count == 2 * p->keep) lay_buckets(p);
+        if (p->count == 2 * p->top) lay_buckets(p);
         return;
     }
     uint32_t *bucket = bucket_of(p, score);
@@ -154,5 +156,8 @@ static inline void offer(pool *p, int32_t score, uint32_t place) {
     if (p->count < p->room) return;
     raise_bar(p);
     drop_below_bar(p);
-    if (p->count > p->room / 2) settle(p); /* a great many have the same score */
+    if (p->count > p->room / 2) { /* a great many have the same score, or one beyond the buckets */
+        settle(p);
+        lay_buckets(p);
+    }
 }
