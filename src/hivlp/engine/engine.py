@@ -21,7 +21,6 @@ from hivlp.levels import Vectors
 
 ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
-ANSWERS = 100  # of each of them, whose lists it learns: they say more of where queries go than the ten best alone
 MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
 PART_BY_MARGIN = 6
 # Slack, how many the nibbles hand on and how near these must be: what was on the front of some collection.
@@ -125,7 +124,7 @@ class Engine:
         found = []
         thorough = Setting(max(8, self.lists // 12), np.inf, 1.0, 120)
         for start in range(0, len(queries), 512):
-            found.append(self.search(queries[start : start + 512], ANSWERS, thorough)[0])
+            found.append(self.search(queries[start : start + 512], 50, thorough)[0])
             tell("answers", min(start + 512, len(queries)), len(queries))
         rows = np.concatenate(found)
         whole = (rows >= 0).all(1)

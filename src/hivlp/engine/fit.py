@@ -10,8 +10,6 @@ from hivlp.levels import Vectors
 
 LEAST_GROUPS = 32  # of lists, which are looked at to find an item's nearest lists, or a part of them if they are many
 PART_OF_GROUPS = 8
-RATE = 0.04  # at which a router starts to learn, in its keys' mean size
-NOISE = 0.1  # that its queries get, in standard deviations: there are few of them for so many keys
 
 
 def rotation(dims: int, rng: np.random.Generator) -> Vectors:
@@ -168,7 +166,6 @@ def learn_router(
     """
     rng = np.random.default_rng(seed)
     scale = 4 / max(float((queries[:1000] @ keys.T).std()), 1e-12)
-    noise = NOISE * queries.std(0)
     weights, bias = keys * np.float32(scale), np.zeros(len(keys), np.float32)
     unit = float(np.abs(weights).mean())
     share = 1 / np.sqrt(1 + np.arange(targets.shape[1], dtype=np.float32))
@@ -177,7 +174,6 @@ def learn_router(
     for step in range(steps):
         chosen = rng.integers(len(queries), size=min(batch, len(queries)))
         part = queries[chosen]
-        part += rng.standard_normal(part.shape, np.float32) * noise
         logits = part @ weights.T
         logits += bias
         logits -= logits.max(1, keepdims=True)
@@ -186,7 +182,7 @@ def learn_router(
         for column, weight in enumerate(share):
             logits[np.arange(len(part)), targets[chosen, column]] -= weight
         logits /= len(part)
-        rate = RATE * (1 - step / steps)
+        rate = 0.02 * (1 - step / steps)
         gradients = (logits.T @ part, logits.sum(0))
         for number, (values, gradient, speed) in enumerate(
             ((weights, gradients[0], rate * unit), (bias, gradients[1], rate))
