@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hivlp.engine import Engine, Setting, native
 from hivlp.engine.arrays import Arrays, read_manifest
 from hivlp.engine.bounds import Bounds
+from hivlp.engine.engine import ROUTER_QUERIES
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
 from hivlp.index.scan import ExhaustiveScanner
@@ -31,8 +32,10 @@ K = 10
 DEFAULT_RECALL = 0.99
 LEAST_ROWS = 1000  # below this, reading everything is as fast
 LEAST_DIMS = 16  # likewise; an engine has no fewer
-HELD_OUT = 400  # queries that settings are measured with
-MOST_QUERIES = 20_000
+HELD_OUT = 400  # queries that settings are measured with, if there are three times as many
+MOST_HELD_OUT = 2000  # or a tenth of them: the better a recall is known, the faster a setting that is sure to reach it
+MOST_QUERIES = 20_000  # that are learnt from; of a large index, one for so many rows, as there are more lists to teach
+ROWS_A_QUERY = 100
 ENCODED = 6_000  # texts that are encoded to learn from, at most
 GROWTH = 1.1  # from how many times the rows on the engine takes in what was added
 RELEARN = 2.0  # from how many times the rows on it learns anew
@@ -142,7 +145,8 @@ def tune(
                 f"{index.path} has vectors of {vectors.shape[1]} dims: all are read, as fast as can be"
             )
         asked, source = _queries(index, queries, vectors, tell)
-        asked = asked[np.random.default_rng(0).permutation(len(asked))[:MOST_QUERIES]]
+        most = max(MOST_QUERIES, min(ROUTER_QUERIES, len(vectors) // ROWS_A_QUERY))
+        asked = asked[np.random.default_rng(0).permutation(len(asked))[:most]]
         held_out, known = _split(asked)
         engine = Engine.build(vectors, queries=known, on_progress=tell)
         bounds = Bounds.build(engine, known, tell)
@@ -195,7 +199,7 @@ def _arrays(folder: Path) -> Arrays | None:
 
 def _split(asked: Vectors) -> tuple[Vectors, Vectors]:
     """The queries that settings are measured with, and those to learn from."""
-    held_out = min(HELD_OUT, max(1, len(asked) // 3))
+    held_out = max(1, min(HELD_OUT, len(asked) // 3), min(MOST_HELD_OUT, len(asked) // 10))
     return asked[:held_out], asked[held_out:]
 
 

@@ -8,6 +8,8 @@ import time
 from hivlp.errors import QueryError
 
 WHERE_SECONDS = 5.0
+WHERE_ITEMS = 1_000_000
+"""Items that a condition has :data:`WHERE_SECONDS` for; of more, as much longer. From a disk it may read them all."""
 # No value that a condition makes may be longer: time limits do not reach inside a function such as zeroblob().
 WHERE_BYTES = 1 << 24
 WHERE_TABLES = ("items", "json_each", "json_tree")
@@ -21,7 +23,9 @@ def rows_where(db: sqlite3.Connection, condition: str) -> list[int]:
     """
     if "\x00" in condition or not condition.strip():
         raise QueryError("--where is empty or holds a NUL character")
-    deadline = time.monotonic() + WHERE_SECONDS
+    (last,) = db.execute("SELECT max(row) FROM items").fetchone()
+    seconds = WHERE_SECONDS * max(1.0, (last or 0) / WHERE_ITEMS)
+    deadline = time.monotonic() + seconds
 
     def authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
@@ -45,7 +49,7 @@ def rows_where(db: sqlite3.Connection, condition: str) -> list[int]:
         return [row for (row,) in db.execute(f"SELECT row FROM items WHERE ({condition}\n)")]
     except (sqlite3.OperationalError, sqlite3.DataError) as error:
         if "interrupted" in str(error):
-            raise QueryError(f"--where took longer than {WHERE_SECONDS:.0f} s") from error
+            raise QueryError(f"--where took longer than {seconds:.0f} s") from error
         raise QueryError(f"--where is not a condition on id, path, caption, metadata: {error}") from error
     except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
         raise QueryError(f"--where is not a condition on id, path, caption, metadata: {error}") from error
