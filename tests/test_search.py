@@ -274,3 +274,6 @@ def test_a_where_that_never_ends_is_stopped(index, monkeypatch):
     with pytest.raises(HivlpError, match="took longer"):
         index.search("x", where=endless)
     assert len(index.search("x")) == 10
+    monkeypatch.setattr(where, "WHERE_ITEMS", 5)  # a larger index has more time
+    with pytest.raises(HivlpError, match=r"took longer than 0\.58 s"):
+        index.search("x", where=endless)

@@ -49,7 +49,7 @@ def rows_where(db: sqlite3.Connection, condition: str) -> list[int]:
         return [row for (row,) in db.execute(f"SELECT row FROM items WHERE ({condition}\n)")]
     except (sqlite3.OperationalError, sqlite3.DataError) as error:
         if "interrupted" in str(error):
-            raise QueryError(f"--where took longer than {seconds:.0f} s") from error
+            raise QueryError(f"--where took longer than {seconds:.3g} s") from error
         raise QueryError(f"--where is not a condition on id, path, caption, metadata: {error}") from error
     except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
         raise QueryError(f"--where is not a condition on id, path, caption, metadata: {error}") from error
