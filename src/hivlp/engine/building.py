@@ -114,8 +114,9 @@ def learn(
     amplitude = np.maximum(size.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
     step = (STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32)
-    factors, stretches = sign_factors(size, amplitude), refine(residual, step)[1]
+    factors, (codes, stretches) = sign_factors(size, amplitude), refine(residual, step)
     some = slice(None, None, -(-len(sample) // ERROR_SAMPLE))
+    said = nearest[some] + (codes[some] - np.float32(7.5)) * step * stretches[some, None]
     return Learnt(
         mean=mean,
         item_map=np.ascontiguousarray(item_map),
@@ -127,17 +128,13 @@ def learn(
         # Room for items that lie further out than any of the sample.
         factor_scale=max(1.5 * float(np.quantile(factors, 0.999)), 1e-20) / 255,
         stretch_scale=max(4 * float(stretches.max(initial=0)), 1e-20) / 65_535,
-        error=max(1e-20, _error(sample[some] - mean, nearest[some], residual[some], step, query_map, asked[:1000])),
+        error=max(1e-20, _root_mean_square(asked[:1000], sample[some] - mean - said @ query_map.T)),
     )
 
 
-def _error(
-    items: Vectors, nearest: Vectors, residual: Vectors, step: Vectors, query_map: Vectors, queries: Vectors
-) -> float:
-    """What the codes of (n, d) items leave out of their products with queries of unit length, root mean square."""
-    codes, stretch = refine(residual, step)
-    said = nearest + (codes - np.float32(7.5)) * step * stretch[:, None]
-    products = queries @ (items - said @ query_map.T).T
+def _root_mean_square(queries: Vectors, left_out: Vectors) -> float:
+    """Of the products of (n, d) vectors with (m, d) queries, as if these were of unit length."""
+    products = queries @ left_out.T
     return float(np.sqrt(np.mean(products**2) / max(np.mean(np.einsum("qd,qd->q", queries, queries)), 1e-20)))
 
 
