@@ -16,8 +16,9 @@
 #include "scoring.h"
 
 #define LISTS_AHEAD 16 /* lists whose centres memory is asked for before they are needed */
-#define FINE_AHEAD 6   /* float16 rows, likewise */
-#define PAGES_AHEAD 16 /* float16 rows, of which it is asked where they are: they lie far from each other */
+#define BLOCKS_AHEAD 8 /* of signs, likewise */
+#define FINE_AHEAD 8   /* float16 rows, likewise */
+#define ENDS_AHEAD 128 /* float16 rows whose ends are asked for: on which page one is takes longer to find than its bytes */
 
 static inline int64_t width_of(const engine *e) { return e->dims / 2 + 2; }
 
@@ -56,56 +57,65 @@ static inline void put(scratch *s, const engine *e, uint32_t place, int32_t offs
     s->ring[s->put++ % WAITING] = (waiting){place, offset, most};
 }
 
-/* Some blocks of a part of a list, from one of them on. */
-static inline run run_from(const engine *e, part of, int64_t block) {
-    int64_t left = of.blocks - block;
-    if (left <= 0) return (run){NULL, NULL, 0};
-    block += e->starts[of.list];
-    return (run){e->signs + block * (e->signed_dims / 16) * 64, e->factors + block * SIGN_LANES, left < RUN ? left : RUN};
+/* What is going to be read, and how far memory has been asked for it. */
+typedef struct { const part *parts; int64_t count, at, block; } stream;
+
+/* Have so many blocks more on their way. They wait in the second cache: the first could take far fewer at a time. */
+static inline void read_ahead(stream *soon, const engine *e, int64_t blocks) {
+    int64_t width = e->signed_dims / 16 * 64;
+    while (blocks-- > 0 && soon->at < soon->count) {
+        part of = soon->parts[soon->at];
+        int64_t block = e->starts[of.list] + soon->block;
+        for (int64_t at = 0; at < width; at += 64) __builtin_prefetch(e->signs + block * width + at, 0, 2);
+        __builtin_prefetch(e->factors + block * SIGN_LANES, 0, 2);
+        if (++soon->block < of.blocks) continue;
+        if (block + 1 == e->starts[of.list + 1]) __builtin_prefetch(e->rows + block * SIGN_LANES, 0, 2);
+        soon->at++;
+        soon->block = 0;
+    }
+}
+
+/* Begin to read some parts of lists, none of them empty. */
+static inline stream stream_of(const part *parts, int64_t count, const engine *e) {
+    stream soon = {parts, count, 0, 0};
+    read_ahead(&soon, e, BLOCKS_AHEAD);
+    return soon;
 }
 
 /* Offer the codes of one list to some queries, SIDE at most: to each those of its own `parts`, the longest of which comes
- * first. `next` is what is read after it. */
-static void scan_list(scratch *const *all, const part *parts, int many, const engine *e, part next,
+ * first. `soon`, if there is one, is of what is read after them. */
+static void scan_list(scratch *const *all, const part *parts, int many, const engine *e, stream *soon,
                       const uint8_t *allowed) {
-    int32_t offset[SIDE], most[SIDE];
+    int32_t most[SIDE];
     asker askers[SIDE];
     hits found[SIDE];
-    int64_t list = parts[0].list, first = e->starts[list], end = e->starts[list + 1];
+    int64_t list = parts[0].list, first = e->starts[list], end = e->starts[list + 1], groups = e->signed_dims / 16;
     for (int q = 0; q < many; q++) {
         const scratch *s = all[q];
-        offset[q] = offset_of(s, e, list);
         most[q] = (s->middle + s->spare) * 255;
         askers[q] = (asker){s->table, (int16_t)(s->middle - s->spare), 0};
     }
-    if (next.blocks) prefetch(e->centres + next.list * e->dims, e->dims);
-    if (parts[0].blocks && parts[0].blocks == end - first) __builtin_prefetch(e->rows + (end - 1) * SIGN_LANES);
-    run now = run_from(e, parts[0], 0);
-    for (int64_t b = 0; now.count; b += RUN) {
-        run after = b + RUN < parts[0].blocks ? run_from(e, parts[0], b + RUN) : run_from(e, next, 0);
+    for (int64_t b = 0; b < parts[0].blocks; b += RUN) {
+        int64_t left = parts[0].blocks - b, at = first + b;
+        run now = {e->signs + at * groups * 64, e->factors + at * SIGN_LANES, left < RUN ? left : RUN};
+        if (soon) read_ahead(soon, e, now.count);
         while (parts[many - 1].blocks <= b) many--;
         for (int q = 0; q < many; q++) {
-            int64_t bar = (int64_t)all[q]->p.bar - offset[q];
+            int64_t bar = (int64_t)all[q]->p.bar - parts[q].offset;
             askers[q].bar = bar > most[q] ? most[q] + 1 : bar < -LEAST ? -LEAST : (int32_t)bar;
         }
-        use.run(&now, &after, askers, many, e->signed_dims / 16, found);
-        const uint32_t *rows = e->rows + (first + b) * SIGN_LANES;
-        int look = allowed != NULL || first + b + RUN >= end; /* only the last block has empty places */
+        use.run(&now, askers, many, (int)groups, found);
+        const uint32_t *rows = e->rows + at * SIGN_LANES;
+        int look = allowed != NULL || at + RUN >= end; /* only the last block has empty places */
         for (int q = 0; q < many; q++) {
             uint32_t own = (uint32_t)(parts[q].blocks - b < RUN ? parts[q].blocks - b : RUN) * SIGN_LANES;
             for (int i = 0; i < found[q].count && found[q].of[i].at < own; i++) {
                 hit one = found[q].of[i];
                 if (!look || (rows[one.at] < e->count && passes(allowed, rows[one.at])))
-                    put(all[q], e, (uint32_t)((first + b) * SIGN_LANES) + one.at, offset[q], offset[q] + one.score);
+                    put(all[q], e, (uint32_t)(at * SIGN_LANES) + one.at, parts[q].offset, parts[q].offset + one.score);
             }
         }
-        if (b + RUN >= parts[0].blocks) return;
-        now = after;
     }
-}
-
-static inline part whole_list(const engine *e, int64_t list) {
-    return (part){list, e->starts[list + 1] - e->starts[list]};
 }
 
 /* Read the few best lists, and say in s->parts what to read of the others; returns of how many.
@@ -116,11 +126,16 @@ static inline part whole_list(const engine *e, int64_t list) {
 static int64_t read_first(scratch *s, const engine *e, int64_t chosen, float margin, const uint8_t *allowed,
                           work_done *work) {
     int64_t few = chosen < FIRST ? chosen : FIRST, count = 0, blocks = 0;
+    for (int64_t c = 0; c < few; c++) prefetch(e->centres + (int64_t)s->order[c].row * e->dims, e->dims);
     for (int64_t c = 0; c < few; c++) {
-        part now = whole_list(e, s->order[c].row), next = c + 1 < few ? whole_list(e, s->order[c + 1].row) : NO_PART;
-        scan_list(&s, &now, 1, e, next, allowed);
-        blocks += now.blocks;
+        int64_t list = s->order[c].row;
+        s->parts[count] = (part){list, (int32_t)(e->starts[list + 1] - e->starts[list]), offset_of(s, e, list)};
+        blocks += s->parts[count].blocks;
+        count += s->parts[count].blocks > 0;
     }
+    stream soon = stream_of(s->parts, count, e);
+    for (int64_t c = 0; c < count; c++) scan_list(&s, s->parts + c, 1, e, &soon, allowed);
+    count = 0;
     while (s->taken < s->put) take(s, e);
     if (chosen > few) settle_exactly(&s->p);
     int64_t bar = s->p.bar;
@@ -132,7 +147,8 @@ static int64_t read_first(scratch *s, const engine *e, int64_t chosen, float mar
             __builtin_prefetch(e->heads + e->starts[soon]);
         }
         float deviations = margin - (s->best - said_of(s->order[c])) * 0.5f;
-        s->parts[count] = (part){list, blocks_within(s, e, list, bar - offset_of(s, e, list), deviations)};
+        int32_t offset = offset_of(s, e, list);
+        s->parts[count] = (part){list, blocks_within(s, e, list, bar - offset, deviations), offset};
         blocks += s->parts[count].blocks;
         count += s->parts[count].blocks > 0;
     }
@@ -159,17 +175,21 @@ static void resolve(scratch *s, const engine *e) {
     s->p.count = count;
 }
 
+static inline void prefetch_ends(const engine *e, int64_t row) {
+    __builtin_prefetch(e->fine + row * e->fine_dim);
+    __builtin_prefetch(e->fine + (row + 1) * e->fine_dim - 1);
+}
+
 /* From candidate rows, each there once, to the best `k` by their fine vectors. */
 static void decide(const scratch *s, const engine *e, const float *query, int64_t k, int64_t *out_rows,
                    float *out_scores, work_done *work) {
     const candidate *list = s->p.list;
     int64_t count = s->p.count, found = 0;
-    for (int64_t i = 0; i < count && i < PAGES_AHEAD; i++)
-        __builtin_prefetch(e->fine + (int64_t)list[i].row * e->fine_dim);
+    for (int64_t i = 0; i < count && i < ENDS_AHEAD; i++) prefetch_ends(e, list[i].row);
     for (int64_t i = 0; i < count; i++) {
-        if (i + PAGES_AHEAD < count) __builtin_prefetch(e->fine + (int64_t)list[i + PAGES_AHEAD].row * e->fine_dim);
-        if (i + FINE_AHEAD < count)
-            prefetch(e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim, (int64_t)e->fine_dim * 2);
+        if (i + ENDS_AHEAD < count) prefetch_ends(e, list[i + ENDS_AHEAD].row);
+        const uint16_t *soon = i + FINE_AHEAD < count ? e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim : NULL;
+        for (int at = 0; soon && at < e->fine_dim; at += 32) __builtin_prefetch(soon + at, 0, 2);
         float score = use.half(e->fine + (int64_t)list[i].row * e->fine_dim, query, e->fine_dim);
         int64_t row = list[i].row;
         if (found == k && !(score > out_scores[k - 1] || (score == out_scores[k - 1] && row < out_rows[k - 1]))) continue;
@@ -233,8 +253,8 @@ EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, co
         if (i % TILE == 0) project(e, query, count - i < TILE ? count - i : TILE, s.tile);
         s.z = s.tile + i % TILE * e->dims;
         int64_t parts = begin(&s, e, query, how, wanted, allowed, work);
-        for (int64_t c = 0; c < parts; c++)
-            scan_list(&one, s.parts + c, 1, e, c + 1 < parts ? s.parts[c + 1] : NO_PART, allowed);
+        stream soon = stream_of(s.parts, parts, e);
+        for (int64_t c = 0; c < parts; c++) scan_list(&one, s.parts + c, 1, e, &soon, allowed);
         finish(&s, e, query, k, out_rows + i * k, out_scores + i * k, work);
     }
     free_scratch(&s);

@@ -60,9 +60,8 @@ static inline int passes(const uint8_t *allowed, uint32_t row) {
 typedef struct { uint32_t place; int32_t offset, most; } waiting;
 #define WAITING 16
 
-/* The first blocks of a list. */
-typedef struct { int64_t list, blocks; } part;
-#define NO_PART ((part){-1, 0})
+/* The first blocks of a list, and what its centre adds to their scores. */
+typedef struct { int64_t list; int32_t blocks, offset; } part;
 
 #define MOST_SPARE 8191   /* steps of a table: so that sums stay within 16 bits */
 #define LEAST (1 << 24)   /* a score that no code is below, its list's centre left out */

@@ -83,12 +83,12 @@ static inline float said_of(candidate one) {
 
 /* How many blocks of a list have codes of which enough is left to be looked at: those that reach the bar if they have so
  * many standard deviations of a code of their length. */
-static int64_t blocks_within(const scratch *s, const engine *e, int64_t list, int64_t short_of_bar, float deviations) {
+static int32_t blocks_within(const scratch *s, const engine *e, int64_t list, int64_t short_of_bar, float deviations) {
     int64_t block = e->starts[list], end = e->starts[list + 1];
-    if (short_of_bar <= 0) return end - block;
+    if (short_of_bar <= 0) return (int32_t)(end - block);
     float least = (float)short_of_bar / (deviations * (float)s->deviation);
     while (block < end && (float)e->heads[block] >= least) block++;
-    return block - e->starts[list];
+    return (int32_t)(block - e->starts[list]);
 }
 
 /* For each of `count` items, (count, dims) float32, its `copies` best lists by key score, best first, from the `most`

@@ -28,10 +28,10 @@ typedef struct { const uint8_t *table; int16_t middle; int32_t bar; } asker;
 /* Some blocks that lie one after the other. */
 typedef struct { const uint8_t *signs, *factors; int64_t count; } run;
 /* The vectors of a run of at most RUN blocks whose scores reach the bar, for up to SIDE queries: of each query the next
- * `hits`, a score and a place from the run's first, in this order. Memory is asked for the run that comes after it. */
+ * `hits`, a score and a place from the run's first, in this order. */
 typedef struct { int32_t score; uint32_t at; } hit;
 typedef struct { int count; hit of[RUN * SIGN_LANES]; } hits;
-typedef void (*run_fn)(const run *now, const run *after, const asker *askers, int many, int groups, hits *out);
+typedef void (*run_fn)(const run *now, const asker *askers, int many, int groups, hits *out);
 /* Sum of products of one row of nibbles and a query. */
 typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int half);
 /* Sums of products of one block of keys and a query, one a list. */
@@ -63,7 +63,7 @@ static uint32_t signs_generic(const uint8_t *block, const uint8_t *factors, cons
     return mask;
 }
 
-static void run_in_turn(const run *now, const run *after, const asker *askers, int many, int groups, hits *out);
+static void run_in_turn(const run *now, const asker *askers, int many, int groups, hits *out);
 
 static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int half) {
     int32_t sum = 0;
@@ -114,11 +114,6 @@ static void dot16_generic(const uint16_t *rows, const float *queries, int dim, f
 static inline void prefetch(const void *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
     __builtin_prefetch((const char *)from + bytes - 1);
-}
-
-static inline void prefetch_block(const run *r, int64_t block, int groups) {
-    for (int g = 0; g < groups; g++) __builtin_prefetch(r->signs + (block * groups + g) * 64);
-    __builtin_prefetch(r->factors + block * SIGN_LANES);
 }
 
 #ifdef X86
@@ -190,11 +185,10 @@ typedef struct {
     {signs_generic, run_in_turn, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic, dot16_generic}
 static scores use = PLAIN;
 
-static void run_in_turn(const run *now, const run *after, const asker *askers, int many, int groups, hits *out) {
+static void run_in_turn(const run *now, const asker *askers, int many, int groups, hits *out) {
     int32_t scores[SIGN_LANES];
     for (int q = 0; q < many; q++) out[q].count = 0;
     for (int64_t b = 0; b < now->count; b++) {
-        if (b < after->count) prefetch_block(after, b, groups);
         for (int q = 0; q < many; q++) {
             uint32_t mask = use.signs(now->signs + b * groups * 64, now->factors + b * SIGN_LANES, askers[q].table,
                                       groups, askers[q].middle, askers[q].bar, scores);
@@ -220,7 +214,7 @@ EXPORT int hivlp_choose(int most) {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
         use = (scores){signs_avx512, run_avx512, nibbles_avx512, keys_avx512,
-                       bytes_avx2,   dot_avx512,  dot4_avx512,    dot16_avx512};
+                       bytes_avx512, dot_avx512,  dot4_avx512,    dot16_avx512};
         chosen = AVX512;
     }
 #endif

@@ -196,13 +196,12 @@ __attribute__((target(WIDE))) static uint32_t signs_avx512(const uint8_t *block,
     return mask;
 }
 
-__attribute__((target(WIDE), always_inline)) static inline void run_of_avx512(const run *now, const run *after,
+__attribute__((target(WIDE), always_inline)) static inline void run_of_avx512(const run *now,
     const asker *askers, int many, int groups, hits *out) {
     __m512i even[SIDE], odd[SIDE];
     int32_t scores[SIGN_LANES];
     for (int q = 0; q < many; q++) out[q].count = 0;
     for (int64_t b = 0; b < now->count; b++) {
-        if (b < after->count) prefetch_block(after, b, groups);
         signs_of_avx512(now->signs + b * groups * 64, now->factors + b * SIGN_LANES, askers, many, groups, even, odd);
         for (int q = 0; q < many; q++) {
             const __m512i least = _mm512_set1_epi32(askers[q].bar);
@@ -220,13 +219,13 @@ __attribute__((target(WIDE), always_inline)) static inline void run_of_avx512(co
     }
 }
 
-__attribute__((target(WIDE))) static void run_avx512(const run *now, const run *after, const asker *askers, int many,
-                                                     int groups, hits *out) {
+__attribute__((target(WIDE))) static void run_avx512(const run *now, const asker *askers, int many, int groups,
+                                                     hits *out) {
     /* As constants, so that all sums stay in registers. */
-    if (many == 1) run_of_avx512(now, after, askers, 1, groups, out);
-    else if (many == 2) run_of_avx512(now, after, askers, 2, groups, out);
-    else if (many == 3) run_of_avx512(now, after, askers, 3, groups, out);
-    else run_of_avx512(now, after, askers, SIDE, groups, out);
+    if (many == 1) run_of_avx512(now, askers, 1, groups, out);
+    else if (many == 2) run_of_avx512(now, askers, 2, groups, out);
+    else if (many == 3) run_of_avx512(now, askers, 3, groups, out);
+    else run_of_avx512(now, askers, SIDE, groups, out);
 }
 
 __attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int half) {
@@ -259,6 +258,19 @@ __attribute__((target(WIDE))) static void keys_avx512(const uint8_t *block, cons
         a = _mm512_dpbusd_epi32(a, _mm512_loadu_si512(block + 64 * g), _mm512_set1_epi32(first));
     }
     _mm512_storeu_si512(out, _mm512_add_epi32(a, b));
+}
+
+__attribute__((target(WIDE))) static int32_t bytes_avx512(const int8_t *centre, const int8_t *query, int dim) {
+    /* What dpbusd multiplies is not negative: 128 too much, which is taken off again. */
+    const __m512i more = _mm512_set1_epi8((char)128);
+    __m512i sum = _mm512_setzero_si512(), beyond = _mm512_setzero_si512();
+    for (int j = 0; j < dim; j += 64) {
+        __mmask64 there = dim - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (dim - j)) - 1;
+        __m512i some = _mm512_maskz_loadu_epi8(there, query + j);
+        sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, centre + j), more), some);
+        beyond = _mm512_dpbusd_epi32(beyond, more, some);
+    }
+    return _mm512_reduce_add_epi32(_mm512_sub_epi32(sum, beyond));
 }
 
 __attribute__((target(WIDE))) static float dot_avx512(const uint16_t *row, const float *query, int dim) {

@@ -9,7 +9,7 @@
 #define POOLS (16 << 20) /* bytes of the pools of a group, at most */
 #define ENOUGH 8         /* queries, from which on it was faster, or as fast, on all collections that were measured */
 
-typedef struct { uint32_t list, query, blocks; } wish;
+typedef struct { uint32_t list, query; int32_t blocks, offset; } wish;
 
 /* All that a group needs. */
 typedef struct {
@@ -59,24 +59,28 @@ static void sort_wishes(group *g, int64_t lists, int64_t count) {
     }
 }
 
-/* Read each list for those that wish it. */
-static void read_wishes(group *g, const engine *e, int64_t count, const uint8_t *allowed) {
+/* Read each list for those that wish it. `lists` is memory for a part of each. */
+static void read_wishes(group *g, const engine *e, int64_t count, part *lists, const uint8_t *allowed) {
     const wish *sorted = g->sorted;
+    int64_t different = 0;
+    for (int64_t w = 0; w < count; w++)
+        if (!w || sorted[w].list != sorted[w - 1].list) lists[different++] = (part){sorted[w].list, sorted[w].blocks, 0};
+    stream soon = stream_of(lists, different, e);
     for (int64_t w = 0, end = 0; w < count;) {
         int64_t list = sorted[w].list;
         while (end < count && sorted[end].list == list) end++;
         int64_t left = end - w;
+        int again = w && sorted[w - 1].list == list; /* the cache has it */
         /* Rather three and three than four and two. */
         int many = (int)(left <= SIDE ? left : left < 2 * SIDE ? (left + 1) / 2 : SIDE);
         scratch *side[SIDE];
-        part parts[SIDE];
+        part parts[SIDE] = {{0}};
         for (int q = 0; q < many; q++) {
             side[q] = &g->all[sorted[w + q].query];
-            parts[q] = (part){list, sorted[w + q].blocks};
+            parts[q] = (part){list, sorted[w + q].blocks, sorted[w + q].offset};
         }
         w += many;
-        part next = w == end && w < count ? (part){sorted[w].list, sorted[w].blocks} : NO_PART;
-        scan_list(side, parts, many, e, next, allowed);
+        scan_list(side, parts, many, e, again ? NULL : &soon, allowed);
     }
 }
 
@@ -94,10 +98,10 @@ static int search_together(const engine *e, const float *queries, int64_t count,
             s->z = g.z + i * e->dims;
             int64_t parts = begin(s, e, queries + (start + i) * e->fine_dim, how, wanted, allowed, work);
             for (int64_t c = 0; c < parts; c++)
-                g.wishes[wished++] = (wish){(uint32_t)s->parts[c].list, (uint32_t)i, (uint32_t)s->parts[c].blocks};
+                g.wishes[wished++] = (wish){(uint32_t)s->parts[c].list, (uint32_t)i, s->parts[c].blocks, s->parts[c].offset};
         }
         sort_wishes(&g, e->lists, wished);
-        read_wishes(&g, e, wished, allowed);
+        read_wishes(&g, e, wished, g.all->parts, allowed);
         for (int i = 0; i < size; i++) {
             int64_t at = start + i;
             finish(&g.all[i], e, queries + at * e->fine_dim, k, out_rows + at * k, out_scores + at * k, work);
