@@ -100,9 +100,9 @@ def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest
     engines = ["fakes:Exact", "fakes:Half", "fakes:Broken"]
     asked = []
 
-    def count(engine: str, *rest: object) -> dict:
+    def count(engine: str, *rest: object, **named: object) -> dict:
         asked.append(engine)
-        return measure(engine, *rest)
+        return measure(engine, *rest, **named)
 
     monkeypatch.setattr(run, "measure", count)
     kept = Kept(collection.folder / "measured", {"cpu": "a"})
@@ -117,6 +117,14 @@ def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest
     assert "measured on" in run.format_text({**second, "pools": [], "match": None, "scale": None, "seconds": 1.0})
     run.compare(collection, engines, 60, kept=Kept(collection.folder / "measured", {"cpu": "another"}))
     assert asked[5:] == engines
+
+
+def test_only_what_reaches_a_target_is_timed(collection: Collection) -> None:
+    timed = {
+        name: [row["setting"]["effort"] for row in measure(f"fakes:{name}", collection, 60, target=0.99)["rows"]]
+        for name in ("Exact", "Half")
+    }
+    assert timed == {"Exact": [1], "Half": [2]}
 
 
 def test_what_is_kept_depends_on_an_engines_own_code() -> None:

@@ -39,7 +39,9 @@ class Collection:
         return array
 
 
-def measure(rival: str, collection: Collection, timeout: float, queries: int = 1000) -> dict[str, Any]:
+def measure(
+    rival: str, collection: Collection, timeout: float, queries: int = 1000, target: float | None = None
+) -> dict[str, Any]:
     """Measure in a child process.
 
     Args:
@@ -47,6 +49,8 @@ def measure(rival: str, collection: Collection, timeout: float, queries: int = 1
         collection: what to index and ask.
         timeout: seconds after which the child is stopped; what it measured by then is kept.
         queries: how many are timed one by one.
+        target: the only recall whose speed matters: settings that do not find as much are not timed, and of those that
+            find more and more only the first is (None: up to :data:`ENOUGH`).
 
     Returns:
         ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``,
@@ -55,6 +59,7 @@ def measure(rival: str, collection: Collection, timeout: float, queries: int = 1
         ``p50_us``, ``p99_us`` and ``batch_qps``.
     """
     command = [sys.executable, "-m", "hivlp.bench.ann.measure", rival, str(collection.folder), str(queries)]
+    command += [] if target is None else ["--target", str(target)]
     result: dict[str, Any] = {"engine": rival.partition(":")[2], "status": "ok", "rows": []}
     try:
         done = subprocess.run(
@@ -81,7 +86,7 @@ def measure(rival: str, collection: Collection, timeout: float, queries: int = 1
     return result
 
 
-def child(rival: str, folder: Path, queries: int) -> None:
+def child(rival: str, folder: Path, queries: int, target: float | None = None) -> None:
     """What the child process does: a line of JSON for every step."""
     module, _, name = rival.partition(":")
     engine = getattr(importlib.import_module(module), name)()
@@ -110,14 +115,21 @@ def child(rival: str, folder: Path, queries: int) -> None:
     _say({"build_s": round(seconds, 2), **memory})
     for ladder in engine.settings():
         for setting in ladder:
-            row = time_setting(engine, setting, asked, truth)
+            row = time_setting(engine, setting, asked, truth, target or 0)
+            if row is None:
+                continue
             _say({"rows": [row]})
-            if row["recall"] >= ENOUGH:
+            if row["recall"] >= (target or ENOUGH):
                 break
 
 
-def time_setting(engine: Any, setting: dict[str, Any], queries: Vectors, truth: NDArray[np.int64]) -> dict[str, Any]:
-    """One setting: all queries at once for the recall and the batch speed, one by one for the others."""
+def time_setting(
+    engine: Any, setting: dict[str, Any], queries: Vectors, truth: NDArray[np.int64], least: float = 0
+) -> dict[str, Any] | None:
+    """One setting: all queries at once for the recall and the batch speed, one by one for the others.
+
+    None if the recall is less than ``least``.
+    """
     for query in queries[:20]:
         engine.search(query[None], K, setting)
     batches, rounds = [], []
@@ -125,6 +137,8 @@ def time_setting(engine: Any, setting: dict[str, Any], queries: Vectors, truth: 
         started = time.perf_counter()
         found = engine.search(queries, K, setting)
         batches.append(len(queries) / (time.perf_counter() - started))
+        if recall(found, truth) < least:
+            return None
         times: list[float] = []
         for query in queries:
             started = time.perf_counter()
@@ -164,5 +178,6 @@ if __name__ == "__main__":
     parser.add_argument("rival")
     parser.add_argument("folder", type=Path)
     parser.add_argument("queries", type=int)
+    parser.add_argument("--target", type=float)
     given = parser.parse_args()
-    child(given.rival, given.folder, given.queries)
+    child(given.rival, given.folder, given.queries, given.target)

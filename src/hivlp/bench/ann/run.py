@@ -87,6 +87,7 @@ def compare(
     timeout: float,
     deadline: float | None = None,
     kept: Kept | None = None,
+    target: float | None = None,
 ) -> dict[str, Any]:
     """Measure engines one after another; the first is ours, the second the exhaustive one.
 
@@ -96,6 +97,7 @@ def compare(
         timeout: seconds for each.
         deadline: by :func:`time.perf_counter`, when all must be done; what has no time left says so.
         kept: what was measured of others than ours before, and where to keep what is measured now.
+        target: the only recall whose speed matters, if there is one.
 
     Returns:
         ``items``, ``dim``; ``engines``: as :func:`hivlp.bench.ann.measure.measure` says, without rows, and
@@ -114,7 +116,7 @@ def compare(
         keep = kept if about else None  # ours is measured each time
         measured = keep.read(engine) if keep is not None else None
         if measured is None:
-            measured = measure(engine, collection, left)
+            measured = measure(engine, collection, left, target=target)
             if keep is not None:
                 keep.write(engine, measured)
         of_engine = measured.pop("rows")
@@ -153,7 +155,7 @@ def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[d
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             part = write_collection(Path(scratch), items[order[:size]], test, train)
-            measured = compare(part, [ours, flat], timeout)
+            measured = compare(part, [ours, flat], timeout, target=WANTED)
         single, batch = fastest(measured["rows"], "qps"), fastest(measured["rows"], "batch_qps")
         names = [each["engine"] for each in measured["engines"]]
         result.append(
