@@ -24,7 +24,7 @@ int main(void) {
             halves[i] = (uint16_t)(rand() % 0x3c00 | (rand() & 1) << 15); /* between -1 and 1, subnormals too */
             floats[i] = (float)rand() / (float)RAND_MAX - 0.5f;
         }
-        int32_t expected[32], found[32], expected_keys[16], found_keys[16];
+        int32_t expected[32], found[32], expected_keys[16], found_keys[16], expected_nibble_keys[16], found_nibble_keys[16];
         int16_t middle = (int16_t)(groups * 100);
         hivlp_choose(GENERIC);
         uint32_t mask = use.signs(block, factors, table, groups, middle, 5000, expected);
@@ -32,6 +32,7 @@ int main(void) {
         float product = use.half(halves, floats, dim), four[4], found_four[4];
         use.four_halves(halves, floats, dim / 4, four);
         use.keys(keys, query, 128, expected_keys);
+        use.nibble_keys(keys, query, even / 2, expected_nibble_keys);
         for (int most = AVX2; most <= NEON; most++) {
             variant = hivlp_choose(most);
             bad += use.signs(block, factors, table, groups, middle, 5000, found) != mask;
@@ -62,6 +63,8 @@ int main(void) {
             use.four_halves(halves, floats + 3 * (dim / 8), dim / 8, found_four);
             bad += memcmp(found_four, sixteen + 12, sizeof found_four) != 0;
             use.keys(keys, query, 128, found_keys);
+            use.nibble_keys(keys, query, even / 2, found_nibble_keys);
+            bad += memcmp(expected_nibble_keys, found_nibble_keys, sizeof found_nibble_keys) != 0;
             bad += memcmp(expected, found, sizeof found) != 0;
             bad += memcmp(expected_keys, found_keys, sizeof found_keys) != 0;
         }

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import fit, layout
-from hivlp.engine.building import Half, Learnt, Packed
+from hivlp.engine.building import Half, Learnt, Packed, refine
 from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 MANIFEST = "engine.json"
-FORMAT = 5
+FORMAT = 6
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays that change with the items
 
@@ -26,7 +26,7 @@ PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays tha
 DTYPES = {
     "held": np.int64, "starts": np.int64, "rows": np.uint32, "map": np.float16,
     **dict.fromkeys(("keys", "group_keys", "signs", "factors"), np.uint8), "centres": np.int8,
-    **dict.fromkeys(("mean", "step", "amplitude", "key_bias", "group_bias", "scales"), np.float32),
+    **dict.fromkeys(("mean", "step", "amplitude", "key_bias", "key_steps", "group_bias", "scales"), np.float32),
 }  # fmt: skip
 
 
@@ -57,11 +57,12 @@ class Arrays:
     step: Vectors  # (dims,)
     amplitude: Vectors  # (signed,)
     centres: NDArray[np.int8]  # (lists, dims)
-    keys: NDArray[np.uint8]  # (list blocks, dims / 4, 16, 4)
+    keys: NDArray[np.uint8]  # (list blocks, dims / 8, 16, 4) nibbles
     key_bias: Vectors  # (lists,)
+    key_steps: Vectors  # (lists,) what one step of a key stands for
     group_keys: NDArray[np.uint8]  # (group blocks, dims / 4, 16, 4); a group is a block of lists
     group_bias: Vectors  # (groups,)
-    scales: Vectors  # (6,) of keys, centres, factors, group keys and stretches; the error
+    scales: Vectors  # (5,) of centres, factors, group keys and stretches; the error
     held: NDArray[np.int64]  # (2,) rows, and codes of each
     starts: NDArray[np.int64]  # (lists + 1,)
     rows: NDArray[np.uint32]  # (blocks, 32)
@@ -77,14 +78,16 @@ class Arrays:
             groups = -(-len(centres) // layout.LANES)
             nothing = np.zeros((groups, centres.shape[1]), np.float32), np.zeros(groups, np.float32)
             router = Router(centres, np.zeros(len(centres), np.float32), *nothing)
-        (small, key_scale), (groups_small, group_scale) = fit.to_int8(router.keys), fit.to_int8(router.group_keys)
-        scales = key_scale, learnt.centre_scale, learnt.factor_scale, group_scale, learnt.stretch_scale, learnt.error
+        codes, steps = refine(router.keys, np.ones(centres.shape[1], np.float32))
+        of_groups, group_scale = fit.to_int8(router.group_keys)
+        scales = learnt.centre_scale, learnt.factor_scale, group_scale, learnt.stretch_scale, learnt.error
         return cls(
             **{name: getattr(learnt, name) for name in LEARNT},
             **{name: getattr(packed, name) for name in PACKED},
-            keys=layout.pack_keys(small),
+            keys=layout.pack_nibble_keys(codes),
             key_bias=np.ascontiguousarray(router.bias, np.float32),
-            group_keys=layout.pack_keys(groups_small),
+            key_steps=steps,
+            group_keys=layout.pack_keys(of_groups),
             group_bias=np.ascontiguousarray(router.group_bias, np.float32),
             scales=np.array(scales, np.float32),
         )
@@ -117,9 +120,9 @@ class Arrays:
         groups = -(-lists // layout.LANES)
         shapes = {
             "item_map": (width, dims), "map": (dims, width), "centres": (lists, dims),
-            "keys": (groups, dims // 4, layout.LANES, 4), "group_bias": (groups,),
+            "keys": (groups, dims // 8, layout.LANES, 4), "key_steps": (lists,), "group_bias": (groups,),
             "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
-            "scales": (6,), "held": (2,), "starts": (lists + 1,),
+            "scales": (5,), "held": (2,), "starts": (lists + 1,),
             "signs": (blocks, len(self.amplitude) // 16, 64),
             **dict.fromkeys(("rows", "factors", "nibbles"), (blocks, layout.SIGN_LANES)),
         }  # fmt: skip
@@ -139,10 +142,10 @@ class Arrays:
         """What the codes depend on."""
         return Learnt(
             **{name: getattr(self, name) for name in LEARNT},
-            centre_scale=float(self.scales[1]),
-            factor_scale=float(self.scales[2]),
-            stretch_scale=float(self.scales[4]),
-            error=float(self.scales[5]),
+            centre_scale=float(self.scales[0]),
+            factor_scale=float(self.scales[1]),
+            stretch_scale=float(self.scales[3]),
+            error=float(self.scales[4]),
         )
 
     @property

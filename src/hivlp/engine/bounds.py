@@ -263,7 +263,7 @@ def _errors(engine: Engine, rows: NDArray[np.int64]) -> Doubles:
     places = arrays.places[rows]
     nibbles = np.asarray(arrays.nibbles.ravel()[places])
     said = (layout.unpack_nibbles(nibbles["codes"]) - 7.5) * arrays.step.astype(np.float64)
-    said *= nibbles["stretch"].astype(np.float64)[:, None] * float(arrays.scales[4])
+    said *= nibbles["stretch"].astype(np.float64)[:, None] * float(arrays.scales[3])
     said += arrays.learnt.exact_centres[arrays.homes[places // layout.SIGN_LANES]]
     errors: Doubles = engine.fine[rows].astype(np.float64) - arrays.mean.astype(np.float64)
     return errors - said @ arrays.map.astype(np.float64)

@@ -11,19 +11,39 @@ EMPTY = np.uint32(0xFFFFFFFF)
 Bytes = NDArray[np.uint8]
 
 
-def pack_keys(keys: NDArray[np.int8]) -> Bytes:
-    """(blocks, dims / 4, 16, 4) uint8 from (lists, dims) int8, the last block filled with zeros."""
-    count, dims = keys.shape
+def side_by_side(rows: Bytes) -> Bytes:
+    """(blocks, width / 4, 16, 4) uint8 from (n, width): 16 rows share a block, the last one filled with zeros."""
+    count, width = rows.shape
     blocks = -(-count // LANES)
-    full = np.zeros((blocks * LANES, dims), np.uint8)
-    full[:count] = (keys.astype(np.int16) + 128).astype(np.uint8)
-    return np.ascontiguousarray(full.reshape(blocks, LANES, dims // 4, 4).transpose(0, 2, 1, 3))
+    full = np.zeros((blocks * LANES, width), np.uint8)
+    full[:count] = rows
+    return np.ascontiguousarray(full.reshape(blocks, LANES, width // 4, 4).transpose(0, 2, 1, 3))
+
+
+def one_by_one(packed: Bytes) -> Bytes:
+    """The inverse of :func:`side_by_side`, with the rows that fill the last block."""
+    blocks, groups, _, _ = packed.shape
+    return packed.transpose(0, 2, 1, 3).reshape(blocks * LANES, groups * 4)
+
+
+def pack_keys(keys: NDArray[np.int8]) -> Bytes:
+    """(blocks, dims / 4, 16, 4) uint8 from (n, dims) int8: 128 more than they are."""
+    return side_by_side((keys.astype(np.int16) + 128).astype(np.uint8))
 
 
 def unpack_keys(packed: Bytes) -> NDArray[np.int8]:
-    """The inverse of :func:`pack_keys`, with the lists that fill the last block."""
-    blocks, groups, _, _ = packed.shape
-    return (packed.transpose(0, 2, 1, 3).reshape(blocks * LANES, groups * 4).astype(np.int16) - 128).astype(np.int8)
+    """The inverse of :func:`pack_keys`, with what fills the last block."""
+    return (one_by_one(packed).astype(np.int16) - 128).astype(np.int8)
+
+
+def pack_nibble_keys(codes: Bytes) -> Bytes:
+    """(blocks, dims / 8, 16, 4) uint8 from (n, dims) codes of 0 to 15."""
+    return side_by_side(pack_nibbles(codes))
+
+
+def unpack_nibble_keys(packed: Bytes) -> Bytes:
+    """The inverse of :func:`pack_nibble_keys`, with what fills the last block."""
+    return unpack_nibbles(one_by_one(packed))
 
 
 def pack_signs(positive: NDArray[np.bool_]) -> Bytes:

@@ -30,6 +30,7 @@ class EngineStruct(Structure):
         ("step", c_void_p),
         ("keys", c_void_p),
         ("key_bias", c_void_p),
+        ("key_steps", c_void_p),
         ("group_keys", c_void_p),
         ("group_bias", c_void_p),
         ("centres", c_void_p),
@@ -45,7 +46,6 @@ class EngineStruct(Structure):
         ("dims", c_int32),
         ("signed_dims", c_int32),
         ("fine_dim", c_int32),
-        ("key_scale", c_float),
         ("centre_scale", c_float),
         ("factor_scale", c_float),
         ("group_scale", c_float),
@@ -118,6 +118,7 @@ def _declare(library: ctypes.CDLL) -> None:
     ]  # fmt: skip
     library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_nibble_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot4.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
     library.hivlp_dot16.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
     library.hivlp_bytes.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]

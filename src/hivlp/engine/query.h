@@ -17,8 +17,9 @@ typedef struct {
     const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */
     const float *amplitude;    /* (signed_dims) mean absolute residual, which a sign stands for */
     const float *step;         /* (dims) what one step of a nibble stands for, times the code's stretch */
-    const uint8_t *keys;       /* blocks of 16 list keys */
+    const uint8_t *keys;       /* blocks of 16 list keys, in nibbles */
     const float *key_bias;     /* (lists) */
+    const float *key_steps;    /* (lists) what one step of a key stands for */
     const uint8_t *group_keys; /* blocks of 16 keys of groups, a group being a block of list keys */
     const float *group_bias;   /* (groups) */
     const int8_t *centres;     /* (lists, dims) what the codes of a list are counted from */
@@ -34,7 +35,6 @@ typedef struct {
     int32_t dims;              /* a multiple of 16 */
     int32_t signed_dims;       /* likewise: the first ones, which have signs */
     int32_t fine_dim;
-    float key_scale;           /* what one step of a key stands for */
     float centre_scale;
     float factor_scale;
     float group_scale;

@@ -48,7 +48,7 @@ class Query:
         self.spread = max(1, int(np.rint(left_out / table_unit)))
         all_dims = float(np.linalg.norm(self.z * arrays.step / np.float32(STEP_OF_SPREAD)))
         self.deviation = max(1, int(np.rint(all_dims / (table_unit * MEAN_FACTOR))))
-        _, centre_scale, factor_scale, _, stretch_scale, error = arrays.scales.tolist()
+        centre_scale, factor_scale, _, stretch_scale, error = arrays.scales.tolist()
         unit = table_unit * factor_scale  # what one step of a code's score stands for
         self.centre_unit = np.float32(self.small_scale * centre_scale / unit)
         self.nibble_unit = np.float32(nibble_scale / 2 * stretch_scale / unit)
@@ -63,17 +63,14 @@ def _to_small(values: Vectors) -> tuple[NDArray[np.int32], float]:
 
 def list_scores(arrays: Arrays, query: Query, margin: float) -> Vectors:
     """(lists,) what the router says of each list, -inf for those in groups of which it says too little."""
-    said = _key_scores(arrays.group_keys, arrays.group_bias, arrays.scales[3], query)
-    scores = _key_scores(arrays.keys, arrays.key_bias, arrays.scales[0], query)
+    small, unit = query.small, np.float32(query.small_scale)
+    of_groups = layout.unpack_keys(arrays.group_keys)[: len(arrays.group_bias)].astype(np.int32) @ small
+    said = of_groups.astype(np.float32) * (unit * arrays.scales[2]) + arrays.group_bias
+    codes = layout.unpack_nibble_keys(arrays.keys)[: len(arrays.key_bias)].astype(np.int32)
+    products = (2 * (codes @ small) - 15 * int(small.sum())).astype(np.float32)
+    scores: Vectors = products * (unit / 2 * arrays.key_steps) + arrays.key_bias
     worth = said >= said.max() - np.float32(margin) - SPARE
     scores[~np.repeat(worth, layout.LANES)[: len(scores)]] = -np.inf
-    return scores
-
-
-def _key_scores(packed: NDArray[np.uint8], bias: Vectors, scale: np.float32, query: Query) -> Vectors:
-    keys = layout.unpack_keys(packed)[: len(bias)]
-    unit = np.float32(query.small_scale) * scale
-    scores: Vectors = (keys.astype(np.int32) @ query.small).astype(np.float32) * unit + bias
     return scores
 
 

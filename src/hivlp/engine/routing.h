@@ -1,5 +1,7 @@
 /* Which lists may hold what a query or an item is near to; a part of kernels.c. */
 #pragma once
+#include <float.h>
+
 #include "query.h"
 
 #define GROUPS_AHEAD 2 /* groups whose keys memory is asked for before they are needed */
@@ -19,6 +21,37 @@ static int score_keys(const key_set *k, int64_t block, const int8_t *small, int 
     return lanes;
 }
 
+/* The same of one block of lists, whose keys are nibbles; -inf where there is no list. */
+static void score_lists(const engine *e, int64_t block, const int8_t *small, int32_t shift, float unit, float *out) {
+    int32_t sums[LANES];
+    int64_t first = block * LANES, lanes = e->lists - first;
+    const float *steps = e->key_steps + first, *bias = e->key_bias + first;
+    use.nibble_keys(e->keys + first * e->dims / 2, small, e->dims / 2, sums);
+    if (lanes >= LANES) { /* as many as the compiler knows of */
+        for (int l = 0; l < LANES; l++) out[l] = (float)(2 * sums[l] - shift) * (unit * steps[l]) + bias[l];
+        return;
+    }
+    for (int l = 0; l < LANES; l++)
+        out[l] = l < lanes ? (float)(2 * sums[l] - shift) * (unit * steps[l]) + bias[l] : -INFINITY;
+}
+
+/* Bring the FIRST best of some candidates to the front, best first; the others keep their order. */
+static void best_to_front(candidate *list, int64_t count) {
+    candidate best[FIRST];
+    int64_t few = 0, to = count;
+    for (int64_t i = 0; i < count; i++) {
+        if (few == FIRST && rank_of(list[i]) < rank_of(best[FIRST - 1])) continue;
+        int64_t at = few < FIRST ? few++ : FIRST - 1;
+        for (; at && rank_of(list[i]) > rank_of(best[at - 1]); at--) best[at] = best[at - 1];
+        best[at] = list[i];
+    }
+    if (!few) return;
+    uint64_t last = rank_of(best[few - 1]); /* no two ranks are the same */
+    for (int64_t i = count; i-- > 0;)
+        if (rank_of(list[i]) < last) list[--to] = list[i];
+    memcpy(list, best, (size_t)few * sizeof(candidate));
+}
+
 #define SPARE 2.0f /* how much less than the margin a group may be below the best one */
 
 /* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. Only lists of groups
@@ -27,12 +60,11 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
     int64_t groups = (e->lists + LANES - 1) / LANES, seen = 0, chosen = 0;
     int32_t shift = 0;
     for (int j = 0; j < e->dims; j++) shift += s->small[j];
-    shift *= 128;
+    if (margin > FLT_MAX) margin = FLT_MAX; /* what fills the last block is below any */
     float best = -INFINITY, *score = s->scores, of_list[LANES];
-    key_set lists = {e->keys, e->key_bias, e->key_scale, e->lists};
     key_set of_groups = {e->group_keys, e->group_bias, e->group_scale, groups};
     for (int64_t b = 0; b < groups; b += LANES)
-        score_keys(&of_groups, b / LANES, s->small, e->dims, shift, s->small_scale * e->group_scale, score + b);
+        score_keys(&of_groups, b / LANES, s->small, e->dims, 128 * shift, s->small_scale * e->group_scale, score + b);
     for (int64_t g = 0; g < groups; g++) best = score[g] > best ? score[g] : best;
     float least = best - margin - SPARE;
     best = -INFINITY;
@@ -44,9 +76,9 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
     for (int64_t i = 0; i < worth; i++) {
         int64_t g = s->worth[i];
         if (i + GROUPS_AHEAD < worth)
-            prefetch(e->keys + (int64_t)s->worth[i + GROUPS_AHEAD] * LANES * e->dims, LANES * e->dims);
-        int lanes = score_keys(&lists, g, s->small, e->dims, shift, s->small_scale * e->key_scale, of_list);
-        for (int l = 0; l < lanes; l++) {
+            prefetch(e->keys + (int64_t)s->worth[i + GROUPS_AHEAD] * LANES * e->dims / 2, LANES * e->dims / 2);
+        score_lists(e, g, s->small, 15 * shift, s->small_scale / 2, of_list);
+        for (int l = 0; l < LANES; l++) {
             best = of_list[l] > best ? of_list[l] : best;
             s->order[seen++] = (candidate){ordered(of_list[l]), (uint32_t)(g * LANES + l)};
         }
@@ -61,15 +93,7 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
         keep_best(s->order, chosen, most);
         chosen = most;
     }
-    for (int64_t first = 0; first < FIRST && first < chosen; first++) {
-        int64_t top = first;
-        for (int64_t c = first + 1; c < chosen; c++)
-            if (rank_of(s->order[c]) > rank_of(s->order[top])) top = c;
-        /* What lay before it moves up by one. */
-        candidate one = s->order[top];
-        memmove(s->order + first + 1, s->order + first, (size_t)(top - first) * sizeof(candidate));
-        s->order[first] = one;
-    }
+    best_to_front(s->order, chosen);
     return chosen;
 }
 

@@ -6,7 +6,8 @@
  * is what the signs say of the product with the rest of the vector beyond its list's centre.
  * Nibbles, four bits a dimension: a row a vector, `half` bytes for 2 * half dimensions: dimension j in the low half of byte
  * j, dimension half + j in its high half. `half` is a multiple of 8, and 64 bytes more than 2 * half of a query may be read.
- * Keys of lists, a byte a dimension (128 more than the value): 16 lists share a block, four dimensions to 64 bytes.
+ * Keys, a byte a dimension (128 more than the value): 16 share a block, four dimensions to 64 bytes. Keys in nibbles: as
+ * many bytes for eight dimensions, byte j of a key as byte j of a row of nibbles.
  */
 #pragma once
 #include <stdint.h>
@@ -34,8 +35,10 @@ typedef struct { int count; hit of[RUN * SIGN_LANES]; } hits;
 typedef void (*run_fn)(const run *now, const asker *askers, int many, int groups, hits *out);
 /* Sum of products of one row of nibbles and a query. */
 typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int half);
-/* Sums of products of one block of keys and a query, one a list. */
+/* Sums of products of one block of keys and a query, one a key. */
 typedef void (*keys_fn)(const uint8_t *block, const int8_t *query, int groups, int32_t *out);
+/* The same of keys in nibbles. */
+typedef void (*nibble_keys_fn)(const uint8_t *block, const int8_t *query, int half, int32_t *out);
 /* Sum of products of a list's centre and a query; dim is a multiple of 16. */
 typedef int32_t (*bytes_fn)(const int8_t *centre, const int8_t *query, int dim);
 /* Sum of products of a float16 row and a float32 query. */
@@ -76,6 +79,16 @@ static void keys_generic(const uint8_t *block, const int8_t *query, int groups, 
     for (int g = 0; g < groups; g++, block += 64, query += 4)
         for (int v = 0; v < LANES; v++)
             for (int j = 0; j < 4; j++) out[v] += block[4 * v + j] * query[j];
+}
+
+static void nibble_keys_generic(const uint8_t *block, const int8_t *query, int half, int32_t *out) {
+    memset(out, 0, LANES * sizeof(int32_t));
+    for (int at = 0; at < half; at += 4, block += 64)
+        for (int v = 0; v < LANES; v++)
+            for (int j = 0; j < 4; j++) {
+                uint8_t both = block[4 * v + j];
+                out[v] += (both & 15) * query[at + j] + (both >> 4) * query[half + at + j];
+            }
 }
 
 static int32_t bytes_generic(const int8_t *centre, const int8_t *query, int dim) {
@@ -175,14 +188,16 @@ typedef struct {
     run_fn run;
     nibbles_fn nibbles;
     keys_fn keys;
+    nibble_keys_fn nibble_keys;
     bytes_fn bytes;
     dot_fn half;
     dot4_fn four_halves;
     dot16_fn sixteen_halves;
 } scores;
 
-#define PLAIN                                                                                                         \
-    {signs_generic, run_in_turn, nibbles_generic, keys_generic, bytes_generic, dot_generic, dot4_generic, dot16_generic}
+#define PLAIN                                                                                             \
+    {signs_generic, run_in_turn, nibbles_generic, keys_generic, nibble_keys_generic, bytes_generic, dot_generic, \
+     dot4_generic,  dot16_generic}
 static scores use = PLAIN;
 
 static void run_in_turn(const run *now, const asker *askers, int many, int groups, hits *out) {
@@ -207,14 +222,15 @@ EXPORT int hivlp_choose(int most) {
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        use = (scores){signs_avx2, run_in_turn, nibbles_avx2, keys_avx2, bytes_avx2, dot_avx2, dot4_avx2, dot16_avx2};
+        use = (scores){signs_avx2, run_in_turn, nibbles_avx2, keys_avx2, nibble_keys_avx2,
+                       bytes_avx2, dot_avx2,    dot4_avx2,    dot16_avx2};
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        use = (scores){signs_avx512, run_avx512, nibbles_avx512, keys_avx512,
-                       bytes_avx512, dot_avx512,  dot4_avx512,    dot16_avx512};
+        use = (scores){signs_avx512, run_avx512, nibbles_avx512, keys_avx512, nibble_keys_avx512,
+                       bytes_avx512, dot_avx512, dot4_avx512,    dot16_avx512};
         chosen = AVX512;
     }
 #endif
@@ -241,6 +257,10 @@ EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *quer
 
 EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int groups, int32_t *out) {
     for (int64_t b = 0; b < count; b++) use.keys(blocks + b * groups * 64, query, groups, out + b * LANES);
+}
+
+EXPORT void hivlp_nibble_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int half, int32_t *out) {
+    for (int64_t b = 0; b < count; b++) use.nibble_keys(blocks + b * half * LANES, query, half, out + b * LANES);
 }
 
 EXPORT void hivlp_dot4(const uint16_t *rows, const float *query, int dim, float *out) {

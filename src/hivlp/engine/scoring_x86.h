@@ -75,6 +75,25 @@ __attribute__((target("avx2"))) static void keys_avx2(const uint8_t *block, cons
     }
 }
 
+__attribute__((target("avx2"))) static void nibble_keys_avx2(const uint8_t *block, const int8_t *query, int half,
+                                                             int32_t *out) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    for (int part = 0; part < 2; part++) {
+        __m256i total = _mm256_setzero_si256();
+        for (int j = 0; j < half; j += 4) {
+            int32_t first, second;
+            memcpy(&first, query + j, 4);
+            memcpy(&second, query + half + j, 4);
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)(block + 16 * j + 32 * part));
+            __m256i a = _mm256_maddubs_epi16(_mm256_and_si256(bytes, low), _mm256_set1_epi32(first));
+            __m256i b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
+                                             _mm256_set1_epi32(second));
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+        }
+        _mm256_storeu_si256((__m256i *)(out + 8 * part), total);
+    }
+}
+
 __attribute__((target("avx2"))) static int32_t bytes_avx2(const int8_t *centre, const int8_t *query, int dim) {
     __m256i total = _mm256_setzero_si256();
     for (int j = 0; j < dim; j += 16)
@@ -258,6 +277,23 @@ __attribute__((target(WIDE))) static void keys_avx512(const uint8_t *block, cons
         a = _mm512_dpbusd_epi32(a, _mm512_loadu_si512(block + 64 * g), _mm512_set1_epi32(first));
     }
     _mm512_storeu_si512(out, _mm512_add_epi32(a, b));
+}
+
+__attribute__((target(WIDE))) static void nibble_keys_avx512(const uint8_t *block, const int8_t *query, int half,
+                                                             int32_t *out) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int j = 0; j < half; j += 8)
+        for (int of = 0; of < 2; of++) {
+            int32_t first, second;
+            memcpy(&first, query + j + 4 * of, 4);
+            memcpy(&second, query + half + j + 4 * of, 4);
+            __m512i bytes = _mm512_loadu_si512(block + 16 * j + 64 * of);
+            sums[of] = _mm512_dpbusd_epi32(sums[of], _mm512_and_si512(bytes, low), _mm512_set1_epi32(first));
+            sums[2 + of] = _mm512_dpbusd_epi32(sums[2 + of], _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low),
+                                               _mm512_set1_epi32(second));
+        }
+    _mm512_storeu_si512(out, _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3])));
 }
 
 __attribute__((target(WIDE))) static int32_t bytes_avx512(const int8_t *centre, const int8_t *query, int dim) {
