@@ -320,7 +320,7 @@ class Engine:
         a, pointer = self.arrays, native.pointer
         return native.EngineStruct(
             pointer(a.map), pointer(a.amplitude), pointer(a.step), pointer(a.keys), pointer(a.key_bias),
-            pointer(a.key_steps),            pointer(a.group_keys), pointer(a.group_bias),
+            pointer(a.key_steps), pointer(a.group_keys), pointer(a.group_bias),
             pointer(a.centres), pointer(a.starts), pointer(a.signs), pointer(a.factors), pointer(a.heads),
             pointer(a.rows), pointer(a.nibbles), pointer(self.fine), a.count, len(a.key_bias), len(a.step),
             len(a.amplitude), self.fine.shape[1], *a.scales.tolist(),

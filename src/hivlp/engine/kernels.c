@@ -60,16 +60,16 @@ static inline void put(scratch *s, const engine *e, uint32_t place, int32_t offs
 /* What is going to be read, and how far memory has been asked for it. */
 typedef struct { const part *parts; int64_t count, at, block; } stream;
 
-/* Have so many blocks more on their way. They wait in the second cache: the first could take far fewer at a time. */
+/* Have so many blocks more on their way. */
 static inline void read_ahead(stream *soon, const engine *e, int64_t blocks) {
     int64_t width = e->signed_dims / 16 * 64;
     while (blocks-- > 0 && soon->at < soon->count) {
         part of = soon->parts[soon->at];
         int64_t block = e->starts[of.list] + soon->block;
-        for (int64_t at = 0; at < width; at += 64) __builtin_prefetch(e->signs + block * width + at, 0, 2);
-        __builtin_prefetch(e->factors + block * SIGN_LANES, 0, 2);
+        prefetch_far(e->signs + block * width, width);
+        prefetch_far(e->factors + block * SIGN_LANES, 1);
         if (++soon->block < of.blocks) continue;
-        if (block + 1 == e->starts[of.list + 1]) __builtin_prefetch(e->rows + block * SIGN_LANES, 0, 2);
+        if (block + 1 == e->starts[of.list + 1]) prefetch_far(e->rows + block * SIGN_LANES, 1);
         soon->at++;
         soon->block = 0;
     }
@@ -188,8 +188,8 @@ static void decide(const scratch *s, const engine *e, const float *query, int64_
     for (int64_t i = 0; i < count && i < ENDS_AHEAD; i++) prefetch_ends(e, list[i].row);
     for (int64_t i = 0; i < count; i++) {
         if (i + ENDS_AHEAD < count) prefetch_ends(e, list[i + ENDS_AHEAD].row);
-        const uint16_t *soon = i + FINE_AHEAD < count ? e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim : NULL;
-        for (int at = 0; soon && at < e->fine_dim; at += 32) __builtin_prefetch(soon + at, 0, 2);
+        if (i + FINE_AHEAD < count)
+            prefetch_far(e->fine + (int64_t)list[i + FINE_AHEAD].row * e->fine_dim, (int64_t)e->fine_dim * 2);
         float score = use.half(e->fine + (int64_t)list[i].row * e->fine_dim, query, e->fine_dim);
         int64_t row = list[i].row;
         if (found == k && !(score > out_scores[k - 1] || (score == out_scores[k - 1] && row < out_rows[k - 1]))) continue;

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hivlp.engine.engine import Setting
 
 Rows = NDArray[np.int64]
-SPARE = np.float32(1)  # how much less than the margin a group may be below the best one
+SPARE = np.float32(1)  # how much further than the margin a group may be below the best one
 SPREAD = 0.756  # standard deviation of a normal variable's size, its mean being 1
 MOST_SPARE = 8191  # steps of a table
 MEAN_FACTOR = 1.5708  # its mean square, likewise: what a factor is on average

@@ -52,7 +52,7 @@ static void best_to_front(candidate *list, int64_t count) {
     memcpy(list, best, (size_t)few * sizeof(candidate));
 }
 
-#define SPARE 1.0f /* how much less than the margin a group may be below the best one */
+#define SPARE 1.0f /* how much further than the margin a group may be below the best one */
 
 /* Lists worth reading: at most `most`, and none whose score is more than `margin` below the best. Only lists of groups
  * that may hold such are looked at. A few of the best come first, the others as they lie in memory. */

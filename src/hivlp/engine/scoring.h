@@ -124,6 +124,11 @@ static void dot16_generic(const uint16_t *rows, const float *queries, int dim, f
     for (int q = 0; q < 4; q++) dot4_generic(rows, queries + (int64_t)q * dim, dim, out + 4 * q);
 }
 
+/* To the second cache, which can wait for more at a time than the first. */
+static inline void prefetch_far(const void *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at, 0, 2);
+}
+
 static inline void prefetch(const void *from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
     __builtin_prefetch((const char *)from + bytes - 1);
