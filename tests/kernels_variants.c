@@ -11,7 +11,7 @@ int main(void) {
     int bad = 0, variant = GENERIC;
     srand(7);
     for (int trial = 0; trial < 300; trial++) {
-        int groups = 1 + rand() % 32, wide = 8 + rand() % 32 * 8, dim = 1 + rand() % 1000, extreme = trial % 3 == 0;
+        int groups = 1 + rand() % 32, wide = 8 + rand() % 16 * 8, pairs = rand() % 32 * 4, dim = 1 + rand() % 1000, extreme = trial % 3 == 0;
         int even = 16 + rand() % 32 * 16;
         for (unsigned i = 0; i < sizeof block; i++) block[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof factors; i++) factors[i] = (uint8_t)rand();
@@ -28,7 +28,7 @@ int main(void) {
         int16_t middle = (int16_t)(groups * 100);
         hivlp_choose(GENERIC);
         uint32_t mask = use.signs(block, factors, table, groups, middle, 5000, expected);
-        int32_t sum = use.nibbles(nibbles, query, wide), bytes = use.bytes((const int8_t *)keys, query, even);
+        int32_t sum = use.nibbles(nibbles, query, wide, pairs), bytes = use.bytes((const int8_t *)keys, query, even);
         float product = use.half(halves, floats, dim), four[4], found_four[4];
         use.four_halves(halves, floats, dim / 4, four);
         use.keys(keys, query, 128, expected_keys);
@@ -51,7 +51,7 @@ int main(void) {
                 }
                 bad += there != (q ? UINT32_MAX : mask) || side[q].count != __builtin_popcount(there);
             }
-            bad += use.nibbles(nibbles, query, wide) != sum;
+            bad += use.nibbles(nibbles, query, wide, pairs) != sum;
             bad += use.bytes((const int8_t *)keys, query, even) != bytes;
             bad += !(fabsf(use.half(halves, floats, dim) - product) < 1e-3f);
             use.four_halves(halves, floats, dim / 4, found_four);

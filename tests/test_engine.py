@@ -65,6 +65,9 @@ def test_packing_is_undone(blocks, groups, seed):
     np.testing.assert_array_equal(layout.unpack_nibbles(layout.pack_nibbles(nibbles)), nibbles)
     keys = rng.integers(-128, 128, (blocks * 3, groups * 16)).astype(np.int8)
     np.testing.assert_array_equal(layout.unpack_keys(layout.pack_keys(keys))[: len(keys)], keys)
+    signed = int(rng.integers(groups + 1)) * 16
+    mixed = np.where(np.arange(groups * 16) < signed, nibbles, nibbles & 3)
+    np.testing.assert_array_equal(layout.unpack_codes(layout.pack_codes(mixed, signed), signed), mixed)
     codes = nibbles[: blocks * 3]
     np.testing.assert_array_equal(layout.unpack_nibble_keys(layout.pack_nibble_keys(codes))[: len(codes)], codes)
 
@@ -108,9 +111,13 @@ def test_nibbles_and_keys(variant, extreme):
         query = rng.integers(-128, 128, dims + 64).astype(np.int8)
         if extreme:
             query[:] = -128
-        packed, out = layout.pack_nibbles(codes), np.empty(7, np.int32)
-        LIBRARY.hivlp_nibbles(packed.ctypes.data, 7, query.ctypes.data, dims // 2, out.ctypes.data)
-        np.testing.assert_array_equal(out, codes.astype(np.int64) @ query[:dims])
+        for signed in range(0, dims + 1, 16):  # the others have two bits
+            mixed, out = np.where(np.arange(dims) < signed, codes, codes & 3), np.empty(7, np.int32)
+            packed = layout.pack_codes(mixed, signed)
+            LIBRARY.hivlp_nibbles(
+                packed.ctypes.data, 7, query.ctypes.data, signed // 2, (dims - signed) // 4, out.ctypes.data
+            )
+            np.testing.assert_array_equal(out, mixed.astype(np.int64) @ query[:dims])
         keys = rng.integers(-128, 128, (19, dims)).astype(np.int8)
         if extreme:
             keys[:] = 127
@@ -529,9 +536,9 @@ def test_variants_compiled_for(machine, tmp_path):
 
 
 def test_many_items_get_codes_that_fit_into_memory():
-    assert building.affordable_dims(512, 1_000_000, 2) == 512
-    assert building.affordable_dims(192, 8_000_000, 1) == 192
-    assert building.affordable_dims(192, 10_000_000, 1) == 176
-    assert building.affordable_dims(192, 10_000_000, 2) == 64
-    assert building.affordable_dims(96, 10_000_000, 1) == 96
-    assert building.affordable_dims(512, 10**10, 1) == 176
+    assert building.affordable_dims(128, 512, 1_000_000, 2) == 512
+    assert building.affordable_dims(128, 256, 8_000_000, 1) == 256
+    assert building.affordable_dims(128, 256, 10_000_000, 1) == 224
+    assert building.affordable_dims(128, 256, 10_000_000, 2) == 64
+    assert building.affordable_dims(96, 96, 10_000_000, 1) == 96
+    assert building.affordable_dims(128, 512, 10**10, 1) == 224

@@ -112,13 +112,14 @@ def test_no_score_is_above_its_bound(variant, kind):
             assert bound.reaching(query, bar, len(found[0]) - 1, bits) is None
 
 
-def test_the_largest_sums(variant):
-    """All nibbles at 15, and a query at both ends of what it is rounded to: the integers do not overflow."""
-    nibbles = np.zeros(32, layout.nibble_type(8192))
+@pytest.mark.parametrize("signed", [8192, 4112, 0])
+def test_the_largest_sums(variant, signed):
+    """All codes at their highest, and a query at both ends of what it is rounded to: the integers do not overflow."""
+    nibbles = np.zeros(32, layout.code_type(8192, signed))
     nibbles["codes"], nibbles["stretch"] = 255, 2
     rows_of, homes = np.full(32, layout.EMPTY), np.array([1], np.uint32)
     rows_of[:4] = [5, 3, 3, 9]
-    lists = np.array([0.0, 3.0])
+    lists, most_of_all = np.array([0.0, 3.0]), 15 * signed + 3 * (8192 - signed)
     lengths = np.zeros(32, np.uint16)
     lengths[:4] = [0, 1, bounds.OTHER, bounds.OTHER - 1]
     rows, most = np.empty(32, np.int64), np.empty(32)
@@ -127,11 +128,12 @@ def test_the_largest_sums(variant):
         low = np.zeros(64 * 128 + 64, np.int8)
         found = LIBRARY.hivlp_bounds(
             nibbles.ctypes.data, rows_of.ctypes.data, lengths.ctypes.data, homes.ctypes.data,
-            0, 1, 4096, query.ctypes.data, low.ctypes.data, lists.ctypes.data, 10, 1.0, 1.0, 0.5, 2.0, -np.inf, None,
-            rows.ctypes.data, most.ctypes.data,
+            0, 1, signed // 2, (8192 - signed) // 4, query.ctypes.data, low.ctypes.data, lists.ctypes.data,
+            10, 1.0, 1.0, 0.5, 2.0, -np.inf, None, rows.ctypes.data, most.ctypes.data,
         )  # fmt: skip
         assert rows[:found].tolist() == [5, 3, 9]
-        np.testing.assert_array_equal(most[:found], 4 + 2.0 * (15 * high * 128 * 8192 + 0.5) + 2.0 * lengths[[0, 1, 3]])
+        said = 4 + 2.0 * (high * 128 * most_of_all + 0.5)
+        np.testing.assert_array_equal(most[:found], said + 2.0 * lengths[[0, 1, 3]])
 
 
 @settings(max_examples=150, deadline=None)

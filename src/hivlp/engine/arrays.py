@@ -18,7 +18,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 MANIFEST = "engine.json"
-FORMAT = 6
+FORMAT = 7
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays that change with the items
 
@@ -68,7 +68,7 @@ class Arrays:
     rows: NDArray[np.uint32]  # (blocks, 32)
     signs: NDArray[np.uint8]  # (blocks, signed / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32), the largest of each list first
-    nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
+    nibbles: NDArray[np.void]  # (blocks, 32) of layout.code_type
 
     @classmethod
     def of(cls, learnt: Learnt, packed: Packed, router: Router | None = None) -> Arrays:
@@ -78,7 +78,7 @@ class Arrays:
             groups = -(-len(centres) // layout.LANES)
             nothing = np.zeros((groups, centres.shape[1]), np.float32), np.zeros(groups, np.float32)
             router = Router(centres, np.zeros(len(centres), np.float32), *nothing)
-        codes, steps = refine(router.keys, np.ones(centres.shape[1], np.float32))
+        codes, steps = refine(router.keys, np.ones(centres.shape[1], np.float32), centres.shape[1])
         of_groups, group_scale = fit.to_int8(router.group_keys)
         scales = learnt.centre_scale, learnt.factor_scale, group_scale, learnt.stretch_scale, learnt.error
         return cls(
@@ -117,23 +117,23 @@ class Arrays:
     def fit(self) -> bool:
         """Whether all lengths belong together, so that no kernel reads beyond an array."""
         dims, width, lists, blocks = len(self.step), len(self.mean), len(self.key_bias), len(self.signs)
-        groups = -(-lists // layout.LANES)
+        groups, signed = -(-lists // layout.LANES), len(self.amplitude)
         shapes = {
             "item_map": (width, dims), "map": (dims, width), "centres": (lists, dims),
             "keys": (groups, dims // 8, layout.LANES, 4), "key_steps": (lists,), "group_bias": (groups,),
             "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
             "scales": (5,), "held": (2,), "starts": (lists + 1,),
-            "signs": (blocks, len(self.amplitude) // 16, 64),
+            "signs": (blocks, signed // 16, 64),
             **dict.fromkeys(("rows", "factors", "nibbles"), (blocks, layout.SIGN_LANES)),
         }  # fmt: skip
         starts = self.starts
         return (
             all(getattr(self, name).shape == shape for name, shape in shapes.items())
             and all(getattr(self, name).dtype == dtype for name, dtype in DTYPES.items())
-            and self.nibbles.dtype == layout.nibble_type(dims)
+            and self.nibbles.dtype == layout.code_type(dims, signed)
             and bool((np.diff(starts) >= 0).all())
-            and 0 < len(self.amplitude) <= dims
-            and dims % 16 == len(self.amplitude) % 16 == 0
+            and 0 < signed <= dims
+            and dims % 16 == signed % 16 == 0
             and (int(starts[0]), int(starts[-1])) == (0, blocks)
         )
 

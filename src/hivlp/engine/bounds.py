@@ -135,15 +135,16 @@ class Bounds:
         unit = max(float(np.abs(products).max()), 1e-30) / HIGHEST
         whole = np.rint(products / unit).astype(np.int32)
         low = (whole + 64) % 128 - 64
-        left_out = float(np.abs(products - whole * unit).sum())
+        middles = layout.middles(len(whole), len(arrays.amplitude))
+        left_out = float(middles @ np.abs(products - whole * unit))
         slack = length * (error * longest + gap) + float(np.finfo(np.float32).tiny) * width
         halves = np.zeros((2, len(whole) + 64), np.int8)
         halves[0, : len(whole)], halves[1, : len(whole)] = (whole - low) // 128, low
         # Products with the centres are float32 sums, too.
         slack += (len(whole) + 16) * 2.0**-23 * float(np.linalg.norm(turned)) * self._furthest
         lists = (self._centres @ turned.astype(np.float32)).astype(np.float64)
-        # A nibble c stands for c - 7.5 steps.
-        inner, stretch = 7.5 * (left_out - unit * int(whole.sum())), arrays.learnt.stretch_scale
+        # A code c stands for c less the middle, so many steps.
+        inner, stretch = left_out - unit * float(middles @ whole), arrays.learnt.stretch_scale
         offset = float(self._mean @ exact) + slack
         return Bound(halves[0], halves[1], lists, offset, unit * stretch, inner * stretch, reach * step)
 
@@ -163,7 +164,7 @@ class Bounds:
         bound, arrays, blocks = self.of(query), self.engine.arrays, len(self.lengths)
         if not np.isfinite([bound.offset, bound.reach, bar]).all():
             return None
-        chunk = min(CHUNK, blocks)
+        chunk, signed = min(CHUNK, blocks), len(arrays.amplitude)
         rows, bounds = np.empty(chunk * layout.SIGN_LANES, np.int64), np.empty(chunk * layout.SIGN_LANES)
         kept: list[tuple[NDArray[np.int64], Doubles]] = []
         held = 0
@@ -171,8 +172,8 @@ class Bounds:
             found = library.hivlp_bounds(
                 arrays.nibbles.ctypes.data, arrays.rows.ctypes.data,
                 self.lengths.ctypes.data, arrays.homes.ctypes.data, start, min(start + CHUNK, blocks),
-                self.engine.dims // 2, bound.high.ctypes.data, bound.low.ctypes.data, bound.lists.ctypes.data,
-                arrays.count, bound.offset, bound.unit, bound.slack, bound.reach, bar,
+                signed // 2, (self.engine.dims - signed) // 4, bound.high.ctypes.data, bound.low.ctypes.data,
+                bound.lists.ctypes.data, arrays.count, bound.offset, bound.unit, bound.slack, bound.reach, bar,
                 None if allowed is None else allowed.ctypes.data, rows.ctypes.data, bounds.ctypes.data,
             )  # fmt: skip
             held += found
@@ -189,7 +190,7 @@ class Bounds:
         whole = (128 * bound.high.astype(np.int64) + bound.low)[: self.engine.dims]
         places = arrays.places
         nibbles = np.asarray(arrays.nibbles.ravel()[places])
-        sums = layout.unpack_nibbles(nibbles["codes"]).astype(np.int64) @ whole
+        sums = layout.unpack_codes(nibbles["codes"], len(arrays.amplitude)).astype(np.int64) @ whole
         inner = nibbles["stretch"].astype(np.float64) * (bound.unit * sums + bound.slack)
         lists = bound.lists[arrays.homes[places // layout.SIGN_LANES]]
         bounds: Doubles = bound.offset + lists + inner + bound.reach * self.lengths.ravel()[places].astype(np.float64)
@@ -262,7 +263,9 @@ def _errors(engine: Engine, rows: NDArray[np.int64]) -> Doubles:
     arrays = engine.arrays
     places = arrays.places[rows]
     nibbles = np.asarray(arrays.nibbles.ravel()[places])
-    said = (layout.unpack_nibbles(nibbles["codes"]) - 7.5) * arrays.step.astype(np.float64)
+    dims, signed = len(arrays.step), len(arrays.amplitude)
+    said = layout.unpack_codes(nibbles["codes"], signed) - layout.middles(dims, signed)
+    said *= arrays.step.astype(np.float64)
     said *= nibbles["stretch"].astype(np.float64)[:, None] * float(arrays.scales[3])
     said += arrays.learnt.exact_centres[arrays.homes[places // layout.SIGN_LANES]]
     errors: Doubles = engine.fine[rows].astype(np.float64) - arrays.mean.astype(np.float64)

@@ -20,8 +20,10 @@ PARTITION_SAMPLE = 500_000
 ERROR_SAMPLE = 4000  # items
 FEW_A_LIST = 50  # vectors to find a list's centre by
 CHUNK = 16_384
+KEPT = 0.995  # of the best, by as many dimensions as there shall be
 STEP_OF_SPREAD = 0.335  # of a standard deviation: the best uniform step of four bits for a normal distribution
-CANDIDATE_DIMS = (64, 96, 128, 160, 176, 192, 256, 384)
+COARSE_STEP = 0.996  # of two bits
+CANDIDATE_DIMS = (64, 96, 128, 160, 176, 192, 224, 256, 320, 384)
 SMALL = 500_000  # items up to which codes come from the processor's cache for a good part, and may be read more of
 COPIES = (2, 1)  # lists that an item lies in, of few items and of many
 MOST_SIGNED = 128  # dimensions that have signs, of many items; of few, all
@@ -36,7 +38,7 @@ class Learnt:
     mean: Vectors  # (d,) of the items
     item_map: Vectors  # (d, dims)
     map: Half  # (dims, d) for queries
-    step: Vectors  # (dims,) what one step of a nibble stands for, times the code's stretch
+    step: Vectors  # (dims,) what one step of a code stands for, times the code's stretch
     amplitude: Vectors  # (signed,) what a sign stands for, of the first dimensions
     centres: NDArray[np.int8]  # (lists, dims)
     centre_scale: float
@@ -68,7 +70,7 @@ class Packed:
     rows: NDArray[np.uint32]  # (blocks, 32) the item that each code is of
     signs: NDArray[np.uint8]  # (blocks, signed / 16, 64)
     factors: NDArray[np.uint8]  # (blocks, 32), the largest of each list first
-    nibbles: NDArray[np.void]  # (blocks, 32) of layout.nibble_type
+    nibbles: NDArray[np.void]  # (blocks, 32) of layout.code_type
 
 
 def learn(
@@ -88,8 +90,11 @@ def learn(
     tell("projection", 0, 1)
     mean, of_items, of_queries = fit.projections(sample, asked)
     if dims is None:
-        needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
-        dims = affordable_dims(needed, len(items), copies)
+        of_signs, of_codes = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
+        signed = choose_signed(of_signs, len(items)) if signed is None else signed
+        # Queries of many items look at more lists, and what more dimensions cost there is more than rows that they spare.
+        needed = of_codes if len(items) <= SMALL else of_signs
+        dims = affordable_dims(signed, needed, len(items), copies)
     signed = choose_signed(dims, len(items)) if signed is None else min(signed, dims)
     turn = np.zeros((dims, dims), np.float32)
     turn[:signed, :signed] = fit.rotation(signed, rng)
@@ -113,10 +118,11 @@ def learn(
     size = np.abs(residual[:, :signed])
     amplitude = np.maximum(size.mean(0), 1e-12)
     spread = np.sqrt(np.einsum("nd,nd->d", residual, residual) / len(residual))
-    step = (STEP_OF_SPREAD * np.maximum(spread, 1e-12)).astype(np.float32)
-    factors, (codes, stretches) = sign_factors(size, amplitude), refine(residual, step)
+    step = (step_of_spread(dims, signed) * np.maximum(spread, 1e-12)).astype(np.float32)
+    factors, (codes, stretches) = sign_factors(size, amplitude), refine(residual, step, signed)
     some = slice(None, None, -(-len(sample) // ERROR_SAMPLE))
-    said = nearest[some] + (codes[some] - np.float32(7.5)) * step * stretches[some, None]
+    middles = layout.middles(dims, signed).astype(np.float32)
+    said = nearest[some] + (codes[some] - middles) * step * stretches[some, None]
     return Learnt(
         mean=mean,
         item_map=np.ascontiguousarray(item_map),
@@ -157,7 +163,7 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
     rows = np.full((blocks, layout.SIGN_LANES), layout.EMPTY, np.uint32)
     signs = np.zeros((blocks, signed // 16, 2, layout.SIGN_LANES), np.uint8)
     factors = np.zeros((blocks, layout.SIGN_LANES), np.uint8)
-    nibbles = np.zeros((blocks, layout.SIGN_LANES), layout.nibble_type(dims))
+    nibbles = np.zeros((blocks, layout.SIGN_LANES), layout.code_type(dims, signed))
     for start, part in learnt.chunks(items):
         stop = start + len(part)
         for copy in range(members.shape[1]):
@@ -166,8 +172,8 @@ def pack(items: NDArray[Any], learnt: Learnt, copies: int, tell: Progress) -> Pa
             rows[block, lane] = np.arange(start, stop)
             signs[block, :, :, lane] = layout.sign_bytes(residual[:, :signed] > 0)
             factors[block, lane] = lengths[start:stop, copy]
-            codes, stretch = refine(residual, learnt.step)
-            nibbles["codes"][block, lane] = layout.pack_nibbles(codes)
+            codes, stretch = refine(residual, learnt.step, signed)
+            nibbles["codes"][block, lane] = layout.pack_codes(codes, signed)
             nibbles["stretch"][block, lane] = np.clip(np.rint(stretch / learnt.stretch_scale), 0, 65_535)
         tell("codes", stop, count)
     held = np.array([count, members.shape[1]], np.int64)
@@ -188,48 +194,64 @@ def sign_factors(residual: Vectors, amplitude: Vectors) -> Vectors:
     return factors
 
 
-def refine(residual: Vectors, step: Vectors) -> tuple[NDArray[np.uint8], Vectors]:
-    """Four bits a dimension of what the nearest centre leaves out, as fine as the residual is short.
+def step_of_spread(dims: int, signed: int) -> Vectors:
+    """(dims,) what a step is of a standard deviation."""
+    return np.where(np.arange(dims) < signed, STEP_OF_SPREAD, COARSE_STEP).astype(np.float32)
 
-    ``(code - 7.5) * step * stretch`` stands for a residual, and has the product with it that it has with itself, as
+
+def refine(residual: Vectors, step: Vectors, signed: int) -> tuple[NDArray[np.uint8], Vectors]:
+    """Four bits a dimension of what the nearest centre leaves out, two of the last ones, as fine as it is short.
+
+    ``(code - middle) * step * stretch`` stands for a residual, and has the product with it that it has with itself, as
     :func:`sign_factors` has it for signs (extended RaBitQ, Gao et al., 2024).
 
     Args:
         residual: (n, dims).
         step: (dims,) of a residual of mean length.
+        signed: dimensions that have four bits.
 
     Returns:
-        (n, dims) codes of 0 to 15, (n,) float32 stretches, not negative.
+        (n, dims) codes of 0 to 15, or to 3, (n,) float32 stretches, not negative.
     """
+    middle, units = layout.middles(len(step), signed).astype(np.float32), step_of_spread(len(step), signed)
     scaled = residual / step
-    length = np.sqrt(np.einsum("nd,nd->n", scaled, scaled) / len(step)) * np.float32(STEP_OF_SPREAD)
+    spreads = scaled * units
+    length = np.sqrt(np.einsum("nd,nd->n", spreads, spreads) / len(step))
     scaled /= np.maximum(length, 1e-20)[:, None]
-    codes = np.clip(np.floor(scaled) + 8, 0, 15)
-    inner = np.einsum("nd,nd->n", residual, (codes - np.float32(7.5)) * step)
+    codes = np.clip(np.floor(scaled) + (middle + np.float32(0.5)), 0, 2 * middle)
+    inner = np.einsum("nd,nd->n", residual, (codes - middle) * step)
     stretch = np.einsum("nd,nd->n", residual, residual) / np.maximum(inner, 1e-20)
     return codes.astype(np.uint8), np.where(inner > 1e-20, stretch, 0).astype(np.float32)
 
 
 def choose_dims(
     sample: Vectors, queries: Vectors, mean: Vectors, of_items: Vectors, of_queries: Vectors, count: int
-) -> int:
-    """The fewest dimensions whose scores keep the ten best of ``count`` items among their forty best, for 99.5%.
+) -> tuple[int, int]:
+    """The fewest dimensions whose scores keep 99.5% of the ten best of ``count`` items: among forty, and among twenty.
 
     In a sample of them that is the best few, by as much as it is smaller: the more items, the closer their scores.
     """
     asked = queries[:1000]
     best = max(1, round(10 * len(sample) / count))
-    truth = _best_of(asked @ sample.T, best)
+    scores = asked @ sample.T
+    truth = _best_of(scores, best)
     width = sample.shape[1]
-    for dims in CANDIDATE_DIMS:
-        if dims >= width:
-            break
-        scores = (asked @ of_queries[:, :dims]) @ ((sample - mean) @ of_items[:, :dims]).T
-        kept = _best_of(scores, 4 * best)
-        shares = [len(set(one) & set(other)) / best for one, other in zip(truth.tolist(), kept.tolist(), strict=True)]
-        if float(np.mean(shares)) >= 0.995:
-            return dims
-    return int(min(512, max(16, width // 16 * 16)))
+    most = int(min(512, max(16, width // 16 * 16)))
+    candidates = [dims for dims in CANDIDATE_DIMS if dims < min(width, most)]
+    last = max(candidates, default=0)
+    of_asked, of_sample = asked @ of_queries[:, :last], (sample - mean) @ of_items[:, :last]
+    scores[:] = 0
+    of_forty = done = 0
+    for dims in candidates:
+        scores += of_asked[:, done:dims] @ of_sample[:, done:dims].T
+        done = dims
+        own = np.take_along_axis(scores, truth, 1)
+        ranks = np.stack([np.count_nonzero(scores > one[:, None], axis=1) for one in own.T])
+        if not of_forty and np.mean(ranks < 4 * best) >= KEPT:
+            of_forty = dims
+        if of_forty and np.mean(ranks < 2 * best) >= KEPT:
+            return of_forty, dims
+    return of_forty or most, most
 
 
 def choose_signed(dims: int, count: int) -> int:
@@ -240,12 +262,12 @@ def choose_signed(dims: int, count: int) -> int:
     return dims if count <= SMALL else min(dims, MOST_SIGNED)
 
 
-def affordable_dims(needed: int, count: int, copies: int) -> int:
+def affordable_dims(signed: int, needed: int, count: int, copies: int) -> int:
     """As many dimensions as needed, or the most with which the codes of ``count`` items stay within :data:`MEMORY`."""
     most = max(MEMORY, MEMORY_EACH * count)
 
     def fits(dims: int) -> bool:
-        return count * copies * layout.code_bytes(dims, choose_signed(dims, count)) <= most
+        return count * copies * layout.code_bytes(dims, min(signed, dims)) <= most
 
     return (
         needed if fits(needed) else max((dims for dims in CANDIDATE_DIMS if dims < needed and fits(dims)), default=64)

@@ -20,7 +20,11 @@
 #define FINE_AHEAD 8   /* float16 rows, likewise */
 #define ENDS_AHEAD 128 /* float16 rows whose ends are asked for: on which page one is takes longer to find than its bytes */
 
-static inline int64_t width_of(const engine *e) { return e->dims / 2 + 2; }
+static inline int half_of(const engine *e) { return e->signed_dims / 2; }
+
+static inline int quarter_of(const engine *e) { return (e->dims - e->signed_dims) / 4; }
+
+static inline int64_t width_of(const engine *e) { return half_of(e) + quarter_of(e) + 2; }
 
 static inline const uint8_t *nibbles_at(const engine *e, uint32_t place) { return e->nibbles + place * width_of(e); }
 
@@ -28,25 +32,41 @@ static inline int32_t offset_of(const scratch *s, const engine *e, int64_t list)
     return (int32_t)lrintf((float)use.bytes(e->centres + list * e->dims, s->small, e->dims) * s->centre_unit);
 }
 
-/* What a code's nibbles say of its product with the query, but for the same constant for all codes. */
-static inline int32_t refined(const scratch *s, const engine *e, uint32_t place, int32_t offset) {
-    const uint8_t *nibbles = nibbles_at(e, place);
+/* What a code's nibbles, whose sum of products this is, say of its product with the query, but for the same constant for
+ * all codes. */
+static inline int32_t stretched(const scratch *s, const engine *e, const uint8_t *nibbles, int32_t sum, int32_t offset) {
     uint16_t stretch;
-    memcpy(&stretch, nibbles + e->dims / 2, 2);
-    int32_t sum = 2 * use.nibbles(nibbles, s->nibble, e->dims / 2) - s->nibble_middle;
-    return offset + (int32_t)lrintf((float)stretch * ((float)sum * s->nibble_unit));
+    memcpy(&stretch, nibbles + half_of(e) + quarter_of(e), 2);
+    return offset + (int32_t)lrintf((float)stretch * ((float)(2 * sum - s->nibble_middle) * s->nibble_unit));
 }
 
-/* Score the code that has waited longest. What it counts for is what its nibbles say, but no more than its signs let
- * it: so a code that never came here, since that was below the bar, would not have been kept, and what is kept does
- * not depend on the order in which codes come. */
+static inline int32_t refined(const scratch *s, const engine *e, uint32_t place, int32_t offset) {
+    const uint8_t *nibbles = nibbles_at(e, place);
+    return stretched(s, e, nibbles, use.nibbles(nibbles, s->nibble, half_of(e), quarter_of(e)), offset);
+}
+
+/* Score the codes that have waited longest, TAKEN at most. What one counts for is what its nibbles say, but no more than
+ * its signs let it: so a code that never came here, since that was below the bar, would not have been kept, and what is
+ * kept does not depend on the order in which codes come. */
 static inline void take(scratch *s, const engine *e) {
-    waiting one = s->ring[s->taken++ % WAITING];
-    if (one.most < s->p.bar) return; /* it went up meanwhile */
-    int32_t score = refined(s, e, one.place, one.offset);
-    s->refined++;
-    offer(&s->p, score < one.most ? score : one.most, one.place);
-    if (s->p.shift >= 0) raise_bar(&s->p);
+    waiting one[TAKEN];
+    const uint8_t *rows[TAKEN];
+    int32_t sums[TAKEN];
+    int many = s->put - s->taken < TAKEN ? (int)(s->put - s->taken) : TAKEN;
+    for (int i = 0; i < TAKEN; i++) {
+        one[i] = s->ring[(s->taken + (i < many ? i : 0)) % WAITING];
+        rows[i] = nibbles_at(e, one[i].place);
+    }
+    s->taken += many;
+    s->refined += many;
+    use.four_nibbles(rows, s->nibble, half_of(e), quarter_of(e), sums);
+    for (int i = 0; i < many; i++) {
+        int32_t score = stretched(s, e, rows[i], sums[i], one[i].offset);
+        score = score < one[i].most ? score : one[i].most;
+        if (score < s->p.bar) continue;
+        offer(&s->p, score, one[i].place);
+        if (s->p.shift >= 0) raise_bar(&s->p);
+    }
 }
 
 /* Have a code scored soon, when memory has brought its nibbles. */

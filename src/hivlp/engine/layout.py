@@ -78,11 +78,32 @@ def unpack_nibbles(packed: Bytes) -> Bytes:
     return np.concatenate([packed & 15, packed >> 4], 1)
 
 
-def nibble_type(dims: int) -> np.dtype[np.void]:
-    """Nibbles as they lie in memory: the codes, and how much they are stretched, which is read at the same time."""
-    return np.dtype([("codes", np.uint8, (dims // 2,)), ("stretch", "<u2")])
+def pack_codes(codes: Bytes, signed: int) -> Bytes:
+    """(rows, signed / 2 + (dims - signed) / 4) uint8 from (rows, dims) codes: nibbles, and behind them four a byte."""
+    fours = np.split(codes[:, signed:], 4, 1)
+    packed = fours[0] | fours[1] << np.uint8(2) | fours[2] << np.uint8(4) | fours[3] << np.uint8(6)
+    return np.concatenate([pack_nibbles(codes[:, :signed]), packed], 1)
+
+
+def unpack_codes(packed: Bytes, signed: int) -> Bytes:
+    """The inverse of :func:`pack_codes`."""
+    fours = packed[:, signed // 2 :]
+    return np.concatenate(
+        [unpack_nibbles(packed[:, : signed // 2]), *(fours >> np.uint8(shift) & np.uint8(3) for shift in (0, 2, 4, 6))],
+        1,
+    )
+
+
+def middles(dims: int, signed: int) -> NDArray[np.float64]:
+    """(dims,) the middle of the codes of each dimension: of 0 to 15 where there is a sign, beyond of 0 to 3."""
+    return np.where(np.arange(dims) < signed, 7.5, 1.5)
+
+
+def code_type(dims: int, signed: int) -> np.dtype[np.void]:
+    """Codes as they lie in memory: what :func:`pack_codes` makes, and how much that is stretched, read together."""
+    return np.dtype([("codes", np.uint8, (signed // 2 + (dims - signed) // 4,)), ("stretch", "<u2")])
 
 
 def code_bytes(dims: int, signed: int) -> int:
     """What one code takes: signs and their factor, nibbles and their stretch, and the row that it is of."""
-    return signed // 8 + 1 + nibble_type(dims).itemsize + 4
+    return signed // 8 + 1 + code_type(dims, signed).itemsize + 4

@@ -116,7 +116,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_signs.argtypes = [
         c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p,
     ]  # fmt: skip
-    library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_int, c_void_p]
+    library.hivlp_nibbles4.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_int, c_void_p]
     library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_nibble_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_dot4.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
@@ -142,7 +143,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_bounds_choose.argtypes = [c_int]
     library.hivlp_bounds_choose.restype = c_int
     library.hivlp_bounds.argtypes = [
-        c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p,
+        c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int, c_void_p, c_void_p, c_void_p,
         c_int64, c_double, c_double, c_double, c_double, c_double, c_void_p, c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds.restype = c_int64

@@ -28,12 +28,12 @@ typedef struct {
     const uint8_t *factors;    /* 32 a block, in steps of factor_scale; in a list the largest come first */
     const uint8_t *heads;      /* the first factor of each block */
     const uint32_t *rows;      /* 32 a block: the row of each code, UINT32_MAX where there is none */
-    const uint8_t *nibbles;    /* 32 a block of dims / 2 bytes, and what stretches them, 16 bits of stretch_scale */
+    const uint8_t *nibbles;    /* 32 a block: codes of four bits and of two, and what stretches them, 16 bits of stretch_scale */
     const uint16_t *fine;      /* (rows, fine_dim) float16 */
     int64_t count;             /* of rows; a code of any other row is skipped */
     int64_t lists;
     int32_t dims;              /* a multiple of 16 */
-    int32_t signed_dims;       /* likewise: the first ones, which have signs */
+    int32_t signed_dims;       /* likewise: the first ones, which have signs, and four bits instead of two */
     int32_t fine_dim;
     float centre_scale;
     float factor_scale;
@@ -59,6 +59,7 @@ static inline int passes(const uint8_t *allowed, uint32_t row) {
 /* A code whose nibbles have been asked for. */
 typedef struct { uint32_t place; int32_t offset, most; } waiting;
 #define WAITING 16
+#define TAKEN 4 /* of them are scored together */
 
 /* The first blocks of a list, and what its centre adds to their scores. */
 typedef struct { int64_t list; int32_t blocks, offset; } part;
@@ -67,7 +68,8 @@ typedef struct { int64_t list; int32_t blocks, offset; } part;
 #define LEAST (1 << 24)   /* a score that no code is below, its list's centre left out */
 #define SPREAD 0.756f /* standard deviation of a normal variable's size, its mean being 1 */
 #define MEAN_FACTOR 1.5708f /* its mean square, likewise: what a factor is on average */
-#define STEP_OF_SPREAD 0.335f
+#define STEP_OF_SPREAD 0.335f /* what a step of four bits is of a standard deviation */
+#define COARSE_STEP 0.996f   /* of two */
 #define TILE 4 /* queries that are projected together: to widen the map's float16 takes longer than the products */
 
 /* All that is derived from one query, and the memory that a search needs. */
@@ -182,7 +184,7 @@ static void prepare_codes(scratch *s, const engine *e, const float *query, const
     }
     float all = 0;
     for (int j = 0; j < e->dims; j++) {
-        float of_dim = s->z[j] * e->step[j] / STEP_OF_SPREAD;
+        float of_dim = s->z[j] * e->step[j] / (j < e->signed_dims ? STEP_OF_SPREAD : COARSE_STEP);
         all += of_dim * of_dim;
         if (j >= e->signed_dims) squares += of_dim * of_dim;
     }
@@ -197,5 +199,5 @@ static void prepare_codes(scratch *s, const engine *e, const float *query, const
     for (int j = 0; j < e->fine_dim; j++) length += (double)query[j] * query[j];
     s->window = (int32_t)lrintf(fminf(how->tolerance * e->error * (float)sqrt(length) / unit, MOST_WINDOW));
     s->nibble_middle = 0;
-    for (int j = 0; j < e->dims; j++) s->nibble_middle += 15 * s->nibble[j];
+    for (int j = 0; j < e->dims; j++) s->nibble_middle += (j < e->signed_dims ? 15 : 3) * s->nibble[j];
 }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import layout, whole
-from hivlp.engine.building import STEP_OF_SPREAD
+from hivlp.engine.building import step_of_spread
 from hivlp.levels import Vectors
 
 if TYPE_CHECKING:
@@ -43,11 +43,10 @@ class Query:
         sums = widths[:, None] + terms @ signs.T.astype(np.float32)
         self.table = np.rint(sums / np.float32(table_unit)).astype(np.int32)  # (dims / 4, 16)
         self.middle = int(np.rint(widths.sum() / table_unit))
-        beyond = self.z[signed:] * arrays.step[signed:] / np.float32(STEP_OF_SPREAD)
-        left_out = float(np.hypot(SPREAD * np.linalg.norm(terms), np.linalg.norm(beyond)))
+        of_dims = self.z * arrays.step / step_of_spread(len(self.z), signed)
+        left_out = float(np.hypot(SPREAD * np.linalg.norm(terms), np.linalg.norm(of_dims[signed:])))
         self.spread = max(1, int(np.rint(left_out / table_unit)))
-        all_dims = float(np.linalg.norm(self.z * arrays.step / np.float32(STEP_OF_SPREAD)))
-        self.deviation = max(1, int(np.rint(all_dims / (table_unit * MEAN_FACTOR))))
+        self.deviation = max(1, int(np.rint(float(np.linalg.norm(of_dims)) / (table_unit * MEAN_FACTOR))))
         centre_scale, factor_scale, _, stretch_scale, error = arrays.scales.tolist()
         unit = table_unit * factor_scale  # what one step of a code's score stands for
         self.centre_unit = np.float32(self.small_scale * centre_scale / unit)
@@ -98,7 +97,9 @@ def sign_scores(arrays: Arrays, query: Query, chosen: Rows, blocks: Rows, slack:
 def nibble_scores(arrays: Arrays, query: Query, places: Rows) -> Rows:
     """The scores of the codes at these places by their nibbles."""
     nibbles = np.asarray(arrays.nibbles.ravel()[places])
-    sums = 2 * (layout.unpack_nibbles(nibbles["codes"]).astype(np.int32) @ query.nibble) - 15 * int(query.nibble.sum())
+    signed, middles = len(arrays.amplitude), layout.middles(len(query.z), len(arrays.amplitude))
+    sums = 2 * (layout.unpack_codes(nibbles["codes"], signed).astype(np.int32) @ query.nibble)
+    sums -= int(2 * middles @ query.nibble)
     beyond = nibbles["stretch"].astype(np.float32) * (sums.astype(np.float32) * query.nibble_unit)
     offsets = list_offsets(arrays, query, arrays.homes[places // layout.SIGN_LANES].astype(np.int64))
     scores: Rows = offsets + np.rint(beyond).astype(np.int64)

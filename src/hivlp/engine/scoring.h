@@ -5,7 +5,9 @@
  * table of 16 sums (0..63) for every four dimensions. The sum, less its middle, times the vector's own factor (a byte)
  * is what the signs say of the product with the rest of the vector beyond its list's centre.
  * Nibbles, four bits a dimension: a row a vector, `half` bytes for 2 * half dimensions: dimension j in the low half of byte
- * j, dimension half + j in its high half. `half` is a multiple of 8, and 64 bytes more than 2 * half of a query may be read.
+ * j, dimension half + j in its high half. Behind them two bits a dimension, `quarter` bytes for 4 * quarter dimensions:
+ * byte j has the j-th of each quarter, the first in its lowest bits. `half` is a multiple of 8, `quarter` of 4, and 64 bytes
+ * more of a query may be read than it has dimensions.
  * Keys, a byte a dimension (128 more than the value): 16 share a block, four dimensions to 64 bytes. Keys in nibbles: as
  * many bytes for eight dimensions, byte j of a key as byte j of a row of nibbles.
  */
@@ -33,8 +35,10 @@ typedef struct { const uint8_t *signs, *factors; int64_t count; } run;
 typedef struct { int32_t score; uint32_t at; } hit;
 typedef struct { int count; hit of[RUN * SIGN_LANES]; } hits;
 typedef void (*run_fn)(const run *now, const asker *askers, int many, int groups, hits *out);
-/* Sum of products of one row of nibbles and a query. */
-typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int half);
+/* Sum of products of one row of nibbles, and of what is behind them, and a query. */
+typedef int32_t (*nibbles_fn)(const uint8_t *row, const int8_t *query, int half, int quarter);
+/* The same of four rows. */
+typedef void (*nibbles4_fn)(const uint8_t *const *rows, const int8_t *query, int half, int quarter, int32_t *out);
 /* Sums of products of one block of keys and a query, one a key. */
 typedef void (*keys_fn)(const uint8_t *block, const int8_t *query, int groups, int32_t *out);
 /* The same of keys in nibbles. */
@@ -68,11 +72,17 @@ static uint32_t signs_generic(const uint8_t *block, const uint8_t *factors, cons
 
 static void run_in_turn(const run *now, const asker *askers, int many, int groups, hits *out);
 
-static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int half) {
+static int32_t nibbles_generic(const uint8_t *row, const int8_t *query, int half, int quarter) {
     int32_t sum = 0;
     for (int j = 0; j < half; j++) sum += (row[j] & 15) * query[j] + (row[j] >> 4) * query[half + j];
+    row += half;
+    query += 2 * half;
+    for (int part = 0; part < 4; part++, query += quarter)
+        for (int j = 0; j < quarter; j++) sum += (row[j] >> 2 * part & 3) * query[j];
     return sum;
 }
+
+static void nibbles4_in_turn(const uint8_t *const *rows, const int8_t *query, int half, int quarter, int32_t *out);
 
 static void keys_generic(const uint8_t *block, const int8_t *query, int groups, int32_t *out) {
     memset(out, 0, LANES * sizeof(int32_t));
@@ -169,18 +179,29 @@ static uint32_t signs_neon(const uint8_t *block, const uint8_t *factors, const u
     return mask;
 }
 
-static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int half) {
-    const uint8x16_t low = vdupq_n_u8(15);
+static inline int32x4_t products_neon(int32x4_t total, uint8x16_t codes, const int8_t *query) {
+    int8x16_t a = vreinterpretq_s8_u8(codes), x = vld1q_s8(query);
+    return vpadalq_s16(total, vmlal_high_s8(vmull_s8(vget_low_s8(a), vget_low_s8(x)), a, x));
+}
+
+static int32_t nibbles_neon(const uint8_t *row, const int8_t *query, int half, int quarter) {
+    const uint8x16_t low = vdupq_n_u8(15), pair = vdupq_n_u8(3);
     int32x4_t total = vdupq_n_s32(0);
     for (int j = 0; j < half; j += 16) {
         uint8x16_t bytes = half - j >= 16 ? vld1q_u8(row + j) : vcombine_u8(vld1_u8(row + j), vdup_n_u8(0));
-        int8x16_t a = vreinterpretq_s8_u8(vandq_u8(bytes, low)), b = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
-        int8x16_t x = vld1q_s8(query + j), y = vld1q_s8(query + half + j);
-        int16x8_t sum = vmull_s8(vget_low_s8(a), vget_low_s8(x));
-        sum = vmlal_high_s8(sum, a, x);
-        sum = vmlal_s8(sum, vget_low_s8(b), vget_low_s8(y));
-        sum = vmlal_high_s8(sum, b, y);
-        total = vpadalq_s16(total, sum);
+        total = products_neon(total, vandq_u8(bytes, low), query + j);
+        total = products_neon(total, vshrq_n_u8(bytes, 4), query + half + j);
+    }
+    row += half;
+    query += 2 * half;
+    for (int j = 0; j < quarter; j += 16) {
+        uint8_t end[16] = {0};
+        if (quarter - j < 16) memcpy(end, row + j, (size_t)(quarter - j));
+        uint8x16_t bytes = vld1q_u8(quarter - j < 16 ? end : row + j);
+        total = products_neon(total, vandq_u8(bytes, pair), query + j);
+        total = products_neon(total, vandq_u8(vshrq_n_u8(bytes, 2), pair), query + quarter + j);
+        total = products_neon(total, vandq_u8(vshrq_n_u8(bytes, 4), pair), query + 2 * quarter + j);
+        total = products_neon(total, vshrq_n_u8(bytes, 6), query + 3 * quarter + j);
     }
     return vaddvq_s32(total);
 }
@@ -192,6 +213,7 @@ typedef struct {
     signs_fn signs;
     run_fn run;
     nibbles_fn nibbles;
+    nibbles4_fn four_nibbles;
     keys_fn keys;
     nibble_keys_fn nibble_keys;
     bytes_fn bytes;
@@ -201,9 +223,13 @@ typedef struct {
 } scores;
 
 #define PLAIN                                                                                             \
-    {signs_generic, run_in_turn, nibbles_generic, keys_generic, nibble_keys_generic, bytes_generic, dot_generic, \
+    {signs_generic, run_in_turn, nibbles_generic, nibbles4_in_turn, keys_generic, nibble_keys_generic, bytes_generic, dot_generic, \
      dot4_generic,  dot16_generic}
 static scores use = PLAIN;
+
+static void nibbles4_in_turn(const uint8_t *const *rows, const int8_t *query, int half, int quarter, int32_t *out) {
+    for (int r = 0; r < 4; r++) out[r] = use.nibbles(rows[r], query, half, quarter);
+}
 
 static void run_in_turn(const run *now, const asker *askers, int many, int groups, hits *out) {
     int32_t scores[SIGN_LANES];
@@ -227,15 +253,15 @@ EXPORT int hivlp_choose(int most) {
 #ifdef X86
     __builtin_cpu_init();
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        use = (scores){signs_avx2, run_in_turn, nibbles_avx2, keys_avx2, nibble_keys_avx2,
-                       bytes_avx2, dot_avx2,    dot4_avx2,    dot16_avx2};
+        use = (scores){signs_avx2,       run_in_turn, nibbles_avx2, nibbles4_in_turn, keys_avx2,
+                       nibble_keys_avx2, bytes_avx2,  dot_avx2,     dot4_avx2,        dot16_avx2};
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        use = (scores){signs_avx512, run_avx512, nibbles_avx512, keys_avx512, nibble_keys_avx512,
-                       bytes_avx512, dot_avx512, dot4_avx512,    dot16_avx512};
+        use = (scores){signs_avx512,       run_avx512,   nibbles_avx512, nibbles4_avx512, keys_avx512,
+                       nibble_keys_avx512, bytes_avx512, dot_avx512,     dot4_avx512,     dot16_avx512};
         chosen = AVX512;
     }
 #endif
@@ -256,8 +282,16 @@ EXPORT void hivlp_signs(const uint8_t *blocks, const uint8_t *factors, int64_t c
                                out + b * SIGN_LANES);
 }
 
-EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int half, int32_t *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = use.nibbles(rows + i * half, query, half);
+EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int half, int quarter, int32_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = use.nibbles(rows + i * (half + quarter), query, half, quarter);
+}
+
+EXPORT void hivlp_nibbles4(const uint8_t *rows, int64_t count, const int8_t *query, int half, int quarter, int32_t *out) {
+    for (int64_t i = 0; i < count; i += 4) {
+        const uint8_t *here = rows + i * (half + quarter), *four[4];
+        for (int r = 0; r < 4; r++) four[r] = here + r * (half + quarter);
+        use.four_nibbles(four, query, half, quarter, out + i);
+    }
 }
 
 EXPORT void hivlp_keys(const uint8_t *blocks, int64_t count, const int8_t *query, int groups, int32_t *out) {

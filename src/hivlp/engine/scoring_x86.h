@@ -36,8 +36,9 @@ __attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block,
     return mask;
 }
 
-__attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, const int8_t *query, int half) {
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+__attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, const int8_t *query, int half,
+                                                            int quarter) {
+    const __m256i low = _mm256_set1_epi8(15), pair = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
     __m256i total = _mm256_setzero_si256();
     uint8_t end[32] = {0};
     memcpy(end, row + half / 32 * 32, (size_t)(half % 32));
@@ -48,6 +49,20 @@ __attribute__((target("avx2"))) static int32_t nibbles_avx2(const uint8_t *row, 
         __m256i b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
                                          _mm256_loadu_si256((const __m256i *)(query + half + j)));
         total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+    }
+    row += half;
+    query += 2 * half;
+    memset(end, 0, sizeof end);
+    memcpy(end, row + quarter / 32 * 32, (size_t)(quarter % 32));
+    for (int j = 0; j < quarter; j += 32) {
+        __m256i bytes = _mm256_loadu_si256((const __m256i *)(quarter - j >= 32 ? row + j : end));
+        __m256i some = _mm256_setzero_si256();
+        for (int part = 0; part < 4; part++) {
+            some = _mm256_add_epi16(some, _mm256_maddubs_epi16(_mm256_and_si256(bytes, pair),
+                _mm256_loadu_si256((const __m256i *)(query + part * quarter + j))));
+            bytes = _mm256_srli_epi16(bytes, 2);
+        }
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(some, ones));
     }
     int32_t part[8], sum = 0;
     _mm256_storeu_si256((__m256i *)part, total);
@@ -247,8 +262,9 @@ __attribute__((target(WIDE))) static void run_avx512(const run *now, const asker
     else run_of_avx512(now, askers, SIDE, groups, out);
 }
 
-__attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int half) {
-    const __m512i low = _mm512_set1_epi8(15);
+__attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, const int8_t *query, int half,
+                                                            int quarter) {
+    const __m512i low = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(3);
     __m512i a = _mm512_setzero_si512(), b = _mm512_setzero_si512();
     for (int j = 0; j < half; j += 64) {
         __mmask64 there = half - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (half - j)) - 1;
@@ -257,7 +273,55 @@ __attribute__((target(WIDE))) static int32_t nibbles_avx512(const uint8_t *row, 
         b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low),
                                 _mm512_loadu_si512(query + half + j));
     }
+    row += half;
+    query += 2 * half;
+    for (int j = 0; j < quarter; j += 64) {
+        __mmask64 there = quarter - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (quarter - j)) - 1;
+        __m512i bytes = _mm512_maskz_loadu_epi8(there, row + j);
+        const int8_t *of = query + j;
+        a = _mm512_dpbusd_epi32(a, _mm512_and_si512(bytes, pair), _mm512_loadu_si512(of));
+        b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(bytes, 2), pair), _mm512_loadu_si512(of + quarter));
+        a = _mm512_dpbusd_epi32(a, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), pair),
+                                _mm512_loadu_si512(of + 2 * quarter));
+        b = _mm512_dpbusd_epi32(b, _mm512_and_si512(_mm512_srli_epi16(bytes, 6), pair),
+                                _mm512_loadu_si512(of + 3 * quarter));
+    }
     return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+}
+
+__attribute__((target(WIDE))) static void nibbles4_avx512(const uint8_t *const *rows, const int8_t *query, int half,
+                                                           int quarter, int32_t *out) {
+    const __m512i low = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(3);
+    __m512i sums[4];
+    for (int r = 0; r < 4; r++) sums[r] = _mm512_setzero_si512();
+    for (int j = 0; j < half; j += 64) {
+        __mmask64 there = half - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (half - j)) - 1;
+        __m512i first = _mm512_loadu_si512(query + j), second = _mm512_loadu_si512(query + half + j);
+        for (int r = 0; r < 4; r++) {
+            __m512i bytes = _mm512_maskz_loadu_epi8(there, rows[r] + j);
+            sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_and_si512(bytes, low), first);
+            sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low), second);
+        }
+    }
+    query += 2 * half;
+    for (int j = 0; j < quarter; j += 64) {
+        __mmask64 there = quarter - j >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (quarter - j)) - 1;
+        __m512i a = _mm512_loadu_si512(query + j), b = _mm512_loadu_si512(query + quarter + j);
+        __m512i c = _mm512_loadu_si512(query + 2 * quarter + j), d = _mm512_loadu_si512(query + 3 * quarter + j);
+        for (int r = 0; r < 4; r++) {
+            __m512i bytes = _mm512_maskz_loadu_epi8(there, rows[r] + half + j);
+            sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_and_si512(bytes, pair), a);
+            sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_and_si512(_mm512_srli_epi16(bytes, 2), pair), b);
+            sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_and_si512(_mm512_srli_epi16(bytes, 4), pair), c);
+            sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_and_si512(_mm512_srli_epi16(bytes, 6), pair), d);
+        }
+    }
+    /* Four sums of sixteen at once: pairs of rows are interleaved and added, and pairs of these. */
+    __m512i x = _mm512_add_epi32(_mm512_unpacklo_epi32(sums[0], sums[1]), _mm512_unpackhi_epi32(sums[0], sums[1]));
+    __m512i y = _mm512_add_epi32(_mm512_unpacklo_epi32(sums[2], sums[3]), _mm512_unpackhi_epi32(sums[2], sums[3]));
+    x = _mm512_add_epi32(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
+    __m256i z = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(z), _mm256_extracti128_si256(z, 1)));
 }
 
 __attribute__((target(WIDE))) static void keys_avx512(const uint8_t *block, const int8_t *query, int groups,
