@@ -18,6 +18,7 @@ from hivlp.fit.closed import prefix
 from hivlp.index import Index
 from hivlp.index.records import NewItem, Stamp
 from hivlp.index.scan import ExhaustiveScanner
+from hivlp.index.schema import OLD_HASHES, PART
 from hivlp.index.vectors import Rows
 from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
@@ -274,6 +275,40 @@ def test_damaged_vectors_are_not_copied(index, encoder, pictures, tmp_path):
             with pytest.raises(DamagedIndexError, match=r"fine\.0\.f16, row 9; run `hivlp repair`"):
                 use()
         assert len(other) == 0 and len(damaged) == 32
+
+
+def test_items_are_found_by_their_content_in_every_part(index, pictures, tmp_path):
+    """Hashes are kept in parts, by ids; here the copies of three pictures come a few parts later."""
+    with index.catalog.writing():
+        index.catalog._db.execute("UPDATE sqlite_sequence SET seq = ?", (5 << PART,))
+    for number in (1, 2, 3):
+        (tmp_path / "later").mkdir(exist_ok=True)
+        shutil.copy(pictures / f"{number:05}.png", tmp_path / "later")
+    report = index.add(tmp_path / "later")
+    assert report.added == 3
+    catalog = index.catalog
+    for number in (1, 2, 3):
+        item = catalog.at(str(pictures / f"{number:05}.png"))
+        copies = catalog.copies(item.hash)
+        assert [copy.id >> PART for copy in copies] == [0, 5]
+        assert copies[0] == item and catalog.with_hash(item.hash) in copies
+    assert catalog.with_hash(b"0" * 32) is None
+    assert verify(index.path).ok
+
+
+def test_hashes_in_one_part_are_read_and_parted_by_the_first_change(index, pictures):
+    with sqlite3.connect(index.path / "items.db") as db:
+        db.execute("DROP INDEX items_hash")
+        db.execute(OLD_HASHES)
+    assert verify(index.path).ok
+    item = index.catalog.get(3)
+    assert index.catalog.with_hash(item.hash) == item
+    index.remove([pictures / "00007.png"])
+    (now,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'items_hash'").fetchone()
+    assert now != OLD_HASHES and f"id >> {PART}" in now
+    assert index.catalog.with_hash(item.hash) == item
+    assert verify(index.path).ok
+    db.close()
 
 
 def test_indexes_of_the_catalog_are_rebuilt(index):

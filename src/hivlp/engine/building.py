@@ -92,7 +92,7 @@ def learn(
     if dims is None:
         of_signs, of_codes = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
         signed = choose_signed(of_signs, len(items)) if signed is None else signed
-        # Queries of many items look at more lists, and what more dimensions cost there is more than rows that they spare.
+        # Queries of many items look at more lists, where more dimensions cost more than the rows that they spare.
         needed = of_codes if len(items) <= SMALL else of_signs
         dims = affordable_dims(signed, needed, len(items), copies)
     signed = choose_signed(dims, len(items)) if signed is None else min(signed, dims)

@@ -44,7 +44,7 @@ class Catalog(Database):
 
     def get(self, item_id: int) -> Item | None:
         """An item by its id."""
-        return self._one("id = ?", item_id) if 0 < item_id < 1 << 63 else None
+        return self._one(f"SELECT {COLUMNS} FROM items WHERE id = ?", item_id) if 0 < item_id < 1 << 63 else None
 
     def at(self, path: str) -> Item | None:
         """An item by its path.
@@ -72,8 +72,8 @@ class Catalog(Database):
         """Any item with this content."""
         return self._one(WITH_HASH, content)
 
-    def _one(self, condition: str, value: object) -> Item | None:
-        found = self._db.execute(f"SELECT {COLUMNS} FROM items WHERE {condition} LIMIT 1", (value,)).fetchone()
+    def _one(self, select: str, value: object) -> Item | None:
+        found = self._db.execute(f"{select} LIMIT 1", (value,)).fetchone()
         return self._item(found) if found else None
 
     def _item(self, values: Sequence[Any]) -> Item:
@@ -127,8 +127,7 @@ class Catalog(Database):
 
     def copies(self, content: bytes) -> list[Item]:
         """All items with this content, by row."""
-        select = f"SELECT {COLUMNS} FROM items WHERE {WITH_HASH} ORDER BY row"
-        return [self._item(values) for values in self._db.execute(select, (content,))]
+        return [self._item(values) for values in self._db.execute(f"{WITH_HASH} ORDER BY row", (content,))]
 
     def live(self) -> NDArray[np.int64]:
         """(items, 2) of row and id, by row."""

@@ -134,6 +134,7 @@ class Database:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self.check_meta()  # a new checksum must not vouch for what was damaged before
+            schema.part_hashes(self._db)
             yield self.state()
             self._db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'commits'")
             _seal_meta(self._db)

@@ -16,8 +16,15 @@ FORMAT = 2
 OLD_FORMAT = 1
 """Vectors in float32 and no checksums; read as it is, brought to :data:`FORMAT` by the first change."""
 
-WITH_HASH = "substr(hash, 1, 8) = substr(?1, 1, 8) AND hash = ?1"
 COLUMNS = "id, path, hash, caption, metadata, row, size, mtime, ctime, checked"
+PART = 18
+"""Bits of an id beyond which it belongs to the next part of ``items_hash``."""
+WITH_HASH = f"""WITH RECURSIVE parts(part) AS (
+    SELECT (SELECT min(id) FROM items) >> {PART}
+    UNION ALL SELECT part + 1 FROM parts WHERE part < (SELECT max(id) FROM items) >> {PART}
+) SELECT {COLUMNS} FROM parts CROSS JOIN items
+    ON id >> {PART} = part AND substr(hash, 1, 8) = substr(?1, 1, 8) AND hash = ?1"""
+"""The items with a hash, part after part."""
 META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
 """What the record ``check`` of the table ``meta`` vouches for, beside the last id that was given."""
 
@@ -38,8 +45,8 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
     "CREATE INDEX items_row ON items (row)",
-    # Hashes come in no order, so that an addition rewrites most of this index: it is kept small.
-    "CREATE INDEX items_hash ON items (substr(hash, 1, 8))",
+    # Hashes come in no order, so that an addition rewrites most of what they are put into: that is only the last part.
+    f"CREATE INDEX items_hash ON items (id >> {PART}, substr(hash, 1, 8))",
     """CREATE TABLE blocks (              -- of vectors that were written together
     level TEXT NOT NULL, first INTEGER NOT NULL, rows INTEGER NOT NULL,
     crcs BLOB NOT NULL,                 -- CRC-32 of each row as it is on disk, little-endian
@@ -51,6 +58,9 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
 )
+
+
+OLD_HASHES = "CREATE INDEX items_hash ON items (substr(hash, 1, 8))"  # in one part; read as it is, too
 
 
 def record_crc(*values: object) -> int:
@@ -115,6 +125,13 @@ def upgrade_tables(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO meta VALUES ('dtype', '<f4')")
 
 
+def part_hashes(db: sqlite3.Connection) -> None:
+    """Make ``items_hash`` anew if it is still in one part, inside the caller's transaction."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'items_hash' AND sql = ?", (OLD_HASHES,)).fetchone():
+        db.execute("DROP INDEX items_hash")
+        db.execute(next(statement for statement in SINCE_2 if "items_hash" in statement))
+
+
 def sequence(db: sqlite3.Connection) -> Any:
     """The largest id that was ever given to an item."""
     found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
@@ -130,4 +147,6 @@ def altered(db: sqlite3.Connection) -> list[str]:
         for each in (model, db)
     )
     model.close()
+    if found.get("items_hash") == ["index", "items", OLD_HASHES]:
+        del wanted["items_hash"]
     return [name for name, rest in wanted.items() if found.get(name) != rest]
