@@ -25,10 +25,10 @@ MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that 
 PART_BY_MARGIN = 6
 # Slack, how many the nibbles hand on and how near these must be: what was on the front of some collection.
 HANDED_ON = (
-    (0.5, 20, np.inf), (0.5, 120, 5.0), (1.0, 60, 3.0), (1.0, 120, 4.0),
-    (1.25, 120, 5.0), (1.5, 120, 5.0), (1.75, 160, 6.0), (2.0, 200, 7.0),
+    (0.5, 120, 4.0), (1.0, 120, 3.0), (1.0, 120, 4.0), (1.25, 120, 4.0),
+    (1.5, 120, 4.0), (1.5, 120, 5.0), (1.75, 120, 5.0), (2.0, 160, 6.0),
 )  # fmt: skip
-MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0, 12.0)
+MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0)
 # Where no router was learnt, a margin says little: so many lists are read.
 WITHOUT_MARGIN = (1.0, 60, np.inf), (2.0, 200, np.inf)
 
