@@ -21,14 +21,15 @@ from hivlp.levels import Vectors
 
 ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
-MOST_BY_MARGIN = 256  # lists, or a part of them if they are many: a query that the router cannot place reads no more
-PART_BY_MARGIN = 6
-# Slack, how many the nibbles hand on and how near these must be: what was on the front of some collection.
+MOST_LISTS = 1536  # or as many as there are: a part of them is what is read for a query that the router cannot place
+# Slack, how many the nibbles hand on and how near these must be; from which to which margin that was on the front of
+# some collection, and with which part of the lists.
 HANDED_ON = (
-    (0.5, 120, 4.0), (1.0, 120, 3.0), (1.0, 120, 4.0), (1.25, 120, 4.0),
-    (1.5, 120, 4.0), (1.5, 120, 5.0), (1.75, 120, 5.0), (2.0, 160, 6.0),
+    (0.5, 120, 4.0, 4, 8, 6), (1.0, 120, 3.0, 5, 9, 6), (1.0, 120, 4.0, 6, 11, 6), (1.25, 120, 4.0, 6, 11, 6),
+    (1.5, 120, 4.0, 7, 10, 6), (1.5, 120, 5.0, 7, 10.5, 6), (1.75, 120, 5.0, 8, 10, 6),
+    (1.5, 120, 5.0, 10, 14, 2), (2.0, 160, 6.0, 9, 14, 2),
 )  # fmt: skip
-MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0, 11.0, 12.0)
+MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.25, 8.5, 8.75, 9.0, 9.25, 9.5, 9.75, 10.0, 10.5, 11.0, 12.0, 14.0)
 # Where no router was learnt, a margin says little: so many lists are read.
 WITHOUT_MARGIN = (1.0, 60, np.inf), (2.0, 200, np.inf)
 
@@ -233,8 +234,13 @@ class Engine:
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
         by_number = [lists for lists in steps if lists <= max(2, self.lists)]
         settings = [Setting(lists, np.inf, *numbers) for numbers in WITHOUT_MARGIN for lists in by_number]
-        most = max(MOST_BY_MARGIN, self.lists // PART_BY_MARGIN)
-        settings += [Setting(most, margin, *numbers) for numbers in HANDED_ON for margin in MARGINS]
+        most = max(MOST_LISTS, self.lists)
+        settings += [
+            Setting(most // part, margin, slack, last, tolerance)
+            for slack, last, tolerance, first, final, part in HANDED_ON
+            for margin in MARGINS
+            if first <= margin <= final
+        ]
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
         return settings

@@ -28,7 +28,7 @@ class Ours:
             if each.lists == 0:
                 ladders.setdefault((), []).append({"setting": each})
             elif np.isfinite(each.margin):
-                ladders.setdefault((each.slack, each.last, each.tolerance), []).append({"setting": each})
+                ladders.setdefault((each.slack, each.last, each.tolerance, each.lists), []).append({"setting": each})
         return list(ladders.values())
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
