@@ -5,7 +5,7 @@
 
 int main(void) {
     static uint8_t block[64 * 32], factors[32], table[128 * 32], nibbles[256], keys[64 * 128];
-    static int8_t query[512 + 64];
+    static int8_t query[1024];
     static uint16_t halves[1000];
     static float floats[1000];
     int bad = 0, variant = GENERIC;
@@ -52,6 +52,10 @@ int main(void) {
                 bad += there != (q ? UINT32_MAX : mask) || side[q].count != __builtin_popcount(there);
             }
             bad += use.nibbles(nibbles, query, wide, pairs) != sum;
+            const uint8_t *rows[4] = {nibbles + 3, nibbles, nibbles + 1, nibbles + 2};
+            int32_t four_sums[4];
+            use.four_nibbles(rows, query, wide, pairs, four_sums);
+            for (int r = 0; r < 4; r++) bad += four_sums[r] != use.nibbles(rows[r], query, wide, pairs);
             bad += use.bytes((const int8_t *)keys, query, even) != bytes;
             bad += !(fabsf(use.half(halves, floats, dim) - product) < 1e-3f);
             use.four_halves(halves, floats, dim / 4, found_four);

@@ -118,6 +118,10 @@ def test_nibbles_and_keys(variant, extreme):
                 packed.ctypes.data, 7, query.ctypes.data, signed // 2, (dims - signed) // 4, out.ctypes.data
             )
             np.testing.assert_array_equal(out, mixed.astype(np.int64) @ query[:dims])
+            LIBRARY.hivlp_nibbles4(
+                packed[1:5].ctypes.data, 4, query.ctypes.data, signed // 2, (dims - signed) // 4, out.ctypes.data
+            )
+            np.testing.assert_array_equal(out[:4], mixed[1:5].astype(np.int64) @ query[:dims])
         keys = rng.integers(-128, 128, (19, dims)).astype(np.int8)
         if extreme:
             keys[:] = 127

@@ -20,11 +20,11 @@ COLUMNS = "id, path, hash, caption, metadata, row, size, mtime, ctime, checked"
 PART = 18
 """Bits of an id beyond which it belongs to the next part of ``items_hash``."""
 WITH_HASH = f"""WITH RECURSIVE parts(part) AS (
-    SELECT (SELECT min(id) FROM items) >> {PART}
-    UNION ALL SELECT part + 1 FROM parts WHERE part < (SELECT max(id) FROM items) >> {PART}
+    SELECT min(id) >> {PART} FROM items
+    UNION SELECT (SELECT min(id) >> {PART} FROM items WHERE id >= (part + 1) << {PART}) FROM parts WHERE part NOT NULL
 ) SELECT {COLUMNS} FROM parts CROSS JOIN items
     ON id >> {PART} = part AND substr(hash, 1, 8) = substr(?1, 1, 8) AND hash = ?1"""
-"""The items with a hash, part after part."""
+"""The items with a hash, part after part of those that there are."""
 META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
 """What the record ``check`` of the table ``meta`` vouches for, beside the last id that was given."""
 
