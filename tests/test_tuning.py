@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -345,3 +346,9 @@ def test_the_more_queries_there_are_the_more_measure(asked, held_out):
     one, other = tuning._split(np.arange(asked, dtype=np.float32)[:, None])
     assert len(one) == held_out
     np.testing.assert_array_equal(np.concatenate([one, other])[:, 0], np.arange(asked))
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["tune", str(tmp_path / "none"), "--plot", str(tmp_path / "x.png")]) == 1
+    assert capsys.readouterr().err.strip() == "hivlp: error: --plot needs matplotlib: pip install matplotlib"

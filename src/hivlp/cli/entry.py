@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
+        if error.name == "matplotlib":
+            return fail("--plot needs matplotlib: pip install matplotlib")
         if error.name in (
             "torch",
             "transformers",
@@ -44,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "yaml",
             "onnx",
             "tensorboard",
-            "matplotlib",
         ):
             return fail(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
         raise
