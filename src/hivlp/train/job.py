@@ -61,9 +61,22 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
     Raises:
         HivlpError: if data or backbones are missing, or the folder holds another run.
     """
+    groups: list[Any] = []
+    metrics = _train(recipe, out, resume, groups)
+    # Only now, when everything else that holds it is gone: the group of processes waits for its threads, and these for
+    # Python's lock to let go of their tensors. Its own object does not keep that lock meanwhile; that of the gradients'
+    # reducer does, and would wait for ever now and then (torch 2.13, Gloo).
+    groups.clear()
+    return metrics
+
+
+def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[str, Any] | None:
+    """:func:`train`, which leaves the group of processes, if there is one, in ``groups``."""
     started = time.perf_counter()
     run = out / "run"
     accelerator = start(recipe, run)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        groups.append(torch.distributed.group.WORLD)
     main = accelerator.is_main_process
     if main and run.exists() and not resume:
         raise RecipeError(f"{run} exists: add --resume to go on with it, or choose another folder with -o")
