@@ -11,8 +11,8 @@ int main(void) {
     int bad = 0, variant = GENERIC;
     srand(7);
     for (int trial = 0; trial < 300; trial++) {
-        int groups = 1 + rand() % 32, wide = 8 + rand() % 16 * 8, pairs = rand() % 32 * 4, dim = 1 + rand() % 1000, extreme = trial % 3 == 0;
-        int even = 16 + rand() % 32 * 16;
+        int groups = 1 + rand() % 32, wide = 8 + rand() % 16 * 8, dim = 1 + rand() % 1000, extreme = trial % 3 == 0;
+        int even = 16 + rand() % 32 * 16, pairs = rand() % 32 * 4;
         for (unsigned i = 0; i < sizeof block; i++) block[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof factors; i++) factors[i] = (uint8_t)rand();
         for (unsigned i = 0; i < sizeof table; i++)

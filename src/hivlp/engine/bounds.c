@@ -42,6 +42,8 @@ static void products_generic(const uint8_t *const *rows, const int8_t *high, con
 }
 
 #ifdef X86
+#include "sums_x86.h"
+
 __attribute__((target("avx2"))) static int32_t product_avx2(const uint8_t *row, const int8_t *high, const int8_t *low,
                                                             int half, int quarter) {
     const __m256i nibble = _mm256_set1_epi8(15), pair = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
@@ -117,12 +119,7 @@ __attribute__((target(WIDE))) static void products_avx512(const uint8_t *const *
         }
     }
     for (int r = 0; r < TOGETHER; r++) large[r] = _mm512_add_epi32(_mm512_slli_epi32(large[r], 7), small[r]);
-    /* Four sums of sixteen at once: pairs of rows are interleaved and added, and pairs of these. */
-    __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(large[0], large[1]), _mm512_unpackhi_epi32(large[0], large[1]));
-    __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(large[2], large[3]), _mm512_unpackhi_epi32(large[2], large[3]));
-    a = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    __m256i c = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
-    _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1)));
+    add_up_four(large, out);
 }
 #endif
 
@@ -157,9 +154,9 @@ EXPORT int hivlp_bounds_choose(int most) {
  */
 EXPORT int64_t hivlp_bounds(const uint8_t *nibbles, const uint32_t *rows_of, const uint16_t *lengths,
                             const uint32_t *homes, int64_t first, int64_t last, int half, int quarter,
-                            const int8_t *high, const int8_t *low, const double *numbers, int64_t count, double offset, double unit,
-                            double slack, double reach, double bar, const uint8_t *allowed, int64_t *rows,
-                            double *bounds) {
+                            const int8_t *high, const int8_t *low, const double *numbers, int64_t count,
+                            double offset, double unit, double slack, double reach, double bar,
+                            const uint8_t *allowed, int64_t *rows, double *bounds) {
     int64_t found = 0, place = first * BLOCK, end = last * BLOCK, width = half + quarter + 2;
     uint32_t batch[BATCH];
     while (place < end) {

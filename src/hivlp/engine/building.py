@@ -90,10 +90,8 @@ def learn(
     tell("projection", 0, 1)
     mean, of_items, of_queries = fit.projections(sample, asked)
     if dims is None:
-        of_signs, of_codes = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
+        of_signs, needed = choose_dims(sample, asked, mean, of_items, of_queries, len(items))
         signed = choose_signed(of_signs, len(items)) if signed is None else signed
-        # Queries of many items look at more lists, where more dimensions cost more than the rows that they spare.
-        needed = of_codes if len(items) <= SMALL else of_signs
         dims = affordable_dims(signed, needed, len(items), copies)
     signed = choose_signed(dims, len(items)) if signed is None else min(signed, dims)
     turn = np.zeros((dims, dims), np.float32)
@@ -230,6 +228,7 @@ def choose_dims(
     """The fewest dimensions whose scores keep 99.5% of the ten best of ``count`` items: among forty, and among twenty.
 
     In a sample of them that is the best few, by as much as it is smaller: the more items, the closer their scores.
+    Queries of many items look at more lists, where more dimensions cost more than the rows that they spare: forty will do.
     """
     asked = queries[:1000]
     best = max(1, round(10 * len(sample) / count))
@@ -237,19 +236,17 @@ def choose_dims(
     truth = _best_of(scores, best)
     width = sample.shape[1]
     most = int(min(512, max(16, width // 16 * 16)))
-    candidates = [dims for dims in CANDIDATE_DIMS if dims < min(width, most)]
-    last = max(candidates, default=0)
-    of_asked, of_sample = asked @ of_queries[:, :last], (sample - mean) @ of_items[:, :last]
+    centred = sample - mean
     scores[:] = 0
     of_forty = done = 0
-    for dims in candidates:
-        scores += of_asked[:, done:dims] @ of_sample[:, done:dims].T
+    for dims in (dims for dims in CANDIDATE_DIMS if dims < min(width, most)):
+        scores += (asked @ of_queries[:, done:dims]) @ (centred @ of_items[:, done:dims]).T
         done = dims
         own = np.take_along_axis(scores, truth, 1)
         ranks = np.stack([np.count_nonzero(scores > one[:, None], axis=1) for one in own.T])
         if not of_forty and np.mean(ranks < 4 * best) >= KEPT:
             of_forty = dims
-        if of_forty and np.mean(ranks < 2 * best) >= KEPT:
+        if of_forty and (count > SMALL or np.mean(ranks < 2 * best) >= KEPT):
             return of_forty, dims
     return of_forty or most, most
 

@@ -222,9 +222,9 @@ typedef struct {
     dot16_fn sixteen_halves;
 } scores;
 
-#define PLAIN                                                                                             \
-    {signs_generic, run_in_turn, nibbles_generic, nibbles4_in_turn, keys_generic, nibble_keys_generic, bytes_generic, dot_generic, \
-     dot4_generic,  dot16_generic}
+#define PLAIN                                                                                                    \
+    {signs_generic,       run_in_turn,   nibbles_generic, nibbles4_in_turn, keys_generic, nibble_keys_generic, \
+     bytes_generic,       dot_generic,   dot4_generic,    dot16_generic}
 static scores use = PLAIN;
 
 static void nibbles4_in_turn(const uint8_t *const *rows, const int8_t *query, int half, int quarter, int32_t *out) {
@@ -282,11 +282,13 @@ EXPORT void hivlp_signs(const uint8_t *blocks, const uint8_t *factors, int64_t c
                                out + b * SIGN_LANES);
 }
 
-EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int half, int quarter, int32_t *out) {
+EXPORT void hivlp_nibbles(const uint8_t *rows, int64_t count, const int8_t *query, int half, int quarter,
+                          int32_t *out) {
     for (int64_t i = 0; i < count; i++) out[i] = use.nibbles(rows + i * (half + quarter), query, half, quarter);
 }
 
-EXPORT void hivlp_nibbles4(const uint8_t *rows, int64_t count, const int8_t *query, int half, int quarter, int32_t *out) {
+EXPORT void hivlp_nibbles4(const uint8_t *rows, int64_t count, const int8_t *query, int half, int quarter,
+                           int32_t *out) {
     for (int64_t i = 0; i < count; i += 4) {
         const uint8_t *here = rows + i * (half + quarter), *four[4];
         for (int r = 0; r < 4; r++) four[r] = here + r * (half + quarter);

@@ -1,5 +1,6 @@
 /* The scores of scoring.h with AVX2, and with AVX-512 and VNNI; a part of that file. */
 #pragma once
+#include "sums_x86.h"
 
 __attribute__((target("avx2"))) static uint32_t signs_avx2(const uint8_t *block, const uint8_t *factors,
     const uint8_t *table, int groups, int16_t middle, int32_t bar, int32_t *out) {
@@ -316,12 +317,7 @@ __attribute__((target(WIDE))) static void nibbles4_avx512(const uint8_t *const *
             sums[r] = _mm512_dpbusd_epi32(sums[r], _mm512_and_si512(_mm512_srli_epi16(bytes, 6), pair), d);
         }
     }
-    /* Four sums of sixteen at once: pairs of rows are interleaved and added, and pairs of these. */
-    __m512i x = _mm512_add_epi32(_mm512_unpacklo_epi32(sums[0], sums[1]), _mm512_unpackhi_epi32(sums[0], sums[1]));
-    __m512i y = _mm512_add_epi32(_mm512_unpacklo_epi32(sums[2], sums[3]), _mm512_unpackhi_epi32(sums[2], sums[3]));
-    x = _mm512_add_epi32(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
-    __m256i z = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
-    _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm256_castsi256_si128(z), _mm256_extracti128_si256(z, 1)));
+    add_up_four(sums, out);
 }
 
 __attribute__((target(WIDE))) static void keys_avx512(const uint8_t *block, const int8_t *query, int groups,

@@ -32,6 +32,9 @@ COMMON = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE dead (row INTEGER PRIMARY KEY)",
 )
+# Hashes come in no order, so that an addition rewrites most of what they are put into: that is only the last part.
+HASHES = f"CREATE INDEX items_hash ON items (id >> {PART}, substr(hash, 1, 8))"
+OLD_HASHES = "CREATE INDEX items_hash ON items (substr(hash, 1, 8))"  # in one part; read as it is, too
 # Format 1 had no column crc, and neither of the tables blocks and lost.
 SINCE_2 = (
     """CREATE TABLE items (
@@ -45,8 +48,7 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
     "CREATE INDEX items_row ON items (row)",
-    # Hashes come in no order, so that an addition rewrites most of what they are put into: that is only the last part.
-    f"CREATE INDEX items_hash ON items (id >> {PART}, substr(hash, 1, 8))",
+    HASHES,
     """CREATE TABLE blocks (              -- of vectors that were written together
     level TEXT NOT NULL, first INTEGER NOT NULL, rows INTEGER NOT NULL,
     crcs BLOB NOT NULL,                 -- CRC-32 of each row as it is on disk, little-endian
@@ -58,9 +60,6 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
 )
-
-
-OLD_HASHES = "CREATE INDEX items_hash ON items (substr(hash, 1, 8))"  # in one part; read as it is, too
 
 
 def record_crc(*values: object) -> int:
@@ -129,7 +128,7 @@ def part_hashes(db: sqlite3.Connection) -> None:
     """Make ``items_hash`` anew if it is still in one part, inside the caller's transaction."""
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'items_hash' AND sql = ?", (OLD_HASHES,)).fetchone():
         db.execute("DROP INDEX items_hash")
-        db.execute(next(statement for statement in SINCE_2 if "items_hash" in statement))
+        db.execute(HASHES)
 
 
 def sequence(db: sqlite3.Connection) -> Any:
