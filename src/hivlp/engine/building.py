@@ -228,7 +228,7 @@ def choose_dims(
     """The fewest dimensions whose scores keep 99.5% of the ten best of ``count`` items: among forty, and among twenty.
 
     In a sample of them that is the best few, by as much as it is smaller: the more items, the closer their scores.
-    Queries of many items look at more lists, where more dimensions cost more than the rows that they spare: forty will do.
+    Queries of many items look at more lists, where more dimensions cost more than the rows that they spare: forty do.
     """
     asked = queries[:1000]
     best = max(1, round(10 * len(sample) / count))
