@@ -15,7 +15,6 @@ from hivlp.engine import Engine, native
 from hivlp.engine.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
-from hivlp.index.engine_scan import HEAD
 from hivlp.index.from_embeddings import index_embeddings
 from test_engine import cloud
 
@@ -99,18 +98,29 @@ def test_searches_use_the_engine(made, queries, monkeypatch):
         assert asked == [1, 1]
 
 
-def test_pages_are_one_long_list(made, queries):
+def test_pages_are_one_long_list_best_first(made, queries):
+    with Index.open(made / "index") as index:
+        for query in queries[1300:1330]:
+            hits = index.search(vector={"fine": query}, k=1000)
+            scores = [hit.scores["fine"] for hit in hits]
+            assert scores == sorted(scores, reverse=True)
+            assert len(set(ids(hits))) == 1000
+            for step in (8, 50, 130):
+                pages = [index.search(vector={"fine": query}, k=step, offset=at) for at in range(0, 260, step)]
+                assert [i for page in pages for i in ids(page)] == ids(hits)[: len(pages) * step]
+            for options in ({"where": "id % 3 = 0"}, {"threshold": scores[400]}, {"group": 0.9}, {"offset": 30}):
+                some = [hit.scores["fine"] for hit in index.search(vector={"fine": query}, k=300, **options)]
+                assert len(some) >= 100 and some == sorted(some, reverse=True)
+
+
+def test_whoever_asks_for_everything_gets_the_exact_ranking(made, queries):
     with Index.open(made / "index") as index:
         query = {"fine": queries[3]}
-        whole = ids(index.search(vector=query, k=120))
-        paged = [i for offset in range(0, 120, 8) for i in ids(index.search(vector=query, k=8, offset=offset))]
-        assert paged == whole
-        assert len(set(whole)) == 120
         everything = ids(index.search(vector=query, k=10**6))
+        assert everything == ids(index.search(vector=query, k=10**6, exact=True))
         assert sorted(everything) == sorted({item.id for item in index.catalog.all_items()})
-        assert everything[:120] == whole
-        scores = [hit.scores["fine"] for hit in index.search(vector=query, k=HEAD)]
-        assert scores == sorted(scores, reverse=True)
+        paged = [i for at in range(0, 3500, 500) for i in ids(index.search(vector=query, k=500, offset=at))]
+        assert sorted(paged) == sorted(everything), "page by page, nothing is lost either"
 
 
 def test_batches_groups_and_thresholds(made, queries):

@@ -33,6 +33,8 @@ MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.25, 8.5, 8.75, 9.0, 9.25, 9.5, 9.75, 
 # Where no router was learnt, a margin says little: so many lists are read.
 WITHOUT_MARGIN = (1.0, 60, np.inf), (2.0, 200, np.inf)
 
+THOROUGH = 200  # rows that are scored in full where it does not matter how long it takes
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -244,6 +246,10 @@ class Engine:
         if self.arrays.count <= whole.MOST:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
         return settings
+
+    def thorough(self, k: int) -> Setting:
+        """All lists, and most of what their codes can say: for queries that the router cannot place."""
+        return Setting(self.lists, np.inf, 2.0, max(THOROUGH, self.codes_of(k)))
 
     def search(
         self, queries: Vectors, k: int, setting: Setting, *, allowed: NDArray[np.uint8] | None = None

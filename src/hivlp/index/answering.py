@@ -12,14 +12,15 @@ import numpy as np
 from hivlp.encode.base import Encoder, Picture
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
-from hivlp.index.engine_scan import HEAD, EngineScanner
+from hivlp.index.engine_scan import EngineScanner
+from hivlp.index.engine_tier import EngineTier
 from hivlp.index.folder import IndexFolder
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
 from hivlp.index.opened_engine import OpenedEngine
-from hivlp.index.ranking import Ranking, scan_together
+from hivlp.index.ranking import Exact, Ranking, Tier, cascades, reach_together
 from hivlp.index.records import State
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
-from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Stopwatch, check_vector
+from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Plan, Stopwatch, check_vector
 from hivlp.levels import Vectors
 
 CONDITIONS = 8  # of which it is kept what they let pass
@@ -160,78 +161,73 @@ class AnsweringFolder(IndexFolder):
             raise QueryError(f"{len(shortlist)} shortlists for {len(self.levels)} levels: one for each but the finest")
         return list(shortlist)
 
-    def _plan(self, options: Options) -> tuple[Sequence[Scanner], bool]:
-        """The scanners, coarse to fine, that answer, and whether they are the finest level alone."""
-        if options.exact:
-            exact = self._opened.exact
-            return self._scanners[-1:] if exact is None else [exact], True
-        engine, tuned = self._opened.scanner, self._opened.tuned
-        if not options.tuned or (engine is None and options.recall is None):
-            return self._scanners, False
-        if engine is not None and tuned is not None:
-            setting = tuned.setting(options.recall or tuned.recall)
-            if setting is not None:
-                engine.setting = setting
-                return [engine], True
-        return self._scanners[-1:], True
+    def _tiers(self, options: Options, rows: int, watch: Stopwatch) -> list[Tier]:
+        """How the collection is looked at, ever further; see :mod:`hivlp.index.ranking`."""
+        opened = self._opened
+        stage = "fine" if len(self._scanners) > 1 else "coarse"
+        exact = Exact(opened.exact or self._scanners[-1], stage, watch)
+        if options.exact or options.k >= rows:
+            return [exact]
+        if options.tuned and opened.scanner is not None and opened.tuned is not None:
+            recall = options.recall or opened.tuned.recall
+            setting = opened.tuned.setting(recall)
+            if setting is None:
+                return [exact]
+            everything = opened.exact or self._scanners[-1]
+            return [EngineTier(opened.scanner, opened.tuned, recall, setting, everything, watch), exact]
+        if options.recall is not None or len(self._scanners) == 1:
+            return [exact]
+        shortlists = options.shortlists
+        if options.tuned:  # nobody said how many: of the usual ones, those are shown that few others would be among
+            return [*cascades(self._scanners, shortlists, shortlists[0] // 4, rows, watch), exact]
+        shortlists = [max(size, options.k) for size in shortlists]
+        return [*cascades(self._scanners, shortlists, shortlists[0], rows, watch), exact]
 
     def _answer(
         self, queries: Sequence[Sequence[Vectors]], options: Options, watch: Stopwatch, without: int | None = None
-    ) -> list[list[Hit]]:
-        """The hits of each query, (dim,) a level; called inside a read transaction, after :meth:`_refresh`."""
+    ) -> list[tuple[list[Hit], Plan]]:
+        """The hits of each query, (dim,) a level, and how they were found.
+
+        Called inside a read transaction, after :meth:`_refresh`.
+        """
         assert self._state is not None
-        allowed = self._alive if options.where is None else self._where(options.where)
-        scanners, finest = self._plan(options)
-        stage = "fine" if finest and scanners[0] is not self._engine and len(self._scanners) > 1 else "coarse"
-        first, count = options.offset, min(options.k, self._state.rows)
-        shortlists = [max(shortlist, count) for shortlist in options.shortlists] or [max(DEFAULT_SHORTLIST, count)]
-        if scanners[0] is self._engine:
-            shortlists = [max(HEAD, count)]
-        rankings = [
-            Ranking(
-                scanners,
-                query[-len(scanners) :],
-                allowed,
-                block=shortlists[0],
-                shortlists=shortlists[1:],
-                total=self._state.rows,
-                without=without,
-                stage=stage,
-                watch=watch,
-            )
-            for query in queries
-        ]
-        in_blocks = options.threshold is not None or options.group is not False
-        last = first + count
-        whole_blocks = -(-last // shortlists[0]) * shortlists[0]
-        scan_together(rankings, whole_blocks if in_blocks or len(scanners) > 1 else last, stage, watch)
-        pages: list[Rows] = []
+        allowed, total = self._alive if options.where is None else self._where(options.where), self._state.rows
+        tiers = self._tiers(options, total, watch)
+        plain = options.threshold is None and options.group is False
+        rankings = [Ranking(tiers, query, allowed, total=total, without=without, overlooked=plain) for query in queries]
+        first, last = options.offset, options.offset + min(options.k, total)
+        block = max([*(options.shortlists or [DEFAULT_SHORTLIST])[:1], options.k])
+        if rankings:
+            reach_together(rankings, last)
+        pages: list[tuple[Rows, Vectors]] = []
         folded: list[list[Sequence[int]] | None] = []
         for ranking in rankings:
-            if not in_blocks:
-                pages.append(ranking.rows(first, last))
+            if plain:
+                pages.append(ranking.page(first, last))
                 folded.append(None)
                 continue
             folding = self._folding(options.group, allowed, without)
-            page = ranking.listed(last, options.threshold, folding)[first:]
-            pages.append(page)
-            folded.append(None if folding is None else [folding.duplicates(row) for row in page.tolist()])
-        return self._hits(queries, pages, folded, first)
+            rows, scores = ranking.listed(last, options.threshold, folding, block)
+            pages.append((rows[first:], scores[first:]))
+            folded.append(None if folding is None else [folding.duplicates(row) for row in rows[first:].tolist()])
+        plans = [ranking.steps for ranking in rankings]
+        return list(zip(self._hits(queries, pages, folded, first), plans, strict=True))
 
     def _hits(
         self,
         queries: Sequence[Sequence[Vectors]],
-        pages: Sequence[Rows],
+        pages: Sequence[tuple[Rows, Vectors]],
         folded: Sequence[Sequence[Sequence[int]] | None],
         first: int,
     ) -> list[list[Hit]]:
         """What is known of the rows of each page, and of those folded into them."""
-        wanted = {row for page in pages for row in page.tolist()}
+        wanted = {row for page, _ in pages for row in page.tolist()}
         wanted.update(row for groups in folded for group in groups or () for row in group)
         items = {item.row: item for item in self.catalog.in_rows(list(wanted))}
         answers = []
-        for query, page, groups in zip(queries, pages, folded, strict=True):
-            scores = [scanner.rescore(part, page).tolist() for scanner, part in zip(self._scanners, query, strict=True)]
+        for query, (page, finest), groups in zip(queries, pages, folded, strict=True):
+            coarser = zip(self._scanners[:-1], query[:-1], strict=True)
+            scores = [*(scanner.rescore(part, page).tolist() for scanner, part in coarser), finest.tolist()]
             hits = []
             for place, row in enumerate(page.tolist()):
                 item = items[row]

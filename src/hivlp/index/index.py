@@ -20,7 +20,7 @@ from hivlp.index.compacting import Progress
 from hivlp.index.opened_engine import stored_bytes
 from hivlp.index.records import About
 from hivlp.index.repair import RepairReport, set_damage_aside
-from hivlp.index.search import Hit, SearchResult, Stopwatch
+from hivlp.index.search import Hit, Plan, SearchResult, Stopwatch
 from hivlp.index.tuning import DEFAULT_RECALL, tune
 from hivlp.index.tuning import Progress as TuneProgress
 from hivlp.index.verify import VerifyReport, verify_folder
@@ -255,8 +255,8 @@ class Index(AnsweringFolder):
                     raise QueryError(f"{self.path} has no item {like}")
                 encoded, without = self._check(self._rows([item.row])), item.row
             assert encoded is not None
-            (hits,) = self._answer([encoded], options, watch, without)
-        return SearchResult(hits, watch.finish())
+            ((hits, plan),) = self._answer([encoded], options, watch, without)
+        return SearchResult(hits, watch.finish(), plan)
 
     def search_many(
         self,
@@ -302,13 +302,13 @@ class Index(AnsweringFolder):
         watch = Stopwatch()
         encoded = self._encode_many(queries, vectors)
         watch.lap("encode")
-        answers: list[list[Hit]] = []
+        answers: list[tuple[list[Hit], Plan]] = []
         with self.catalog.reading() as state:
             self._refresh(state)
             for chunk in chunks(encoded, BATCH):
                 answers += self._answer(chunk, options, watch)
         share = {name: round(value / len(answers), 3) for name, value in watch.finish().items()} if answers else {}
-        return [SearchResult(hits, dict(share)) for hits in answers]
+        return [SearchResult(hits, dict(share), plan) for hits, plan in answers]
 
     def tune(
         self,

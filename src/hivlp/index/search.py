@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from hivlp.errors import QueryError
 from hivlp.levels import Level, Vectors
 
 DEFAULT_SHORTLIST = 200
+Plan = list[dict[str, Any]]
+"""Looks at the collection in their order: each a ``stage`` and its numbers, and why one was ``widened``."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult(Sequence[Hit]):
-    """Hits, best first, and how long each stage took."""
+    """Hits, best first, how long each stage took, and how they were found."""
 
     hits: list[Hit]
     timings_ms: dict[str, float]
+    plan: Plan = field(default_factory=list)
 
     def __getitem__(self, index: Any) -> Any:
         return self.hits[index]
@@ -78,7 +81,7 @@ class SearchResult(Sequence[Hit]):
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp search --json`` prints."""
-        return {"hits": [hit.to_json() for hit in self.hits], "timings_ms": self.timings_ms}
+        return {"hits": [hit.to_json() for hit in self.hits], "timings_ms": self.timings_ms, "plan": self.plan}
 
     def __str__(self) -> str:
         lines = []
@@ -88,7 +91,8 @@ class SearchResult(Sequence[Hit]):
             lines.append(f"{hit.rank:3}  [{hit.id}] {hit.path!r}{caption}  ({scores})")
             lines += [f"     = [{duplicate.id}] {duplicate.path!r}" for duplicate in hit.duplicates or []]
         timings = ", ".join(f"{name} {value:.2f}" for name, value in self.timings_ms.items())
-        return "\n".join([*(lines or ["nothing found"]), f"ms: {timings}"])
+        notes = [f"searched wider: the query is {step['widened']}" for step in self.plan if "widened" in step]
+        return "\n".join([*(lines or ["nothing found"]), *notes, f"ms: {timings}"])
 
 
 class Stopwatch:

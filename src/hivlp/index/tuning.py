@@ -19,7 +19,8 @@ from hivlp.engine.bounds import Bounds
 from hivlp.engine.engine import ROUTER_QUERIES
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
-from hivlp.index.scan import ExhaustiveScanner
+from hivlp.index.likeness import SAMPLED, Likeness, Region, learn, make_probes
+from hivlp.index.scan import ExhaustiveScanner, Rows
 from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
 
@@ -41,6 +42,9 @@ GROWTH = 1.1  # from how many times the rows on the engine takes in what was add
 RELEARN = 2.0  # from how many times the rows on it learns anew
 CONFIDENCE = 1.645  # standard errors: one-sided 95%
 TIMED = 200
+PROBES = 60  # queries of each other kind that settings are measured with, or half as many of them in a large index
+MANY_ROWS = 2_000_000
+NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), (Region(0.0, ()),))
 Progress = Callable[[str, int, int], None]
 
 
@@ -65,16 +69,24 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
         numbers = {name: round(getattr(self, name), 4) for name in ("recall", "at_least", "p50_ms", "p99_ms")}
-        setting = {name: None if value == math.inf else value for name, value in asdict(self.setting).items()}
-        return {**setting, **numbers}
+        return {**setting_to_json(self.setting), **numbers}
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> Point:
         """The inverse of :meth:`to_json`."""
-        given = {each.name: data[each.name] for each in fields(Setting)}
-        for name, value in given.items():
-            given[name] = math.inf if value is None else value
-        return cls(Setting(**given), data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
+        return cls(setting_of_json(data), data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
+
+
+def setting_to_json(setting: Setting) -> dict[str, Any]:
+    """Infinite numbers become None, which JSON has."""
+    return {name: None if value == math.inf else value for name, value in asdict(setting).items()}
+
+
+def setting_of_json(data: dict[str, Any]) -> Setting:
+    """The inverse of :func:`setting_to_json`."""
+    given: dict[str, Any] = {each.name: data[each.name] for each in fields(Setting)}
+    infinite = {name: math.inf for name, value in given.items() if value is None}
+    return Setting(**(given | infinite))
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,19 @@ class Tuned:
     queries: str
     recall: float
     frontier: tuple[Point, ...]
+    ladder: tuple[Setting, ...]
+    likeness: Likeness
+
+    def widened(self, region: int, recall: float, setting: Setting) -> Setting | None:
+        """What to search with in a region of queries where ``setting`` may find less than ``recall``.
+
+        Returns:
+            ``setting`` itself where it finds enough, or one that finds more; None where only reading everything does.
+        """
+        place = self.likeness.setting(region, recall)
+        if place is None:
+            return None
+        return self.ladder[max(place, self.ladder.index(setting))]
 
     def setting(self, recall: float) -> Setting | None:
         """The fastest setting that finds so much at least, with 95% confidence; None if none is known to."""
@@ -105,10 +130,14 @@ class Tuned:
             return None
         try:
             about = read_manifest(folder / FOLDER, older=older)["about"]
-            points = () if older else tuple(Point.of_json(point) for point in about["frontier"])
             names = ("generation", "rows", "learnt_rows", "queries", "recall")
-            return cls(**{name: about[name] for name in names}, frontier=points)
-        except (IndexFolderError, KeyError, TypeError):
+            known = {name: about[name] for name in names}
+            if older:
+                return cls(**known, frontier=(), ladder=(), likeness=NOTHING_KNOWN)
+            points = tuple(Point.of_json(point) for point in about["frontier"])
+            ladder = (*(point.setting for point in points), *(setting_of_json(each) for each in about["thorough"]))
+            return cls(**known, frontier=points, ladder=ladder, likeness=Likeness.of_json(about["likeness"]))
+        except (IndexFolderError, KeyError, TypeError, ValueError):
             return None
 
     def to_json(self) -> dict[str, Any]:
@@ -117,6 +146,8 @@ class Tuned:
         return {
             **{name: getattr(self, name) for name in names},
             "frontier": [point.to_json() for point in self.frontier],
+            "thorough": [setting_to_json(each) for each in self.ladder[len(self.frontier) :]],
+            "likeness": self.likeness.to_json(),
         }
 
 
@@ -289,23 +320,70 @@ def _measure(
     tell: Progress,
 ) -> Tuned:
     tell("truth", 0, 1)
-    truth = [set(rows.tolist()) for rows, _ in ExhaustiveScanner(engine.fine).top_many(asked, K, alive)]
+    answers = ExhaustiveScanner(engine.fine).top_many(asked, K, alive)
     tell("truth", 1, 1)
     bits = None if alive is None else np.packbits(alive, bitorder="little")
     points: list[Point] = []
     settings = list(dict.fromkeys(replace(each, last=engine.least_last(each, HEAD)) for each in engine.settings()))
     for number, setting in enumerate(settings):
-        rows = engine.search(asked, HEAD, setting, allowed=bits)[0][:, :K]
-        shares = np.array(
-            [len(one & set(other)) / max(1, len(one)) for one, other in zip(truth, rows.tolist(), strict=True)]
-        )
+        shares = _found(engine, asked, answers, setting, bits)
         spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
         # Where all are found the spread says nothing; the rule of three does.
         error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
         p50, p99 = _times(engine, asked, setting, bits)
         points.append(Point(setting, float(shares.mean()), float(shares.mean()) - error, p50, p99))
         tell("settings", number + 1, len(settings))
-    return Tuned(generation, len(engine.fine), learnt_rows, source, recall, tuple(frontier(points)))
+    best = tuple(frontier(points))
+    ladder = tuple(dict.fromkeys([*(point.setting for point in best), engine.thorough(HEAD)]))
+    likeness = _likeness(engine, alive, asked, answers, ladder, bits, tell)
+    return Tuned(generation, len(engine.fine), learnt_rows, source, recall, best, ladder, likeness)
+
+
+def _likeness(
+    engine: Engine,
+    alive: NDArray[np.bool_] | None,
+    asked: Vectors,
+    answers: Sequence[tuple[Rows, Vectors]],
+    ladder: Sequence[Setting],
+    bits: NDArray[np.uint8] | None,
+    tell: Progress,
+) -> Likeness:
+    """What the settings find for queries of other kinds than the sample's."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(len(engine.fine)) if alive is None else np.flatnonzero(alive)
+    some = np.sort(rng.choice(rows, min(len(rows), SAMPLED), replace=False))
+    items = np.asarray(engine.fine[some], np.float32)
+    probes = make_probes(asked, items, PROBES if len(rows) <= MANY_ROWS else PROBES // 2)
+    tell("other queries", 0, len(ladder) + 1)
+    truth = ExhaustiveScanner(engine.fine).top_many(probes.queries, K, alive)
+    found = []
+    for number, setting in enumerate(ladder):
+        tell("other queries", number + 1, len(ladder) + 1)
+        found.append(_found(engine, probes.queries, truth, setting, bits))
+    tell("other queries", len(ladder) + 1, len(ladder) + 1)
+    best, best_of_probes = (np.stack([_ten(scores) for _, scores in each]) for each in (answers, truth))
+    return learn(asked, best, probes, best_of_probes, found, items, len(rows))
+
+
+def _ten(scores: Vectors) -> Vectors:
+    return np.pad(scores, (0, K - len(scores)), constant_values=-np.inf)
+
+
+def _found(
+    engine: Engine,
+    asked: Vectors,
+    truth: Sequence[tuple[Rows, Vectors]],
+    setting: Setting,
+    bits: NDArray[np.uint8] | None,
+) -> NDArray[np.float64]:
+    """(queries,) the share of each one's exact ten best that a setting finds."""
+    rows = engine.search(asked, HEAD, setting, allowed=bits)[0][:, :K]
+    return np.array(
+        [
+            len({*best.tolist()} & {*found}) / max(1, len(best))
+            for (best, _), found in zip(truth, rows.tolist(), strict=True)
+        ]
+    )
 
 
 def _times(engine: Engine, asked: Vectors, setting: Setting, bits: NDArray[np.uint8] | None) -> tuple[float, float]:
