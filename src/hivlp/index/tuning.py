@@ -6,22 +6,25 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp import npy
 from hivlp.engine import Engine, Setting, native
-from hivlp.engine.arrays import Arrays, read_manifest
+from hivlp.engine.arrays import Arrays, read_array
 from hivlp.engine.bounds import Bounds
 from hivlp.engine.engine import ROUTER_QUERIES
+from hivlp.engine.manifest import Manifest, Number, read_manifest, read_numbers
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
 from hivlp.index.scan import ExhaustiveScanner
 from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
+from hivlp.scratch import standing
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index
@@ -42,6 +45,23 @@ RELEARN = 2.0  # from how many times the rows on it learns anew
 CONFIDENCE = 1.645  # standard errors: one-sided 95%
 TIMED = 200
 Progress = Callable[[str, int, int], None]
+
+# What may stand in a manifest.
+SETTING = {
+    "lists": Number(0, 1 << 31, whole=True),
+    "margin": Number(0, 1e6, absent=math.inf),
+    "slack": Number(-1e6, 1e6),
+    "last": Number(1, 1 << 31, whole=True),
+    "tolerance": Number(0, 1e6, absent=math.inf),
+}
+MEASURED = {"recall": Number(0, 1), "at_least": Number(-10, 1), "p50_ms": Number(0, 1e9), "p99_ms": Number(0, 1e9)}
+KNOWN = {
+    "generation": Number(0, 1 << 62, whole=True),
+    "rows": Number(1, 1 << 31, whole=True),
+    "learnt_rows": Number(1, 1 << 31, whole=True),
+    "recall": Number(0, 1),
+}
+MOST_POINTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,12 +89,13 @@ class Point:
         return {**setting, **numbers}
 
     @classmethod
-    def of_json(cls, data: dict[str, Any]) -> Point:
-        """The inverse of :meth:`to_json`."""
-        given = {each.name: data[each.name] for each in fields(Setting)}
-        for name, value in given.items():
-            given[name] = math.inf if value is None else value
-        return cls(Setting(**given), data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
+    def of_json(cls, data: Any) -> Point:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: if a number is missing, or is none that it can be.
+        """
+        return cls(Setting(**read_numbers(data, SETTING)), **read_numbers(data, MEASURED))
 
 
 @dataclass(frozen=True)
@@ -101,15 +122,28 @@ class Tuned:
             folder: of the index.
             older: whether one of an earlier format will do, without what it was measured to do.
         """
-        if not (folder / FOLDER).is_dir():
-            return None
         try:
-            about = read_manifest(folder / FOLDER, older=older)["about"]
-            points = () if older else tuple(Point.of_json(point) for point in about["frontier"])
-            names = ("generation", "rows", "learnt_rows", "queries", "recall")
-            return cls(**{name: about[name] for name in names}, frontier=points)
-        except (IndexFolderError, KeyError, TypeError):
+            return cls.of_manifest(read_manifest(standing(folder / FOLDER), older=older), older=older)
+        except (IndexFolderError, ValueError):
             return None
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest, *, older: bool = False) -> Tuned:
+        """The inverse of :meth:`to_json`.
+
+        Args:
+            manifest: of the engine.
+            older: whether to do without what it was measured to do.
+
+        Raises:
+            ValueError: saying what is missing, or is not what it can be.
+        """
+        about = manifest.about
+        points, queries = about.get("frontier"), about.get("queries")
+        if not isinstance(points, list) or len(points) > MOST_POINTS or not isinstance(queries, str):
+            raise ValueError("it does not say what was measured")
+        frontier = () if older else tuple(Point.of_json(point) for point in points)
+        return cls(**read_numbers(about, KNOWN), queries=queries, frontier=frontier)
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
@@ -174,9 +208,8 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
         stale = grown or generation != tuned.generation or arrays is None
         if not stale or len(vectors) < LEAST_ROWS:
             return False
-        try:
-            asked = _unit(np.load(index.path / FOLDER / QUERIES, allow_pickle=False).astype(np.float32))
-        except (OSError, ValueError, QueryError):
+        asked = _remembered(index.path, vectors.shape[1])
+        if asked is None:
             return False
         held_out, known = _split(asked)
         learnt = tuned.learnt_rows
@@ -192,8 +225,20 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
 
 def _arrays(folder: Path) -> Arrays | None:
     try:
-        return Arrays.load(folder / FOLDER)
+        return Arrays.load(standing(folder / FOLDER))
     except IndexFolderError:
+        return None
+
+
+def _remembered(folder: Path, width: int) -> Vectors | None:
+    """(m, width) the queries that an engine was tuned with; None if they are not there as they were written."""
+    engine = standing(folder / FOLDER)
+    try:
+        asked = read_array(engine, QUERIES, read_manifest(engine, older=True))[1]
+        if asked.ndim != 2 or asked.shape[1] != width or len(asked) < 2 or asked.dtype != np.float16:
+            return None
+        return _unit(asked.astype(np.float32))
+    except (IndexFolderError, QueryError):
         return None
 
 
@@ -218,8 +263,8 @@ def _queries(
     """(m, dim) unit vectors to learn and to measure with, and where they are from."""
     if isinstance(given, Path) and given.suffix == ".npy":
         try:
-            given = np.load(given, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            given = np.array(npy.parse(npy.map_file(given)))
+        except (OSError, ValueError, MemoryError) as error:
             raise QueryError(f"{given} cannot be read: {error}") from error
     if isinstance(given, Path):
         try:
