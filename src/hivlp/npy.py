@@ -1,4 +1,4 @@
-"""``.npy`` files that may be damaged, or made to do harm: whatever they say ends in an array or in a :class:`ValueError`.
+"""``.npy`` files that may be damaged, or made to do harm: whatever they say ends in an array or a :class:`ValueError`.
 
 NumPy's own reader trusts a header: one flipped bit in it may raise almost anything, and a few bytes may ask for any
 amount of memory. Here a file must be exactly as long as its header says, a regular file, and of plain numbers.

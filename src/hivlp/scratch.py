@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,6 +45,19 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file aside and put it into place, so that what is there is whole.
+
+    Args:
+        path: of the file.
+        write: called with where to write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(path) as scratch:
+        write(scratch / path.name)
+        (scratch / path.name).replace(path)
 
 
 def sweep(parent: Path, name: str = "*") -> None:

@@ -98,8 +98,8 @@ class Arrays:
             folder: of the engine.
 
         Raises:
-            RefusedEngineError: naming the file, if one is missing or not as it was written, if arrays do not fit to each
-                other, or hold what no engine holds.
+            RefusedEngineError: naming the file, if one is missing or not as it was written, if arrays do not fit to
+                each other, or hold what no engine holds.
         """
         manifest = read_manifest(folder)
         arrays, unread = {}, {}
@@ -194,6 +194,8 @@ def read_array(
             raise ValueError("it is not what was written")
         return data, npy.parse(data)
     except OSError as error:
-        raise RefusedEngineError(folder, file, f"it cannot be read ({(error.strerror or str(error)).lower()})") from error
+        raise RefusedEngineError(
+            folder, file, f"it cannot be read ({(error.strerror or str(error)).lower()})"
+        ) from error
     except (ValueError, MemoryError) as error:
         raise RefusedEngineError(folder, file, str(error)) from error

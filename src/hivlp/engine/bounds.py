@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hivlp.engine import building, checks, layout, native
 from hivlp.engine.arrays import Arrays, read_array
-from hivlp.engine.building import Half, Progress
+from hivlp.engine.building import Progress
 from hivlp.engine.engine import Engine
 from hivlp.engine.manifest import Manifest, RefusedEngineError
 from hivlp.levels import Vectors

@@ -81,7 +81,7 @@ def _rows(array: NDArray[Any]) -> int:
 
 def _held(arrays: Arrays) -> bool:
     rows, copies = (int(number) for number in arrays.held)
-    return 1 <= rows and 1 <= copies <= MOST_COPIES and rows * copies <= arrays.rows.size
+    return rows >= 1 and 1 <= copies <= MOST_COPIES and rows * copies <= arrays.rows.size
 
 
 def _starts(arrays: Arrays) -> bool:

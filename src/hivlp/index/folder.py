@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -348,6 +349,8 @@ class IndexFolder:
         try:
             if self._lock.lock_counter == 1:
                 sweep(self.path)
+                for left in self.path.glob(".engine.[0-9]*"):  # as versions that built engines there called them
+                    shutil.rmtree(left, ignore_errors=True)
             yield
         finally:
             self._lock.release()

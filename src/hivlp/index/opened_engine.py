@@ -14,7 +14,7 @@ from hivlp.engine.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.errors import IndexFolderError
 from hivlp.index.engine_scan import EngineScanner
 from hivlp.index.exact_scan import ExactScanner
-from hivlp.index.tuning import FOLDER, Tuned
+from hivlp.index.tuning import FOLDER, Tuned, sample
 from hivlp.index.vectors import Stored
 from hivlp.scratch import standing
 
@@ -148,6 +148,8 @@ def open_engine(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, 
     engine = Engine.load(place, vectors)
     if engine.arrays.count != tuned.rows:
         raise RefusedEngineError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {engine.arrays.count}")
+    if tuned.sample not in (-1, sample(vectors[: tuned.rows])):
+        raise RefusedEngineError(place, MANIFEST, "it is of other vectors")
     return tuned, engine, bounds.load(place, manifest, engine)
 
 

@@ -60,7 +60,9 @@ KNOWN = {
     "rows": Number(1, 1 << 31, whole=True),
     "learnt_rows": Number(1, 1 << 31, whole=True),
     "recall": Number(0, 1),
+    "sample": Number(0, (1 << 32) - 1, whole=True, absent=-1),
 }
+SAMPLED = 64  # rows whose sum tells whether an engine is of these vectors
 MOST_POINTS = 10_000
 
 
@@ -100,7 +102,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What an index folder's engine was built for, and what it is known to do."""
+    """What an index folder's engine was built for, and what it is known to do.
+
+    Attributes:
+        generation: of the vector files.
+        rows: that it knows.
+        learnt_rows: that there were when it learnt.
+        queries: where these were from.
+        recall: what searches shall find that ask for nothing else.
+        frontier: the settings worth using, fastest first.
+        sample: :func:`sample` of the vectors; -1 if that was not noted.
+    """
 
     generation: int
     rows: int
@@ -108,6 +120,7 @@ class Tuned:
     queries: str
     recall: float
     frontier: tuple[Point, ...]
+    sample: int = -1
 
     def setting(self, recall: float) -> Setting | None:
         """The fastest setting that finds so much at least, with 95% confidence; None if none is known to."""
@@ -143,15 +156,22 @@ class Tuned:
         if not isinstance(points, list) or len(points) > MOST_POINTS or not isinstance(queries, str):
             raise ValueError("it does not say what was measured")
         frontier = () if older else tuple(Point.of_json(point) for point in points)
-        return cls(**read_numbers(about, KNOWN), queries=queries, frontier=frontier)
+        return cls(**read_numbers({"sample": None, **about}, KNOWN), queries=queries, frontier=frontier)
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
         names = ("generation", "rows", "learnt_rows", "queries", "recall")
         return {
             **{name: getattr(self, name) for name in names},
+            "sample": None if self.sample < 0 else self.sample,
             "frontier": [point.to_json() for point in self.frontier],
         }
+
+
+def sample(vectors: Stored) -> int:
+    """CRC-32 of some rows, evenly spaced: another one if the vectors are others."""
+    some = np.linspace(0, len(vectors) - 1, min(len(vectors), SAMPLED)).astype(np.int64)
+    return npy.checksum(np.ascontiguousarray(vectors[some]).tobytes())
 
 
 def tune(
@@ -375,6 +395,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
     extra = {QUERIES: asked.astype(np.float16), **({} if bounds is None else bounds.files())}
     try:
+        tuned = replace(tuned, sample=sample(engine.fine))
         engine.save(index.path / FOLDER, tuned.to_json(), extra)
     except OSError as error:
         raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
@@ -383,9 +404,10 @@ def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, as
 def _report(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, seconds: float) -> dict[str, Any]:
     chosen = tuned.setting(tuned.recall)
     held = engine.bytes_per_vector + (0 if bounds is None else bounds.bytes_per_vector)
+    known = {name: value for name, value in tuned.to_json().items() if name != "sample"}
     return {
         "index": str(index.path),
-        **tuned.to_json(),
+        **known,
         "chosen": next((point.to_json() for point in tuned.frontier if point.setting == chosen), None),
         "lists": engine.lists,
         "dims": engine.dims,
