@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import logging
@@ -13,14 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from hivlp import npy
 from hivlp.bench import fuzz
 from hivlp.bench.fuzz_mutations import forge
 from hivlp.cli import main
-from hivlp.engine import Engine, Setting, bounds, native
+from hivlp.engine import Engine, Setting, bounds, native, whole
 from hivlp.engine.arrays import LATER
 from hivlp.engine.manifest import MANIFEST, manifest_check
-from hivlp.errors import IndexFolderError
+from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index import Index, tuning
 from hivlp.index.opened_engine import open_engine
 from hivlp.index.tuning import FOLDER
@@ -95,8 +100,8 @@ def test_a_hundred_damaged_indexes_do_no_harm():
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
-    settings, watched = fuzz.sanitized(tmp_path)
-    if not settings:
+    environment, watched = fuzz.sanitized(tmp_path)
+    if not environment:
         pytest.skip(watched)
     code = (
         "import sys, numpy as np\n"
@@ -105,7 +110,7 @@ def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
         "out, one = np.empty(1, np.float32), np.ones((9, 8), np.float16)\n"
         "native.load().hivlp_dot(one.ctypes.data, None, 9, out.repeat(8).ctypes.data, 8, out.ctypes.data)\n"
     )
-    ended = fuzz.end_of([code, settings["KERNELS"]], settings)
+    ended = fuzz.end_of([code, environment["KERNELS"]], environment)
     assert ended is not None and ended["outcome"] == "crash" and "heap-buffer-overflow" in ended["raw"]
 
 
@@ -193,6 +198,27 @@ def test_what_no_manifest_says_is_refused(folder, queries, caplog, path):
         check_refused(folder, queries[:1], caplog, MANIFEST)
 
 
+def test_an_engine_of_a_later_generation_than_the_vectors_is_damage(folder, queries):
+    file = folder / FOLDER / MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["about"]["generation"] = 5
+    del manifest["check"]
+    file.write_text(json.dumps({**manifest, "check": manifest_check(manifest)}))
+    assert answers(folder, queries, exact=True) == (true_answers(folder, queries), False)
+    with Index.open(folder) as index:
+        assert [damage.file for damage in index.verify().damage] == [f"{FOLDER}/{MANIFEST}"]
+
+
+def test_a_setting_that_reads_all_of_a_large_collection_is_refused(folder, queries, caplog, monkeypatch):
+    monkeypatch.setattr(whole, "MOST", ITEMS - 1)
+    file = folder / FOLDER / MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["about"]["frontier"][0]["lists"] = 0
+    del manifest["check"]
+    file.write_text(json.dumps({**manifest, "check": manifest_check(manifest)}))
+    check_refused(folder, queries[:1], caplog, MANIFEST)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "7", "null", '{"format": 7}', '{"format": NaN}', "\0" * 99])
 def test_a_manifest_that_is_none_is_refused(folder, queries, caplog, text):
     (folder / FOLDER / MANIFEST).write_text(text)
@@ -234,8 +260,6 @@ def test_four_zeroed_bytes_anywhere_leave_exact_answers_exact(folder, queries):
 
 
 def test_the_longest_files_are_summed_up_once_and_not_for_approximate_answers(folder, queries, monkeypatch):
-    from hivlp import npy
-
     summed, checksum = [], npy.checksum
     monkeypatch.setattr(npy, "checksum", lambda data: summed.append(len(memoryview(data))) or checksum(data))
     assert set(LATER) == {"signs", "nibbles"}
@@ -369,6 +393,28 @@ def test_what_processes_left_that_died_is_removed_and_what_living_ones_build_is_
         assert not abandoned.exists()
 
 
+@pytest.mark.parametrize("how", ["a link", "a link to nothing", "a file"])
+def test_an_engine_is_put_in_the_place_of_whatever_is_there(folder, tmp_path, queries, how):
+    place, elsewhere = folder / FOLDER, tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    if how == "a file":
+        place.write_text("no engine")
+    else:
+        place.symlink_to(elsewhere if how == "a link" else tmp_path / "nowhere")
+    with Index.open(folder) as index:
+        vectors, _, generation = tuning._fine(index)
+        (tmp_path / "copy").mkdir()
+        shutil.copytree(elsewhere, tmp_path / "copy" / FOLDER)
+        tuned, engine, bound = open_engine(tmp_path / "copy", vectors, generation)
+        for _ in range(2):
+            with index._writer():
+                tuning._store(index, engine, bound, tuned, queries)
+            index.search(vector={"fine": queries[0]})
+            assert index._engine is not None and not place.is_symlink()
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+    assert (elsewhere / MANIFEST).exists()
+
+
 def test_readers_find_the_engine_in_the_middle_of_a_replacement(folder, queries):
     expected, _ = answers(folder, queries, exact=True)
     with Index.open(folder) as reader:
@@ -382,6 +428,35 @@ def test_readers_find_the_engine_in_the_middle_of_a_replacement(folder, queries)
         reader.remove([5])
         assert tuning.refresh(reader) is False
         assert tuning.Tuned.load(folder).rows == ITEMS
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_a_npy_file_says_it_is_an_array_or_a_value_error(data):
+    file = io.BytesIO()
+    np.save(file, np.arange(12, dtype="<f4").reshape(3, 4))
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, 131))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    with contextlib.suppress(ValueError):
+        assert isinstance(npy.parse(bytes(content)), np.ndarray)
+
+
+def test_a_flipped_bit_in_the_header_of_a_map_is_damage(folder, queries):
+    path = folder / "item_map.npy"
+    whole = path.read_bytes()
+    refused = 0
+    for bit in range(0, 8 * 128, 3):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            Index.open(folder).close()
+        except DamagedIndexError as error:
+            assert "item_map.npy" in str(error) or "maps" in str(error)
+            refused += 1
+    assert refused > 100
 
 
 def test_an_engine_without_bounds_is_one(folder, queries, caplog):

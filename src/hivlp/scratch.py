@@ -79,7 +79,7 @@ def put(folder: Path, target: Path) -> None:
     """
     settle(target)
     old = _old(target)
-    if target.exists():
+    if os.path.lexists(target):
         target.rename(old)
     try:
         folder.rename(target)
@@ -87,16 +87,16 @@ def put(folder: Path, target: Path) -> None:
         settle(target)
         raise
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def settle(target: Path) -> None:
     """Finish or undo a :func:`put` that was killed; for one process at a time."""
     old = _old(target)
-    if not target.exists():
+    if not os.path.lexists(target):
         with suppress(FileNotFoundError):
             old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def standing(target: Path) -> Path:
@@ -116,6 +116,14 @@ def sync_folder(folder: Path) -> None:
 
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}{OLD}")
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is: a link to a folder goes, and not the folder."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _literal(name: str) -> str:

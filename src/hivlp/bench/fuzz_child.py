@@ -76,7 +76,7 @@ def attempt(base: Path, copy: Path, mutation: Mutation) -> dict[str, Any]:
     """Open a damaged copy and search it.
 
     Returns:
-        ``outcome``: ``accepted``, ``refused`` (searched without the engine), ``error`` (one of ours), ``raw`` (another);
+        ``outcome``: ``accepted``, ``refused`` (searched without the engine), ``error`` (ours), ``raw`` (another);
         ``wrong``: what is wrong with the answers; ``raw``: where the error is from.
     """
     outcome, wrong = "accepted", []

@@ -16,7 +16,10 @@ static inline int32_t ordered(float value) {
 #define MOST_STEPS (1 << 28) /* of what a score is made of, so that no sum of two or three of them wraps */
 
 /* A number in a score's steps; false numbers, and those beyond all scores, become such as are none of their kind's. */
-static inline int32_t steps_of(float value) { return (int32_t)lrintf(fminf(fmaxf(value, -MOST_STEPS), MOST_STEPS)); }
+static inline int32_t steps_of(float value) {
+    value = value < MOST_STEPS ? value : MOST_STEPS; /* so written, one instruction each; fminf takes several */
+    return (int32_t)lrintf(value > -MOST_STEPS ? value : -MOST_STEPS);
+}
 
 typedef struct {
     const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */

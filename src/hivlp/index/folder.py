@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ from hivlp.index.vectors import (
     row_checksums,
 )
 from hivlp.levels import Embeddings, Level
-from hivlp.scratch import scratch_folder, sweep, sync_folder
+from hivlp.scratch import scratch_folder, settle, sweep, sync_folder
 
 LOCK = "lock"
+ENGINE = "engine"
+"""Where :mod:`hivlp.index.tuning` keeps an engine."""
 
 
 class IndexFolder:
@@ -348,12 +350,19 @@ class IndexFolder:
             raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}") from error
         try:
             if self._lock.lock_counter == 1:
-                sweep(self.path)
-                for left in self.path.glob(".engine.[0-9]*"):  # as versions that built engines there called them
-                    shutil.rmtree(left, ignore_errors=True)
+                self._tidy()
             yield
         finally:
             self._lock.release()
+
+    def _tidy(self) -> None:
+        """Remove what processes that died have left, and finish what they began; for the only writer."""
+        sweep(self.path)
+        for left in self.path.glob(f".{ENGINE}.*"):
+            if left.suffix[1:].isdigit():  # as earlier versions called what they built engines in
+                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            settle(self.path / ENGINE)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

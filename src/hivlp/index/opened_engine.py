@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hivlp.engine import Engine, bounds, native
+from hivlp.engine import Engine, bounds, native, whole
 from hivlp.engine.bounds import Bounds
 from hivlp.engine.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.errors import IndexFolderError
@@ -148,6 +148,8 @@ def open_engine(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, 
     engine = Engine.load(place, vectors)
     if engine.arrays.count != tuned.rows:
         raise RefusedEngineError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {engine.arrays.count}")
+    if engine.arrays.count > whole.MOST and any(point.setting.lists == 0 for point in tuned.frontier):
+        raise RefusedEngineError(place, MANIFEST, f"it has {tuned.rows} rows, too many to be read whole")
     if tuned.sample not in (-1, sample(vectors[: tuned.rows])):
         raise RefusedEngineError(place, MANIFEST, "it is of other vectors")
     return tuned, engine, bounds.load(place, manifest, engine)

@@ -21,6 +21,7 @@ from hivlp.engine.engine import ROUTER_QUERIES
 from hivlp.engine.manifest import Manifest, Number, read_manifest, read_numbers
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
+from hivlp.index.folder import ENGINE
 from hivlp.index.scan import ExhaustiveScanner
 from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
@@ -29,7 +30,7 @@ from hivlp.scratch import standing
 if TYPE_CHECKING:
     from hivlp.index.index import Index
 
-FOLDER = "engine"
+FOLDER = ENGINE
 QUERIES = "queries.npy"
 K = 10
 DEFAULT_RECALL = 0.99

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hivlp.engine import Engine
 from hivlp.engine.arrays import Arrays
-from hivlp.engine.manifest import MANIFEST, RefusedEngineError
+from hivlp.engine.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
 from hivlp.index.database import FILE
@@ -24,6 +24,7 @@ from hivlp.index.opened_engine import open_engine
 from hivlp.index.records import State
 from hivlp.index.schema import OLD_FORMAT, unpack_path
 from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
+from hivlp.index.tuning import Tuned
 from hivlp.index.vectors import CHUNK, Stored, VectorFile, not_unit, row_checksums
 from hivlp.levels import Level
 from hivlp.scratch import standing
@@ -184,7 +185,9 @@ def _check_engine(folder: Path, fine: tuple[Stored, int] | None) -> list[Damage]
         what = "is not as it was written; `hivlp tune` builds the engine again"
         damaged = [Damage("engine", f"{ENGINE_FOLDER}/{name}", what) for name in Engine.damage(place)]
         if not damaged and (fine is None or open_engine(folder, *fine) is None):
-            Arrays.load(place)
+            Arrays.load(place)  # by itself: the vectors were given other rows since it was built
+            if fine is not None and Tuned.of_manifest(read_manifest(place)).generation > fine[1]:
+                raise RefusedEngineError(place, MANIFEST, "it is of vectors that do not exist yet")
         return damaged
     except IndexFolderError as error:
         file = error.file if isinstance(error, RefusedEngineError) else MANIFEST
