@@ -25,6 +25,7 @@ from tqdm import tqdm
 from hivlp.bench.machine import describe
 from hivlp.engine import Engine, Setting, native
 from hivlp.engine.bounds import Bounds
+from hivlp.errors import IndexFolderError
 from hivlp.fit.closed import prefix
 from hivlp.index import Index, tuning
 from hivlp.index.records import NewItem, Stamp
@@ -57,8 +58,13 @@ def run(cases: int, seed: int = 0) -> dict[str, Any]:
         (searched without the engine), ``ours`` (one of our errors); ``misled``: exact answers that are wrong since
         somebody changed an engine and made its sums fit; ``sanitizer``: what watched; ``failures`` as sentences; the
         machine.
+
+    Raises:
+        IndexFolderError: if there are no kernels.
     """
     started = time.perf_counter()
+    if native.load() is None:
+        raise IndexFolderError("the kernels are not compiled here, and there is nothing to try")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "indexes"
         folder.mkdir()
