@@ -137,7 +137,7 @@ def test_it_is_read_back_as_it_was_written():
         {"best": "high"}, {"gap": float("nan")}, {"shares": [1.0, 0.01]}, {"shares": [0.0, 1.0]}, {"scores": [1.0]},
         {"regions": []}, {"regions": [{"least": None, "recalls": []}]}, {"shares": []}, {"best": None},
     ):  # fmt: skip
-        with pytest.raises((KeyError, TypeError, ValueError)):
+        with pytest.raises(ValueError):
             Likeness.of_json(data | broken)
 
 

@@ -16,6 +16,7 @@ from hivlp.engine.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
+from hivlp.index.tuned import Tuned
 from test_engine import cloud
 
 WIDTH = 48
@@ -159,7 +160,7 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         np.save(folder / "most.npy", vectors[3600:])
         index.add_embeddings(folder / "most.npy")
         assert tuning.refresh(index) is True
-        assert tuning.Tuned.load(index.path).rows == 4000
+        assert Tuned.load(index.path).rows == 4000
         assert share(index, queries[1450:]) >= 0.97
         index.compact()
         assert share(index, queries[1480:]) >= 0.5  # by the coarse level, until the engine takes it in
@@ -179,7 +180,7 @@ def test_an_engine_of_an_earlier_format(folder, queries):
     with Index.open(folder / "index") as index:
         exact = ids(index.search(vector={"fine": queries[1400]}, exact=True))
         assert ids(index.search(vector={"fine": queries[1400]}, recall=0.99)) == exact
-        assert index._engine is None and tuning.Tuned.load(index.path) is None
+        assert index._engine is None and Tuned.load(index.path) is None
         assert tuning.refresh(index) is True
         assert share(index, queries[1450:]) >= 0.97
         assert index._engine is not None and tuning.refresh(index) is False
@@ -249,11 +250,11 @@ def test_info_counts_the_engine(folder):
 def test_what_was_asked_is_remembered(folder, vectors):
     """An index that has grown to twice its size learns anew, from the queries that it was tuned with."""
     with Index.open(folder / "index") as index:
-        before = tuning.Tuned.load(index.path)
+        before = Tuned.load(index.path)
         np.save(folder / "twice.npy", cloud(3600, WIDTH, 20))
     arguments = ["--embeddings", str(folder / "twice.npy"), "-o", str(folder / "index"), "--dims", "16"]
     assert main(["index", *arguments]) == 0  # the command itself lets the engine take them in
-    after = tuning.Tuned.load(folder / "index")
+    after = Tuned.load(folder / "index")
     assert (after.rows, after.learnt_rows) == (7100, 7100)
     assert after.queries == before.queries == "given vectors"
     with Index.open(folder / "index") as index:
@@ -283,7 +284,7 @@ def test_damage_is_found_and_does_no_harm(folder, queries):
         index.repair()
         assert index.verify().ok
         assert index.catalog.state().generation == generation  # the vectors were whole and are left alone
-        assert tuning.Tuned.load(index.path) is None
+        assert Tuned.load(index.path) is None
 
 
 def test_refusals(folder, tmp_path):

@@ -140,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("name", choices=list(BENCHES))
     sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
     sub.add_argument("--rounds", type=int, default=500, metavar="N", help="crash: how many (default 500)")
+    sub.add_argument("--cases", type=int, default=2000, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--size", choices=["small", "full"], default="small", help="objective, ann: minutes or hours")
     sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective, ann: where to draw the rows")
     sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")

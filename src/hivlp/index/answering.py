@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ class AnsweringFolder(IndexFolder):
         """How the collection is looked at, ever further; see :mod:`hivlp.index.ranking`."""
         opened = self._opened
         stage = "fine" if len(self._scanners) > 1 else "coarse"
-        exact = Exact(opened.exact or self._scanners[-1], stage, watch)
+        everything: Callable[[], Scanner] = lambda: opened.exact or self._scanners[-1]  # noqa: E731
+        exact = Exact(everything, stage, watch)
         if options.exact or options.k >= rows:
             return [exact]
         if options.tuned and opened.scanner is not None and opened.tuned is not None:
@@ -173,7 +174,6 @@ class AnsweringFolder(IndexFolder):
             setting = opened.tuned.setting(recall)
             if setting is None:
                 return [exact]
-            everything = opened.exact or self._scanners[-1]
             return [EngineTier(opened.scanner, opened.tuned, recall, setting, everything, watch), exact]
         if options.recall is not None or len(self._scanners) == 1:
             return [exact]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from hivlp.index.likeness import LIKE, NEAR, K
 from hivlp.index.ranking import Found
 from hivlp.index.scan import Mask, Rows, Scanner, top_many
 from hivlp.index.search import Stopwatch
-from hivlp.index.tuning import Tuned
+from hivlp.index.tuned import Tuned
 from hivlp.levels import Vectors
 
 
@@ -29,7 +29,13 @@ class EngineTier:
     reach: int | None = HEAD
 
     def __init__(
-        self, scanner: EngineScanner, tuned: Tuned, recall: float, setting: Setting, exact: Scanner, watch: Stopwatch
+        self,
+        scanner: EngineScanner,
+        tuned: Tuned,
+        recall: float,
+        setting: Setting,
+        exact: Callable[[], Scanner],
+        watch: Stopwatch,
     ) -> None:
         """A tier for one kind of search.
 
@@ -38,7 +44,7 @@ class EngineTier:
             tuned: what the engine is known to do.
             recall: what is asked for.
             setting: that finds so much for queries like those that were measured.
-            exact: ranks all rows of the commit.
+            exact: gives what ranks all rows of the commit.
             watch: which is charged.
         """
         self._scanner, self._tuned, self._recall, self._setting = scanner, tuned, recall, setting
@@ -76,7 +82,7 @@ class EngineTier:
 
     def _again(self, queries: Vectors, setting: Setting | None, allowed: Mask | None) -> list[Found]:
         if setting is None:
-            return [Found(*each, {"stage": "exact"}) for each in top_many(self._exact, queries, HEAD, allowed)]
+            return [Found(*each, {"stage": "exact"}) for each in top_many(self._exact(), queries, HEAD, allowed)]
         near = self._scanner.nearest(queries, HEAD, setting, allowed)
         return [self._found(query, each, setting, allowed) for query, each in zip(queries, near, strict=True)]
 

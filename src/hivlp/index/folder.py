@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
 from hivlp.index.adding import stored_path
 from hivlp.index.catalog import Catalog
-from hivlp.index.compacting import Progress, compact, sync_folder
+from hivlp.index.compacting import Progress, compact, drop_old_files
 from hivlp.index.database import FILE
 from hivlp.index.merging import merge
 from hivlp.index.records import About, Item, NewItem, Stamp, State
@@ -35,8 +34,11 @@ from hivlp.index.vectors import (
     row_checksums,
 )
 from hivlp.levels import Embeddings, Level
+from hivlp.scratch import scratch_folder, settle, sweep, sync_folder
 
 LOCK = "lock"
+ENGINE = "engine"
+"""Where :mod:`hivlp.index.tuning` keeps an engine."""
 
 
 class IndexFolder:
@@ -91,8 +93,7 @@ class IndexFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Built aside and moved into place whole: a crash leaves no half-made index under this name.
-            scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            try:
+            with scratch_folder(path) as scratch:
                 for level in about.levels:
                     VectorFile.of(scratch, level, 0).create()
                 for name, array in (arrays or {}).items():
@@ -101,11 +102,8 @@ class IndexFolder:
                         file.flush()
                         os.fsync(file.fileno())
                 Catalog.create(scratch, about)
-                scratch.chmod(0o755)
                 sync_folder(scratch)
                 scratch.rename(path)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
             sync_folder(path.parent)
         except (OSError, sqlite3.Error) as error:
             raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
@@ -336,6 +334,7 @@ class IndexFolder:
     def _changing(self) -> Iterator[State]:
         """One change, whole or not at all. An index of format 1 becomes one of format 2."""
         with self._writer(), self._guard(), self.catalog.writing() as state:
+            drop_old_files(self, state)  # a compaction that was killed may have left some
             yield self._upgrade(state) if state.format == OLD_FORMAT else state
 
     @contextmanager
@@ -350,9 +349,20 @@ class IndexFolder:
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}") from error
         try:
+            if self._lock.lock_counter == 1:
+                self._tidy()
             yield
         finally:
             self._lock.release()
+
+    def _tidy(self) -> None:
+        """Remove what processes that died have left, and finish what they began; for the only writer."""
+        sweep(self.path)
+        for left in self.path.glob(f".{ENGINE}.*"):
+            if left.suffix[1:].isdigit():  # as earlier versions called what they built engines in
+                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            settle(self.path / ENGINE)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

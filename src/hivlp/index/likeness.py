@@ -13,7 +13,7 @@ again with a setting that finds enough there, or by reading everything where non
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from hivlp.levels import Vectors
 
 K = 10
 RARE = 0.01  # of the sample's queries, those with the most extreme scores, are taken to be unlike it
+MOST_REGIONS = 100  # in a manifest
 STEPS = 5  # regions of those that are further from everything than the sample
 LEAST_PROBES = 20  # from which the mean of a kind, or of a region, says something
 LENIENCE = 0.01  # a kind among several of a region may be so far below what the region finds
@@ -78,6 +79,7 @@ class Likeness:
         best, tenth = scores[:, 0], scores[:, K - 1]
         regions = np.full(len(scores), LIKE)
         regions[best > self.best] = NEAR
+        tenth = np.where(np.isfinite(tenth), tenth, np.finfo(np.float32).min)
         if passing >= ALMOST_ALL:
             regions[best - tenth > self.gap] = NEAR
         # Of what passes a filter, the tenth best is as good as one further down among all: so much is made up for.
@@ -110,27 +112,31 @@ class Likeness:
         return {"best": round(self.best, 5), "gap": round(self.gap, 5), **numbers, "regions": regions}
 
     @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> Likeness:
+    def of_json(cls, data: Any) -> Likeness:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: if it is not what that gives.
+            ValueError: if it is not what that gives.
         """
-
-        def numbers(values: Any) -> tuple[float, ...]:
-            found = tuple(float(value) for value in values)
-            if not np.isfinite(found).all():
-                raise ValueError("not finite")
-            return found
-
-        shares, scores = numbers(data["shares"]), numbers(data["scores"])
-        if not (len(shares) == len(scores) > 0 and shares[0] > 0 and (np.diff(shares) > 0).all()):
-            raise ValueError("shares do not ascend")
-        regions = tuple(Region(numbers([each["least"]])[0], numbers(each["recalls"])) for each in data["regions"])
-        if not regions:
-            raise ValueError("no region")
-        best, gap = numbers([data["best"], data["gap"]])
+        try:
+            shares, scores = _numbers(data["shares"]), _numbers(data["scores"])
+            regions = tuple(Region(_numbers([each["least"]])[0], _numbers(each["recalls"])) for each in data["regions"])
+            best, gap = _numbers([data["best"], data["gap"]])
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"the likeness of queries is not whole: {error}") from error
+        ascending = len(shares) == len(scores) > 0 and shares[0] > 0 and bool((np.diff(shares) > 0).all())
+        if not ascending or not 0 < len(regions) <= MOST_REGIONS:
+            raise ValueError("the likeness of queries has shares out of order, or no regions")
         return cls(best, gap, shares, scores, regions)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
+        raise TypeError("a list of numbers is missing")
+    found = tuple(float(value) for value in values)
+    if not np.isfinite(found).all():
+        raise ValueError("the likeness of queries has a number that is not finite")
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ exact ranking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -60,7 +60,8 @@ class Exact:
 
     reach: int | None = None
 
-    def __init__(self, scanner: Scanner, stage: str, watch: Stopwatch) -> None:
+    def __init__(self, scanner: Callable[[], Scanner], stage: str, watch: Stopwatch) -> None:
+        """What ranks the rows is asked for when it is needed: an engine is summed up before its first exact answer."""
         self._scanner, self._stage, self._watch = scanner, stage, watch
 
     def find(
@@ -68,7 +69,7 @@ class Exact:
     ) -> list[Found]:
         """See :class:`Tier`."""
         asked = np.stack([query[-1] for query in queries])
-        found = top_many(self._scanner, asked, count + (without is not None), allowed)
+        found = top_many(self._scanner(), asked, count + (without is not None), allowed)
         self._watch.lap(self._stage)
         return [Found(*each, {"stage": "exact"}) for each in found]
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp import npy
 from hivlp.engine import Engine, Setting, native
-from hivlp.engine.arrays import Arrays, read_manifest
+from hivlp.engine.arrays import Arrays, read_array
 from hivlp.engine.bounds import Bounds
 from hivlp.engine.engine import ROUTER_QUERIES
+from hivlp.engine.manifest import read_manifest
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
-from hivlp.index.likeness import SAMPLED, Likeness, Region, learn, make_probes
+from hivlp.index.likeness import SAMPLED, Likeness, learn, make_probes
 from hivlp.index.scan import ExhaustiveScanner, Rows
+from hivlp.index.tuned import FOLDER, Point, Tuned, sample
 from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
+from hivlp.scratch import standing
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index
 
-FOLDER = "engine"
 QUERIES = "queries.npy"
 K = 10
 DEFAULT_RECALL = 0.99
@@ -44,111 +46,7 @@ CONFIDENCE = 1.645  # standard errors: one-sided 95%
 TIMED = 200
 PROBES = 60  # queries of each other kind that settings are measured with, or half as many of them in a large index
 MANY_ROWS = 2_000_000
-NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), (Region(0.0, ()),))
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One setting, measured.
-
-    Attributes:
-        setting: what was measured.
-        recall: mean share of the exact ten best that it finds.
-        at_least: lower end of that mean's 95% confidence (one-sided, over the held-out queries).
-        p50_ms: median time of one search on one thread.
-        p99_ms: 99th percentile.
-    """
-
-    setting: Setting
-    recall: float
-    at_least: float
-    p50_ms: float
-    p99_ms: float
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest and for people."""
-        numbers = {name: round(getattr(self, name), 4) for name in ("recall", "at_least", "p50_ms", "p99_ms")}
-        return {**setting_to_json(self.setting), **numbers}
-
-    @classmethod
-    def of_json(cls, data: dict[str, Any]) -> Point:
-        """The inverse of :meth:`to_json`."""
-        return cls(setting_of_json(data), data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
-
-
-def setting_to_json(setting: Setting) -> dict[str, Any]:
-    """Infinite numbers become None, which JSON has."""
-    return {name: None if value == math.inf else value for name, value in asdict(setting).items()}
-
-
-def setting_of_json(data: dict[str, Any]) -> Setting:
-    """The inverse of :func:`setting_to_json`."""
-    given: dict[str, Any] = {each.name: data[each.name] for each in fields(Setting)}
-    infinite = {name: math.inf for name, value in given.items() if value is None}
-    return Setting(**(given | infinite))
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What an index folder's engine was built for, and what it is known to do."""
-
-    generation: int
-    rows: int
-    learnt_rows: int
-    queries: str
-    recall: float
-    frontier: tuple[Point, ...]
-    ladder: tuple[Setting, ...]
-    likeness: Likeness
-
-    def widened(self, region: int, recall: float, setting: Setting) -> Setting | None:
-        """What to search with in a region of queries where ``setting`` may find less than ``recall``.
-
-        Returns:
-            ``setting`` itself where it finds enough, or one that finds more; None where only reading everything does.
-        """
-        place = self.likeness.setting(region, recall)
-        if place is None:
-            return None
-        return self.ladder[max(place, self.ladder.index(setting))]
-
-    def setting(self, recall: float) -> Setting | None:
-        """The fastest setting that finds so much at least, with 95% confidence; None if none is known to."""
-        good = [point for point in self.frontier if point.at_least >= recall]
-        return min(good, key=lambda point: point.p50_ms).setting if good else None
-
-    @classmethod
-    def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
-        """Of an index folder; None if it has no engine, or one that cannot be read, or is of an earlier format.
-
-        Args:
-            folder: of the index.
-            older: whether one of an earlier format will do, without what it was measured to do.
-        """
-        if not (folder / FOLDER).is_dir():
-            return None
-        try:
-            about = read_manifest(folder / FOLDER, older=older)["about"]
-            names = ("generation", "rows", "learnt_rows", "queries", "recall")
-            known = {name: about[name] for name in names}
-            if older:
-                return cls(**known, frontier=(), ladder=(), likeness=NOTHING_KNOWN)
-            points = tuple(Point.of_json(point) for point in about["frontier"])
-            ladder = (*(point.setting for point in points), *(setting_of_json(each) for each in about["thorough"]))
-            return cls(**known, frontier=points, ladder=ladder, likeness=Likeness.of_json(about["likeness"]))
-        except (IndexFolderError, KeyError, TypeError, ValueError):
-            return None
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest and for people."""
-        names = ("generation", "rows", "learnt_rows", "queries", "recall")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "frontier": [point.to_json() for point in self.frontier],
-            "thorough": [setting_to_json(each) for each in self.ladder[len(self.frontier) :]],
-            "likeness": self.likeness.to_json(),
-        }
 
 
 def tune(
@@ -205,9 +103,8 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
         stale = grown or generation != tuned.generation or arrays is None
         if not stale or len(vectors) < LEAST_ROWS:
             return False
-        try:
-            asked = _unit(np.load(index.path / FOLDER / QUERIES, allow_pickle=False).astype(np.float32))
-        except (OSError, ValueError, QueryError):
+        asked = _remembered(index.path, vectors.shape[1])
+        if asked is None:
             return False
         held_out, known = _split(asked)
         learnt = tuned.learnt_rows
@@ -223,8 +120,20 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
 
 def _arrays(folder: Path) -> Arrays | None:
     try:
-        return Arrays.load(folder / FOLDER)
+        return Arrays.load(standing(folder / FOLDER))
     except IndexFolderError:
+        return None
+
+
+def _remembered(folder: Path, width: int) -> Vectors | None:
+    """(m, width) the queries that an engine was tuned with; None if they are not there as they were written."""
+    engine = standing(folder / FOLDER)
+    try:
+        asked = read_array(engine, QUERIES, read_manifest(engine, older=True))[1]
+        if asked.ndim != 2 or asked.shape[1] != width or len(asked) < 2 or asked.dtype != np.float16:
+            return None
+        return _unit(asked.astype(np.float32))
+    except (IndexFolderError, QueryError):
         return None
 
 
@@ -249,8 +158,8 @@ def _queries(
     """(m, dim) unit vectors to learn and to measure with, and where they are from."""
     if isinstance(given, Path) and given.suffix == ".npy":
         try:
-            given = np.load(given, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            given = np.array(npy.parse(npy.map_file(given)))
+        except (OSError, ValueError, MemoryError) as error:
             raise QueryError(f"{given} cannot be read: {error}") from error
     if isinstance(given, Path):
         try:
@@ -408,6 +317,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
     extra = {QUERIES: asked.astype(np.float16), **({} if bounds is None else bounds.files())}
     try:
+        tuned = replace(tuned, sample=sample(engine.fine))
         engine.save(index.path / FOLDER, tuned.to_json(), extra)
     except OSError as error:
         raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
@@ -416,9 +326,10 @@ def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, as
 def _report(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, seconds: float) -> dict[str, Any]:
     chosen = tuned.setting(tuned.recall)
     held = engine.bytes_per_vector + (0 if bounds is None else bounds.bytes_per_vector)
+    known = {name: value for name, value in tuned.to_json().items() if name != "sample"}
     return {
         "index": str(index.path),
-        **tuned.to_json(),
+        **known,
         "chosen": next((point.to_json() for point in tuned.frontier if point.setting == chosen), None),
         "lists": engine.lists,
         "dims": engine.dims,

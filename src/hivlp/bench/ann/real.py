@@ -25,6 +25,7 @@ from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers, encode_stream
 from hivlp.errors import DataError
 from hivlp.levels import Embeddings, Vectors
+from hivlp.scratch import write_whole
 
 WORDNET = Path("/usr/share/wordnet")
 GLOSSES, TESTED, TRAINED_FROM = 25_000, 1_000, 2_000
@@ -142,8 +143,4 @@ def _pictures(model: HiVLP) -> tuple[Vectors, Vectors]:
 
 def _keep(path: Path, array: NDArray[Any]) -> None:
     """Write aside and rename, so that what is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        np.save(file, array)
-    scratch.replace(path)
+    write_whole(path, lambda scratch: np.save(scratch, array))
