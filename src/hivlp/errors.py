@@ -35,6 +35,10 @@ class QueryError(HivlpError):
     """A query cannot be answered as asked."""
 
 
+class ArgumentError(QueryError, TypeError):
+    """What was given is not of a kind that can be used there."""
+
+
 class MissingExtraError(HivlpError):
     """A feature needs an optional dependency that is not installed."""
 

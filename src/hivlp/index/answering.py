@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hivlp.encode.base import Encoder, Picture
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.engine_scan import HEAD, EngineScanner
 from hivlp.index.folder import IndexFolder
@@ -23,12 +22,6 @@ from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Stopw
 from hivlp.levels import Vectors
 
 CONDITIONS = 8  # of which it is kept what they let pass
-# Conditions that may hold at one time and not at another.
-CHANGING = re.compile(
-    r"\b((random|randomblob|date|time|datetime|julianday|unixepoch|strftime|timediff|changes|total_changes)\s*\("
-    r"|current_(date|time|timestamp)\b)",
-    re.IGNORECASE,
-)
 
 
 class AnsweringFolder(IndexFolder):
@@ -244,11 +237,15 @@ class AnsweringFolder(IndexFolder):
     def _where(self, condition: str) -> Mask:
         """(rows,) bool: the items for which a condition holds, worked out once a commit."""
         passing = self._passing.pop(condition, None)
+        changing = False
         if passing is None:
             assert self._state is not None
+            rows, changing = self.catalog.rows_where(condition)
             passing = np.zeros(self._state.rows, bool)
-            passing[self.catalog.rows_where(condition)] = True
-        if not CHANGING.search(condition):
+            if not all(isinstance(row, int) and 0 <= row < len(passing) for row in rows):
+                raise DamagedIndexError(f"{self.path} is damaged: an item has no vectors; run `hivlp repair`")
+            passing[rows] = True
+        if not changing:
             self._passing[condition] = passing
             if len(self._passing) > CONDITIONS:
                 del self._passing[next(iter(self._passing))]

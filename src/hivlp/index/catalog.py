@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from hivlp.index.database import Database
 from hivlp.index.inserting import insert, insert_alike
 from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.index.schema import COLUMNS, WITH_HASH, can_be_listed, pack_path, pack_paths, record_crc, unpack_path
-from hivlp.index.where import rows_where
+from hivlp.index.where import Passing, rows_where
 
 T = TypeVar("T")
 
@@ -80,8 +81,10 @@ class Catalog(Database):
         item_id, path, content, caption, metadata, row, *stamp = values
         try:
             known = json.loads(metadata)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise self._damaged(item_id) from error
+        if not (isinstance(known, dict) and isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
+            raise self._damaged(item_id)
         return Item(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
 
     def _damaged(self, item_id: int) -> DamagedIndexError:
@@ -255,9 +258,12 @@ class Catalog(Database):
         self._db.execute(f"UPDATE items SET crc = record_crc({COLUMNS})")
         self._db.execute("DELETE FROM dead")
 
-    def rows_where(self, condition: str) -> list[int]:
-        """Rows of the items for which a condition holds; see :func:`hivlp.index.where.rows_where`."""
-        return rows_where(self._db, condition)
+    def rows_where(self, condition: str) -> Passing:
+        """Rows of the items for which a condition holds; see :func:`hivlp.index.where.rows_where`.
+
+        Called inside :meth:`reading`.
+        """
+        return rows_where(self._path, condition)
 
 
 def _storable(text: str | None) -> str | None:
@@ -266,4 +272,7 @@ def _storable(text: str | None) -> str | None:
 
 
 def _json(metadata: Mapping[str, Any]) -> str:
-    return json.dumps(metadata) if metadata else "{}"
+    if not metadata:
+        return "{}"
+    text = json.dumps(metadata, ensure_ascii=False)  # SQLite does not find a key that is written with escapes
+    return text if pack_path(text) is text else json.dumps(metadata)
