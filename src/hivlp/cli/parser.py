@@ -92,7 +92,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("remove", run_remove, "Remove items from an index; the pictures themselves stay.")
     sub.add_argument("index", type=Path, metavar="INDEX")
-    sub.add_argument("items", nargs="+", metavar="ID|PATH")
+    sub.add_argument("items", nargs="+", metavar="ID|PATH", help="a number is an id; a path of digits is written ./3")
+    only = sub.add_mutually_exclusive_group()
+    only.add_argument("--id", action="store_true", help="all of them are ids")
+    only.add_argument("--path", action="store_true", help="all of them are paths")
 
     sub = verb("info", run_info, "What an index holds.")
     sub.add_argument("index", type=Path, metavar="INDEX")

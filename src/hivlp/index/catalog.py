@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
 from hivlp.index import schema
 from hivlp.index.database import Database
 from hivlp.index.inserting import insert, insert_alike
+from hivlp.index.names import composed
 from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.index.schema import COLUMNS, WITH_HASH, can_be_listed, pack_path, pack_paths, record_crc, unpack_path
 from hivlp.index.where import Passing, rows_where
@@ -163,6 +164,28 @@ class Catalog(Database):
         for bounds in ranges:
             found += self._db.execute(f"{select} path >= ? AND path < ?", bounds).fetchall()
         return [self._item(values) for values in found]
+
+    def alike(self, path: str) -> list[Item]:
+        """The items that :meth:`under` gives of another spelling of a path in Unicode.
+
+        Raises:
+            QueryError: if there are several such spellings.
+        """
+        wanted = composed(path.rstrip("/"))
+        select = f"SELECT {COLUMNS} FROM items WHERE typeof(path) = 'text' AND substr(composed(path), 1, ?) = ?"
+        depth = wanted.count("/") + 1
+        spelt: dict[str, list[Item]] = {}
+        for values in self._db.execute(select, (len(wanted), wanted)):
+            item = self._item(values)
+            beginning = "/".join(item.path.split("/")[:depth])
+            if composed(beginning) == wanted:
+                spelt.setdefault(beginning, []).append(item)
+        if len(spelt) > 1:
+            ids = ", ".join(str(items[0].id) for items in spelt.values())
+            raise QueryError(
+                f"{path} is spelt in {len(spelt)} ways in {self._path.parent}: say which by an id ({ids}, …)"
+            )
+        return next(iter(spelt.values()), [])
 
     def put(self, items: Sequence[NewItem], first: int, *, new: bool = False) -> int:
         """Store items in rows from ``first`` on.

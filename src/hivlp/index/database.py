@@ -19,6 +19,7 @@ from pathlib import Path
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index import schema
 from hivlp.index.integrity import Integrity
+from hivlp.index.names import composed
 from hivlp.index.records import About, State
 from hivlp.index.schema import FORMAT, OLD_FORMAT, record_crc
 from hivlp.index.vectors import HALF
@@ -142,6 +143,7 @@ class Database:
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         db.create_function("record_crc", -1, record_crc, deterministic=True)
+        db.create_function("composed", 1, composed, deterministic=True)
 
     def close(self) -> None:
         """Close the connection; nothing is wrong with doing so twice."""

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 import unicodedata
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +21,22 @@ GRACE_SECONDS = 0.5
 """What it has to stop after that, before it is left to itself: SQLite cannot be stopped inside one function."""
 WHERE_TABLES = ("items", "json_each", "json_tree")
 # What a condition may call: nothing here makes values much longer than those it is given, or reads anything but them.
-CONSTANT = frozenset(
-    """-> ->> abs acos acosh asin asinh atan atan2 atanh avg ceil ceiling coalesce composed cos cosh count degrees exp
-    floor glob if ifnull iif instr json_array_length json_each json_extract json_tree json_type json_valid length
-    likelihood like likely ln log log10 log2 lower ltrim max min mod nullif octet_length pi pow power radians round
-    rtrim sign sin sinh sqrt substr substring sum tan tanh total trim trunc typeof unicode unlikely upper""".split()
-)
-CHANGING = frozenset(
-    """current_date current_time current_timestamp date datetime julianday random strftime time timediff
-    unixepoch""".split()
-)
+# fmt: off
+CONSTANT = frozenset([
+    "->", "->>", "abs", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "avg", "ceil", "ceiling",
+    "coalesce", "composed", "cos", "cosh", "count", "degrees", "exp", "floor", "glob", "if", "ifnull", "iif", "instr",
+    "json_array_length", "json_each", "json_extract", "json_tree", "json_type", "json_valid", "length", "likelihood",
+    "like", "likely", "ln", "log", "log10", "log2", "lower", "ltrim", "max", "min", "mod", "nullif", "octet_length",
+    "pi", "pow", "power", "radians", "round", "rtrim", "sign", "sin", "sinh", "sqrt", "substr", "substring", "sum",
+    "tan", "tanh", "total", "trim", "trunc", "typeof", "unicode", "unlikely", "upper",
+])
+# fmt: on
+# fmt: off
+CHANGING = frozenset([
+    "current_date", "current_time", "current_timestamp", "date", "datetime", "julianday", "random", "strftime",
+    "time", "timediff", "unixepoch",
+])
+# fmt: on
 """Functions that may say one thing now and another later."""
 CALLS = 250  # of functions in one condition: between two of its loops SQLite looks at no clock, and keeps values
 TRIMMED = 64  # characters that trim(text, characters) takes
@@ -51,6 +58,8 @@ LIMITS = {
 COMPOSED = """WITH items AS NOT MATERIALIZED (
     SELECT id, composed(path) AS path, hash, composed(caption) AS caption, unescaped(metadata) AS metadata,
         row, size, mtime, ctime, checked FROM main.items)"""
+
+Value = str | bytes | int | float | None
 
 
 class Passing(NamedTuple):
@@ -213,24 +222,24 @@ class _Evaluation(threading.Thread):
     def _refuse(self, reason: str) -> None:
         self._refused = self._refused or reason
 
-    def _stripping(self, strip: object) -> object:
-        def stripped(text: object, characters: object) -> str | None:
+    def _stripping(self, strip: Callable[[str, str], str]) -> Callable[[Value, Value], str | None]:
+        def stripped(text: Value, characters: Value) -> str | None:
             if text is None or characters is None:
                 return None
             given = _text(characters)
             if len(given) > TRIMMED:
                 self._refuse(f"trim() takes {TRIMMED} characters at most")
                 raise ValueError(self._refused)
-            return strip(_text(text), given) if given else _text(text)  # type: ignore[operator, no-any-return]
+            return strip(_text(text), given) if given else _text(text)
 
         return stripped
 
 
-def _text(value: object) -> str:
+def _text(value: Value) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _instr(text: object, part: object) -> int | None:
+def _instr(text: Value, part: Value) -> int | None:
     if text is None or part is None:
         return None
     if isinstance(text, bytes) and isinstance(part, bytes):
@@ -238,7 +247,7 @@ def _instr(text: object, part: object) -> int | None:
     return _text(text).find(_text(part)) + 1
 
 
-def _unescaped(metadata: object) -> object:
+def _unescaped(metadata: Value) -> Value:
     """JSON with its letters as themselves, composed."""
     if isinstance(metadata, str) and "\\u" in metadata:
         with suppress(ValueError, RecursionError):
