@@ -35,7 +35,7 @@ class QueryError(HivlpError):
     """A query cannot be answered as asked."""
 
 
-class ArgumentError(QueryError, TypeError):
+class ArgumentError(QueryError, TypeError, ValueError):
     """What was given is not of a kind that can be used there."""
 
 

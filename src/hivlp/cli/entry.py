@@ -17,6 +17,9 @@ from hivlp.errors import HivlpError, MissingExtraError, missing_module
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     parser = build_parser()
     arguments = parser.parse_args(argv)
     # Pillow warns of odd tags in pictures that it then reads well enough; what it cannot read is reported by name.
@@ -41,5 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb in ("train", "adapt", "export"):
             return fail(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
         return fail(missing_module(error.name))
+    except MemoryError:
+        return fail("there is not enough memory for this")
     except (OSError, sqlite3.Error) as error:
         return fail(str(error))

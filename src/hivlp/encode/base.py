@@ -27,7 +27,10 @@ def as_texts(texts: str | Iterable[str]) -> list[str]:
         return [texts]
     if isinstance(texts, (bytes, Mapping)) or not isinstance(texts, Iterable):
         raise ArgumentError(f"texts must be a str or a list of them, not {type(texts).__name__}")
-    listed = list(texts)
+    try:
+        listed = list(texts)
+    except TypeError as error:  # an array of no dimensions
+        raise ArgumentError(f"texts must be a str or a list of them, not {texts!r:.40}") from error
     for number, text in enumerate(listed, start=1):
         if not isinstance(text, str):
             raise ArgumentError(f"text {number} of {len(listed)} is no str, but {type(text).__name__} {text!r:.40}")
@@ -97,3 +100,14 @@ class Encoder(Protocol):
         Raises:
             PictureError: if one cannot be decoded.
         """
+
+
+def check_encoder(model: object) -> None:
+    """Check that this is a model, and not its name.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    if not all(hasattr(model, name) for name in ("name", "levels", "fingerprint", "encode_text")):
+        load = f": HiVLP.from_pretrained({str(model)!r}) loads it" if isinstance(model, (str, Path)) else ""
+        raise ArgumentError(f"model must be a loaded model, not {type(model).__name__}{load}")

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from hivlp.config import HiVLPConfig, PictureConfig
 from hivlp.data.pictures import fit, load_pixels, to_rgb
 from hivlp.encode.base import Picture, as_pictures, as_texts
-from hivlp.errors import ModelError
+from hivlp.errors import ArgumentError, ModelError, PictureError
 from hivlp.levels import Embeddings, Level
 
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
@@ -119,7 +119,7 @@ class OnnxEncoder:
         size = self.picture.size
         pixels = np.asarray(pixels)
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"pixels must be (N, {size}, {size}, 3) uint8, not {pixels.shape} {pixels.dtype}")
+            raise ArgumentError(f"pixels must be (N, {size}, {size}, 3) uint8, not {pixels.shape} {pixels.dtype}")
         parts = [
             self._run(self._image_session, names, {"pixels": pixels[start : start + self._image_batch]})
             for start in range(0, len(pixels), self._image_batch)
@@ -148,7 +148,12 @@ class OnnxEncoder:
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
         if isinstance(picture, Image.Image):
             return fit(to_rgb(picture), self.picture)
-        return load_pixels(picture, self.picture)
+        try:
+            return load_pixels(picture, self.picture)
+        except PictureError as error:
+            if isinstance(picture, Path):
+                raise PictureError(f"{picture} {error}") from error
+            raise
 
     def _names(self, levels: str | Iterable[str] | None) -> list[str]:
         known = [level.name for level in self.levels]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hivlp.encode.base import Encoder, Picture, as_picture, as_texts
+from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError, MissingExtraError, ModelError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.engine_scan import HEAD, EngineScanner
@@ -51,7 +51,7 @@ class AnsweringFolder(IndexFolder):
                 self._coarse = CoarseMaps.load(self.path, self.catalog.about.fingerprint)
             if model is not None:
                 self.attach(model)
-        except IndexFolderError:
+        except (IndexFolderError, ArgumentError):
             self.close()
             raise
 
@@ -61,6 +61,7 @@ class AnsweringFolder(IndexFolder):
         Raises:
             IndexFolderError: if the index was made with another model.
         """
+        check_encoder(model)
         about = self.catalog.about
         if self._coarse is not None:
             check_width(model, self._coarse)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
-from hivlp.encode.base import Encoder, Picture, as_texts
+from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
 from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.fit.maps import EMBEDDINGS, CoarseMaps
@@ -20,7 +20,7 @@ from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import AnsweringFolder, check_width
 from hivlp.index.compacting import Progress
-from hivlp.index.names import each_path, existing
+from hivlp.index.names import each_path, existing, folder_path
 from hivlp.index.opened_engine import stored_bytes
 from hivlp.index.records import About
 from hivlp.index.repair import RepairReport, set_damage_aside
@@ -52,10 +52,11 @@ class Index(AnsweringFolder):
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
         """
+        check_encoder(model)
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        cls.make(Path(path), about)
+        cls.make(folder_path(path), about)
         return cls(Path(path), model)
 
     @classmethod
@@ -75,9 +76,10 @@ class Index(AnsweringFolder):
                 length.
         """
         if model is not None:
+            check_encoder(model)
             check_width(model, maps)
         about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
-        cls.make(Path(path), about, maps.arrays())
+        cls.make(folder_path(path), about, maps.arrays())
         return cls(Path(path), model)
 
     @classmethod
@@ -89,7 +91,7 @@ class Index(AnsweringFolder):
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(Path(path), model)
+        return cls(folder_path(path), model)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied.

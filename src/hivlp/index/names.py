@@ -76,6 +76,17 @@ def places(path: str) -> list[str]:
     return list(dict.fromkeys(found if home == path else [*found, stored_path(home), os.path.realpath(home)]))
 
 
+def folder_path(path: Any) -> Path:
+    """The path of an index.
+
+    Raises:
+        ArgumentError: if it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise ArgumentError(f"an index is a folder's path, not {path!r:.40}")
+    return Path(path)
+
+
 def each_path(paths: Any) -> Iterator[Path]:
     """Paths out of one, or of collections of them.
 
@@ -83,6 +94,8 @@ def each_path(paths: Any) -> Iterator[Path]:
         DataError: if there is anything else.
     """
     if isinstance(paths, (str, os.PathLike)):
+        if not os.fspath(paths):
+            raise DataError("a path is empty")
         yield Path(paths)
     elif isinstance(paths, Iterable) and not isinstance(paths, (bytes, Mapping)):
         try:
@@ -123,7 +136,10 @@ class Told(Generic[T]):
     """What a caller tells of files, by their path."""
 
     def __init__(self, by_path: Mapping[Path | str, T]) -> None:
-        self._exact = {stored_path(path): value for path, value in by_path.items()}
+        self._exact = {}
+        for path, value in by_path.items():
+            at_home = str(path).startswith("~") and not os.path.lexists(path)
+            self._exact[stored_path(_at_home(Path(path)) if at_home else path)] = value
         # A name in another spelling of Unicode will do if no file has this very one.
         self._composed = {
             composed(path): value

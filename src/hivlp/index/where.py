@@ -184,7 +184,11 @@ class _Evaluation(threading.Thread):
             return "a quote opens and never closes, or a character means nothing there"
         if "one statement" in text:
             return "it holds more than one statement"
-        return "it is too long" if isinstance(self._error, MemoryError) else " ".join(text.split())[:200]
+        return (
+            "it is too long"
+            if isinstance(self._error, MemoryError) or "query string" in text
+            else " ".join(text.split())[:200]
+        )
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA trusted_schema=OFF")
