@@ -72,10 +72,10 @@ def _load_vector(path: Path) -> Any:
     import numpy as np
 
     if not path.is_file():  # a pipe would never end
-        raise HivlpError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+        raise HivlpError(f"{path} is not a readable .npy file: there is no such file")
     try:
         return np.load(path, allow_pickle=False)
     except OSError as error:
-        raise HivlpError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise HivlpError(f"{path} is not a readable .npy file: {error.strerror or error}") from error
     except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, KeyError, tokenize.TokenError) as error:
         raise HivlpError(f"{path} is not a readable .npy file of numbers") from error
