@@ -170,7 +170,7 @@ def test_search_by_text_picture_item_and_vector_agree(index, encoder, pictures):
     assert [hit.id for hit in index.search(like=item.id, k=4)] == ids[1:], "an item is not like itself"
     with Index.open(index.path) as modelless:
         assert [hit.id for hit in modelless.search(like=item.id, k=4)] == ids[1:]
-        with pytest.raises(QueryError, match="without its model"):
+        with pytest.raises(QueryError, match="cannot be loaded: no model 'fake'"):
             modelless.search("text")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tokenize
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,11 @@ def _lines(name: str) -> list[str]:
 def _load_vector(path: Path) -> Any:
     import numpy as np
 
+    if not path.is_file():  # a pipe would never end
+        raise HivlpError(f"{path} is not a readable .npy file: there is no such file")
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise HivlpError(f"{path} is not a readable .npy file: {error}") from error
+    except OSError as error:
+        raise HivlpError(f"{path} is not a readable .npy file: {error.strerror or error}") from error
+    except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, KeyError, tokenize.TokenError) as error:
+        raise HivlpError(f"{path} is not a readable .npy file of numbers") from error

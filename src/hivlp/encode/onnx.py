@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,8 +16,8 @@ from tokenizers import Tokenizer
 
 from hivlp.config import HiVLPConfig, PictureConfig
 from hivlp.data.pictures import fit, load_pixels, to_rgb
-from hivlp.encode.base import Picture
-from hivlp.errors import ModelError
+from hivlp.encode.base import Picture, as_pictures, as_texts
+from hivlp.errors import ArgumentError, ModelError, PictureError
 from hivlp.levels import Embeddings, Level
 
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
@@ -75,14 +76,28 @@ class OnnxEncoder:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def encode_text(self, texts: Sequence[str], *, levels: Sequence[str] | None = None) -> Embeddings:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is opened when it is needed: a copy, in another process too, opens its own."""
+        opened = ("_image_session", "_tokenizer")
+        return {**{name: value for name, value in vars(self).items() if name not in opened}, "_text_sessions": {}}
+
+    def encode_text(self, texts: str | Iterable[str], *, levels: str | Iterable[str] | None = None) -> Embeddings:
         """Unit vectors of the texts at the named levels (default all).
 
         Layers above those that the named levels read are not computed: a graph that stops there is used.
 
+        Args:
+            texts: one text or many.
+            levels: their names, or the name of one.
+
+        Returns:
+            (N, dim) float32 a level. A ``str`` is a batch of one, so that its vectors are (1, dim).
+
         Raises:
+            ArgumentError: if there is anything but text.
             ModelError: if a level is not one of the model's.
         """
+        texts = as_texts(texts)
         names = self._names(levels)
         parts = []
         session = self._text_session(names[-1])
@@ -102,20 +117,28 @@ class OnnxEncoder:
         """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB."""
         names = self._names(None)
         size = self.picture.size
+        pixels = np.asarray(pixels)
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"pixels must be (N, {size}, {size}, 3) uint8, not {pixels.shape} {pixels.dtype}")
+            raise ArgumentError(f"pixels must be (N, {size}, {size}, 3) uint8, not {pixels.shape} {pixels.dtype}")
         parts = [
             self._run(self._image_session, names, {"pixels": pixels[start : start + self._image_batch]})
             for start in range(0, len(pixels), self._image_batch)
         ]
         return Embeddings.concatenate(parts) if parts else self._empty(names)
 
-    def encode_image(self, pictures: Sequence[Picture]) -> Embeddings:
+    def encode_image(self, pictures: Picture | str | Iterable[Picture | str]) -> Embeddings:
         """Unit vectors of pictures given as files, bytes or PIL images.
+
+        Args:
+            pictures: one or many; a string is a path.
+
+        Returns:
+            (N, dim) float32 a level; (1, dim) for one picture.
 
         Raises:
             PictureError: if one cannot be decoded.
         """
+        pictures = as_pictures(pictures)
         parts = [
             self.encode_pixels(np.stack([self._pixels(picture) for picture in pictures[start : start + 8]]))
             for start in range(0, len(pictures), 8)
@@ -125,10 +148,18 @@ class OnnxEncoder:
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
         if isinstance(picture, Image.Image):
             return fit(to_rgb(picture), self.picture)
-        return load_pixels(picture, self.picture)
+        try:
+            return load_pixels(picture, self.picture)
+        except PictureError as error:
+            if isinstance(picture, Path):
+                raise PictureError(f"{picture} {error}") from error
+            raise
 
-    def _names(self, levels: Sequence[str] | None) -> list[str]:
+    def _names(self, levels: str | Iterable[str] | None) -> list[str]:
         known = [level.name for level in self.levels]
+        levels = None if levels is None else as_texts(levels)
+        if levels == []:
+            raise ModelError(f"no level of model {self.name} is named; it has {', '.join(known)}")
         for name in levels or ():
             if name not in known:
                 raise ModelError(f"model {self.name} has no level {name!r}; it has {', '.join(known)}")

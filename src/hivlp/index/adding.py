@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import time
@@ -19,7 +18,7 @@ from hivlp.data.pictures import load_pixels, picture_facts
 from hivlp.data.walk import PICTURE_SUFFIXES, Found, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
-from hivlp.errors import DataError
+from hivlp.index.names import Told, stored_path, told_captions, told_metadata
 from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.levels import Embeddings
 
@@ -91,15 +90,7 @@ def add_pictures(
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
-    texts = {stored_path(path): text for path, text in (captions or {}).items()}
-    try:
-        # There and back, so that it can be compared with what is stored.
-        given = json.loads(
-            json.dumps({stored_path(path): dict(values) for path, values in (metadata or {}).items()}, allow_nan=False)
-        )
-    except (TypeError, ValueError) as reason:
-        raise DataError(f"metadata must be JSON objects: {reason}") from reason
-    adding = _Adding(index, texts, given, on_progress)
+    adding = _Adding(index, told_captions(captions), told_metadata(metadata), on_progress)
     jobs = adding.jobs(_outermost(roots))
 
     def load(job: _Job) -> NDArray[np.uint8]:
@@ -123,8 +114,8 @@ class _Adding:
     def __init__(
         self,
         index: Index,
-        captions: Mapping[str, str],
-        metadata: Mapping[str, dict[str, Any]],
+        captions: Told[str],
+        metadata: Told[dict[str, Any]],
         on_progress: Callable[[AddReport], None] | None,
     ) -> None:
         self._index, self._captions, self._metadata, self._on_progress = index, captions, metadata, on_progress
@@ -207,15 +198,16 @@ class _Adding:
 
     def _known(self, path: str, before: Item | None) -> tuple[str | None, dict[str, Any]]:
         """Caption and metadata, as given now or else before: what is known of a picture outlives its content."""
-        caption, metadata = self._caption(path), self._metadata.get(path, {})
+        caption, metadata = self._caption(path), self._metadata.get(path) or {}
         if before is None:
             return caption, metadata
         return before.caption if caption is None else caption, {**before.metadata, **metadata}
 
     def _caption(self, path: str) -> str | None:
         """The given caption, or the first line of a text file beside the picture."""
-        if path in self._captions:
-            return self._captions[path]
+        told = self._captions.get(path)
+        if told is not None:
+            return told
         beside = Path(path).with_suffix(".txt")
         try:
             # A link could show any file of this machine as a caption; a pipe would never end.
@@ -258,13 +250,6 @@ def _is_met(place: Path, outer: Path) -> bool:
     if Path(os.path.realpath(place)) != Path(os.path.realpath(outer)) / inside:
         return False
     return place.is_dir() or place.suffix.lower() in PICTURE_SUFFIXES
-
-
-def stored_path(path: Path | str) -> str:
-    """The one path under which a file is stored: its folder resolved, so that links lead to one item, itself not."""
-    # os.path, because a Path for every file is slow.
-    folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
-    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
 
 
 def _printable(path: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hivlp.encode.base import Encoder, Picture
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder
+from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError, MissingExtraError, ModelError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.engine_scan import EngineScanner
 from hivlp.index.engine_tier import EngineTier
@@ -20,16 +19,22 @@ from hivlp.index.opened_engine import OpenedEngine
 from hivlp.index.ranking import Exact, Ranking, Tier, cascades, reach_together
 from hivlp.index.records import State
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
-from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Plan, Stopwatch, check_vector
+from hivlp.index.search import (
+    DEFAULT_SHORTLIST,
+    Duplicate,
+    Hit,
+    Options,
+    Plan,
+    Stopwatch,
+    check_vector,
+    real_number,
+    whole_number,
+    yes_or_no,
+)
 from hivlp.levels import Vectors
 
+FARTHEST = 1 << 40  # offset; no index has so many items
 CONDITIONS = 8  # of which it is kept what they let pass
-# Conditions that may hold at one time and not at another.
-CHANGING = re.compile(
-    r"\b((random|randomblob|date|time|datetime|julianday|unixepoch|strftime|timediff|changes|total_changes)\s*\("
-    r"|current_(date|time|timestamp)\b)",
-    re.IGNORECASE,
-)
 
 
 class AnsweringFolder(IndexFolder):
@@ -48,7 +53,7 @@ class AnsweringFolder(IndexFolder):
                 self._coarse = CoarseMaps.load(self.path, self.catalog.about.fingerprint)
             if model is not None:
                 self.attach(model)
-        except IndexFolderError:
+        except (IndexFolderError, ArgumentError):
             self.close()
             raise
 
@@ -58,6 +63,7 @@ class AnsweringFolder(IndexFolder):
         Raises:
             IndexFolderError: if the index was made with another model.
         """
+        check_encoder(model)
         about = self.catalog.about
         if self._coarse is not None:
             check_width(model, self._coarse)
@@ -84,27 +90,40 @@ class AnsweringFolder(IndexFolder):
         self, query: str | None, image: Picture | str | None, vector: Mapping[str, Any] | None
     ) -> list[Vectors] | None:
         if query is not None:
-            return self._encode_many([query], None)[0]
+            if not isinstance(query, str):
+                many = " (search_many takes many)" if isinstance(query, Iterable) else ""
+                raise ArgumentError(f"a query is one text, not {type(query).__name__}{many}")
+            return self._encode_many(query, None)[0]
         if image is not None:
-            picture = Path(image) if isinstance(image, str) else image
+            picture = as_picture(image)
             seen = self._need_model().encode_image([picture])
             # A picture is spread as the items are: their map suits it, as it does an item that others shall be like.
             return self._check(seen if self._coarse is None else self._coarse.of_items(seen.fine))
-        return None if vector is None else self._check(vector)
+        return None if vector is None else self._check(self._by_level(vector))
 
-    def _encode_many(self, queries: Sequence[str] | None, vectors: Mapping[str, Any] | None) -> list[list[Vectors]]:
+    def _by_level(self, vectors: Any) -> Mapping[str, Any]:
+        """What was given as vectors, by level; where the finest one is enough, it need not be named."""
+        if isinstance(vectors, Mapping):
+            return vectors
+        if self._coarse is not None or len(self.levels) == 1:
+            return {self.levels[-1].name: vectors}
+        names = ", ".join(level.name for level in self.levels)
+        raise ArgumentError(f"vectors are given by level ({names}), as in {{'{self.levels[-1].name}': …}}")
+
+    def _encode_many(self, queries: str | Iterable[str] | None, vectors: Any) -> list[list[Vectors]]:
         if queries is not None:
-            for number, query in enumerate(queries, start=1):
+            texts = as_texts(queries)
+            for number, query in enumerate(texts, start=1):
                 if not query.strip():
-                    raise QueryError("the query is empty" if len(queries) == 1 else f"query {number} is empty")
-            if not queries:
+                    raise QueryError("the query is empty" if len(texts) == 1 else f"query {number} is empty")
+            if not texts:
                 return []
-            words = self._need_model().encode_text(list(queries))
+            words = self._need_model().encode_text(texts)
             vectors = words if self._coarse is None else {FINE: words.fine}
-        assert vectors is not None
+        vectors = self._by_level(vectors)
         try:
             shapes = {name: np.shape(array) for name, array in vectors.items()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise QueryError("vectors must be (queries, dim) arrays of numbers") from error
         sizes = {shapes[level.name][:1] for level in self.levels if level.name in shapes}
         if len(sizes) != 1 or sizes == {()}:
@@ -120,8 +139,27 @@ class AnsweringFolder(IndexFolder):
         return check_vector(query, self.levels)
 
     def _need_model(self) -> Encoder:
+        """The model; of an index that was opened without, the one that it was made with, loaded now.
+
+        Raises:
+            QueryError: if the index knows none, or it cannot be loaded.
+            IndexFolderError: if it has changed since.
+        """
         if self._model is None:
-            raise QueryError("the index was opened without its model: Index.open(path, model=...)")
+            from hivlp.encode.hub import HiVLP
+
+            if not self.model_source:
+                raise QueryError(
+                    f"{self.path} was made of embeddings alone: search by vector or item, "
+                    "or give their model: Index.open(path, model=...)"
+                )
+            try:
+                self.attach(HiVLP.from_pretrained(self.model_source))
+            except (ModelError, MissingExtraError) as error:
+                raise QueryError(
+                    f"the model of {self.path} cannot be loaded: {error}; or give it: Index.open(path, model=...)"
+                ) from error
+            assert self._model is not None
         return self._model
 
     # The hits.
@@ -150,16 +188,29 @@ class AnsweringFolder(IndexFolder):
     ) -> Options:
         if recall is not None and (exact or shortlist is not None):
             raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
-        tuned = not exact and shortlist is None
-        return Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group, recall, tuned)
+        if where is not None and not isinstance(where, str):
+            raise ArgumentError(f"where must be a condition in SQL, not {where!r:.40}")
+        return Options(
+            k=whole_number("k", k),
+            shortlists=self._shortlists(shortlist),
+            exact=yes_or_no("exact", exact),
+            where=where,
+            offset=min(whole_number("offset", offset), FARTHEST),
+            threshold=None if threshold is None else real_number("threshold", threshold),
+            group=bool(group) if isinstance(group, (bool, np.bool_)) else real_number("group", group),
+            recall=None if recall is None else real_number("recall", recall),
+            tuned=not exact and shortlist is None,
+        )
 
     def _shortlists(self, shortlist: int | Sequence[int] | None) -> list[int]:
         stages = len(self.levels) - 1
-        if shortlist is None or isinstance(shortlist, int):
-            return [DEFAULT_SHORTLIST if shortlist is None else shortlist] * stages
-        if len(shortlist) != stages:
-            raise QueryError(f"{len(shortlist)} shortlists for {len(self.levels)} levels: one for each but the finest")
-        return list(shortlist)
+        if not isinstance(shortlist, Iterable) or np.ndim(shortlist) == 0:
+            size = DEFAULT_SHORTLIST if shortlist is None else whole_number("shortlist", shortlist)
+            return [size] * stages
+        sizes = [whole_number("shortlist", size) for size in shortlist]
+        if len(sizes) != stages:
+            raise QueryError(f"{len(sizes)} shortlists for {len(self.levels)} levels: one for each but the finest")
+        return sizes
 
     def _tiers(self, options: Options, rows: int, watch: Stopwatch) -> list[Tier]:
         """How the collection is looked at, ever further; see :mod:`hivlp.index.ranking`."""
@@ -180,7 +231,7 @@ class AnsweringFolder(IndexFolder):
         shortlists = options.shortlists
         if options.tuned:  # nobody said how many: of the usual ones, those are shown that few others would be among
             return [*cascades(self._scanners, shortlists, shortlists[0] // 4, rows, watch), exact]
-        shortlists = [max(size, options.k) for size in shortlists]
+        shortlists = [min(max(size, options.k), rows) for size in shortlists]
         return [*cascades(self._scanners, shortlists, shortlists[0], rows, watch), exact]
 
     def _answer(
@@ -240,11 +291,15 @@ class AnsweringFolder(IndexFolder):
     def _where(self, condition: str) -> Mask:
         """(rows,) bool: the items for which a condition holds, worked out once a commit."""
         passing = self._passing.pop(condition, None)
+        changing = False
         if passing is None:
             assert self._state is not None
+            rows, changing = self.catalog.rows_where(condition)
             passing = np.zeros(self._state.rows, bool)
-            passing[self.catalog.rows_where(condition)] = True
-        if not CHANGING.search(condition):
+            if not all(isinstance(row, int) and 0 <= row < len(passing) for row in rows):
+                raise DamagedIndexError(f"{self.path} is damaged: an item has no vectors; run `hivlp repair`")
+            passing[rows] = True
+        if not changing:
             self._passing[condition] = passing
             if len(self._passing) > CONDITIONS:
                 del self._passing[next(iter(self._passing))]

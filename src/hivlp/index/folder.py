@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -16,11 +17,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
-from hivlp.index.adding import stored_path
 from hivlp.index.catalog import Catalog
 from hivlp.index.compacting import Progress, compact, drop_old_files
 from hivlp.index.database import FILE
 from hivlp.index.merging import merge
+from hivlp.index.names import composed, each_item, places
 from hivlp.index.records import About, Item, NewItem, Stamp, State
 from hivlp.index.schema import OLD_FORMAT
 from hivlp.index.vectors import (
@@ -174,36 +175,49 @@ class IndexFolder:
             self.catalog.restamp(restamp)
         return updated
 
-    def remove(self, items: Iterable[int | str | Path]) -> int:
+    def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
         """Remove items by id or path; a folder's path removes everything in it.
+
+        Args:
+            items: ids, which are numbers, and paths, which are text: ``"3"`` is a path. A path finds what was stored
+                under this very name, or else under another spelling of it in Unicode.
 
         Returns:
             How many were removed.
 
         Raises:
-            QueryError: if one is not in the index; then nothing is removed.
+            QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
         with self._changing():
             chosen: dict[int, Item] = {}
             given_up: set[int] = set()
-            set_aside = {key: item_id for item_id, path in self.catalog.integrity.lost()[0] for key in (item_id, path)}
-            for wanted in items:
+            set_aside = self.catalog.integrity.lost()[0]
+            for wanted in each_item(items):
                 if isinstance(wanted, int):
                     item = self.catalog.get(wanted)
                     found = [] if item is None else [item]
+                    lost = {item_id for item_id, _ in set_aside if item_id == wanted}
                 else:
-                    # The last for given embeddings, which keep the path that they came with.
-                    places = (stored_path(wanted), os.path.realpath(wanted), os.fspath(wanted))
-                    found = next(filter(None, map(self.catalog.under, places)), [])
-                key = wanted if isinstance(wanted, int) else stored_path(wanted)
-                if not found and key in set_aside:
-                    given_up.add(set_aside[key])
-                elif not found:
+                    found = self.named(wanted)
+                    lost = {item_id for item_id, path in set_aside if composed(path) in map(composed, places(wanted))}
+                if not found and not lost:
                     raise QueryError(f"{self.path} has no item {wanted}")
                 chosen.update({item.id: item for item in found})
+                given_up.update(lost if not found else ())
             self.catalog.delete((item.id, item.row) for item in chosen.values())
             self.catalog.integrity.forget(given_up)
         return len(chosen) + len(given_up)
+
+    def named(self, path: str) -> list[Item]:
+        """The item that a person calls by this path, or the items in the folder of that name.
+
+        Raises:
+            QueryError: if it could mean several.
+        """
+        tried = places(path)
+        exact = (self.catalog.under(place) for place in tried)
+        alike = (self.catalog.alike(place) for place in tried if not place.isascii())
+        return next(filter(None, itertools.chain(exact, alike)), [])
 
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hivlp.errors import QueryError
+from hivlp.errors import ArgumentError, QueryError
 from hivlp.levels import Level, Vectors
 
 DEFAULT_SHORTLIST = 200
@@ -141,6 +142,45 @@ class Options:
             raise QueryError(f"group must be a cosine above 0 and at most 1, not {self.group}")
 
 
+def whole_number(name: str, value: Any) -> int:
+    """An option that counts something, as Python's own integer; numpy's are as good.
+
+    Raises:
+        ArgumentError: if it is none, which a float and a bool are not.
+    """
+    try:
+        if not isinstance(value, (bool, np.bool_)) and getattr(value, "dtype", None) != np.bool_:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}")
+
+
+def real_number(name: str, value: Any) -> float:
+    """An option that measures something, as Python's own float.
+
+    Raises:
+        ArgumentError: if it is no number.
+    """
+    try:
+        if not isinstance(value, (bool, np.bool_, str, bytes)):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ArgumentError(f"{name} must be a number, not {value!r:.40}")
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """An option that is on or off.
+
+    Raises:
+        ArgumentError: if it is something else.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise ArgumentError(f"{name} must be True or False, not {value!r:.40}")
+
+
 def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Vectors]:
     """The (dim,) unit vector of each level, coarse to fine.
 
@@ -152,8 +192,12 @@ def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Ve
         if level.name not in vectors:
             raise QueryError(f"the query has no vector for level {level.name}")
         try:
-            vector = np.asarray(vectors[level.name], np.float32)
-        except (TypeError, ValueError) as error:
+            given = np.asarray(vectors[level.name])
+            if given.dtype.kind not in "fiu":
+                raise TypeError(given.dtype)
+            with np.errstate(over="ignore"):
+                vector = given.astype(np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
             raise QueryError(f"level {level.name}: not a vector of numbers") from error
         if vector.shape == (1, level.dim):
             vector = vector[0]
