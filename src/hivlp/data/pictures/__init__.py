@@ -181,7 +181,7 @@ def _prepare(opened: Opened, target: int | None) -> int:
 
 def _decoded(opened: Opened, target: int | None) -> Image.Image:
     image = opened.decoded()
-    rgb = shrunk_rgb(image, target, profile=opened.profile, gamma=opened.gamma, inverted=opened.inverted)
+    rgb = shrunk_rgb(image, target, profile=opened.profile, gamma=opened.gamma, samples=opened.samples)
     turn = _UPRIGHT.get(opened.orientation)
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -197,6 +197,8 @@ def _opened(data: bytes | Path) -> Iterator[Opened]:
             yield opened
     except PictureError:
         raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"claims more pixels than the limit: {error}") from error
     except MemoryError as error:
         raise PictureError("needs more memory than there is") from error
     except Exception as error:

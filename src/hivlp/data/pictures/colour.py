@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import functools
 import io
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
 from hivlp.data.pictures.limits import MAX_PROFILE_BYTES
 
-_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+Levels = tuple[float, float]  # the values of black and white
 _STRIP_PIXELS = 1 << 19
 _SMALL_PROFILE = 1 << 16  # it is worth remembering what such a one does
 _CEILINGS = (1.0, 255.0, 65535.0)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How grey values are meant.
+
+    Attributes:
+        inverted: whether the least value is white.
+        unsigned: whether 32-bit integers are.
+        white: the greatest value, if that of the mode is not it.
+    """
+
+    inverted: bool = False
+    unsigned: bool = False
+    white: int | None = None
+
+    def of(self, image: Image.Image) -> NDArray[Any]:
+        """(H, W) values of an image of a wide mode."""
+        values = np.asarray(image)
+        return values.view(np.uint32) if self.unsigned and image.mode == "I" else values
 
 
 def shrunk_rgb(
@@ -23,7 +46,7 @@ def shrunk_rgb(
     *,
     profile: bytes | None = None,
     gamma: float | None = None,
-    inverted: bool = False,
+    samples: Samples = Samples(),
 ) -> Image.Image:
     """Convert to sRGB, transparent parts over white.
 
@@ -33,21 +56,21 @@ def shrunk_rgb(
             quality is lost.
         profile: the ICC profile of its colours; one that is damaged or does not fit is ignored.
         gamma: the exponent of its samples.
-        inverted: whether the least value of a wide mode is white.
+        samples: how its grey values are meant.
     """
     width, height = image.size
     factor = 1 if target is None else max(1, min(width, height) // (2 * target))
-    levels = _levels(image) if image.mode in _WIDE_MODES else None
+    levels = _levels(image, samples) if image.mode in WIDE_MODES else None
     transparent = image.info.get("transparency")
     rows = factor * max(1, _STRIP_PIXELS // (width * factor))
     if factor == 1 and height <= rows:
-        whole = _plain(image, levels, inverted, transparent)
+        whole = _plain(image, levels, samples, transparent)
         return _to_srgb(whole, profile, gamma)
     small: Image.Image | None = None
     # Strip by strip, or a large picture would be in memory several times over.
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        plain = _plain(strip, levels, inverted, transparent)
+        plain = _plain(strip, levels, samples, transparent)
         if factor > 1:
             plain = plain.reduce(factor)
         converted = _to_srgb(plain, profile, gamma)
@@ -58,18 +81,20 @@ def shrunk_rgb(
     return small
 
 
-def _plain(image: Image.Image, levels: tuple[float, float] | None, inverted: bool, transparent: object) -> Image.Image:
+def _plain(image: Image.Image, levels: Levels | None, samples: Samples, transparent: object) -> Image.Image:
     """As ``L``, ``RGB``, ``CMYK`` or ``LAB``, without transparency: the modes that colour profiles are for."""
     if levels is not None:
-        return _from_wide(image, levels, inverted, transparent)
+        return _from_wide(image, levels, samples, transparent)
     if image.mode == "La":
         image = image.convert("LA")
     elif image.mode == "RGBa":
         image = image.convert("RGBA")
     if image.mode == "LA":
-        white = Image.new("L", image.size, 255)
-        white.paste(image.getchannel("L"), mask=image.getchannel("A"))
+        white, grey = Image.new("L", image.size, 255), image.getchannel("L")
+        white.paste(ImageChops.invert(grey) if samples.inverted else grey, mask=image.getchannel("A"))
         return white
+    if samples.inverted and image.mode == "L":
+        image = ImageChops.invert(image)
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
@@ -133,19 +158,21 @@ def _gamma_table(gamma: float) -> list[int]:
     return [int(value) for value in np.rint(255 * srgb)]
 
 
-def _levels(image: Image.Image) -> tuple[float, float]:
+def _levels(image: Image.Image, samples: Samples) -> Levels:
     """The values of black and white of an image with more than eight bits.
 
     PNG and PPM say that white is 65535. TIFF leaves it open for 32 bits and for floats, so there the values decide:
     0…1, 0…255 and 0…65535 are taken as such, anything else is stretched from its least to its greatest value.
     """
+    if samples.white is not None:
+        return 0.0, float(samples.white)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return 0.0, 65535.0
     low, high = np.inf, -np.inf
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
-        values = np.asarray(image.crop((0, top, width, min(top + rows, height))))
+        values = samples.of(image.crop((0, top, width, min(top + rows, height))))
         values = values[np.isfinite(values)]
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
@@ -155,17 +182,24 @@ def _levels(image: Image.Image) -> tuple[float, float]:
     return (0.0, ceilings[0]) if low >= 0 and ceilings else (low, high)
 
 
-def _from_wide(image: Image.Image, levels: tuple[float, float], inverted: bool, transparent: object) -> Image.Image:
+def _from_wide(image: Image.Image, levels: Levels, samples: Samples, transparent: object) -> Image.Image:
     """Scale grey of more than eight bits to ``L``; Pillow's own conversion clips it."""
     low, high = levels
-    raw: NDArray[np.generic] = np.asarray(image)
-    # Float32 is exact for 16 bits, and half the size of numpy's default; 32-bit integers need more.
-    precise = np.float64 if image.mode == "I" and high - low > 1 << 24 else np.float32
-    values = np.nan_to_num(raw.astype(precise), nan=low, posinf=high, neginf=low)
-    grey = (values - precise(low)) * precise(255.0 / max(high - low, 1e-30))
-    pixels = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    if inverted:
+    raw = samples.of(image)
+    # For 16 bits, a table is faster.
+    pixels = _grey(np.arange(1 << 16), low, high)[raw] if raw.dtype.itemsize == 2 else _grey(raw, low, high)
+    if samples.inverted:
         pixels = 255 - pixels
     if isinstance(transparent, int):
         pixels[raw == transparent] = 255
     return Image.fromarray(pixels)
+
+
+def _grey(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Values from ``low`` to ``high`` as 0 to 255."""
+    # Float32 is exact for 24 bits, and half the size of numpy's default.
+    precise = np.float64 if values.dtype.kind in "iu" and high - low > 1 << 24 else np.float32
+    finite = np.nan_to_num(values.astype(precise), nan=low, posinf=high, neginf=low)
+    scaled = (finite - precise(low)) * precise(255.0 / max(high - low, 1e-30))
+    grey: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return grey

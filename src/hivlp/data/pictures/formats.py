@@ -21,7 +21,8 @@ from hivlp.data.pictures.opened import Opened
 from hivlp.data.pictures.png import open_png
 from hivlp.data.pictures.source import Source
 from hivlp.data.pictures.tiff import is_raw, open_tiff, read_directory
-from hivlp.data.pictures.whole import open_avif, open_heic, open_jxl, open_raw, open_webp
+from hivlp.data.pictures.webp import open_webp
+from hivlp.data.pictures.whole import open_avif, open_heic, open_jxl, open_raw
 from hivlp.errors import PictureError
 
 _MAX_ICON_SIDE = 1024

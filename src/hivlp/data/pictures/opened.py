@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from hivlp.data.pictures.colour import Samples
 from hivlp.data.pictures.exif import Directory, orientation
 from hivlp.data.pictures.limits import MAX_PIXELS, check_size
 
@@ -23,7 +24,7 @@ class Opened:
         turned: whether decoding turns it upright already.
         profile: the ICC profile of its colours.
         gamma: the exponent of its samples, where a PNG tells one.
-        inverted: whether the least value is white, and Pillow does not mind it.
+        samples: how grey values are meant, where the mode does not say it.
         per_pixel: bytes that decoding takes for each pixel beside those of the decoded image.
         extra: bytes that decoding takes beside, whatever the size.
         most_pixels: the limit of its size.
@@ -37,7 +38,7 @@ class Opened:
     turned: bool = False
     profile: bytes | None = None
     gamma: float | None = None
-    inverted: bool = False
+    samples: Samples = field(default_factory=Samples)
     per_pixel: float = 0
     extra: int = 0
     most_pixels: int = MAX_PIXELS

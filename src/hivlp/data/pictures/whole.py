@@ -1,4 +1,4 @@
-"""Formats whose decoders take the whole file: WebP, AVIF, HEIC, JPEG XL, and the previews in camera files."""
+"""Formats whose decoders take the whole file: AVIF, HEIC, JPEG XL, and the previews in camera files."""
 
 from __future__ import annotations
 
@@ -16,28 +16,9 @@ from hivlp.data.pictures.opened import Opened
 from hivlp.data.pictures.source import Source
 from hivlp.errors import PictureError
 
-# Bytes for each pixel beside the decoded image, measured: planes, canvases and copies that a decoder keeps.
-_WEBP_BYTES, _AVIF_BYTES, _HEIC_BYTES, _JXL_BYTES = 10, 12, 12, 16
+# Bytes for each pixel beside the decoded image, measured: planes and copies that a decoder keeps.
+_AVIF_BYTES, _HEIC_BYTES, _JXL_BYTES = 12, 12, 16
 _FLIPS = {3: 3, 5: 8, 6: 6}  # LibRaw's way of saying how a camera was held, as EXIF says it
-
-
-def open_webp(source: Source) -> Opened:
-    """Open the first frame of a WebP."""
-    from PIL.WebPImagePlugin import WebPImageFile
-
-    image = WebPImageFile(source.whole(), "")
-
-    def pixels() -> Image.Image:
-        # Pillow would keep two canvases, the frame and its copy of it; here only the frame is left.
-        decoder: Any = image._decoder
-        frame = decoder.get_next()
-        image._decoder = None
-        if frame is None:
-            raise PictureError("is damaged or cannot be read: its first frame cannot be decoded")
-        del decoder
-        return Image.frombuffer(image.rawmode, image.size, frame[0], "raw", image.rawmode, 0, 1)
-
-    return _whole(image, "WEBP", source, _WEBP_BYTES, pixels)
 
 
 def open_avif(source: Source) -> Opened:
@@ -109,7 +90,7 @@ def open_raw(source: Source) -> Opened:
     return opened
 
 
-def _whole(image: Image.Image, kind: str, source: Source, per_pixel: float, pixels: Any = None) -> Opened:
+def _whole(image: Image.Image, kind: str, source: Source, per_pixel: float) -> Opened:
     profile = image.info.get("icc_profile")
     return Opened(
         image,
@@ -118,7 +99,6 @@ def _whole(image: Image.Image, kind: str, source: Source, per_pixel: float, pixe
         profile=profile if profile and len(profile) <= MAX_PROFILE_BYTES else None,
         per_pixel=per_pixel,
         extra=2 * source.size,
-        pixels=pixels,
     )
 
 
