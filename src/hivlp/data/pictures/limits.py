@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from PIL import _imaging as core
+
 from hivlp.errors import PictureError
 
 MAX_PIXELS = 178_956_970
@@ -61,6 +63,10 @@ class Budget:
 
 
 BUDGET = Budget(MAX_BYTES)
+
+# Pillow keeps a large image in blocks. Those of 16 MB, its default, come from a thread's own heap, which keeps what is
+# freed; larger ones go back to the system at once, as the budget takes for granted.
+core.set_block_size(64 << 20)
 
 
 def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
