@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,9 @@ __all__ = [
     "to_rgb",
 ]
 
-# What a small picture takes, file and all; only a larger one is opened a second time, when there is room for it.
+T = TypeVar("T")
+
+# What a small picture takes; only a larger one is opened a second time, when there is room for it.
 _SMALL = 16 << 20
 # A strip of 2**19 pixels in the few forms that it goes through.
 _STRIP_BYTES = 24 << 20
@@ -70,13 +73,7 @@ def decode(data: bytes | Path, *, target: int | None = None) -> Image.Image:
     Raises:
         PictureError: if the picture cannot be decoded or would cost more than :mod:`hivlp.data.pictures.limits` allow.
     """
-    held = _SMALL
-    while True:
-        with BUDGET.hold(held), _opened(data) as opened:
-            cost = _prepare(opened, target)
-            if cost <= held:
-                return _decoded(opened, target)
-        held = cost
+    return _used(data, target, lambda image: image)
 
 
 def fit(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
@@ -132,7 +129,7 @@ def load_pixels(data: bytes | Path, config: PictureConfig) -> NDArray[np.uint8]:
     Raises:
         PictureError: if it cannot be decoded.
     """
-    return fit(decode(data, target=config.size), config)
+    return _used(data, config.size, lambda image: fit(image, config))
 
 
 def picture_size(data: bytes | Path) -> tuple[int, int]:
@@ -141,7 +138,7 @@ def picture_size(data: bytes | Path) -> tuple[int, int]:
     Raises:
         PictureError: as :func:`decode`.
     """
-    with _opened(data) as opened:
+    with BUDGET.hold(_opening_bytes(data)), _opened(data) as opened:
         return opened.image.size
 
 
@@ -155,11 +152,30 @@ def picture_facts(data: bytes | Path) -> dict[str, str | int]:
     Raises:
         PictureError: as :func:`decode`.
     """
-    with _opened(data) as opened:
+    with BUDGET.hold(_opening_bytes(data)), _opened(data) as opened:
         width, height = opened.image.size
         if opened.orientation >= 5:  # these exchange width and height
             width, height = height, width
         return {"format": opened.kind, "width": width, "height": height, **exif.facts(opened.exif)}
+
+
+def _used(data: bytes | Path, target: int | None, use: Callable[[Image.Image], T]) -> T:
+    """What ``use`` makes of a decoded picture, with memory held for it from its first byte on."""
+    held = _opening_bytes(data)
+    while True:
+        with BUDGET.hold(held), _opened(data) as opened:
+            cost = _prepare(opened, target)
+            if cost <= held:
+                return use(_decoded(opened, target))
+        held = cost
+
+
+def _opening_bytes(data: bytes | Path) -> int:
+    """What opening a picture may take: some decoders want the whole file, and copy it."""
+    try:
+        return _SMALL + 2 * (len(data) if isinstance(data, bytes) else data.stat().st_size)
+    except (OSError, ValueError):
+        return _SMALL  # opening it says what is wrong
 
 
 def _prepare(opened: Opened, target: int | None) -> int:
@@ -174,7 +190,8 @@ def _prepare(opened: Opened, target: int | None) -> int:
     check_size(width, height)
     factor = 1 if target is None else max(1, min(width, height) // (2 * target))
     small = image_bytes("RGB", -(-width // factor), -(-height // factor))
-    cost = opened.cost() + small * (1 if opened.orientation == 1 else 2) + min(_STRIP_BYTES, 48 * width * height)
+    # The reduced picture, a copy of it for its model, and one turned upright.
+    cost = opened.cost() + small * (2 if opened.orientation == 1 else 3) + min(_STRIP_BYTES, 48 * width * height)
     check_cost(cost)
     return cost
 

@@ -16,7 +16,7 @@ MAX_PIXELS = 178_956_970
 MAX_SIDE = 1 << 17
 """Pixels of the longest side. Decoders and filters keep something for every row and column of a picture."""
 
-MAX_BYTES = 600 << 20
+MAX_BYTES = 512 << 20
 """Bytes that a picture may take while it is decoded and reduced, and that all pictures being decoded take together."""
 
 MAX_FILE_BYTES = 1 << 29

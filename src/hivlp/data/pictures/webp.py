@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.WebPImagePlugin import WebPImageFile
 
 from hivlp.data.pictures.exif import exif_directory
-from hivlp.data.pictures.limits import MAX_PROFILE_BYTES, check_parts
+from hivlp.data.pictures.limits import MAX_PROFILE_BYTES, check_cost, check_parts
 from hivlp.data.pictures.opened import Opened
 from hivlp.data.pictures.source import Source, spliced
 from hivlp.errors import PictureError
@@ -25,6 +25,7 @@ def open_webp(source: Source) -> Opened:
     Raises:
         PictureError: if it is damaged.
     """
+    check_cost(2 * source.size)
     kept: dict[bytes, tuple[int, int]] = {}
     place, count = 12, 0
     while len(head := source.at(place, 8)) == 8:

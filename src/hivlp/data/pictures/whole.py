@@ -25,6 +25,7 @@ def open_avif(source: Source) -> Opened:
     """Open the first frame of an AVIF."""
     from PIL.AvifImagePlugin import AvifImageFile
 
+    check_cost(2 * source.size)
     return _whole(AvifImageFile(source.whole(), ""), "AVIF", source, _AVIF_BYTES)
 
 
@@ -34,6 +35,7 @@ def open_heic(source: Source) -> Opened:
         from pillow_heif import HeifImageFile, options
     except ImportError:
         raise PictureError(f"is a HEIC picture, which {NEEDS_EXTRA}") from None
+    check_cost(2 * source.size)
     # Pictures within the picture are never shown here.
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     opened = _whole(cast("Any", HeifImageFile)(source.whole(), ""), "HEIC", source, _HEIC_BYTES)
@@ -47,6 +49,7 @@ def open_jxl(source: Source) -> Opened:
         from pillow_jxl.JpegXLImagePlugin import JXLImageFile
     except ImportError:
         raise PictureError(f"is a JPEG XL picture, which {NEEDS_EXTRA}") from None
+    check_cost(2 * source.size)
     size = _jxl_size(source)
     check_size(*size)
     claimed = Image.Image()
