@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import struct
 
@@ -57,6 +58,7 @@ def why_unread(kind: str) -> str | None:
     return None if readable(kind) else NEEDS_EXTRA
 
 
+@functools.cache
 def readable(kind: str) -> bool:
     """Whether pictures of a kind can be read with the packages that are installed."""
     if kind == "AVIF":

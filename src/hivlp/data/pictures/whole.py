@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from hivlp.data.kinds import NEEDS_EXTRA
+from hivlp.data import kinds
 from hivlp.data.pictures.exif import exif_directory, orientation
 from hivlp.data.pictures.jpeg import open_jpeg
 from hivlp.data.pictures.limits import MAX_PROFILE_BYTES, check_cost, check_size
@@ -31,10 +31,9 @@ def open_avif(source: Source) -> Opened:
 
 def open_heic(source: Source) -> Opened:
     """Open the main picture of a HEIC file."""
-    try:
-        from pillow_heif import HeifImageFile, options
-    except ImportError:
-        raise PictureError(f"is a HEIC picture, which {NEEDS_EXTRA}") from None
+    _require("HEIC")
+    from pillow_heif import HeifImageFile, options
+
     check_cost(2 * source.size)
     # Pictures within the picture are never shown here.
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
@@ -45,10 +44,9 @@ def open_heic(source: Source) -> Opened:
 
 def open_jxl(source: Source) -> Opened:
     """Open a JPEG XL. Its package decodes it as it is opened, so that the header is read here first."""
-    try:
-        from pillow_jxl.JpegXLImagePlugin import JXLImageFile
-    except ImportError:
-        raise PictureError(f"is a JPEG XL picture, which {NEEDS_EXTRA}") from None
+    _require("JPEG XL")
+    from pillow_jxl.JpegXLImagePlugin import JXLImageFile
+
     check_cost(2 * source.size)
     size = _jxl_size(source)
     check_size(*size)
@@ -72,10 +70,9 @@ def open_jxl(source: Source) -> Opened:
 
 def open_raw(source: Source) -> Opened:
     """Open the preview that a camera stored beside what its sensor saw."""
-    try:
-        import rawpy
-    except ImportError:
-        raise PictureError(f"is a RAW picture, which {NEEDS_EXTRA}") from None
+    _require("RAW")
+    import rawpy
+
     check_cost(2 * source.size)
     try:
         with rawpy.imread(cast("BinaryIO", source.whole())) as raw:
@@ -91,6 +88,11 @@ def open_raw(source: Source) -> Opened:
     if orientation(opened.exif) == 1 and flip in _FLIPS:
         opened.exif = exif_directory(b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0%c\0\0\0\0\0\0" % _FLIPS[flip])
     return opened
+
+
+def _require(kind: str) -> None:
+    if not kinds.readable(kind):
+        raise PictureError(f"is a {kind} picture, which {kinds.NEEDS_EXTRA}")
 
 
 def _whole(image: Image.Image, kind: str, source: Source, per_pixel: float) -> Opened:
