@@ -136,6 +136,10 @@ ENDLESS = {
         tiff([*strip(1, 99)[:5], (273, 4, 10**6, bytes(4 * 10**6)), *strip(1, 99)[6:]], bytes(99)),
         "tag 273",
     ),
+    "a TIFF that says its depth twice": (
+        tiff([*strip(8, 8), (258, 3, 1 << 20, bytes(2 << 20))], bytes(64)),
+        "twice",
+    ),
     "a TIFF of overlapping tags": (
         tiff([*strip(8, 8), *((30_000 + n, 7, 100_000, 8) for n in range(2000))], bytes(100_000)),
         "more than the file",

@@ -35,17 +35,24 @@ class Entry:
 
 
 class Directory:
-    """The tags of one directory (IFD)."""
+    """The tags of one directory (IFD).
+
+    Attributes:
+        entries: by tag.
+        sound: whether there are not too many, and each once; if not, another reader may see other values.
+    """
 
     def __init__(self, source: Source, order: str, big: bool, place: int) -> None:
         self._source, self._order, self._big = source, order, big
         self.entries: dict[int, Entry] = {}
+        self.sound = True
         width, step = (8, 20) if big else (2, 12)
         head = source.at(place, width)
         if len(head) < width:
             return
-        count = min(struct.unpack(order + ("Q" if big else "H"), head)[0], _MAX_ENTRIES)
-        table = source.at(place + width, count * step)
+        (count,) = struct.unpack(order + ("Q" if big else "H"), head)
+        self.sound = count <= _MAX_ENTRIES
+        table = source.at(place + width, min(count, _MAX_ENTRIES) * step)
         inside = 8 if big else 4
         for at in range(0, len(table) - step + 1, step):
             tag, kind = struct.unpack_from(order + "HH", table, at)
@@ -54,6 +61,7 @@ class Directory:
             if entry.size > inside:
                 (away,) = struct.unpack_from(order + ("Q" if big else "I"), table, at + step - inside)
                 entry = Entry(kind, values, away)
+            self.sound &= tag not in self.entries
             self.entries.setdefault(tag, entry)
 
     def numbers(self, tag: int, most: int = 16) -> tuple[int, ...]:

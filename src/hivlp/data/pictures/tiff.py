@@ -104,7 +104,9 @@ def _mind_order(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _check_tags(source: Source, directory: Directory) -> None:
-    """Refuse what would be more in Python's memory than in the file."""
+    """Refuse what would be more in Python's memory than in the file, or other to Pillow than it is here."""
+    if not directory.sound:
+        raise PictureError("is not a sound TIFF file: it has too many tags, or one of them twice")
     if sum(entry.size for entry in directory.entries.values()) > 2 * source.size + (1 << 20):
         raise PictureError("is not a sound TIFF file: its tags hold more than the file")
     limits = dict.fromkeys(_FEW, 64) | dict.fromkeys(_MANY, MAX_PARTS) | {_COLOUR_MAP: 3 << 16}
