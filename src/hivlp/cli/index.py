@@ -36,7 +36,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
         _take_in(index)
     print_result(arguments, report.to_json, lambda: _added(report, arguments.out))
-    return 0
+    return fail("nothing could be read") if report.useless else 0
 
 
 def _index_embeddings(arguments: argparse.Namespace) -> int:
@@ -86,6 +86,10 @@ def _open_or_create(path: Path, model: str | None) -> Index:
 
 def _added(report: AddReport, out: Path) -> str:
     lines = [f"failed: {failure.path}: {failure.error}" for failure in report.failed]
+    lines += [
+        f"not read: {passed.count} × {kind} (such as {passed.first}): {passed.why}"
+        for kind, passed in report.not_read.items()
+    ]
     lines.append(
         f"{report.added} added, {report.updated} updated, {report.skipped} skipped, "
         f"{len(report.failed)} failed; {report.items} items in {out} ({report.seconds:.1f} s)"

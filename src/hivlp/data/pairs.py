@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
 
-from hivlp.errors import DataError, PictureError
+from hivlp.data.pictures.source import opened_source
+from hivlp.errors import DataError
 
 SPLITS = ("train", "val", "test")
 
@@ -64,10 +65,8 @@ class Pair:
             return self.picture
         if not isinstance(self.picture, Path):
             return self.picture.read()
-        try:
-            return self.picture.read_bytes()
-        except (OSError, ValueError) as error:
-            raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        with opened_source(self.picture) as source:
+            return source.whole().read()
 
 
 def load_pairs(source: str | Path, split: str | None = None, *, images: Path | None = None) -> list[Pair]:
