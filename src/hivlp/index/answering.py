@@ -19,8 +19,8 @@ from hivlp.index.opened_engine import OpenedEngine
 from hivlp.index.ranking import Ranking, scan_together
 from hivlp.index.records import State
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
-from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Stopwatch, check_vector
-from hivlp.levels import Vectors
+from hivlp.index.search import Duplicate, Hit, Options, Stopwatch, check_vector
+from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 
 CONDITIONS = 8  # of which it is kept what they let pass
 # Conditions that may hold at one time and not at another.

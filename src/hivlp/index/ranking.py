@@ -117,7 +117,7 @@ class Ranking:
     def _ordered(self, number: int) -> Rows:
         rows = self._coarse[number * self._block : (number + 1) * self._block]
         if len(self.scanners) > 1:
-            rows = _funnel(self.scanners[1:], self.query[1:], self._shortlists, rows)
+            rows = funnel(self.scanners[1:], self.query[1:], self._shortlists, rows)
             self._watch.lap("fine")
         return rows
 
@@ -136,7 +136,7 @@ def scan_together(rankings: Sequence[Ranking], count: int, stage: str, watch: St
     watch.lap(stage)
 
 
-def _funnel(scanners: Sequence[Scanner], query: Sequence[Vectors], shortlists: Sequence[int], rows: Rows) -> Rows:
+def funnel(scanners: Sequence[Scanner], query: Sequence[Vectors], shortlists: Sequence[int], rows: Rows) -> Rows:
     """Order one block by ever finer levels, each looking at no more rows than the one before."""
     dropped: list[Rows] = []
     for position, (scanner, vector) in enumerate(zip(scanners, query, strict=True)):

@@ -14,8 +14,6 @@ import numpy as np
 from hivlp.errors import QueryError
 from hivlp.levels import Level, Vectors
 
-DEFAULT_SHORTLIST = 200
-
 
 @dataclass(frozen=True)
 class Duplicate:
