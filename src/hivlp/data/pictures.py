@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from hivlp.config import PictureConfig
+from hivlp.data.preparing import fit
 from hivlp.data.walk import PICTURE_SUFFIXES, Found, Unreadable, find_pictures
 from hivlp.errors import PictureError
 
@@ -100,36 +101,6 @@ def decode(data: bytes | Path, *, target: int | None = None) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def fit(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
-    """Scale an RGB image into the square that a model takes.
-
-    Args:
-        image: of mode ``RGB``.
-        config: ``size`` and ``fit``: ``pad`` keeps the whole picture, centred between white bars; ``crop`` takes the
-            centre square; ``stretch`` ignores the proportions.
-
-    Returns:
-        (size, size, 3) uint8 RGB.
-    """
-    size, (width, height) = config.size, image.size
-    box: tuple[float, float, float, float] | None = None
-    scaled = (size, size)
-    if config.fit == "pad":
-        scale = size / max(width, height)
-        scaled = (max(1, round(width * scale)), max(1, round(height * scale)))
-    elif config.fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    pixels = np.array(image.resize(scaled, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
-    if scaled == (size, size):
-        return pixels
-    square = np.full((size, size, 3), 255, dtype=np.uint8)
-    left, top = (size - scaled[0]) // 2, (size - scaled[1]) // 2
-    square[top : top + scaled[1], left : left + scaled[0]] = pixels
-    return square
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """An open PIL image as upright RGB, transparent parts over white.
 
@@ -153,7 +124,8 @@ def load_pixels(data: bytes | Path, config: PictureConfig) -> NDArray[np.uint8]:
     Raises:
         PictureError: if it cannot be decoded.
     """
-    return fit(decode(data, target=config.size), config)
+    # At a fraction of its size a picture is not, to the grey level, what a trained model saw.
+    return fit(decode(data, target=config.size if config.fit == "pad" else None), config)
 
 
 def picture_size(data: bytes | Path) -> tuple[int, int]:
