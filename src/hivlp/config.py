@@ -17,6 +17,7 @@ FORMAT = 1
 
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Filters by the number that Pillow, and the processors of ``transformers``, give them."""
+RESIZES: tuple[set[str], ...] = (set(), {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PictureConfig:
             if self.fit != "crop":
                 raise ValueError(f"resize belongs to fit crop, not {self.fit}")
             if set(self.resize) not in RESIZES or not all(isinstance(n, int) and n > 0 for n in self.resize.values()):
-                raise ValueError(f"resize must be shortest_edge, also with longest_edge, or height and width, in pixels; "
+                raise ValueError(f"resize must be shortest_edge (and longest_edge) or height and width, in pixels, "
                                  f"not {dict(self.resize)}")  # fmt: skip
 
     def at(self, size: int) -> PictureConfig:
@@ -70,9 +71,6 @@ class PictureConfig:
             return self
         scaled = {name: max(1, round(value * size / self.size)) for name, value in self.resize.items()}
         return replace(self, size=size, resize=scaled)
-
-
-RESIZES = (set(), {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 
 @dataclass(frozen=True)

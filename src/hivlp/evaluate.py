@@ -4,8 +4,8 @@ Protocol (Karpathy & Fei-Fei, 2015, as used since): image-to-text R@K is the sha
 their own captions among the K best; text-to-image R@K is the share of captions whose picture is among the K best.
 A candidate that scores exactly as high as the right one counts as ranked before it.
 
-Each level alone is judged by its float32 vectors. The cascade is judged as people search: by the scan and the re-ranking
-of :mod:`hivlp.index`, over vectors as an index stores them.
+Each level alone is judged by its float32 vectors. The cascade is judged as people search: by the scan and the
+re-ranking of :mod:`hivlp.index`, over vectors as an index stores them.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from PIL import Image
 from hivlp.config import PictureConfig
 
 WHOLE = 1 << 24
-"""Pixels up to which a picture is scaled as a whole before its centre is cut out. Of an endless strip the centre alone is
-scaled, whose edges in the picture are then known in single precision only."""
+"""Pixels up to which a picture is scaled as a whole before its centre is cut out. Of an endless strip the centre alone
+is scaled, whose edges in the picture are then known in single precision only."""
 
 
 def fit(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from hivlp.config import TextConfig
 from hivlp.errors import ModelError
 
-# A tokenizer cuts long texts only after it has split them; of a longer one, only an end of this many characters is read.
+# A tokenizer cuts long texts only after it has split them; of longer ones, no more than so many characters are read.
 LONGEST = 1 << 16
 
 

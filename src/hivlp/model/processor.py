@@ -42,7 +42,7 @@ def picture_config(folder: Path, source: Path | str, side: int) -> PictureConfig
         raise ModelError(f"{source} has no {PICTURES}, which hivlp needs to prepare pictures as it was trained")
     try:
         # What the files leave open, the class decides.
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever the class makes of its settings
         text = " ".join(str(error).split())[:200]
         raise ModelError(f"{source}: its image processor cannot be read: {text}") from error
@@ -54,7 +54,7 @@ def picture_config(folder: Path, source: Path | str, side: int) -> PictureConfig
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{source} prepares pictures as hivlp does not: {error}") from error
     if config.size != side:
-        raise ModelError(f"{source} prepares pictures of {config.size} pixels a side, but its vision tower takes {side}")
+        raise ModelError(f"{source} prepares pictures of {config.size} pixels a side, its vision tower takes {side}")
     if str(named.get("image_processor_type", "")).endswith("Fast") and config.resample not in ("bilinear", "bicubic"):
         logger.warning("%s was prepared by torchvision, whose %s filter is not Pillow's", source, config.resample)
     return config
@@ -149,7 +149,8 @@ def text_config(folder: Path, source: Path | str, tokenizer: Path, family: str, 
     stored = read_json(tokenizer)
     siglip = family == "siglip"
     named = str(settings.get("tokenizer_class", ""))
-    side = settings.get("padding_side") or _direction(stored, "padding") or ("left" if named.startswith(LEFT) else "right")
+    usual = "left" if named.startswith(LEFT) else "right"
+    side = settings.get("padding_side") or _direction(stored, "padding") or usual
     pad = settings.get("pad_token") or read_json(folder / SPECIAL).get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
     # Else that of the tokenizer's class.

@@ -1,15 +1,14 @@
 """SigLIP's texts from the model file of sentencepiece alone, which ``transformers`` 5 writes instead of a tokenizer.
 
-The file is a protocol buffer (``sentencepiece_model.proto``), of which three parts matter: the pieces with their scores,
-how text is normalised, and what stands for the unknown. What SigLIP does before is in its authors' big_vision: lower
-case, no punctuation, single spaces.
+The file is a protocol buffer (``sentencepiece_model.proto``), of which three parts matter: the pieces with their
+scores, how text is normalised, and what stands for the unknown. What SigLIP does before is in its authors' big_vision:
+lower case, no punctuation, single spaces.
 """
 
 from __future__ import annotations
 
 import string
 import struct
-
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -28,8 +27,11 @@ END = "</s>"
 
 Fields = dict[int, list[int | bytes]]
 
+
 def convert_sentencepiece(path: Path) -> Tokenizer:
     """A tokenizer that gives the ids of ``SiglipTokenizer``, texts being lower-cased already.
+
+    Only texts that spell out ``</s>``, ``<unk>`` or the sign for a space may be split otherwise.
 
     Raises:
         ModelError: if the file is not a unigram model of sentencepiece that knows ``</s>``.
@@ -66,12 +68,13 @@ def convert_sentencepiece(path: Path) -> Tokenizer:
             normalizers.Strip(),
         ]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always", split=False)
     special = (END, pieces[unknown][0])
     tokenizer.add_special_tokens([AddedToken(piece, lstrip=True, rstrip=True, normalized=False) for piece in special])
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, end)])
     return tokenizer
+
 
 def _fields(data: bytes) -> Fields:
     """Number -> values of a message, each an integer or bytes.
@@ -101,6 +104,7 @@ def _fields(data: bytes) -> Fields:
         fields.setdefault(key >> 3, []).append(value)
     return fields
 
+
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """An integer of seven bits a byte, and where it ends."""
     value = 0
@@ -109,6 +113,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at + place + 1
     raise ValueError("it ends early")
+
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
