@@ -398,5 +398,5 @@ def test_siglip2_at_a_fixed_resolution_is_read_as_the_library_saves_it(side, tmp
 
 def test_siglip2_naflex_is_refused_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
-    with pytest.raises(ModelError, match="siglip2 model.*NaFlex"):
+    with pytest.raises(ModelError, match=r"siglip2 model.*NaFlex"):
         import_dual_encoder(tmp_path, tmp_path / "out")

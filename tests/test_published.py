@@ -29,8 +29,8 @@ from hivlp.train.step import Inputs  # noqa: E402
 from tiny import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
-TEXTS = ["a red circle", "the BLUE square on white", "White", "a red circle on the white square on the blue circle on a",
-         "green"]  # fmt: skip
+LONG = "a red circle on the white square on the blue circle on a"
+TEXTS = ["a red circle", "the BLUE square on white", "White", LONG, "green"]
 SIDES = ("right", "left")
 SETTINGS = [
     TextConfig(length, lower, pad, 0, padding, truncation)
