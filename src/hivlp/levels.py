@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+DEFAULT_SHORTLIST = 200
+"""Items that a coarser level hands on where nobody says how many: in a search as in an evaluation."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hivlp.cli.index import run_compact, run_index, run_info, run_merge, run_rem
 from hivlp.cli.models import DEFAULT_MODEL
 from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
+from hivlp.levels import DEFAULT_SHORTLIST
 
 # As hivlp.fit.METHODS, which is slow to import.
 FITS = ("distill", "pca", "lean", "prefix")
@@ -142,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
-    sub.add_argument("--shortlist", type=int, default=20, metavar="N")
+    sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
 
     sub = verb("train", run_train, "Train a model from a recipe.")
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
@@ -165,7 +166,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=1500, help="of learning; 0 for the closed form (default 1500)")
     sub.add_argument("--split", help="part to learn from (default: train, where there is one)")
     sub.add_argument("--limit", type=_count, metavar="N", help="learn from so many pictures and texts at most")
-    sub.add_argument("--shortlist", type=int, default=20, metavar="N", help="for the recalls measured at the end")
+    sub.add_argument(
+        "--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="of the recalls at the end (default 200)"
+    )
 
     sub = verb("export", run_export, "Write a model's ONNX graphs (float32), so that it can index and search.")
     sub.add_argument(

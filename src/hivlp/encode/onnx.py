@@ -12,18 +12,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
 
 from hivlp.config import HiVLPConfig, PictureConfig
 from hivlp.data.pictures import fit, load_pixels, to_rgb
 from hivlp.encode.base import Picture, as_pictures, as_texts
+from hivlp.encode.text import TextTokenizer
 from hivlp.errors import ArgumentError, ModelError, PictureError
 from hivlp.levels import Embeddings, Level
 
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
 TEXT_WEIGHTS = "text.bin"
-# A tokenizer cuts long texts only after it has split them; nothing beyond this many characters can matter.
-CHARACTERS_A_TOKEN = 32
 
 
 def text_graph(level: str) -> str:
@@ -171,19 +169,11 @@ class OnnxEncoder:
 
     def vocabulary(self) -> list[str]:
         """The pieces that the tokenizer spells texts with."""
-        return sorted(self._tokenizer.get_vocab())
+        return sorted(self._tokenizer.backend.get_vocab())
 
     def tokenize(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(B, T) int64 ids and mask, cut, padded and lower-cased as the model was trained."""
-        config = self.config.text
-        cut = config.max_tokens * CHARACTERS_A_TOKEN
-        # A lone surrogate (half of a broken emoji) is not text that a tokenizer accepts.
-        clean = [text[:cut].encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._tokenizer.encode_batch([text.lower() for text in clean] if config.lowercase else clean)
-        return (
-            np.array([encoding.ids for encoding in encodings], np.int64),
-            np.array([encoding.attention_mask for encoding in encodings], np.int64),
-        )
+        return self._tokenizer(texts)
 
     @staticmethod
     def _run(session: ort.InferenceSession, names: list[str], feed: dict[str, NDArray]) -> Embeddings:  # type: ignore[type-arg]
@@ -193,12 +183,8 @@ class OnnxEncoder:
         return Embeddings(dict(zip(names, outputs, strict=True)))
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self.folder / TOKENIZER))
-        config = self.config.text
-        tokenizer.enable_truncation(config.max_tokens)
-        tokenizer.enable_padding(pad_id=config.pad_id, length=config.max_tokens if config.pad_to_max else None)
-        return tokenizer
+    def _tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self.folder / TOKENIZER, self.config.text)
 
     def _text_session(self, deepest: str) -> ort.InferenceSession:
         """The graph that computes the levels up to ``deepest`` and nothing above."""

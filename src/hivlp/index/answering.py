@@ -20,7 +20,6 @@ from hivlp.index.ranking import Exact, Ranking, Tier, cascades, reach_together
 from hivlp.index.records import State
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
 from hivlp.index.search import (
-    DEFAULT_SHORTLIST,
     Duplicate,
     Hit,
     Options,
@@ -31,7 +30,7 @@ from hivlp.index.search import (
     whole_number,
     yes_or_no,
 )
-from hivlp.levels import Vectors
+from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 
 FARTHEST = 1 << 40  # offset; no index has so many items
 CONDITIONS = 8  # of which it is kept what they let pass

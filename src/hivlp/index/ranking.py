@@ -92,13 +92,30 @@ class Cascade:
         found = []
         for query, (rows, _) in zip(queries, lists, strict=True):
             rows = rows[rows != without][:size]
-            for scanner, vector, kept in zip(self._scanners[1:-1], query[1:-1], self._shortlists[1:], strict=True):
-                if len(rows) > kept:
-                    rows = best_first(rows, scanner.rescore(vector, rows))[0][:kept]
-            best = best_first(rows, self._scanners[-1].rescore(query[-1], rows))
+            best = funnel(self._scanners[1:], query[1:], self._shortlists[1:], rows)
             found.append(Found(*best, {"stage": "cascade", "shortlist": self._shortlists[0]}))
         self._watch.lap("fine")
         return found
+
+
+def funnel(
+    scanners: Sequence[Scanner], query: Sequence[Vectors], shortlists: Sequence[int], rows: Rows
+) -> tuple[Rows, Vectors]:
+    """A shortlist, thinned out by each level but the finest, which orders what is left.
+
+    Args:
+        scanners: one for each level beyond the coarsest, coarse to fine.
+        query: (dim,) for each of them.
+        shortlists: what each of them but the last hands on.
+        rows: (n,) of the coarsest level's shortlist.
+
+    Returns:
+        (m,) rows and their finest scores, best first; equal scores in row order.
+    """
+    for scanner, vector, kept in zip(scanners[:-1], query[:-1], shortlists, strict=True):
+        if len(rows) > kept:
+            rows = best_first(rows, scanner.rescore(vector, rows))[0][:kept]
+    return best_first(rows, scanners[-1].rescore(query[-1], rows))
 
 
 def cascades(

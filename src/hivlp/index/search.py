@@ -15,7 +15,6 @@ import numpy as np
 from hivlp.errors import ArgumentError, QueryError
 from hivlp.levels import Level, Vectors
 
-DEFAULT_SHORTLIST = 200
 Plan = list[dict[str, Any]]
 """Looks at the collection in their order: each a ``stage`` and its numbers, and why one was ``widened``."""
 

@@ -33,7 +33,7 @@ from hivlp.encode.stream import chunks, encode_stream
 from hivlp.errors import DataError, HivlpError, ModelError
 from hivlp.evaluate import evaluate
 from hivlp.export import export
-from hivlp.levels import Level
+from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
 from hivlp.train.fit import Side, fit_level
@@ -67,7 +67,7 @@ class AdaptConfig:
     steps: int = 1500
     split: str | None = None
     limit: int | None = None
-    shortlist: int = 20
+    shortlist: int = DEFAULT_SHORTLIST
     seed: int = 0
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from hivlp.config import PictureConfig
+from hivlp.config import PictureConfig, TextConfig
 from hivlp.data.pairs import Pair
 from hivlp.data.pictures import load_pixels
 from hivlp.encode.onnx import open_session
 from hivlp.encode.stream import default_workers
+from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError
 from hivlp.export import export_image_features
 from hivlp.model.hivlp_model import HiVLPModel
@@ -42,6 +42,7 @@ class Corpus:
         pixels: (N, S, S, 3) uint8, memory-mapped.
         repeat: (N,) how often an epoch visits each picture.
         texts: every caption variant; ``ids`` and ``mask`` (M, T) are their tokens.
+        lengths: (M,) columns of ``ids`` that a text needs: all of them where the model wants its padding.
         variants: for each picture, which rows of ``texts`` describe it.
         caption_ids: (N,) equal for pictures with the same first caption.
     """
@@ -51,6 +52,7 @@ class Corpus:
     texts: list[str]
     ids: Tensor
     mask: Tensor
+    lengths: Tensor
     variants: list[list[int]]
     caption_ids: NDArray[np.int64]
 
@@ -59,7 +61,7 @@ class Corpus:
 
 
 def build_corpus(
-    pairs: list[tuple[Pair, int]], picture: PictureConfig, tokenizer: Tokenizer, augment: Augment, cache: Path
+    pairs: list[tuple[Pair, int]], picture: PictureConfig, tokenizer: TextTokenizer, augment: Augment, cache: Path
 ) -> Corpus:
     """Decode every picture once into ``cache`` and tokenise every caption.
 
@@ -68,7 +70,7 @@ def build_corpus(
     Args:
         pairs: each pair and how often an epoch visits it.
         picture: preparation; its size is raised to ``MASTER`` so that crops keep detail.
-        tokenizer: with truncation and padding already set.
+        tokenizer: of the model.
         augment: which caption variants to make.
         cache: folder for the memory-mapped pixels.
 
@@ -77,7 +79,7 @@ def build_corpus(
     """
     side = max(MASTER, picture.size) if picture.size > 64 else 2 * picture.size
     side = picture.size if augment.plain else side
-    master = PictureConfig(side, picture.fit, picture.mean, picture.std)
+    master = picture.at(side)
     cache.mkdir(parents=True, exist_ok=True)
     pixels, readable = _decoded([pair for pair, _ in pairs], master, cache)
     kept = [pairs[number] for number in readable]
@@ -95,6 +97,7 @@ def build_corpus(
         texts=texts,
         ids=ids,
         mask=mask,
+        lengths=token_lengths(mask, tokenizer.config),
         variants=variants,
         caption_ids=np.array(caption_ids),
     )
@@ -184,26 +187,31 @@ def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
     return _text_features(model, corpus.ids, corpus.mask)
 
 
-def text_features(model: HiVLPModel, tokenizer: Tokenizer, texts: Sequence[str]) -> Features:
-    """``layer -> (M, width)`` of any texts, with a tokenizer that pads."""
+def text_features(model: HiVLPModel, tokenizer: TextTokenizer, texts: Sequence[str]) -> Features:
+    """``layer -> (M, width)`` of any texts."""
     return _text_features(model, *tokenize(tokenizer, texts))
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (M, T) int64, with a tokenizer that pads."""
-    encodings = tokenizer.encode_batch(list(texts))
-    ids = torch.tensor([encoding.ids for encoding in encodings])
-    return ids, torch.tensor([encoding.attention_mask for encoding in encodings])
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (M, T) int64."""
+    ids, mask = tokenizer(texts)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def token_lengths(mask: Tensor, config: TextConfig) -> Tensor:
+    """(M,) how many columns of a (M, T) mask each text needs; what is padded to the full length keeps it."""
+    return torch.full((len(mask),), mask.shape[1]) if config.pad_to_max else mask.sum(1)
 
 
 @torch.no_grad()
 def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor) -> Features:
     parts: dict[int, list[Tensor]] = {layer: [] for layer in model.text_layers}
     # Texts of like length together: a batch is as long as its longest.
-    order = mask.sum(1).argsort(stable=True)
+    lengths = token_lengths(mask, model.config.text)
+    order = lengths.argsort(stable=True)
     with tqdm(total=len(ids), desc="text features", unit="text", delay=1) as progress:
         for rows in torch.split(order, TEXT_BATCH):
-            length = int(mask[rows].sum(1).max())
+            length = int(lengths[rows].max())
             for layer, features in model.text_features(ids[rows, :length], mask[rows, :length]).items():
                 parts[layer].append(features)
             progress.update(len(rows))

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
-from tokenizers import Tokenizer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from hivlp.config import HiVLPConfig
 from hivlp.data.pairs import load_pairs
 from hivlp.encode import resolve_folder
+from hivlp.encode.text import TextTokenizer
 from hivlp.model.batchnorm import share_statistics
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.towers import tokenizer_path
@@ -108,7 +108,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
 
     # Optimise.
-    training = TrainingModel(model, recipe, tokenizer)
+    training = TrainingModel(model, recipe, tokenizer.backend)
     average = AveragedModel(model, multi_avg_fn=_ema(recipe.optim.ema)) if recipe.optim.ema else None
     if accelerator.num_processes > 1:
         share_statistics(model)
@@ -234,8 +234,8 @@ def _ema(decay: float) -> Callable[..., None]:
     return average
 
 
-def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, Tokenizer, Path]:
-    """The recipe's model with its initial weights, and its tokenizer, padded and truncated as the model wants."""
+def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, TextTokenizer, Path]:
+    """The recipe's model with its initial weights, and its tokenizer, as an object and as a file."""
     path, text_tower, text_state = run / "tokenizer.json", recipe.text_tower, None
     if recipe.init.text == "registry":
         kept = backbones.slim_vocabulary(tokenizer_path(backbones.minilm_folder()), path)
@@ -252,7 +252,4 @@ def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, Tokenizer, Path]
         model.image_tower.load_state_dict(backbones.efficientnet_state())
     if text_state is not None:
         model.text_tower.load_state_dict(text_state)
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(recipe.text.max_tokens)
-    tokenizer.enable_padding(pad_id=recipe.text.pad_id)
-    return model, tokenizer, path
+    return model, TextTokenizer(path, recipe.text), path

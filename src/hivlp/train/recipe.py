@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from hivlp.config import PictureConfig, TextConfig, TowerConfig
 from hivlp.data.pairs import SPLITS
 from hivlp.errors import HivlpError
-from hivlp.levels import Level
+from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.objective import ObjectiveConfig
 
 
@@ -249,7 +249,7 @@ class Recipe:
     pretext: Pretext = Pretext()
     self_distillation: SelfDistillation | None = None
     seed: int = 0
-    shortlist: int = 20
+    shortlist: int = DEFAULT_SHORTLIST
     limit: int | None = None
     quantize: bool = True
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -93,7 +93,7 @@ class Inputs:
             own = np.random.default_rng([recipe.seed, 2, step, place])
             pixels.append(random_view(corpus.pixels[rows[place]], size, recipe.augment, own))
         mask = corpus.mask[texts]
-        length = int(mask.sum(1).max())
+        length = int(corpus.lengths[texts].max())
         return Batch(torch.from_numpy(np.stack(pixels)), (corpus.ids[texts, :length], mask[:, :length]), ids)
 
 

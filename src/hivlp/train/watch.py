@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from hivlp.data.pairs import load_pairs
 from hivlp.data.pictures import load_pixels
+from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError
 from hivlp.evaluate import score
 from hivlp.levels import Embeddings
@@ -38,7 +38,7 @@ class Best:
 class Validation:
     """Validation pairs, ready to be encoded by a model in training."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: TextTokenizer) -> None:
         """Decode and tokenise once.
 
         Raises:

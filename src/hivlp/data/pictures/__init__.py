@@ -19,6 +19,7 @@ from hivlp.data.pictures.formats import open_picture
 from hivlp.data.pictures.limits import BUDGET, MAX_BYTES, MAX_FILE_BYTES, MAX_PIXELS, check_cost, check_size
 from hivlp.data.pictures.opened import Opened, image_bytes
 from hivlp.data.pictures.source import opened_source
+from hivlp.data.preparing import fit
 from hivlp.data.walk import Found, Unreadable, find_pictures
 from hivlp.errors import PictureError
 
@@ -44,6 +45,8 @@ T = TypeVar("T")
 _SMALL = 16 << 20
 # A strip of 2**19 pixels in the few forms that it goes through.
 _STRIP_BYTES = 24 << 20
+# Up to here a picture is decoded at its full size where that makes a difference of a grey level.
+_WHOLE_PIXELS = 48_000_000
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -76,36 +79,6 @@ def decode(data: bytes | Path, *, target: int | None = None) -> Image.Image:
     return _used(data, target, lambda image: image)
 
 
-def fit(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
-    """Scale an RGB image into the square that a model takes.
-
-    Args:
-        image: of mode ``RGB``.
-        config: ``size`` and ``fit``: ``pad`` keeps the whole picture, centred between white bars; ``crop`` takes the
-            centre square; ``stretch`` ignores the proportions.
-
-    Returns:
-        (size, size, 3) uint8 RGB.
-    """
-    size, (width, height) = config.size, image.size
-    box: tuple[float, float, float, float] | None = None
-    scaled = (size, size)
-    if config.fit == "pad":
-        scale = size / max(width, height)
-        scaled = (max(1, round(width * scale)), max(1, round(height * scale)))
-    elif config.fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    pixels = np.array(image.resize(scaled, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
-    if scaled == (size, size):
-        return pixels
-    square = np.full((size, size, 3), 255, dtype=np.uint8)
-    left, top = (size - scaled[0]) // 2, (size - scaled[1]) // 2
-    square[top : top + scaled[1], left : left + scaled[0]] = pixels
-    return square
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """An open PIL image as upright sRGB, transparent parts over white.
 
@@ -129,7 +102,9 @@ def load_pixels(data: bytes | Path, config: PictureConfig) -> NDArray[np.uint8]:
     Raises:
         PictureError: if it cannot be decoded.
     """
-    return _used(data, config.size, lambda image: fit(image, config))
+    # At a fraction of its size a picture is not, to the grey level, what a trained model saw.
+    whole = 0 if config.fit == "pad" else _WHOLE_PIXELS
+    return _used(data, config.size, lambda image: fit(image, config), whole)
 
 
 def picture_size(data: bytes | Path) -> tuple[int, int]:
@@ -159,14 +134,19 @@ def picture_facts(data: bytes | Path) -> dict[str, str | int]:
         return {"format": opened.kind, "width": width, "height": height, **exif.facts(opened.exif)}
 
 
-def _used(data: bytes | Path, target: int | None, use: Callable[[Image.Image], T]) -> T:
-    """What ``use`` makes of a decoded picture, with memory held for it from its first byte on."""
+def _used(data: bytes | Path, target: int | None, use: Callable[[Image.Image], T], whole: int = 0) -> T:
+    """What ``use`` makes of a decoded picture, with memory held for it from its first byte on.
+
+    One of up to ``whole`` pixels is decoded at its full size all the same.
+    """
     held = _opening_bytes(data)
     while True:
         with BUDGET.hold(held), _opened(data) as opened:
-            cost = _prepare(opened, target)
+            width, height = opened.image.size
+            smallest = None if width * height <= whole else target
+            cost = _prepare(opened, smallest)
             if cost <= held:
-                return use(_decoded(opened, target))
+                return use(_decoded(opened, smallest))
         held = cost
 
 
