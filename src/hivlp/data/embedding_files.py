@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.data.npy import open_npy
 from hivlp.data.table import CAPTION_COLUMNS
 from hivlp.errors import DataError, MissingExtraError
 
@@ -81,15 +82,9 @@ class NpyFile:
 
     def __init__(self, file: Path, metadata: Path | None = None) -> None:
         self.file = file
-        try:
-            self._array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{file} is not a readable .npy file: {error}") from error
-        if not isinstance(self._array, np.ndarray) or self._array.ndim != 2 or self._array.shape[1] == 0:
-            shape = getattr(self._array, "shape", "?")
-            raise DataError(f"{file} has shape {shape}: one vector a row, (rows, dims), is needed")
-        if self._array.dtype.kind != "f" or self._array.dtype.itemsize not in (2, 4, 8):
-            raise DataError(f"{file} holds {self._array.dtype}: float16, float32 or float64 is needed")
+        self._array = open_npy(file)
+        if self._array.ndim != 2 or self._array.shape[1] == 0:
+            raise DataError(f"{file} has shape {self._array.shape}: one vector a row, (rows, dims), is needed")
         self.rows, self.dim = self._array.shape
         self._metadata = metadata
         if metadata is not None:
