@@ -130,7 +130,7 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path)
     (tmp_path / "device.npy").symlink_to("/dev/zero")
     (tmp_path / "loop.npy").symlink_to(tmp_path / "loop.npy")
     for name in ("pipe", "folder", "device", "loop", "missing", "nul\0"):
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(DataError, match=r"is not a readable \.npy file: "):
             open_npy(tmp_path / f"{name}.npy")
 
 
@@ -140,7 +140,7 @@ def test_other_files_by_that_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"it is a \.npz archive"):
         open_npy(tmp_path / "a.npy")
     (tmp_path / "a.npy").write_bytes(b"\x80\x04K\x01.")  # a pickle
-    with pytest.raises(DataError, match="not a readable .npy file"):
+    with pytest.raises(DataError, match=r"not a readable \.npy file"):
         open_npy(tmp_path / "a.npy")
 
 

@@ -30,11 +30,16 @@ _MARKS = (
 )
 
 
-def open_regular(path: Path, error: type[HivlpError] = DataError) -> BinaryIO:
+def open_regular(path: Path, error: type[HivlpError] = DataError, what: str = "cannot be read") -> BinaryIO:
     """A regular file, open for reading; a pipe or a device is refused, and never waited for.
 
+    Args:
+        path: of the file.
+        error: what to raise.
+        what: it says, between the file and the reason.
+
     Raises:
-        error: naming the file, if it is missing, cannot be read, or is of another kind.
+        error: if the file is missing, cannot be read, or is of another kind.
     """
     try:
         # Opening a device may already do something, so look first; look again, as the name may have changed hands.
@@ -42,12 +47,12 @@ def open_regular(path: Path, error: type[HivlpError] = DataError) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         file = os.fdopen(descriptor, "rb")
     except (OSError, ValueError) as problem:
-        raise error(f"{printable(path)} cannot be read: {reason(problem)}") from problem
+        raise error(f"{printable(path)} {what}: {reason(problem)}") from problem
     try:
         _must_be_regular(os.fstat(descriptor).st_mode)
     except ValueError as problem:
         file.close()
-        raise error(f"{printable(path)} cannot be read: {problem}") from problem
+        raise error(f"{printable(path)} {what}: {problem}") from problem
     return file
 
 
@@ -75,7 +80,7 @@ def read_regular(path: Path, limit: int, error: type[HivlpError] = DataError) ->
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends (``\\n``, ``\\r\\n`` or ``\\r``), in UTF-8 or as its byte-order mark says.
+    """The lines of a text file with their ends (LF, CR LF or CR), in UTF-8 or as its byte-order mark says.
 
     Raises:
         DataError: naming file and line, if it is not text, or a line is longer than :data:`LINE_LIMIT`.
@@ -130,7 +135,7 @@ def _where_undecodable(file: BinaryIO, encoding: str) -> str:
                 line.decode()
             except UnicodeDecodeError as problem:
                 byte = f"byte {problem.start + 1} (0x{line[problem.start]:02x})"
-                return f", line {number} is not {name} text: {byte}; save the file as UTF-8"
+                return f" is not {name} text: line {number}, {byte}; save the file as UTF-8"
     return f" is not {name} text; save the file as UTF-8"
 
 
@@ -167,11 +172,13 @@ def parse_json_value(
 
     def checked(items: list[tuple[str, Any]]) -> dict[str, Any]:
         # The last of two values would win, and the first be lost in silence.
-        found = dict(items if keep is None else ((name, value) for name, value in items if name in keep))
-        if keep is None and len(found) < len(items):
+        if keep is not None:
+            items = [item for item in items if item[0] in keep]
+        found = dict(items)
+        if len(found) < len(items):
             names = [name for name, _ in items]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {twice!r} occurs twice")
+            raise ValueError(f"the key {twice!r:.40} occurs twice")
         return found
 
     try:

@@ -50,7 +50,7 @@ def open_npy(
         error: naming the file, if it is anything else.
     """
     path = Path(path)
-    with open_regular(path, error) as file:
+    with open_regular(path, error, "is not a readable .npy file") as file:
         try:
             dtype, shape, order = _header(file)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
