@@ -73,7 +73,7 @@ def batches(
 
 
 def values(file: Path, batch: Any, column: str) -> list[Any]:
-    """The values of one column of a batch, as Python has them.
+    """The values of one column of a batch, as Python has them; texts as bytes if one of them is not UTF-8.
 
     Raises:
         DataError: if they are none.
@@ -82,12 +82,17 @@ def values(file: Path, batch: Any, column: str) -> list[Any]:
         array = batch.column(column)
         try:
             found: list[Any] = array.to_pylist()
-        except (ValueError, OverflowError, NotImplementedError) as error:
+        except (ValueError, OverflowError, NotImplementedError):
             import pyarrow as pa
 
-            if isinstance(error, UnicodeDecodeError) or not pa.types.is_temporal(array.type):
+            if is_text(array.type):  # some of it is not UTF-8: let each value be looked at
+                found = array.cast(plain_type(array.type)).cast(pa.large_binary()).to_pylist()
+            elif pa.types.is_temporal(array.type):
+                # Times finer than Python's; and farther ones, which have no text either.
+                texts = array.cast(pa.string()).to_pylist()
+                found = [None if text and text.startswith("<value out of range") else text for text in texts]
+            else:
                 raise
-            found = array.cast(pa.string()).to_pylist()  # times finer or farther than Python's
         return found
 
 

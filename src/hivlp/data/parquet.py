@@ -50,7 +50,9 @@ class ParquetCell:
         """
         try:
             with arrow_errors(f"row group {self.group}"):
-                value = _column_chunk(self.file, self.column, self.group)[self.row].as_py()
+                value = _column_chunk(self.file, self.column, self.group, self.file.stat().st_mtime_ns)[
+                    self.row
+                ].as_py()
             if isinstance(value, dict):
                 path = value.get("path")
                 value = value.get("bytes")
@@ -124,12 +126,17 @@ class _Reader:
             raise DataError(f"{where}: column {image} holds {kind}, not paths or pictures")
         pairs = []
         for number, (place, group, index, row) in enumerate(self._rows(others)):
-            if captions := captions_of(row[caption], place):
-                cell = ParquetCell(self.file, image, group, index, images)
-                said = row_split(row, place) or self.split or "train"
-                pairs.append(Pair(f"{self.shard}/{number}", cell, captions, said, self.shard))
-            else:
+            try:
+                captions = captions_of(row[caption], place)
+            except DataError as error:
+                self.skips.damage(error)
+                continue
+            if not captions:
                 self.skips.no_caption(place)
+                continue
+            cell = ParquetCell(self.file, image, group, index, images)
+            said = row_split(row, place) or self.split or "train"
+            pairs.append(Pair(f"{self.shard}/{number}", cell, captions, said, self.shard))
         return pairs
 
     def _holds_paths(self, column: str) -> bool:
@@ -160,6 +167,6 @@ class _Reader:
 
 
 @functools.lru_cache(maxsize=2)
-def _column_chunk(file: Path, column: str, group: int) -> Any:
+def _column_chunk(file: Path, column: str, group: int, changed: int) -> Any:
     with opened(file) as parquet:
         return parquet.read_row_group(group, columns=[column]).column(column)

@@ -46,7 +46,8 @@ def read_separated(
 
     The delimiter is the one that makes the header hold both columns: ``,``, tab, ``;`` or ``|``. A quoted cell may hold
     the delimiter and line ends. Blank lines, and lines of nothing but delimiters, are passed over; empty cells beyond
-    the header's are no cells. Surplus cells belong to an unquoted caption in the last column.
+    the header's are no cells. Between commas or semicolons, surplus cells belong to an unquoted caption in the last
+    column.
 
     Args:
         path: of the table.
@@ -182,7 +183,8 @@ class _Table:
             cells.pop()
         if len(cells) > columns:
             rest = cells[columns - 1 :]
-            joined = self.caption == columns - 1 and not any(cell.quoted for cell in rest)
+            free = self.caption == columns - 1 and self.delimiter not in LITERAL
+            joined = free and not any(cell.quoted for cell in rest)
             # A picture's name with a comma in it would come apart the same way.
             if not joined or not _is_picture(cells[self.image].text) or any(_is_picture(cell.text) for cell in rest):
                 raise DataError(
@@ -203,8 +205,8 @@ class _Table:
             shape: of the name of the row's own picture, if it is known; default that of the row before.
         """
         parts = _END.sub("", line).split(self.delimiter)
-        if len(parts) < len(self.header):
-            return False
+        if len(parts) < len(self.header) or any(part.endswith('"') and part[0] != '"' for part in parts[: self.image]):
+            return False  # or it is where the cell closes, with the picture behind it
         name = parts[self.image]
         # Nobody has tabs in a text that goes over several lines; commas everybody has.
         return self.delimiter != "," or _is_picture(name) or _shape(name) == (shape or self._shape)

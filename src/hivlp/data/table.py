@@ -49,6 +49,8 @@ def merge_rows(
 ) -> list[Pair]:
     """Turn rows, each with a description of where it stands, into pairs in order of each picture's first row.
 
+    A row without a path, or whose caption is no text, is passed over and named in the log.
+
     Raises:
         DataError: see :func:`read_table`.
     """
@@ -57,11 +59,12 @@ def merge_rows(
     pictures: dict[str, Path] = {}
     for where, row in rows:
         name = row[find_column(row, IMAGE_COLUMNS, "picture", where)]
-        texts = captions_of(row[find_column(row, CAPTION_COLUMNS, "caption", where)], where)
-        if isinstance(name, bytes):
-            name = _path(name, where)
-        if not isinstance(name, str):
-            raise DataError(f"{where}: the picture's path is missing" + f": it is {name!r:.40}" * (name is not None))
+        column = find_column(row, CAPTION_COLUMNS, "caption", where)
+        try:
+            name, texts = _path(name, where), captions_of(row[column], where)
+        except DataError as error:
+            skips.damage(error)
+            continue
         split = row_split(row, where) or split_of_file or split_of_folders(name) or "train"
         if name not in pictures:
             pictures[name] = within(root, name, where)
@@ -78,11 +81,15 @@ def merge_rows(
     ]
 
 
-def _path(name: bytes, where: str) -> str:
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        raise DataError(f"{where}: the picture's path holds bytes that are not UTF-8 text") from None
+def _path(name: Any, where: str) -> str:
+    if isinstance(name, bytes):
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: the picture's path holds bytes that are not UTF-8 text") from None
+    if not isinstance(name, str):
+        raise DataError(f"{where}: the picture's path is missing" + f": it is {name!r:.40}" * (name is not None))
+    return name
 
 
 def find_column(columns: Iterable[str], names: tuple[str, ...], what: str, where: str) -> str:

@@ -15,6 +15,7 @@ BLOCK = 512
 EXTENSION_LIMIT = 1 << 20
 """Bytes of a long name, or of a header's extension, at most."""
 _PADDING_LIMIT = 1 << 20  # zeros behind the end mark; the last record may be filled up with them
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"\x04\x22\x4d\x18")  # gz zst bz2 xz lz4
 _REGULAR = b"07\0"
 _DATALESS = b"123456"  # links, devices, folders, pipes
 _EXTENSIONS = b"xgLK"  # of the header that follows: pax, for one or for all; GNU's long names of files and links
@@ -60,6 +61,8 @@ def members(file: BinaryIO) -> Iterator[Member]:
             if not ended:
                 raise TarDamage(f"it ends at byte {offset} without an end mark" if offset else "it is empty")
             return
+        if offset == 0 and block.startswith(_COMPRESSED):
+            raise TarDamage("it is compressed; unpack it")
         if len(block) < BLOCK:
             if ended and not any(block):
                 return

@@ -85,19 +85,28 @@ _Sample = tuple[str, TarMember, tuple[str, ...], str | None]
 def _samples(path: Path, skips: Skips) -> Iterator[_Sample]:
     """Key, picture, captions and split of the complete samples."""
     found = 0
+    damage: list[str] = []
     try:
         with open_regular(path) as file:
-            for key, group in groupby(members(file), _key):
+            for key, group in groupby(_until_damage(file, damage), _key):
                 for sample in _sample(file, path, key, list(group), skips):
                     found += 1
                     yield sample
     except DataError as error:
         skips.damage(error)
-    except TarDamage as error:
-        kept = f"; the {found} samples before are kept" if found else ""
-        skips.damage(f"{printable(path)} is not a readable, uncompressed tar file: {error}{kept}")
     except OSError as error:
-        skips.damage(f"{printable(path)} cannot be read: {reason(error)}")
+        damage.append(reason(error))
+    for problem in damage:
+        kept = f"; samples before that are kept: {found}" if found else ""
+        skips.damage(f"{printable(path)} is not a readable, uncompressed tar file: {problem}{kept}")
+
+
+def _until_damage(file: BinaryIO, damage: list[str]) -> Iterator[Member]:
+    """The members, as far as the tar is sound; what is wrong then is added to ``damage``."""
+    try:
+        yield from members(file)
+    except TarDamage as error:
+        damage.append(str(error))
 
 
 def _key(member: Member) -> str:
