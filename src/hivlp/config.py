@@ -10,6 +10,7 @@ from typing import Any
 
 from hivlp.errors import ModelError
 from hivlp.levels import Level, check_levels
+from hivlp.reading import one_line, read_json
 
 FORMAT = 1
 
@@ -97,8 +98,8 @@ class HiVLPConfig:
                 picture=PictureConfig(**picture),
                 text=TextConfig(**data["text"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not a hivlp model configuration: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ModelError(f"not a hivlp model configuration: {one_line(repr(error))}") from error
 
     @classmethod
     def load(cls, folder: Path) -> HiVLPConfig:
@@ -108,12 +109,10 @@ class HiVLPConfig:
             ModelError: if the file is missing or is not a hivlp model's.
         """
         path = folder / "config.json"
+        if not path.exists():
+            raise ModelError(f"{folder} is not a model folder: it has no config.json")
+        data = read_json(path, ModelError)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ModelError(f"{folder} is not a model folder: it has no config.json") from error
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ModelError(f"{path} does not hold a JSON object")
-        return cls.from_dict(data)
+            return cls.from_dict(data)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error

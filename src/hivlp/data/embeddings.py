@@ -133,7 +133,8 @@ def unit_rows(raw: Raw, out: Vectors | None = None) -> tuple[Vectors, dict[int, 
     refused = {}
     # Squares outside float32 do not make a vector bad: look again, in double.
     for row in np.flatnonzero(~((norms > 1e-15) & (norms < 1e15))).tolist():
-        exact = raw[row].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            exact = raw[row].astype(np.float64)
         largest = np.abs(exact).max(initial=0.0)
         vectors[row] = 0
         if not np.isfinite(largest):
