@@ -13,6 +13,8 @@ from hivlp.levels import Level, check_levels
 from hivlp.reading import one_line, read_json
 
 FORMAT = 1
+LARGEST_INPUT = 1 << 14
+"""Pixels a side of a prepared picture, and tokens of a text, at most: no file may ask for more memory."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class HiVLPConfig:
                 )
             picture = dict(data["picture"])
             picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
-            return cls(
+            if not isinstance(data["name"], str):
+                raise ValueError("name must be text")
+            config = cls(
                 name=data["name"],
                 levels=tuple(Level(**level) for level in data["levels"]),
                 image_tower=TowerConfig(**data["image_tower"]),
@@ -98,6 +102,10 @@ class HiVLPConfig:
                 picture=PictureConfig(**picture),
                 text=TextConfig(**data["text"]),
             )
+            for what, value in (("size", config.picture.size), ("max_tokens", config.text.max_tokens)):
+                if type(value) is not int or not 1 <= value <= LARGEST_INPUT:
+                    raise ValueError(f"{what} must be a whole number of at least 1, and at most {LARGEST_INPUT}")
+            return config
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelError(f"not a hivlp model configuration: {one_line(repr(error))}") from error
 
