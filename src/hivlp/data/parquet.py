@@ -146,7 +146,7 @@ class _Reader:
                 for batch in batches(self.file, self.parquet, [column], [group]):
                     for value in values(self.file, batch.slice(0, SAMPLE), column):
                         if value is not None:
-                            return len(value) <= PATH_LIMIT and value.decode("utf-8", "replace").isprintable()
+                            return _is_path(value)
         return False
 
     def _rows(self, columns: list[str]) -> Iterator[tuple[str, int, int, Mapping[str, Any]]]:
@@ -164,6 +164,13 @@ class _Reader:
             except DataError as error:
                 self.skips.damage(f"{error}; the rows {first + index + 1} and following of group {group} are lost")
             first += self.parquet.metadata.row_group(group).num_rows
+
+
+def _is_path(value: bytes) -> bool:
+    try:
+        return len(value) <= PATH_LIMIT and value.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 @functools.lru_cache(maxsize=2)
