@@ -293,3 +293,12 @@ def test_damaged_files_of_vectors_are_named_and_the_others_keep_their_names(
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=r"0\.npy is not a readable"):
         open_embeddings(tmp_path)
+
+
+def test_what_is_damaged_is_counted_whatever_split_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.tar", GOOD + END)
+    write(tmp_path / "train-1.tar", GOOD[:1300])
+    write(tmp_path / "test-0.tar", GOOD + END)
+    for split, count in ((None, 2), ("train", 1), ("test", 1)):
+        pairs = load_pairs(tmp_path, split)
+        assert (len(pairs), pairs.skipped) == (count, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hivlp.data.pairs import Pair, clean_captions, split_of_folders
+from hivlp.data.pairs import Pair, Pairs, clean_captions, split_of_folders
 from hivlp.data.skips import Skips
 from hivlp.data.table import read_table
 from hivlp.data.walk import Found, find_pictures
@@ -14,7 +14,7 @@ from hivlp.reading import printable, read_text
 _TABLES = tuple(f"{stem}.{suffix}" for stem in ("captions", "metadata") for suffix in ("jsonl", "csv", "tsv"))
 
 
-def read_folder(root: Path) -> list[Pair]:
+def read_folder(root: Path) -> Pairs:
     """Read a folder of pictures.
 
     If it holds a table called ``captions`` or ``metadata`` (``.jsonl``, ``.csv`` or ``.tsv``), that counts. Otherwise
@@ -47,8 +47,7 @@ def read_folder(root: Path) -> list[Pair]:
             pairs.append(Pair(name, found.path, captions, split_of_folders(name) or "train"))
     for path in bare if pairs else ():  # a folder without any is no data set, and is said to be none
         skips.no_caption(printable(path))
-    skips.close(root, len(pairs))
-    return pairs
+    return skips.close(root, pairs)
 
 
 def _sidecar(path: Path) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hivlp.data.pairs import Pair, split_named, within
+from hivlp.data.pairs import Pair, Pairs, split_named, within
 from hivlp.data.skips import Skips
 from hivlp.data.values import captions_of
 from hivlp.errors import DataError
@@ -17,7 +17,7 @@ LIMIT = 1 << 30
 """Bytes of the file, at most; COCO's has 144 MB."""
 
 
-def read_karpathy(path: Path, images: Path | None = None) -> list[Pair]:
+def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
     """Read a ``dataset_*.json`` in Karpathy's layout, all captions of every picture.
 
     ``restval`` counts as ``train``, as is the custom. A picture is looked for below ``images`` if given, else below
@@ -44,8 +44,7 @@ def read_karpathy(path: Path, images: Path | None = None) -> list[Pair]:
             pairs.append(Pair(pair.id, found or candidates[0], pair.captions, pair.split))
     if entries and not present:
         raise DataError(f"none of the pictures of {path} is in {' or '.join(str(root) for root in roots)}")
-    skips.close(path, len(pairs))
-    return pairs
+    return skips.close(path, pairs)
 
 
 def _is_file(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -91,7 +91,23 @@ class Pair:
                 raise PictureError(f"cannot be read: {error.strerror or error}") from error
 
 
-def load_pairs(source: str | Path, split: str | None = None, *, images: Path | None = None) -> list[Pair]:
+class Pairs(list[Pair]):
+    """Pairs in the order of their source.
+
+    Attributes:
+        skipped: how many parts of the source were damaged: files, row groups, samples, rows.
+    """
+
+    def __init__(self, pairs: Iterable[Pair] = (), skipped: int = 0) -> None:
+        super().__init__(pairs)
+        self.skipped = skipped
+
+    def of(self, split: str) -> Pairs:
+        """Those of one split."""
+        return Pairs((pair for pair in self if pair.split == split), self.skipped)
+
+
+def load_pairs(source: str | Path, split: str | None = None, *, images: Path | None = None) -> Pairs:
     """Read the pairs of a data set, in an order that is the same every time.
 
     ====================================  ==============================================================
@@ -111,18 +127,21 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
         split: keep only ``train``, ``val`` or ``test``.
         images: the folder that picture paths in a table or Karpathy's JSON start from, if it is not the file's own.
 
+    What is damaged in a source of many parts is passed over: named in the log, a few of each kind, and counted.
+
     Raises:
         DataError: if the source is missing, cannot be read, or has no pairs of that split.
         MissingExtraError: if it needs a package that is not installed.
     """
     if split is not None and split not in SPLITS:
         raise DataError(f"there is no split {split!r}: choose from {', '.join(SPLITS)}")
-    pairs = _read(source, images)
+    read = _read(source, images)
+    pairs = read if isinstance(read, Pairs) else Pairs(read)
     if split is None:
         if not pairs:
             raise DataError(f"{source} holds no picture with a caption")
         return pairs
-    chosen = [pair for pair in pairs if pair.split == split]
+    chosen = pairs.of(split)
     if not chosen:
         present = ", ".join(name for name in SPLITS if any(pair.split == name for pair in pairs)) or "none at all"
         raise DataError(f"{source} holds no pairs of the split {split!r}; it has {present}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hivlp.data.arrow import arrow_errors, batches, is_bytes, is_text, opened, plain_type, values
-from hivlp.data.pairs import Pair, split_of_shard, within
+from hivlp.data.pairs import Pair, Pairs, split_of_shard, within
 from hivlp.data.skips import Skips
 from hivlp.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLIT_COLUMNS, find_column, merge_rows, row_split
 from hivlp.data.values import captions_of, column_named
@@ -65,7 +65,7 @@ class ParquetCell:
         return value
 
 
-def read_parquet(files: Sequence[Path], root: Path, images: Path | None = None) -> list[Pair]:
+def read_parquet(files: Sequence[Path], root: Path, images: Path | None = None) -> Pairs:
     """Read parquet files with a picture and one or several captions in each row.
 
     The picture column holds paths, encoded pictures, or structs of both; columns are named as in
@@ -96,8 +96,7 @@ def read_parquet(files: Sequence[Path], root: Path, images: Path | None = None) 
             shard = file.relative_to(root).with_suffix("").as_posix()
             reader = _Reader(file, shard, parquet, skips, split_of_shard(file, root))
             pairs += reader.pairs(file.parent if images is None else images)
-    skips.close(root, len(pairs))
-    return pairs
+    return skips.close(root, pairs)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from hivlp.data.pairs import Pair, Pairs
 from hivlp.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,6 @@ class Skips:
         self.bare = 0
         self._first: str | None = None
 
-    @property
-    def count(self) -> int:
-        """All of them."""
-        return self.damaged + self.bare
-
     def damage(self, problem: object) -> None:
         """Pass over something that cannot be read.
 
@@ -46,8 +42,8 @@ class Skips:
         if self.bare <= NAMED:
             logger.warning("skipped: %s: no caption", where)
 
-    def close(self, source: object, pairs: int) -> None:
-        """Say how many there were.
+    def close(self, source: object, pairs: list[Pair]) -> Pairs:
+        """Say how many there were, and hand on what was read.
 
         Raises:
             DataError: the first of them, if something was damaged and nothing is left.
@@ -57,3 +53,4 @@ class Skips:
         for count, what in ((self.damaged, "damaged parts"), (self.bare, "entries without a caption")):
             if count > NAMED:
                 logger.warning("skipped: %d %s of %s in all", count, what, source)
+        return Pairs(pairs, self.damaged)

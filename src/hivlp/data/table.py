@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hivlp.data.pairs import Pair, split_named, split_of_folders, split_of_name, within
+from hivlp.data.pairs import Pair, Pairs, split_named, split_of_folders, split_of_name, within
 from hivlp.data.separated import read_separated
 from hivlp.data.skips import Skips
 from hivlp.data.values import as_text, captions_of, column_named
@@ -18,7 +18,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "title", "comment")
 SPLIT_COLUMNS = ("split",)
 
 
-def read_table(path: Path, images: Path | None = None) -> list[Pair]:
+def read_table(path: Path, images: Path | None = None) -> Pairs:
     """Read a table with a picture's path and a caption in each row.
 
     The columns are the first present of :data:`IMAGE_COLUMNS` and of :data:`CAPTION_COLUMNS`, and optionally
@@ -40,8 +40,7 @@ def read_table(path: Path, images: Path | None = None) -> list[Pair]:
     rows = _json_lines(path) if json_lines else read_separated(path, IMAGE_COLUMNS, CAPTION_COLUMNS)
     skips = Skips()
     pairs = merge_rows(rows, root, skips, split_of_name(path.stem))
-    skips.close(path, len(pairs))
-    return pairs
+    return skips.close(path, pairs)
 
 
 def merge_rows(

@@ -59,7 +59,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
         block = file.read(BLOCK)
         if not block or zeros > _PADDING_LIMIT:
             if not ended:
-                raise TarDamage(f"it ends at byte {offset} without an end mark" if offset else "it is empty")
+                raise TarDamage(f"it ends at byte {length} without an end mark" if offset else "it is empty")
             return
         if offset == 0 and block.startswith(_COMPRESSED):
             raise TarDamage("it is compressed; unpack it")

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from hivlp.data.pairs import Pair, clean_captions, split_of_folders, split_of_shard
+from hivlp.data.pairs import Pair, Pairs, clean_captions, split_of_folders, split_of_shard
 from hivlp.data.skips import Skips
 from hivlp.data.table import CAPTION_COLUMNS, row_split
 from hivlp.data.tar import Member, TarDamage, members
@@ -48,7 +48,7 @@ class TarMember:
         return content
 
 
-def read_webdataset(tars: Sequence[Path], root: Path) -> list[Pair]:
+def read_webdataset(tars: Sequence[Path], root: Path) -> Pairs:
     """Read tar files whose samples have a picture and captions (txt or json).
 
     Each line of a ``txt`` is a caption; a ``json`` holds a caption or a list of them under one of
@@ -75,8 +75,7 @@ def read_webdataset(tars: Sequence[Path], root: Path) -> list[Pair]:
         for key, picture, captions, said in _samples(tar, skips):
             here = said or split or split_of_folders(key) or "train"
             pairs.append(Pair(f"{shard}/{key}", picture, captions, here, shard))
-    skips.close(root, len(pairs))
-    return pairs
+    return skips.close(root, pairs)
 
 
 _Sample = tuple[str, TarMember, tuple[str, ...], str | None]
