@@ -249,3 +249,16 @@ def test_folder_names_are_captions_only_if_asked_for_and_shard_names_never() -> 
     pair = Pair("cc3m-train-0000/animals/dog", b"", ("A dog.",), shard="cc3m-train-0000")
     assert caption_variants(pair, Augment()) == ["A dog.", "dog"]
     assert caption_variants(pair, Augment(folders=True)) == ["A dog.", "dog", "dog, animals", "dog, animals"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('a.png,"' + '""\n' * 50_000, "does a quote not close"),
+        ("a.png," + '"a,' * 50_000, "more than 10000 cells"),
+        ("a.png," + "x" * (17 << 20), "line 2: longer than"),
+    ],
+)
+def test_what_no_table_holds_is_refused_before_it_costs_much(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "t.csv", CSV + content)

@@ -7,6 +7,7 @@ beyond the header's for nothing. Both lose pairs in silence, so that rows are ta
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ FIELD_LIMIT = 1 << 17
 DELIMITERS = (",", "\t", ";", "|")
 # Between these, programs write text as it is, and a quote is a quote; but a cell in quotes from end to end is one.
 LITERAL = "\t|"
+LINES_LIMIT = 1000
+"""Lines that one quoted cell goes on for, at most."""
+CELLS_LIMIT = 10_000
+"""Cells in one line, at most."""
+_QUOTED = re.compile(r'[^"]*+(?:""[^"]*+)*+"')
 _END = re.compile(r"\r\n|\n|\r")
 _SEP = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 
@@ -104,6 +110,8 @@ class _Lines:
 def _table(lines: _Lines, line: str, where: str, image_names: Sequence[str], caption_names: Sequence[str]) -> _Table:
     usual = "\t" if lines.told is None and where.split(", line")[0].lower().endswith(".tsv") else ","
     delimiters = dict.fromkeys([lines.told or usual, *DELIMITERS])
+    if any(line.count(delimiter) >= CELLS_LIMIT for delimiter in delimiters):
+        raise DataError(f"{where}: more than {CELLS_LIMIT} columns")
     tables = [_Table(delimiter) for delimiter in delimiters]
     for table in tables:
         try:
@@ -121,9 +129,9 @@ def _table(lines: _Lines, line: str, where: str, image_names: Sequence[str], cap
             f"column; the first line must name the columns: {' or '.join(image_names)} for the pictures, "
             f"{' or '.join(caption_names)} for the captions"
         )
-    for name in dict.fromkeys(table.header):
-        if name and sum(other.casefold() == name.casefold() for other in table.header) > 1:
-            raise DataError(f"{where}: two columns are called {name!r}")
+    for name, count in Counter(name.casefold() for name in table.header if name).items():
+        if count > 1:
+            raise DataError(f"{where}: two columns are called {name!r:.40}")
     table.image, table.caption = (table.header.index(str(name)) for name in names)
     return table
 
@@ -140,6 +148,8 @@ class _Table:
     def cells(self, lines: _Lines, line: str, where: str) -> list[_Cell]:
         """The cells of the row that begins with a line; further lines are taken if a quoted cell goes on in them."""
         text, whole, taken = _END.sub("", line), line, 0
+        if text.count(self.delimiter) >= CELLS_LIMIT:
+            raise DataError(f"{where}: more than {CELLS_LIMIT} cells")
         if '"' not in text:
             return self._checked([_Cell(part) for part in text.split(self.delimiter)], where)
         problem = "a quote opens a cell and does not close before "
@@ -159,8 +169,10 @@ class _Table:
                 if self._is_row(following, _shape(text.split(self.delimiter)[0]) if self.image == 0 else None):
                     problem += f"line {lines.number + taken + 1}, which looks like the next row"
                     break
-                if len(whole) + len(following) > FIELD_LIMIT:
-                    problem = f"field larger than {FIELD_LIMIT} characters; does a quote not close?"
+                if len(whole) + len(following) > FIELD_LIMIT or taken == LINES_LIMIT:
+                    problem = (
+                        f"field larger than {FIELD_LIMIT} characters or {LINES_LIMIT} lines; does a quote not close?"
+                    )
                     break
                 whole += following
                 taken += 1
@@ -249,11 +261,8 @@ def _split(text: str, delimiter: str, *, literal: bool = False) -> list[_Cell]:
 
 def _closing(text: str, place: int) -> int | None:
     """Where the quote stands that closes a cell; two of them are one within it."""
-    while (found := text.find('"', place)) >= 0:
-        if text[found + 1 : found + 2] != '"':
-            return found
-        place = found + 2
-    return None
+    found = _QUOTED.match(text, place)
+    return None if found is None else found.end() - 1
 
 
 def _is_picture(name: str) -> bool:

@@ -53,7 +53,7 @@ def merge_rows(
     Raises:
         DataError: see :func:`read_table`.
     """
-    captions: dict[str, tuple[str, ...]] = {}
+    captions: dict[str, dict[str, None]] = {}  # in order, each once
     splits: dict[str, str] = {}
     pictures: dict[str, Path] = {}
     for where, row in rows:
@@ -72,9 +72,9 @@ def merge_rows(
             raise DataError(f"{where}: {name} is in two splits, {splits[name]} and {split}")
         if not texts:
             skips.no_caption(where)
-        captions[name] = tuple(dict.fromkeys((*captions.get(name, ()), *texts)))
+        captions.setdefault(name, {}).update(dict.fromkeys(texts))
     return [
-        Pair(id=name, picture=picture, captions=captions[name], split=splits[name])
+        Pair(id=name, picture=picture, captions=tuple(captions[name]), split=splits[name])
         for name, picture in pictures.items()
         if captions[name]
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import math
 import uuid
 from collections.abc import Iterable, Sequence
@@ -68,7 +69,11 @@ def captions_of(value: Any, where: str) -> tuple[str, ...]:
 
 def column_named(columns: Iterable[str], names: Sequence[str]) -> str | None:
     """The first of some names among the columns, exactly or but for case, spaces and hyphens; None if there is none."""
-    present = list(columns)
+    return _column_named(tuple(columns), tuple(names))
+
+
+@functools.lru_cache(maxsize=64)  # asked for each row of a table, whose columns are always the same
+def _column_named(present: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     plain: dict[str, str] = {}
     for column in present:
         plain.setdefault("_".join(column.casefold().replace("-", " ").split()), column)
