@@ -316,7 +316,7 @@ def test_random_views_keep_size_and_repeat_with_their_seed():
 def test_caption_variants():
     pair = Pair("animals/big_cats/tiger.png", b"", ("A Bengal tiger.",))
     assert bare("The cat.") == "cat" and bare("Another cat") == "Another cat"
-    assert caption_variants(pair, Augment()) == [
+    assert caption_variants(pair, Augment(folders=True)) == [
         "A Bengal tiger.",
         "Bengal tiger",
         "Bengal tiger, big cats",

@@ -11,8 +11,11 @@ from typing import Any
 
 from hivlp.errors import ModelError
 from hivlp.levels import Level, check_levels
+from hivlp.reading import one_line, read_json
 
 FORMAT = 1
+LARGEST_INPUT = 1 << 14
+"""Pixels a side of a prepared picture, and tokens of a text, at most: no file may ask for more memory."""
 
 
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -150,7 +153,9 @@ class HiVLPConfig:
                 )
             picture = dict(data["picture"])
             picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
-            return cls(
+            if not isinstance(data["name"], str):
+                raise ValueError("name must be text")
+            config = cls(
                 name=data["name"],
                 levels=tuple(Level(**level) for level in data["levels"]),
                 image_tower=TowerConfig(**data["image_tower"]),
@@ -158,8 +163,12 @@ class HiVLPConfig:
                 picture=PictureConfig(**picture),
                 text=TextConfig(**data["text"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not a hivlp model configuration: {error!r}") from error
+            for what, value in (("size", config.picture.size), ("max_tokens", config.text.max_tokens)):
+                if type(value) is not int or not 1 <= value <= LARGEST_INPUT:
+                    raise ValueError(f"{what} must be a whole number of at least 1, and at most {LARGEST_INPUT}")
+            return config
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ModelError(f"not a hivlp model configuration: {one_line(repr(error))}") from error
 
     @classmethod
     def load(cls, folder: Path) -> HiVLPConfig:
@@ -169,12 +178,10 @@ class HiVLPConfig:
             ModelError: if the file is missing or is not a hivlp model's.
         """
         path = folder / "config.json"
+        if not path.exists():
+            raise ModelError(f"{folder} is not a model folder: it has no config.json")
+        data = read_json(path, ModelError)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ModelError(f"{folder} is not a model folder: it has no config.json") from error
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ModelError(f"{path} does not hold a JSON object")
-        return cls.from_dict(data)
+            return cls.from_dict(data)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hivlp.data.pairs import Pair
+from hivlp.data.pairs import Pair, Pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
@@ -43,7 +43,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Encode pictures and captions, then report recalls in the shape that the command prints.
 
-    Broken pictures are left out with a warning, and counted in ``skipped``.
+    Broken pictures are left out with a warning, and counted in ``skipped``, as are damaged parts of their source.
 
     Args:
         pairs: pictures with one or more captions each.
@@ -56,7 +56,7 @@ def evaluate(
     """
     kept: list[Pair] = []
     parts: list[Embeddings] = []
-    skipped = 0
+    skipped = pairs.skipped if isinstance(pairs, Pairs) else 0
     with tqdm(total=len(pairs), desc="pictures", disable=None if progress else True) as bar:
         for batch in encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture)):
             for pair, reason in batch.failures:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tokenize
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,9 @@ from hivlp.errors import HivlpError
 
 if TYPE_CHECKING:
     from hivlp.index import SearchResult
+
+VECTOR_LIMIT = 1 << 24
+"""Bytes of a vector to search with."""
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -69,13 +71,6 @@ def _lines(name: str) -> list[str]:
 
 
 def _load_vector(path: Path) -> Any:
-    import numpy as np
+    from hivlp.data.npy import read_npy
 
-    if not path.is_file():  # a pipe would never end
-        raise HivlpError(f"{path} is not a readable .npy file: there is no such file")
-    try:
-        return np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise HivlpError(f"{path} is not a readable .npy file: {error.strerror or error}") from error
-    except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError, KeyError, tokenize.TokenError) as error:
-        raise HivlpError(f"{path} is not a readable .npy file of numbers") from error
+    return read_npy(path, kinds="fiu", limit=VECTOR_LIMIT, error=HivlpError)

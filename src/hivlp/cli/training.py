@@ -19,7 +19,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise HivlpError("--shortlist must be at least 1")
     pairs = load_pairs(arguments.data, arguments.split)
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
-        pairs = [pair for pair in pairs if pair.split == "test"]
+        pairs = pairs.of("test")
     result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
     print_result(arguments, lambda: result, lambda: recall_table(result))
     return 0

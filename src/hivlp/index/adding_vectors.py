@@ -48,6 +48,7 @@ def add_vectors(
         _add_batch(index, batch, checked, report)
         if on_progress is not None:
             on_progress(report)
+    report.failed += [Failure(stored_path(file), why) for file, why in source.damaged.items()]
     report.items = len(index)
     report.seconds = time.perf_counter() - started
     return report

@@ -23,7 +23,6 @@ from hivlp.index.names import composed
 from hivlp.index.records import About, State
 from hivlp.index.schema import FORMAT, OLD_FORMAT, record_crc
 from hivlp.index.vectors import HALF
-from hivlp.levels import Level
 
 FILE = "items.db"
 BUSY_SECONDS = 30.0
@@ -67,8 +66,7 @@ class Database:
                     f"{folder} has index format {meta.get('format')}, this hivlp reads {FORMAT}: upgrade"
                 )
             self.check_meta()
-            levels = tuple(Level(**level) for level in json.loads(meta["levels"]))
-            self.about = About(meta["model"], meta["source"], meta["fingerprint"], levels)
+            self.about = About.of(meta)
         except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
             self.close()
             raise DamagedIndexError(f"{self._path} is damaged: {error}") from error
@@ -183,12 +181,10 @@ class Database:
 
     def state(self) -> State:
         """Committed rows, generation of the vector files, and a number that grows with each commit."""
-        meta = self._meta()
         try:
-            rows, generation, commits, version = (int(meta[key]) for key in ("rows", "generation", "commits", "format"))
-        except (KeyError, ValueError, TypeError) as error:
+            return State.of(self._meta())
+        except ValueError as error:
             raise DamagedIndexError(f"{self._path} is damaged: the table meta makes no sense ({error})") from error
-        return State(rows, generation, commits, version, meta.get("dtype", "<f4"))
 
     def _meta(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT key, value FROM meta"))

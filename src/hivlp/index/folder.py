@@ -300,6 +300,7 @@ class IndexFolder:
         if state == self._state:
             return
         self._maps = [self._file(level, state).map(state.rows) for level in self.levels]
+        self.catalog.integrity.check_rows(state.rows)
         dead = self.catalog.dead()
         self._alive = None
         if dead:

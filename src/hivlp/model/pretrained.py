@@ -24,7 +24,7 @@ def is_transformers_folder(folder: Path) -> bool:
     """Whether a folder holds a ``transformers`` model rather than one of ours."""
     try:
         return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

@@ -46,7 +46,7 @@ class Augment:
     zoom: tuple[float, float] = (0.6, 1.15)
     colour: float = 0.4
     flip: bool = True
-    folders: bool = True
+    folders: bool = False
 
     @property
     def plain(self) -> bool:

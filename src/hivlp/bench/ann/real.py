@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
 from hivlp.bench.ann.truth import exact
+from hivlp.data.npy import open_npy
 from hivlp.data.pairs import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
@@ -76,7 +77,7 @@ def read_real(model: HiVLP, *, pictures: bool = True) -> RealSet:
         for name, vectors in zip(("pictures", "captions"), _pictures(model), strict=True):
             _keep(folder / f"{name}.npy", vectors)
     none = np.empty((0, model.levels[-1].dim), np.float32)
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    arrays = {name: open_npy(folder / f"{name}.npy") for name in names}
     return RealSet(**{field.name: arrays.get(field.name, none) for field in fields(RealSet)})
 
 
