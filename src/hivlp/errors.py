@@ -15,6 +15,10 @@ class DataError(HivlpError):
     """A data set cannot be found or read."""
 
 
+class RecipeError(HivlpError):
+    """A training recipe is missing, malformed or contradicts itself."""
+
+
 class PictureError(HivlpError):
     """One picture cannot be decoded; it is reported and skipped."""
 

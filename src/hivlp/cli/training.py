@@ -31,6 +31,12 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe)
     out = arguments.out or Path("runs") / recipe.name
+    if arguments.plan:
+        from hivlp.train.plan import format_plan, plan
+
+        planned = plan(recipe, out)
+        print_result(arguments, lambda: planned, lambda: format_plan(planned))
+        return 0
     from hivlp.train.job import train
 
     metrics = train(recipe, out, resume=arguments.resume)
@@ -49,9 +55,10 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_adapt(arguments: argparse.Namespace) -> int:
     """``hivlp adapt``."""
     from hivlp.train.adapt import AdaptConfig, adapt
+    from hivlp.typed import build
 
     names = ("dims", "code", "text_layer", "steps", "split", "limit", "shortlist")
-    config = AdaptConfig(**{name: getattr(arguments, name) for name in names})
+    config = build(AdaptConfig, {name: getattr(arguments, name) for name in names})
     result = adapt(arguments.model, arguments.data, arguments.out, config)
 
     def text() -> str:

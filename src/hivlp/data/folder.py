@@ -7,7 +7,7 @@ from pathlib import Path
 from hivlp.data.pairs import Pair, Pairs, clean_captions, split_of_folders
 from hivlp.data.skips import Skips
 from hivlp.data.table import read_table
-from hivlp.data.walk import Found, find_pictures
+from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.errors import DataError
 from hivlp.reading import printable, read_text
 
@@ -32,6 +32,10 @@ def read_folder(root: Path) -> Pairs:
     bare: list[Path] = []
     skips = Skips()
     for found in find_pictures([root]):
+        if isinstance(found, NotRead):
+            if found.path.with_suffix(".txt").is_file():
+                skips.damage(f"{printable(found.path)}: {found.why}")
+            continue
         if not isinstance(found, Found):
             skips.damage(f"{printable(found.path)}: {found.error}")
             continue

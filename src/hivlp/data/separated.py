@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hivlp.data.kinds import PICTURE_SUFFIXES
 from hivlp.data.values import column_named
-from hivlp.data.walk import PICTURE_SUFFIXES
 from hivlp.errors import DataError
 from hivlp.reading import printable, read_lines
 

@@ -8,12 +8,12 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from hivlp.data.kinds import PICTURE_SUFFIXES
 from hivlp.data.pairs import Pair, Pairs, clean_captions, split_of_folders, split_of_shard
 from hivlp.data.skips import Skips
 from hivlp.data.table import CAPTION_COLUMNS, row_split
 from hivlp.data.tar import Member, TarDamage, members
 from hivlp.data.values import captions_of
-from hivlp.data.walk import PICTURE_SUFFIXES
 from hivlp.errors import DataError, PictureError
 from hivlp.reading import one_line, open_regular, parse_json, printable, reason
 

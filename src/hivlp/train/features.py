@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from hivlp.config import PictureConfig, TextConfig
+from hivlp.data.contents import PREPARED_BY, Contents, content_hash
 from hivlp.data.pairs import Pair
 from hivlp.data.pictures import load_pixels
 from hivlp.encode.onnx import open_session
@@ -27,6 +30,7 @@ from hivlp.export import export_image_features
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
 from hivlp.train.augment import bare, caption_variants, plain_view, random_view
+from hivlp.train.kept import key_of, read_kept, weights_digest, write_kept
 from hivlp.train.recipe import Augment
 
 logger = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class Corpus:
         lengths: (M,) columns of ``ids`` that a text needs: all of them where the model wants its padding.
         variants: for each picture, which rows of ``texts`` describe it.
         caption_ids: (N,) equal for pictures with the same first caption.
+        contents: what was read, unreadable pictures too.
     """
 
     pixels: NDArray[np.uint8]
@@ -55,13 +60,20 @@ class Corpus:
     lengths: Tensor
     variants: list[list[int]]
     caption_ids: NDArray[np.int64]
+    contents: Contents
 
     def __len__(self) -> int:
         return len(self.pixels)
 
 
 def build_corpus(
-    pairs: list[tuple[Pair, int]], picture: PictureConfig, tokenizer: TextTokenizer, augment: Augment, cache: Path
+    pairs: list[tuple[Pair, int]],
+    picture: PictureConfig,
+    tokenizer: TextTokenizer,
+    augment: Augment,
+    cache: Path,
+    *,
+    checked: bool = False,
 ) -> Corpus:
     """Decode every picture once into ``cache`` and tokenise every caption.
 
@@ -72,7 +84,8 @@ def build_corpus(
         picture: preparation; its size is raised to ``MASTER`` so that crops keep detail.
         tokenizer: of the model.
         augment: which caption variants to make.
-        cache: folder for the memory-mapped pixels.
+        cache: folder for the memory-mapped pixels; those that are there are used if the pictures are still the same.
+        checked: whether another process has just read the pictures and left its pixels in ``cache``.
 
     Raises:
         DataError: if nothing is left.
@@ -81,7 +94,7 @@ def build_corpus(
     side = picture.size if augment.plain else side
     master = picture.at(side)
     cache.mkdir(parents=True, exist_ok=True)
-    pixels, readable = _decoded([pair for pair, _ in pairs], master, cache)
+    pixels, readable, contents = _decoded([pair for pair, _ in pairs], master, cache, checked)
     kept = [pairs[number] for number in readable]
     numbers: dict[str, int] = {}
     variants = [
@@ -100,28 +113,41 @@ def build_corpus(
         lengths=token_lengths(mask, tokenizer.config),
         variants=variants,
         caption_ids=np.array(caption_ids),
+        contents=contents,
     )
 
 
-def _decoded(pairs: list[Pair], master: PictureConfig, cache: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """(N, side, side, 3) pixels of the readable pictures, and which these are; decoded once for each ``cache``."""
+def _decoded(
+    pairs: list[Pair], master: PictureConfig, cache: Path, checked: bool
+) -> tuple[NDArray[np.uint8], list[int], Contents]:
+    """(N, side, side, 3) pixels of the readable pictures, which these are, and what was read.
+
+    A picture is decoded once for each ``cache``, but read each time, unless that has been ``checked``.
+    """
     about, store = cache / "pixels.json", cache / "pixels.npy"
-    digest = hashlib.sha256(repr((master, [pair.id for pair in pairs])).encode()).hexdigest()
-    if about.is_file() and (known := json.loads(about.read_text(encoding="utf-8")))["digest"] == digest:
-        return np.load(store, mmap_mode="r")[: len(known["kept"])], known["kept"]
+    if (known := _kept(about)) is not None and store.is_file():
+        contents = Contents.of(pairs, known["pictures"] if checked else Contents.read(pairs).pictures)
+        if known["key"] == key_of(master=master, contents=contents.digest, by=PREPARED_BY):
+            return np.load(store, mmap_mode="r")[: len(known["kept"])], known["kept"], contents
+    about.unlink(missing_ok=True)
     pixels = np.lib.format.open_memmap(store, "w+", np.uint8, (len(pairs), master.size, master.size, 3))
 
-    def decode(pair: Pair) -> NDArray[np.uint8] | PictureError:
+    def decode(pair: Pair) -> tuple[str, NDArray[np.uint8] | PictureError]:
+        content = ""
         try:
-            return load_pixels(pair.read(), master)
+            data = pair.read()
+            content = content_hash(data)
+            return content, load_pixels(data, master)
         except PictureError as error:
-            return error
+            return content, error
 
     kept: list[int] = []
+    hashes: list[str] = []
     with ThreadPoolExecutor(default_workers()) as pool, tqdm(total=len(pairs), desc="decode", unit=" pictures") as bar:
         for start in range(0, len(pairs), 256):
             part = pairs[start : start + 256]
-            for number, loaded in enumerate(pool.map(decode, part), start):
+            for number, (content, loaded) in enumerate(pool.map(decode, part), start):
+                hashes.append(content)
                 if isinstance(loaded, PictureError):
                     logger.warning("skipped %s: %s", pairs[number].id, loaded)
                     continue
@@ -131,10 +157,21 @@ def _decoded(pairs: list[Pair], master: PictureConfig, cache: Path) -> tuple[NDA
     if not kept:
         raise DataError("the recipe's data holds no readable picture with a caption")
     pixels.flush()
+    contents = Contents.of(pairs, hashes)
+    key = key_of(master=master, contents=contents.digest, by=PREPARED_BY)
     temporary = about.with_suffix(".partial")
-    temporary.write_text(json.dumps({"digest": digest, "kept": kept}), encoding="utf-8")
+    temporary.write_text(json.dumps({"key": key, "kept": kept, "pictures": hashes}), encoding="utf-8")
     temporary.replace(about)
-    return pixels[: len(kept)], kept
+    return pixels[: len(kept)], kept, contents
+
+
+def _kept(about: Path) -> dict[str, Any] | None:
+    """What is known of the pixels in a cache; None if there are none."""
+    try:
+        known = json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and {"key", "kept", "pictures"} <= set(known) else None
 
 
 def frozen_image_features(
@@ -142,19 +179,44 @@ def frozen_image_features(
 ) -> list[Features]:
     """Features of each view of each picture: one plain view and ``augment.views`` random ones.
 
-    A view that an earlier, interrupted run finished is read back instead of computed again.
+    A view that an earlier, interrupted run finished is read back instead of computed again, if it was made of the same
+    pictures, in the same way, by the same weights.
 
     Returns:
         One ``layer -> (N, width)`` a view.
     """
-    from safetensors.torch import load_file, save_file
+    key = key_of(
+        contents=corpus.contents.digest,
+        picture=model.config.picture,
+        augment=augment,
+        seed=seed,
+        layers=model.image_layers,
+        weights=weights_digest(model.image_tower),
+        by=[PREPARED_BY, onnxruntime.__version__, torch.__version__],
+    )
+    views: list[Features] = []
+    with tempfile.TemporaryDirectory(dir=cache, prefix="features-") as folder:
+        session = None
+        for view in range(augment.views + 1):
+            path = cache / f"view{view}.safetensors"
+            known = read_kept(path, key)
+            if known is None:
+                if session is None:
+                    export_image_features(model, Path(folder) / "features.onnx")
+                    session = open_session(Path(folder) / "features.onnx")
+                known = _view_features(session, corpus, model, augment, seed, view)
+                write_kept(path, key, known)
+            views.append({int(layer): tensor for layer, tensor in known.items()})
+    return views
 
-    size, layers = model.config.picture.size, model.image_layers
-    graph = cache / "features.onnx"
-    export_image_features(model, graph)
-    session = open_session(graph)
 
-    def features(start: int, view: int) -> list[NDArray[np.float32]]:
+def _view_features(
+    session: Any, corpus: Corpus, model: HiVLPModel, augment: Augment, seed: int, view: int
+) -> dict[str, Tensor]:
+    """Layer, as a word -> (N, width) of one view of each picture."""
+    size, starts = model.config.picture.size, range(0, len(corpus), BATCH)
+
+    def features(start: int) -> list[NDArray[np.float32]]:
         rows = range(start, min(start + BATCH, len(corpus)))
         batch = [
             plain_view(corpus.pixels[row], size)
@@ -165,21 +227,11 @@ def frozen_image_features(
         result: list[NDArray[np.float32]] = session.run(None, {"pixels": np.stack(batch)})
         return result
 
-    views: list[Features] = []
-    for view in range(augment.views + 1):
-        path = cache / f"view{view}.safetensors"
-        if not path.is_file():
-            starts = range(0, len(corpus), BATCH)
-            with ThreadPoolExecutor(default_workers()) as pool:
-                mapped = pool.map(features, starts, [view] * len(starts))
-                parts = list(tqdm(mapped, f"image features {view + 1}/{augment.views + 1}", len(starts)))
-            arrays = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
-            temporary = path.with_suffix(".partial")
-            save_file({str(layer): array for layer, array in zip(layers, arrays, strict=True)}, temporary)
-            temporary.replace(path)
-        views.append({int(layer): tensor for layer, tensor in load_file(path).items()})
-    graph.unlink()
-    return views
+    with ThreadPoolExecutor(default_workers()) as pool:
+        mapped = pool.map(features, starts)
+        parts = list(tqdm(mapped, f"image features {view + 1}/{augment.views + 1}", len(starts)))
+    arrays = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
+    return {str(layer): array for layer, array in zip(model.image_layers, arrays, strict=True)}
 
 
 def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
