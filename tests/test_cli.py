@@ -136,7 +136,7 @@ def test_many_searches_at_once(index, tmp_path):
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [each["query"] for each in found] == texts
     for each in found:
-        assert set(each) == {"query", "hits", "timings_ms"}
+        assert set(each) == {"query", "hits", "timings_ms", "plan"}
         alone = answer("search", index, each["query"], "-k", 3)["hits"]
         assert [hit["id"] for hit in each["hits"]] == [hit["id"] for hit in alone]
     shown = hivlp("search", index, "--queries", file, "-k", 1).stdout.decode()

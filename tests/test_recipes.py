@@ -72,7 +72,7 @@ def test_a_sound_recipe_is_accepted(known, tmp_path):
         ("init.imgae", "registry", "unknown key init.imgae; did you mean image? known: image, text"),
         ("init.image", "regsitry", "init.image is 'regsitry'; did you mean registry? known: random, registry"),
         ("levels.0.dims", 4, "unknown key levels[0].dims; did you mean dim?"),
-        ("levels.1.dim", 0, "levels[1]: level fine: dim must be at least 1, not 0"),
+        ("levels.1.dim", 0, "levels[1]: level fine: dim must be a whole number of at least 1"),
         ("levels.1.dim", "16", "levels[1].dim must be a whole number, not '16'"),
         ("levels.0.name", "fine", "levels: level names must differ: fine, fine"),
         ("levels.1.text_layer", 4, "level fine reads layer 4 of a tower of 3"),

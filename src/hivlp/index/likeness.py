@@ -26,7 +26,8 @@ K = 10
 RARE = 0.01  # of the sample's queries, those with the most extreme scores, are taken to be unlike it
 MOST_REGIONS = 100  # in a manifest
 STEPS = 5  # regions of those that are further from everything than the sample
-LEAST_PROBES = 20  # from which the mean of a kind, or of a region, says something
+LEAST_PROBES = 20  # from which the mean of a region says something
+LEAST_OF_KIND = 10  # likewise, of a kind in a region
 LENIENCE = 0.01  # a kind among several of a region may be so far below what the region finds
 NOISE_OF_QUERIES = (0.5, 1.0, 2.0, 4.0)
 NOISE_OF_ITEMS = (0.0, 0.35, 0.7, 2.0)
@@ -96,8 +97,7 @@ class Likeness:
         """Which setting of the ladder finds so much there; None if only reading everything does."""
         if region >= len(self.regions):
             return None
-        if region != NEAR:  # the further from all that is known, the less is measured with kinds that one can think of
-            recall = (1 + recall) / 2
+        recall = (1 + recall) / 2  # there are more kinds of queries than one can think of
         good = (place for place, found in enumerate(self.regions[region].recalls) if found >= recall)
         return next(good, None)
 
@@ -164,7 +164,6 @@ def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Pr
     def noise() -> Vectors:
         return _unit(rng.normal(size=(each, dim)).astype(np.float32))
 
-    orders, which = np.tile(np.arange(dim), (OTHER_MODELS, 1)), rng.integers(OTHER_MODELS, size=each)
     # Directions in which the items spread, as much as they do; their mean is what all have in common.
     centred = items - items.mean(0)
     spread = rng.normal(size=(each, len(items))).astype(np.float32) @ centred
@@ -178,7 +177,9 @@ def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Pr
         spread,
         noise(),
         # As of other models: the same numbers, of no meaning here.
-        np.stack([row[order] for row, order in zip(some(sample), rng.permuted(orders, axis=1)[which], strict=True)]),
+        some(sample)[:, ::-1],
+        *(some(sample)[:, rng.permutation(dim)] for _ in range(OTHER_MODELS)),
+        some(sample) @ np.linalg.qr(rng.normal(size=(dim, dim)))[0].astype(np.float32),
     ]
     queries = np.concatenate([_unit(kind) for kind in kinds])
     return Probes(queries, np.repeat(np.arange(len(kinds)), each))
@@ -236,7 +237,7 @@ def _recalls(inside: NDArray[np.bool_], probes: Probes, found: Sequence[NDArray[
     if np.count_nonzero(inside) < LEAST_PROBES:
         return (0.0,) * len(found)
     kinds = [inside & (probes.kinds == kind) for kind in np.unique(probes.kinds[inside])]
-    kinds = [kind for kind in kinds if np.count_nonzero(kind) >= LEAST_PROBES]
+    kinds = [kind for kind in kinds if np.count_nonzero(kind) >= LEAST_OF_KIND]
     return tuple(
         float(min([shares[inside].mean(), *(shares[kind].mean() + LENIENCE for kind in kinds)])) for shares in found
     )

@@ -273,9 +273,9 @@ class Ranking:
 
 def reach_together(rankings: Sequence[Ranking], count: int) -> None:
     """Let rankings that differ in their query alone know their first ``count``, sharing the first tier's look."""
-    if len(rankings) > 1 and count > 0:
-        first = rankings[0]
-        asked = first.asks(count)
+    first = rankings[0]
+    asked = first.asks(count)
+    if len(rankings) > 1 and count > 0 and asked > 0:
         found = first.tiers[0].find([ranking.query for ranking in rankings], asked, first.allowed, first.without)
         for ranking, each in zip(rankings, found, strict=True):
             ranking.take(each, asked)
