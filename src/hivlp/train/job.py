@@ -29,6 +29,7 @@ from hivlp.model.towers import tokenizer_path
 from hivlp.objective import HierarchicalObjective
 from hivlp.train import backbones, checkpoint
 from hivlp.train.features import build_corpus, frozen_image_features, frozen_text_features
+from hivlp.train.held_out import rows_apart
 from hivlp.train.log import MetricLog, draw_curves
 from hivlp.train.pretext import TrainingModel
 from hivlp.train.publish import publish
@@ -87,6 +88,8 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     # Model and data. What is kept in the run's folder is made by the first process and read by the others.
     pairs = [(pair, source.repeat) for source in recipe.train for pair in load_pairs(source.source, "train")]
     pairs = [(pair, repeat) for pair, repeat in pairs if pair.captions][: recipe.limit]
+    apart = broadcast_object_list([rows_apart(recipe, [pair for pair, _ in pairs]) if main else None])[0]
+    pairs = [pairs[row] for row in apart]
     frozen = recipe.optim.tower_lr == 0
     if recipe.self_distillation is not None and not frozen:
         raise RecipeError("self_distillation works on frozen towers: set optim.tower_lr to 0")
