@@ -154,8 +154,25 @@ class Asked:
         return options
 
 
-def expected(items, query, names, asked, without=None):
-    """(id, scores, ids folded in) of the hits, the slow way."""
+def tiers(passing, by, names, asked, rows):
+    """(rank up to which it is shown, what may be shown) of each look at the collection."""
+    if not (asked.exact or len(names) == 1 or asked.k >= rows):
+        sizes = [max(size, asked.k) for size in asked.shortlists[: len(names) - 1]]
+        reach = sizes[0]
+        while True:
+            candidates = by(names[0], passing)[: sizes[0]]
+            for name, size in zip(names[1:-1], sizes[1:], strict=True):
+                candidates = by(name, sorted(candidates, key=passing.index))[:size]
+            yield reach, sorted(candidates, key=passing.index)
+            if 16 * reach >= rows:
+                break
+            reach *= 4
+            sizes = [max(4 * reach, size) for size in sizes]
+    yield None, passing
+
+
+def expected(items, query, names, asked, rows, without=None):
+    """(id, scores, ids folded in) of the hits, the slow way; ``rows`` counts those of removed items too."""
     passing = [item for item in items if item.id != without and (asked.where is None or WHERE[asked.where](item))]
 
     def score(item, name):
@@ -164,28 +181,22 @@ def expected(items, query, names, asked, without=None):
     def by(name, some):
         return sorted(some, key=lambda item: -score(item, name))  # stable: equal scores in row order
 
-    place = {item.id: at for at, item in enumerate(passing)}
-    finest = names[-1]
-    levels = names[-1:] if asked.exact else names
-    sizes = [max(size, asked.k) for size in asked.shortlists[: len(names) - 1]] or [max(200, asked.k)]
-    coarse = by(levels[0], passing)
-    blocks = []
-    for start in range(0, len(coarse), sizes[0]):
-        rest, tail = coarse[start : start + sizes[0]], []
-        for at, name in enumerate(levels[1:], start=1):
-            if name != finest and len(rest) <= sizes[at]:
-                continue
-            rest = by(name, sorted(rest, key=lambda item: place[item.id]))
-            if name != finest:
-                rest, tail = rest[: sizes[at]], rest[sizes[at] :] + tail
-        blocks.append(rest + tail)
+    finest, ranked, row = names[-1], [], {item.id: at for at, item in enumerate(passing)}
+    for reach, candidates in tiers(passing, by, names, asked, rows):
+        edge = (score(ranked[-1], finest), row[ranked[-1].id]) if ranked else None
+        new = [item for item in by(finest, candidates) if item not in ranked]
+        above = [i for i in new if edge and (score(i, finest), -row[i.id]) > (edge[0], -edge[1])]
+        below = [item for item in new if item not in above]
+        # What was overlooked comes when all else has been shown, if it is the plain list.
+        plain = asked.threshold is None and asked.group is False
+        ranked += below + (above if plain else []) if reach is None else below[: max(0, reach - len(ranked))]
+    size = max(asked.shortlists[0] if len(names) > 1 else 200, asked.k)
+    if asked.threshold is not None:
+        ranked = [item for item in ranked if score(item, finest) >= asked.threshold]
+    blocks = [ranked[start : start + size] for start in range(0, len(ranked), size)]
 
     groups: list[tuple[Known, list[Known]]] = []
     for block in blocks:
-        if asked.threshold is not None:
-            block = [item for item in block if score(item, finest) >= asked.threshold]
-            if not block:
-                break
         here = len(groups)
         for item in block:
             for at, (head, members) in enumerate(groups):
@@ -242,7 +253,10 @@ def test_any_search_is_the_oracles(seed, dims, steps, asked, like):
             query = made.query()
             result = made.index.search(vector=query, **asked.call(len(dims)))
         found = told(result, asked.group is not False)
-        assert found == expected(made.items, query, made.names, asked, without)
+        assert found == expected(made.items, query, made.names, asked, made.index.catalog.state().rows, without)
+        shown = [hit.scores[made.names[-1]] for hit in result]
+        if asked.offset + asked.k < len(made.items) // 2 or asked.group is not False or asked.threshold is not None:
+            assert shown == sorted(shown, reverse=True)
         assert [hit.rank for hit in result] == list(range(asked.offset + 1, asked.offset + 1 + len(result)))
 
 

@@ -61,7 +61,7 @@ def test_the_main_job(photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     first = answer("index", folder, "-o", place)
-    assert set(first) == {"added", "updated", "skipped", "failed", "items", "seconds"}
+    assert set(first) == {"added", "updated", "skipped", "failed", "not_read", "items", "seconds"}
     assert (first["added"], first["items"], first["failed"]) == (5, 5, [])
     assert answer("index", folder, "-o", place)["skipped"] == 5
     shutil.copyfile(folder / "cello.webp", folder / "blue-car.webp")
@@ -72,6 +72,33 @@ def test_the_main_job(photos, tmp_path):
     assert found["hits"][0]["path"].endswith("red-sports-car.webp")
     assert set(found["hits"][0]["scores"]) == {"coarse", "fine"}
     assert set(found["timings_ms"]) == {"encode", "coarse", "fine", "total"}
+
+
+def test_what_is_not_read_is_told_and_nothing_at_all_is_a_failure(photos, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mov", "c.psd"):
+        (folder / name).write_bytes(b"whatever")
+    (folder / "album").symlink_to(photos)
+    place = tmp_path / "x.hivlp"
+    nothing = hivlp("index", folder, "-o", place, "--json")
+    report = json.loads(nothing.stdout)
+    assert nothing.returncode == 1 and b"nothing could be read" in nothing.stderr
+    assert {kind: passed["count"] for kind, passed in report["not_read"].items()} == {
+        "video": 2,
+        "Photoshop": 1,
+        "linked folder": 1,
+    }
+    shutil.copyfile(photos / "cello.webp", folder / "photo.jpg")  # content counts, not the name
+    result = hivlp("index", folder, "-o", place)
+    text = result.stdout.decode()
+    assert result.returncode == 0 and "1 added" in text
+    assert "not read: 2 × video" in text and "not read: 1 × linked folder" in text
+    (folder / "photo.jpg").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isommp41")
+    assert hivlp("index", folder, "-o", place).returncode == 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert hivlp("index", empty, "-o", place).returncode == 0
 
 
 def test_search_by_picture_item_and_page(index, photos):

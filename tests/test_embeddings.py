@@ -368,7 +368,7 @@ def test_embeddings_and_pictures_do_not_mix(tmp_path, made, pictures):
         other.add_embeddings(tmp_path / "v.npy")
     with pytest.raises(IndexFolderError, match="cannot be called embeddings"):
         Index.create(tmp_path / "third", model=FakeEncoder("embeddings"))
-    with pytest.raises(QueryError, match="without its model"):
+    with pytest.raises(QueryError, match="made of embeddings alone"):
         index.search("a text")
 
 

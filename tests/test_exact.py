@@ -74,19 +74,20 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("setting", [Setting(6, 5.0, 1.0, 60), Setting(0, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
 def test_the_engine_answers_many_as_one_by_one(monkeypatch, setting, passing):
-    """Also beyond what the engine ranks, and with rows that it does not know."""
+    """Also with rows that it does not know."""
     monkeypatch.setattr(engine_scan, "FEW", 100)
     engine = scanners("cloud")[1]._near
-    monkeypatch.setattr(engine, "setting", setting)
     allowed = None if passing == 1 else np.random.default_rng(1).random(ROWS) < passing
     queries = cloud(11, WIDTH, 6)
-    for count in (1, 7, HEAD, 2 * HEAD):
-        together = engine.top_many(queries, count, allowed)
+    for count in (1, 7, HEAD):
+        together = engine.nearest(queries, count, setting, allowed)
         for query, (rows, scores) in zip(queries, together, strict=True):
-            alone, products = engine.top(query, count, allowed)
+            ((alone, products),) = engine.nearest(query[None], count, setting, allowed)
             np.testing.assert_array_equal(rows, alone)
             np.testing.assert_array_equal(scores, products)
-            assert len(rows) == min(count, ROWS if allowed is None else np.count_nonzero(allowed))
+            rows, scores = engine.with_later(query, rows, scores, allowed)
+            assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+            np.testing.assert_array_equal(scores, scanners("cloud")[2].rescore(query, rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)

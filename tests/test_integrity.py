@@ -16,9 +16,10 @@ from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
 from hivlp.fit.closed import prefix
 from hivlp.index import Index
+from hivlp.index.database import _seal_meta
 from hivlp.index.records import NewItem, Stamp
 from hivlp.index.scan import ExhaustiveScanner
-from hivlp.index.schema import OLD_HASHES, PART
+from hivlp.index.schema import COLUMNS, OLD_HASHES, PART, record_crc
 from hivlp.index.vectors import Rows
 from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
@@ -561,3 +562,73 @@ def test_scores_of_float16_rows_do_not_depend_on_where_they_lie(dim, monkeypatch
     scores = ExhaustiveScanner(np.tile(row, (50, 1))).rescore(query, np.arange(50))
     assert len(set(scores.tolist())) == 1
     assert scores[0] == pytest.approx(float(row.astype(np.float64) @ query), rel=1e-4, abs=1e-4)
+
+
+def resealed(path: Path, *statements: str) -> None:
+    """Change a database, as somebody would who means harm: its checksum vouches for the change."""
+    with sqlite3.connect(path / "items.db") as db:
+        db.create_function("record_crc", -1, record_crc, deterministic=True)
+        for statement in statements:
+            db.execute(statement)
+        _seal_meta(db)
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("rows", value) for value in ("'-1'", "'9223372036854775808'", "'x'", "'1e3'", "''", "x'35'", "2.5")),
+        *(("rows", f"'{'9' * 5000}'") for _ in range(1)),
+        *(("generation", value) for value in ("'-1'", "'../x'", "'4611686018427387905'")),
+        ("commits", "'9223372036854775807'"),
+        *(("dtype", value) for value in ("'<f8'", "'O'", "x'00'")),
+        *(("levels", f"'{value}'") for value in ("", "{}", "[]", "[1]", "[[]]", '[{"name": 3}]', "[" * 100_000)),
+        ("levels", """'[{"name": "a", "dim": 1e9, "image_layer": 1, "text_layer": 1}]'"""),
+        ("levels", """'[{"name": "../a", "dim": 8, "image_layer": 1, "text_layer": 1}]'"""),
+        ("levels", """'[{"name": "a", "dim": -8, "image_layer": 1, "text_layer": 1}]'"""),
+        ("model", "x'00ff'"),
+    ],
+)
+def test_a_meta_table_that_says_what_cannot_be_is_refused(index, encoder, key, value):
+    index.close()
+    resealed(index.path, f"UPDATE meta SET value = {value} WHERE key = '{key}'")
+    with pytest.raises(IndexFolderError, match="damaged"), Index.open(index.path, encoder) as opened:
+        opened.search("red")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE items SET row = -1 WHERE id = 3",
+        "UPDATE items SET row = 1000000 WHERE id = 3",
+        "UPDATE items SET row = 9223372036854775807 WHERE id = 3",
+        "UPDATE items SET row = 'x' WHERE id = 3",
+        "UPDATE items SET row = x'00' WHERE id = 3",
+        "INSERT INTO dead VALUES (-1)",
+        "INSERT INTO dead VALUES (1000000)",
+    ],
+)
+def test_rows_that_there_are_not_are_refused(index, encoder, statement):
+    index.close()
+    resealed(index.path, statement, f"UPDATE items SET crc = record_crc({COLUMNS})")
+    with pytest.raises(IndexFolderError, match="names row"), Index.open(index.path, encoder) as opened:
+        opened.search("red")
+
+
+def test_checksums_of_vectors_that_make_no_sense_vouch_for_nothing(index, encoder):
+    index.close()
+    for first, count, crcs in (
+        (-1, 2, b"\0" * 8),
+        (0, 2, b"\0" * 4),
+        (0, -1, b""),
+        ("x", 1, b"\0" * 4),
+        (0, 1, "four"),
+    ):
+        with sqlite3.connect(index.path / "items.db") as db:
+            db.execute("DELETE FROM blocks")
+            record = ("fine", first, count, crcs)
+            db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", (*record, record_crc(*record)))
+        db.close()
+        with Index.open(index.path, encoder) as opened:
+            assert len(opened.search("red", k=3).hits) == 3
+        verify(index.path)

@@ -128,7 +128,7 @@ def test_graphs_equal_torch(folder):
         for level in ("coarse", "fine"):
             np.testing.assert_allclose(images[level], expected[level].numpy(), atol=2e-5)
         for row, text in enumerate(texts):
-            encoding = encoder._tokenizer.encode(text)
+            encoding = encoder._tokenizer.backend.encode(text)
             alone = model.encode_text(torch.tensor([encoding.ids]), torch.tensor([encoding.attention_mask]))
             for level in ("coarse", "fine"):
                 np.testing.assert_allclose(captions[level][row], alone[level][0].numpy(), atol=2e-5)

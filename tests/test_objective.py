@@ -253,20 +253,45 @@ def test_temperatures_are_learned_and_bounded():
     assert objective.scales().item() == 100.0
 
 
-@pytest.mark.parametrize("name", ["contrastive", "codes"])
-def test_unknown_level_is_refused(name):
+def test_a_temperature_at_its_bound_comes_back():
+    """Its gradient is there on both sides of the bound, and a step never leaves it beyond."""
+    objective = HierarchicalObjective(("fine",), ObjectiveConfig(temperature=0.01))
+    optimizer = torch.optim.SGD(objective.parameters(), 0.01)
+    image = torch.nn.functional.normalize(torch.eye(4) + 0.3, dim=1)
+
+    def step(text: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        objective({"fine": image}, {"fine": text})["loss"].backward()
+        assert objective.log_scales.grad.abs().item() > 0
+        optimizer.step()
+        objective.keep_bounds()
+        return objective.scales().item()
+
+    assert step(image) == pytest.approx(100.0, rel=1e-5), "all is right: colder still, but for the bound"
+    assert step(image.roll(1, 0)) < 99, "all is wrong: warmer again"
+    with torch.no_grad():
+        objective.log_scales.fill_(6.0)  # beyond, as an older checkpoint may have it
+    assert step(image.roll(1, 0)) <= 100
+    assert step(image.roll(1, 0)) < 100
+
+
+@pytest.mark.parametrize(("name", "value"), [("contrastive", 1.0), ("codes", "int8")])
+def test_unknown_level_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"objective.{name} names levels that the model lacks: medium"):
-        HierarchicalObjective(("coarse", "fine"), ObjectiveConfig(**{name: {"medium": 1.0}}))
+        HierarchicalObjective(("coarse", "fine"), ObjectiveConfig(**{name: {"medium": value}}))
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"loss": "hinge"}, "softmax or sigmoid"),
-        ({"shortlist_size": 0}, "between 0 and 1"),
-        ({"chunk": -1}, "chunk must not be negative"),
+        ({"loss": "hinge"}, "loss is 'hinge'; known: sigmoid, softmax"),
+        ({"shortlist_size": 0}, "shortlist_size must be above 0 and at most 1, not 0"),
+        ({"chunk": -1}, "chunk must be at least 0, not -1"),
         ({"shortlist_top": 0}, "shortlist_top must be at least 1"),
-        ({"temperature": 0.0}, "above 0"),
+        ({"temperature": 0.0}, "temperature must be at least 0.01"),
+        ({"temperature": float("nan")}, "temperature must be a finite number"),
+        ({"codes": {"coarse": "int4"}}, "codes.coarse is 'int4'; did you mean int8"),
+        ({"contrastive": {"fine": "1.0"}}, "contrastive.fine must be a finite number"),
     ],
 )
 def test_impossible_settings_are_refused(settings, reason):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hivlp.config import PictureConfig
+from hivlp.data import kinds
 from hivlp.data.pictures import (
     MAX_PIXELS,
     Found,
@@ -29,6 +30,7 @@ from hivlp.data.pictures import (
     picture_facts,
     picture_size,
 )
+from hivlp.data.walk import NotRead
 from hivlp.errors import DataError, PictureError
 
 WHITE, RED, GREEN, BLUE = (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -481,3 +483,54 @@ def test_every_format_is_known_in_a_new_process(tmp_path):
     source = str(Path(__file__).parent.parent / "src")
     command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in names)]
     subprocess.run(command, check=True, env={"PYTHONPATH": source})
+
+
+def test_what_is_not_read_is_told_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "readable", lambda kind: kind not in kinds.EXTRA)
+    touch(tmp_path / "elsewhere" / "a.png")
+    root = tmp_path / "root"
+    names = ["a.heic", "b.HEIF", "c.jxl", "d.cr2", "e.NEF", "f.dng", "g.mp4", "h.MOV", "i.svg", "j.psd", "k.jp2"]
+    for name in (*names, "Thumbs.db", "notes.txt", ".hidden.heic"):
+        touch(root / name)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root / "loop")
+    (root / "linked.txt").symlink_to(tmp_path / "elsewhere" / "a.png")
+    passed = {item.path.name: (item.kind, item.why) for item in find_pictures([root]) if isinstance(item, NotRead)}
+    assert set(passed) == {*names, "linked"}
+    assert {kind for kind, _ in passed.values()} == {
+        *("HEIC", "JPEG XL", "RAW", "video", "SVG", "Photoshop", "JPEG 2000", "linked folder")
+    }
+    assert "hivlp[photos]" in passed["a.heic"][1] and "hivlp[photos]" in passed["e.NEF"][1]
+    assert not [item for item in find_pictures([root]) if isinstance(item, Found | Unreadable)]
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf", "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1miaf", "AVIF"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "RAW"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isommp41", "video"),
+        (b"II*\0\x10\0\0\0CR\2\0", "RAW"),
+        (b"\xff\x0a\x7f", "JPEG XL"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\xef\xbb\xbf <svg xmlns=''>", "SVG"),
+        (b"RIFF\0\0\0\0AVI LIST", "video"),
+        (b"hello", None),
+    ],
+)
+def test_content_tells_what_a_file_is_whatever_its_name(start: bytes, kind: str | None) -> None:
+    assert kinds.kind_of_content(start) == kind
+    if kind in kinds.EXTRA | {"video": "", "Photoshop": "", "SVG": ""}:
+        with pytest.raises(PictureError):
+            decode(start)
+
+
+def test_a_heic_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "readable", lambda kind: kind not in kinds.EXTRA)
+    starts = (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\xff\x0a\x7f\0", b"II*\0\x10\0\0\0CR\2\0")
+    for start in starts:
+        with pytest.raises(PictureError, match=r"hivlp\[photos\]"):
+            decode(start)

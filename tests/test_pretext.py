@@ -99,22 +99,83 @@ def test_matching_never_takes_an_equal_caption_for_wrong():
     assert len(seen[-1]) == 6, "no pair is wrong, so there are none"
 
 
+def matching_gradients(rows: slice = slice(0, 12)) -> tuple[float, list[torch.Tensor]]:
+    """Loss, and gradients of pictures, texts and the judge, for some of twelve pairs."""
+    torch.manual_seed(5)
+    task = Matching(8).double()
+    image, text = (unit(12, 8, seed).double()[rows].requires_grad_() for seed in (1, 2))
+    ids = torch.tensor([0, 1, 2, 3, 4, 0, 1, 7, 8, 9, 10, 11])[rows]
+    loss = task(image, text, ids, seed=3)
+    loss.backward()
+    return loss.item(), [image.grad, text.grad, *(parameter.grad for parameter in task.parameters())]
+
+
+def _one_process(rank: int, world: int, path: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=world)
+    edges = [0, 5, 12] if world == 2 else [0, 3, 4, 12]
+    loss, found = matching_gradients(slice(edges[rank], edges[rank + 1]))
+    torch.save({"loss": loss, "found": found}, f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_many_processes_match_as_one_does(world, tmp_path):
+    """Wrong pairs are drawn from all processes: the same loss and gradients, of pictures that lie elsewhere too."""
+    torch.multiprocessing.spawn(_one_process, (world, str(tmp_path)), nprocs=world)
+    loss, whole = matching_gradients()
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    for result in results:
+        assert result["loss"] == pytest.approx(loss, rel=1e-9)
+        for gradient, wanted in zip(result["found"][2:], whole[2:], strict=True):
+            assert torch.allclose(gradient, wanted, rtol=1e-9, atol=1e-12)
+    for side in range(2):
+        together = (
+            torch.cat([result["found"][side] for result in results]) / world
+        )  # as the mean over processes takes it
+        assert torch.allclose(together, whole[side], rtol=1e-9, atol=1e-12)
+
+
+def test_matching_has_the_gradient_that_autograd_finds():
+    torch.manual_seed(5)
+    task = Matching(4).double()
+    image, text = (unit(5, 4, seed).double().requires_grad_() for seed in (1, 2))
+    assert torch.autograd.gradcheck(lambda x, y: task(x, y, torch.arange(5), seed=1), (image, text), atol=1e-6)
+
+
+def test_the_parts_of_a_batch_have_the_masked_words_of_the_whole(model, tokenizer):
+    """Micro-batches and processes: what each part counts adds up to the mean over all masked words."""
+    task = MaskedLanguage(model, tokenizer, 0.5)
+    ids = torch.tensor([[2, 4, 5, 8, 3, 0], [2, 4, 6, 3, 0, 0], [2, 6, 7, 3, 0, 0]])
+    attention, pictures = (ids > 0).long(), unit(3, 16, 0)
+    masked, counts = task.draw(ids, attention, seed=2)
+    assert torch.equal(masked, task.draw(ids, attention, seed=2)[0]) and counts.sum().item() == pytest.approx(1)
+    whole = task(model.text_tower, ids, attention, pictures, (masked, counts))
+    parts = [
+        task(model.text_tower, ids[rows], attention[rows], pictures[rows], (masked[rows], counts[rows]))
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-5)
+
+
 def test_tasks_learn_with_the_model_and_cost_nothing_when_off(model, tokenizer):
     pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     ids = torch.tensor([[2, 4, 5, 8, 3], [2, 4, 6, 8, 3], [2, 4, 7, 9, 3], [2, 4, 5, 9, 3]])
     text = (ids, torch.ones_like(ids))
     tasks = Pretext(masked_language=1.0, masked_share=0.9, matching=0.5)
     both = TrainingModel(model, recipe(model, pretext=tasks), tokenizer)
-    *_, losses = both(pixels, text, torch.arange(4))
-    assert set(losses) == {"masked_language", "matching"}
+    *vectors, losses = both(pixels, text)
+    assert set(losses) == {"masked_language"}
+    losses["matching"] = Matching(16)(vectors[0]["fine"], vectors[1]["fine"], torch.arange(4))
     sum(losses.values()).backward()
     assert model.text_tower.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
     assert model.image_heads["fine"].project.weight.grad.abs().sum() > 0
     off = TrainingModel(model, recipe(model), tokenizer)
-    *_, losses = off(pixels, text, torch.arange(4))
-    assert not losses and not list(off.tasks.parameters())
+    *_, losses = off(pixels, text)
+    assert not losses and off.words is None
     with pytest.raises(RecipeError, match="tower_lr"):
-        both(pixels, {1: torch.randn(4, 16), 3: torch.randn(4, 16)}, ids[:, 0])
+        both(pixels, {1: torch.randn(4, 16), 3: torch.randn(4, 16)})
 
 
 def test_a_vocabulary_without_a_mask_is_refused(model, tmp_path):
@@ -129,7 +190,7 @@ def gradients(model, tokenizer, optim: Optim, config: ObjectiveConfig) -> dict[s
     pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     ids = torch.tensor([[2, 4, 5, 8, 3], [2, 4, 6, 8, 3], [2, 4, 7, 9, 3], [2, 4, 5, 9, 3]])
     training = TrainingModel(model, recipe(model, optim=optim), tokenizer)
-    image, text, _ = training(pixels, (ids, torch.ones_like(ids)), torch.arange(4))
+    image, text, _ = training(pixels, (ids, torch.ones_like(ids)))
     HierarchicalObjective(("coarse", "fine"), config)(image, text)["loss"].backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {name: gradient.clone() for name, gradient in found.items() if gradient.abs().sum() > 0}

@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tokenizers import Tokenizer  # noqa: E402
 
-from hivlp.config import TowerConfig  # noqa: E402
+from hivlp.config import TextConfig, TowerConfig  # noqa: E402
 from hivlp.data.stamps import comparable  # noqa: E402
+from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import DataError, ModelError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.heads import build_head  # noqa: E402
@@ -214,8 +214,7 @@ def test_wordnet_teaches_too_but_nothing_that_is_tested(model, tmp_path, monkeyp
     asked = []
     real = selfdistill.text_features
     monkeypatch.setattr(selfdistill, "text_features", lambda m, t, texts: asked.extend(texts) or real(m, t, texts))
-    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path / "t")))
-    tokenizer.enable_padding()
+    tokenizer = TextTokenizer(write_tokenizer(tmp_path / "t"), TextConfig())
     views = [{8: torch.randn(9, model.image_tower.widths[7])}] * 2
     distil(model, tokenizer, texts(50, 1), views, recipe(texts=99, steps=3))
     bare = [comparable(text) for text in asked]

@@ -3,43 +3,107 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hivlp.errors import ModelError
 from hivlp.levels import Level, check_levels
+from hivlp.reading import one_line, read_json
 
 FORMAT = 1
+LARGEST_INPUT = 1 << 14
+"""Pixels a side of a prepared picture, and tokens of a text, at most: no file may ask for more memory."""
+
+
+RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Filters by the number that Pillow, and the processors of ``transformers``, give them."""
+RESIZES: tuple[set[str], ...] = (set(), {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """How a decoded picture becomes the image tower's input.
+    """How a decoded picture becomes the image tower's input: ``size`` × ``size`` pixels, ``(rgb - mean) / std``.
 
-    The picture is scaled into a ``size`` × ``size`` square and normalised as ``(rgb - mean) / std``, with ``rgb``
-    in 0…255. ``fit`` is ``pad`` (whole picture, white bars), ``crop`` (centre square) or ``stretch``.
+    Attributes:
+        size: side of the square.
+        fit: ``pad``, the whole picture between white bars; ``crop``, the centre square of the scaled picture, black
+            where that is smaller; or ``stretch``, the whole picture whatever its proportions. For ``pad`` a large
+            picture is decoded at a fraction of its size; ``crop`` and ``stretch`` are exactly what the PIL processors
+            of ``transformers`` do.
+        mean: of each channel, with ``rgb`` in 0…255.
+        std: of each channel, likewise.
+        resample: the filter, one of :data:`RESAMPLE`.
+        resize: for ``crop``, what the picture is scaled to first: ``shortest_edge`` (and ``longest_edge``, which it
+            may not exceed), or ``height`` and ``width``; empty for not at all, None for ``size`` as the shortest edge.
     """
 
     size: int = 224
     fit: str = "pad"
     mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    resample: str = "bicubic"
+    resize: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, not {self.size}")
         if self.fit not in ("pad", "crop", "stretch"):
             raise ValueError(f"fit must be pad, crop or stretch, not {self.fit!r}")
+        if self.resample not in RESAMPLE:
+            raise ValueError(f"resample must be one of {', '.join(RESAMPLE)}, not {self.resample!r}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} must be three finite numbers, not {values}")
+        if 0 in self.std:
+            raise ValueError("std must not be 0: a picture is divided by it")
+        if self.resize is not None:
+            if self.fit != "crop":
+                raise ValueError(f"resize belongs to fit crop, not {self.fit}")
+            if set(self.resize) not in RESIZES or not all(isinstance(n, int) and n > 0 for n in self.resize.values()):
+                raise ValueError(f"resize must be shortest_edge (and longest_edge) or height and width, in pixels, "
+                                 f"not {dict(self.resize)}")  # fmt: skip
+
+    def at(self, size: int) -> PictureConfig:
+        """The same view of a picture with this many pixels a side; of one that is never scaled there is only one."""
+        if self.resize is None:
+            return replace(self, size=size)
+        if not self.resize:
+            return self
+        scaled = {name: max(1, round(value * size / self.size)) for name, value in self.resize.items()}
+        return replace(self, size=size, resize=scaled)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How a text becomes the text tower's input; longer texts are cut at ``max_tokens``."""
+    """How a text becomes the text tower's input.
+
+    Attributes:
+        max_tokens: where longer texts are cut.
+        lowercase: whether texts are lower-cased first.
+        pad_to_max: whether shorter texts are filled up to ``max_tokens``; otherwise to the longest beside them.
+        pad_id: what they are filled up with.
+        padding_side: where, ``right`` or ``left``; on the left it moves every word, so it needs ``pad_to_max``.
+        truncation_side: which end of a longer text is cut off, ``right`` or ``left``.
+    """
 
     max_tokens: int = 64
     lowercase: bool = False
     pad_to_max: bool = False
     pad_id: int = 0
+    padding_side: str = "right"
+    truncation_side: str = "right"
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        for name, side in (("padding_side", self.padding_side), ("truncation_side", self.truncation_side)):
+            if side not in ("right", "left"):
+                raise ValueError(f"{name} must be right or left, not {side!r}")
+        if self.padding_side == "left" and not self.pad_to_max:
+            raise ValueError("padding_side left needs pad_to_max: a text's vector would depend on those beside it")
 
 
 @dataclass(frozen=True)
@@ -89,7 +153,9 @@ class HiVLPConfig:
                 )
             picture = dict(data["picture"])
             picture["mean"], picture["std"] = tuple(picture["mean"]), tuple(picture["std"])
-            return cls(
+            if not isinstance(data["name"], str):
+                raise ValueError("name must be text")
+            config = cls(
                 name=data["name"],
                 levels=tuple(Level(**level) for level in data["levels"]),
                 image_tower=TowerConfig(**data["image_tower"]),
@@ -97,8 +163,12 @@ class HiVLPConfig:
                 picture=PictureConfig(**picture),
                 text=TextConfig(**data["text"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not a hivlp model configuration: {error!r}") from error
+            for what, value in (("size", config.picture.size), ("max_tokens", config.text.max_tokens)):
+                if type(value) is not int or not 1 <= value <= LARGEST_INPUT:
+                    raise ValueError(f"{what} must be a whole number of at least 1, and at most {LARGEST_INPUT}")
+            return config
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ModelError(f"not a hivlp model configuration: {one_line(repr(error))}") from error
 
     @classmethod
     def load(cls, folder: Path) -> HiVLPConfig:
@@ -108,12 +178,10 @@ class HiVLPConfig:
             ModelError: if the file is missing or is not a hivlp model's.
         """
         path = folder / "config.json"
+        if not path.exists():
+            raise ModelError(f"{folder} is not a model folder: it has no config.json")
+        data = read_json(path, ModelError)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ModelError(f"{folder} is not a model folder: it has no config.json") from error
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ModelError(f"{path} does not hold a JSON object")
-        return cls.from_dict(data)
+            return cls.from_dict(data)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error

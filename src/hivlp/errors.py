@@ -15,6 +15,10 @@ class DataError(HivlpError):
     """A data set cannot be found or read."""
 
 
+class RecipeError(HivlpError):
+    """A training recipe is missing, malformed or contradicts itself."""
+
+
 class PictureError(HivlpError):
     """One picture cannot be decoded; it is reported and skipped."""
 
@@ -35,8 +39,38 @@ class QueryError(HivlpError):
     """A query cannot be answered as asked."""
 
 
-class MissingExtraError(HivlpError):
+class ArgumentError(QueryError, TypeError, ValueError):
+    """What was given is not of a kind that can be used there."""
+
+
+EXTRAS = {
+    "data": "pyarrow",
+    "photos": "pillow-heif pillow-jxl-plugin rawpy",
+    "hub": "huggingface_hub",
+    "train": "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
+    "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
+}
+"""Extra -> the libraries that it stands for: hivlp itself cannot be named to pip, as it is in no package index."""
+PACKAGES = {
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "resvg_py": "resvg-py",
+    "pillow_heif": "pillow-heif",
+}
+"""Module -> what pip calls it, where that differs."""
+
+
+class MissingExtraError(HivlpError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the `{extra}` extra: pip install 'hivlp[{extra}]'")
+        checkout = f"in a checkout of hivlp, pip install '.[{extra}]'"
+        command = f"pip install {EXTRAS[extra]} (or, {checkout})" if extra in EXTRAS else checkout
+        super().__init__(f"{feature} needs more than is installed: {command}")
+
+
+def missing_module(name: str) -> str:
+    """What to say of a module that cannot be imported."""
+    package = name.partition(".")[0]
+    return f"this needs {package}, which is not installed: pip install {PACKAGES.get(package, package)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from hivlp.encode.onnx import IMAGE_GRAPH, TEXT_GRAPH, TEXT_WEIGHTS, text_graph
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.quantize import compress_tables, quantize_image
+from hivlp.scratch import scratch_folder
 
 OPSET = 17
 
@@ -77,11 +77,11 @@ def export(
     batch = {0: "batch"}
     steps = 2 + (calibration is not None) + quantize_text
     with (
-        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        scratch_folder(folder / "graphs") as scratch,
         tqdm(total=steps, desc="export", unit="graph", leave=False) as progress,
         _quiet(),
     ):
-        image, text = Path(scratch) / IMAGE_GRAPH, Path(scratch) / TEXT_GRAPH
+        image, text = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH
         torch.onnx.export(
             _ImageGraph(model).eval(),
             (torch.zeros(2, size, size, 3, dtype=torch.uint8),),

@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+DEFAULT_SHORTLIST = 200
+"""Items that a coarser level hands on where nobody says how many: in a search as in an evaluation."""
+LARGEST = 1 << 20
+"""Dims of a vector, and layers of a tower, at most: no file may ask for more."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,14 @@ class Level:
     text_layer: int
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(f"a level's name must be an identifier, not {self.name!r}")
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ValueError(f"a level's name must be an identifier, not {self.name!r:.40}")
         for what, value in (("dim", self.dim), ("image_layer", self.image_layer), ("text_layer", self.text_layer)):
-            if value < 1:
-                raise ValueError(f"level {self.name}: {what} must be at least 1, not {value}")
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise ValueError(
+                    f"level {self.name}: {what} must be a whole number of at least 1, and at most {LARGEST}, "
+                    f"not {value!r:.40}"
+                )
 
 
 def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:

@@ -20,7 +20,7 @@ from hivlp.data.pairs import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import encode_stream
-from hivlp.evaluate import first_hits
+from hivlp.evaluate import level_ranks
 from hivlp.levels import Embeddings, Vectors
 
 COLLECTIONS = (10_000, 100_000, 1_000_000)
@@ -79,9 +79,9 @@ def adaptive_exit(images: Embeddings, texts: Embeddings, deeper_ms: float) -> li
         For each of ``SHARES``: ``share``, ``margin`` (at which to stop; None if no query does), ``R@1``, ``R@10``, and
         ``saved_ms`` a query.
     """
-    own = np.arange(images.count)[:, None]
-    early = first_hits([texts.coarse], [images.coarse], own, None)
-    late = first_hits([texts.fine], [images.fine], own, None)
+    own = np.arange(images.count)
+    early, _ = level_ranks(texts.coarse, images.coarse, own)
+    late, _ = level_ranks(texts.fine, images.fine, own)
     best = np.sort(texts.coarse @ images.coarse.T, axis=1)
     margins: NDArray[np.float32] = best[:, -1] - best[:, -2]
     surest = np.argsort(-margins, kind="stable")

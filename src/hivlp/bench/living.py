@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hivlp.encode import HiVLP
 from hivlp.fit.maps import FINE
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
+from hivlp.index.search import SearchResult
 from hivlp.levels import Vectors
 
 K = 10
@@ -60,18 +61,18 @@ def run(model: HiVLP, queries: int = ASKED) -> dict[str, Any]:
             index.tune(np.asarray(real.glosses[TRAINED_FROM:], np.float32))
             seconds["tune"] = time.perf_counter() - start
             bar.update()
-            stages = {"tuned": figures(index, asked)}
+            stages = {"tuned": figures(index, asked, words[:later])}
             bar.update()
             rates["living"] = (len(words) - later) / index.add_embeddings(rest).seconds
             seconds["refresh"] = _seconds(lambda: tuning.refresh(index))
-            stages["grown"] = figures(index, asked)
+            stages["grown"] = figures(index, asked, words[:later])
             bar.update()
             ids = np.random.default_rng(0).permutation(len(words))[: int(REMOVED * len(words))] + 1
             index.remove(ids.tolist())
             seconds["compact"] = _seconds(index.compact)
             seconds["refresh_compacted"] = _seconds(lambda: tuning.refresh(index))
             bar.update()
-            stages["compacted"] = figures(index, asked)
+            stages["compacted"] = figures(index, asked, words[:later])
             bar.update()
     return {
         "items": len(words),
@@ -82,13 +83,18 @@ def run(model: HiVLP, queries: int = ASKED) -> dict[str, Any]:
     }
 
 
-def figures(index: Index, queries: Vectors) -> dict[str, Any]:
+def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
     """What a tuned index does with these queries, one at a time.
+
+    Args:
+        index: tuned.
+        queries: like those that it was tuned with.
+        items: some of what it holds.
 
     Returns:
         By ``all`` and each of :data:`FILTERS`: ``recall`` of the exact ten best, ``p50_ms`` and ``p99_ms``, and
-        ``times``, of what it takes without a filter; ``exact_ms`` and ``everything_ms``: the median of an exact search,
-        and of one that reads every vector.
+        ``times``, of what it takes without a filter; ``kinds`` (see :func:`kinds_of_queries`); ``exact_ms`` and
+        ``everything_ms``: the median of an exact search, and of one that reads every vector.
     """
     result: dict[str, Any] = {}
     for name, where in ({"all": None} | FILTERS).items():
@@ -99,16 +105,43 @@ def figures(index: Index, queries: Vectors) -> dict[str, Any]:
             start = time.perf_counter()
             found.append(index.search(vector={FINE: query}, k=K, where=where))
             times.append((time.perf_counter() - start) * 1000)
-        shares = [
-            len({hit.id for hit in one} & {hit.id for hit in other}) / max(1, len(one))
-            for one, other in zip(truth, found, strict=True)
-        ]
-        result[name] = {"recall": round(float(np.mean(shares)), 4), **_quantiles(times)}
+        result[name] = {"recall": _recall(truth, found), **_quantiles(times)}
         result[name]["times"] = round(result[name]["p50_ms"] / result["all"]["p50_ms"], 2)
+    result["kinds"] = kinds_of_queries(index, queries, items)
     some = queries[:60]
     result["exact_ms"] = _median_ms(lambda query: index.search(vector={FINE: query}, k=K, exact=True), some)
     everything = index._scanners[-1]
     result["everything_ms"] = _median_ms(lambda query: everything.top(query, K, None), some)
+    return result
+
+
+def kinds_of_queries(index: Index, queries: Vectors, items: Vectors) -> dict[str, dict[str, float]]:
+    """What a tuned index finds for queries like those that it was tuned with, and for others.
+
+    Returns:
+        By kind, ``recall`` of the exact ten best, ``p50_ms`` and ``p99_ms``, and the share of queries that were seen to
+        be unlike the sample and were ``widened``.
+    """
+    rng = np.random.default_rng(0)
+    noise = _unit(rng.normal(size=queries.shape).astype(np.float32))
+    kinds = {
+        "like the sample": queries,
+        "items": _unit(items[rng.permutation(len(items))[: len(queries)]]),
+        "noisy": _unit(queries + noise),
+        "noisier": _unit(queries + 2 * noise),
+        "random directions": noise,
+        "negated": -queries,
+        "another model's": _unit(queries[:, rng.permutation(queries.shape[1])]),
+    }
+    result = {}
+    for name, asked in kinds.items():
+        truth, found, times, widened = index.search_many(vectors={FINE: asked}, k=K, exact=True), [], [], 0
+        for query in asked:
+            start = time.perf_counter()
+            found.append(index.search(vector={FINE: query}, k=K))
+            times.append((time.perf_counter() - start) * 1000)
+            widened += any("widened" in step for step in found[-1].plan)
+        result[name] = {"recall": _recall(truth, found), **_quantiles(times), "widened": round(widened / len(asked), 3)}
     return result
 
 
@@ -127,8 +160,24 @@ def format_text(result: Mapping[str, Any]) -> str:
             lines.append(
                 f"{stage:12s}{name:>8s}{row['recall']:8.4f}{row['p50_ms']:8.3f}{row['p99_ms']:8.3f}{row['times']:7.2f}"
             )
+        for kind, row in found["kinds"].items():
+            figures_of = f"recall {row['recall']:.4f}, p50 {row['p50_ms']:.3f} ms, widened {row['widened']:.0%}"
+            lines.append(f"{stage:12s}{kind:>18s} {figures_of}")
         lines.append(f"{stage:12s}exact {found['exact_ms']} ms, reading everything {found['everything_ms']} ms")
     return "\n".join(lines)
+
+
+def _recall(truth: Sequence[SearchResult], found: Sequence[SearchResult]) -> float:
+    shares = [
+        len({hit.id for hit in one} & {hit.id for hit in other}) / max(1, len(one))
+        for one, other in zip(truth, found, strict=True)
+    ]
+    return round(float(np.mean(shares)), 4)
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def _quantiles(times: list[float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ BENCHES = {
     "training": "memory and speed of the objective beside a plain one",
     "exit": "what a coarse level from an early layer saves",
     "crash": "whether an index survives kills and failing disks",
+    "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "ann": "the engine's speed and recall beside other libraries'",
 }
@@ -51,6 +52,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
             from hivlp.bench import crash
 
             result, text = crash.run(arguments.rounds), crash.format_text
+        case "fuzz":
+            from hivlp.bench import fuzz
+
+            result, text = fuzz.run(arguments.cases), fuzz.format_text
         case "living":
             from hivlp.bench import living
 

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 
 from hivlp.cli.output import fail
 from hivlp.cli.parser import build_parser
-from hivlp.errors import HivlpError, MissingExtraError
+from hivlp.errors import HivlpError, MissingExtraError, missing_module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     parser = build_parser()
     arguments = parser.parse_args(argv)
     # Pillow warns of odd tags in pictures that it then reads well enough; what it cannot read is reported by name.
@@ -36,18 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        if error.name == "matplotlib":
-            return fail("--plot needs matplotlib: pip install matplotlib")
-        if error.name in (
-            "torch",
-            "transformers",
-            "accelerate",
-            "safetensors",
-            "yaml",
-            "onnx",
-            "tensorboard",
-        ):
+        if error.name is None or error.name.partition(".")[0] == "hivlp":
+            raise
+        if arguments.verb in ("train", "adapt", "export"):
             return fail(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
-        raise
+        return fail(missing_module(error.name))
+    except MemoryError:
+        return fail("there is not enough memory for this")
     except (OSError, sqlite3.Error) as error:
         return fail(str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,14 +27,16 @@ def run_index(arguments: argparse.Namespace) -> int:
         return usage("index", f"--{fitting[0]} goes with --embeddings")
     if arguments.embeddings is not None:
         return _index_embeddings(arguments)
+    from hivlp.index.names import existing
+
     for path in arguments.paths:
-        if not path.exists():
+        if not existing(path).exists():
             raise HivlpError(f"{path} does not exist")
     with _open_or_create(arguments.out, arguments.model) as index, tqdm(desc="pictures", unit="", disable=None) as bar:
         report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
         _take_in(index)
     print_result(arguments, report.to_json, lambda: _added(report, arguments.out))
-    return 0
+    return fail("nothing could be read") if report.useless else 0
 
 
 def _index_embeddings(arguments: argparse.Namespace) -> int:
@@ -83,6 +86,10 @@ def _open_or_create(path: Path, model: str | None) -> Index:
 
 def _added(report: AddReport, out: Path) -> str:
     lines = [f"failed: {failure.path}: {failure.error}" for failure in report.failed]
+    lines += [
+        f"not read: {passed.count} × {kind} (such as {passed.first}): {passed.why}"
+        for kind, passed in report.not_read.items()
+    ]
     lines.append(
         f"{report.added} added, {report.updated} updated, {report.skipped} skipped, "
         f"{len(report.failed)} failed; {report.items} items in {out} ({report.seconds:.1f} s)"
@@ -120,15 +127,28 @@ def run_tune(arguments: argparse.Namespace) -> int:
 def run_remove(arguments: argparse.Namespace) -> int:
     """``hivlp remove``."""
     from hivlp.index import Index
+    from hivlp.index.names import existing
 
-    wanted = [int(item) if item.isdecimal() else item for item in arguments.items]
+    if arguments.id and not all(map(_is_id, arguments.items)):
+        return usage("remove", "--id goes with whole numbers")
     with Index.open(arguments.index) as index:
+        wanted: list[int | str] = []
+        for item in arguments.items:
+            is_id = _is_id(item) and not arguments.path
+            if is_id and not arguments.id and (index.named(item) or existing(item).exists()):
+                raise HivlpError(f"{item} could be an item's id or a path: write --id {item} or ./{item}")
+            wanted.append(int(item) if is_id else item)
         removed = index.remove(wanted)
         items = len(index)
     print_result(
         arguments, lambda: {"removed": removed, "items": items}, lambda: f"{removed} removed; {items} items left"
     )
     return 0
+
+
+def _is_id(text: str) -> bool:
+    """Whether a person writes ids like this."""
+    return re.fullmatch("0|[1-9][0-9]{0,18}", text) is not None
 
 
 def run_info(arguments: argparse.Namespace) -> int:

@@ -67,7 +67,8 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def recall_table(result: dict[str, Any]) -> str:
     """What :func:`hivlp.evaluate.evaluate` found, a level a line, and the cascade."""
-    rows = [*result["levels"].items(), (f"cascade ({result['cascade']['shortlist']})", result["cascade"])]
+    shortlist = result["cascade"]["shortlist"]
+    rows = [*result["levels"].items(), (f"cascade ({shortlist})", result["cascade"])]
     lines = [
         f"{result['images']} pictures, {result['captions']} captions",
         f"{'':16}text→image          image→text       AR",
@@ -77,4 +78,8 @@ def recall_table(result: dict[str, Any]) -> str:
         lines.append(f"{name:14}{cells[0]}   {cells[1]}  {row['AR']:5.1f}")
     retained = result["cascade"]["retained"]["text_to_image"]["R@10"]
     lines.append(f"the cascade keeps {100 * retained:.1f}% of the finest level's text→image R@10")
+    if shortlist >= result["images"]:
+        lines.append(
+            f"a shortlist of {shortlist} holds all {result['images']} pictures: text→image, nothing can be lost"
+        )
     return "\n".join(lines)

@@ -12,9 +12,32 @@ from hivlp.cli.index import run_compact, run_index, run_info, run_merge, run_rem
 from hivlp.cli.models import DEFAULT_MODEL
 from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
+from hivlp.levels import DEFAULT_SHORTLIST
 
 # As hivlp.fit.METHODS, which is slow to import.
 FITS = ("distill", "pca", "lean", "prefix")
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
+
+
+def _name(text: str) -> str:
+    # Path("") is the current folder, which nobody means.
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+# What argparse calls them when a value is none.
+_path.__name__, _name.__name__, _count.__name__ = "path", "name", "whole number"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,36 +53,36 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = verb("demo", run_demo, "Index the pictures that ship with hivlp, search them, and write a page.")
-    sub.add_argument("-o", "--out", type=Path, default=Path("hivlp-demo"), help="folder for the page and its index")
-    sub.add_argument("--model", default=DEFAULT_MODEL)
+    sub.add_argument("-o", "--out", type=_path, default=Path("hivlp-demo"), help="folder for the page and its index")
+    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
 
     sub = verb("index", run_index, "Add pictures or vectors to an index; run again to add only what is new or changed.")
-    sub.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="pictures or folders of pictures")
-    sub.add_argument("-o", "--out", type=Path, required=True, metavar="INDEX", help="index folder")
-    sub.add_argument("--model", help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    sub.add_argument("paths", type=_path, nargs="*", metavar="PATH", help="pictures or folders of pictures")
+    sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
+    sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
     given = sub.add_argument_group("vectors that you have already")
-    given.add_argument("--embeddings", type=Path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
+    given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
     given.add_argument(
         "--queries",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="vectors to fit to, as they will be asked for (default: text_emb beside img_emb, or the items)",
     )
-    given.add_argument("--dims", type=int, help="of the coarse level (default 64)")
+    given.add_argument("--dims", type=_count, help="of the coarse level (default 64)")
     given.add_argument("--fit", choices=FITS, help="how it is made (default: distill)")
 
     sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
-    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("index", type=_path, metavar="INDEX")
     sub.add_argument("text", nargs="?", metavar="TEXT", help="what to look for, in words")
-    sub.add_argument("--image", type=Path, metavar="FILE", help="look for pictures like this one")
+    sub.add_argument("--image", type=_path, metavar="FILE", help="look for pictures like this one")
     sub.add_argument("--like", type=int, metavar="ID", help="look for pictures like this item")
     sub.add_argument(
         "--queries",
         metavar="FILE",
         help="look for each line of this text file (- for standard input); with --json, one JSON object a line",
     )
-    sub.add_argument("--vector", type=Path, metavar="FILE.npy", help="look for a vector (an index of embeddings)")
+    sub.add_argument("--vector", type=_path, metavar="FILE.npy", help="look for a vector (an index of embeddings)")
     sub.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
     sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
@@ -76,72 +99,91 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="COSINE",
         help="show equal pictures as one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
     )
-    sub.add_argument("--model", help="model name or folder (default: the index's own)")
+    sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
 
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
-    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("index", type=_path, metavar="INDEX")
     sub.add_argument(
         "--queries",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="what people ask: a text a line, or vectors (.npy); default: captions, words, or the items themselves",
     )
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (default 0.99)")
-    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="where to draw recall over time")
-    sub.add_argument("--model", help="model name or folder (default: the index's own)")
+    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="where to draw recall over time")
+    sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
 
     sub = verb("remove", run_remove, "Remove items from an index; the pictures themselves stay.")
-    sub.add_argument("index", type=Path, metavar="INDEX")
-    sub.add_argument("items", nargs="+", metavar="ID|PATH")
+    sub.add_argument("index", type=_path, metavar="INDEX")
+    sub.add_argument(
+        "items", type=_name, nargs="+", metavar="ID|PATH", help="a number is an id; a path of digits is written ./3"
+    )
+    only = sub.add_mutually_exclusive_group()
+    only.add_argument("--id", action="store_true", help="all of them are ids")
+    only.add_argument("--path", action="store_true", help="all of them are paths")
 
     sub = verb("info", run_info, "What an index holds.")
-    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("index", type=_path, metavar="INDEX")
     sub.add_argument("--verify", action="store_true", help="check every vector and record; exit 1 if one is damaged")
 
     sub = verb("repair", run_repair, "Save what can be saved of a damaged index.")
-    sub.add_argument("index", type=Path, metavar="INDEX")
-    sub.add_argument("--model", help="to encode pictures again with (default: the index's own)")
+    sub.add_argument("index", type=_path, metavar="INDEX")
+    sub.add_argument("--model", type=_name, help="to encode pictures again with (default: the index's own)")
 
     sub = verb("compact", run_compact, "Give back the space of removed and replaced items.")
-    sub.add_argument("index", type=Path, metavar="INDEX")
+    sub.add_argument("index", type=_path, metavar="INDEX")
 
     sub = verb("merge", run_merge, "Add the items of one index to another of the same model.")
-    sub.add_argument("index", type=Path, metavar="INDEX", help="the index that grows")
-    sub.add_argument("other", type=Path, metavar="OTHER", help="the index that is read")
+    sub.add_argument("index", type=_path, metavar="INDEX", help="the index that grows")
+    sub.add_argument("other", type=_path, metavar="OTHER", help="the index that is read")
 
     sub = verb("evaluate", run_evaluate, "Recall of a model on pictures with captions.")
-    sub.add_argument("data", metavar="DATA", help="stamps, or a folder, parquet, webdataset, captions or Karpathy file")
-    sub.add_argument("--model", default=DEFAULT_MODEL)
+    sub.add_argument(
+        "data", type=_name, metavar="DATA", help="stamps, or a folder, parquet, webdataset, captions or Karpathy file"
+    )
+    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
-    sub.add_argument("--shortlist", type=int, default=20, metavar="N")
+    sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
 
     sub = verb("train", run_train, "Train a model from a recipe.")
-    sub.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    sub.add_argument("-o", "--out", type=Path, help="model folder (default: runs/NAME)")
+    sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
+    sub.add_argument("-o", "--out", type=_path, help="model folder (default: runs/NAME)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    sub.add_argument("--plan", action="store_true", help="check recipe and data, say what would be done, and stop")
 
     sub = verb("adapt", run_adapt, "Give a trained model a coarse level; its own embedding stays as it is.")
-    sub.add_argument("model", metavar="MODEL", help="a CLIP or SigLIP folder or hub id, or a hivlp model with weights")
-    sub.add_argument("data", metavar="DATA", help="pairs as for evaluate, a folder of pictures, or a .txt of texts")
-    sub.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="model folder to write")
-    sub.add_argument("--dims", type=int, default=64, help="of the coarse level (default 64)")
+    sub.add_argument(
+        "model", type=_name, metavar="MODEL", help="a CLIP or SigLIP folder or hub id, or a hivlp model with weights"
+    )
+    sub.add_argument(
+        "data", type=_name, metavar="DATA", help="pairs as for evaluate, a folder of pictures, or a .txt of texts"
+    )
+    sub.add_argument("-o", "--out", type=_path, required=True, metavar="DIR", help="model folder to write")
+    sub.add_argument("--dims", type=_count, default=64, help="of the coarse level (default 64)")
     sub.add_argument("--code", choices=["float", "int8", "binary"], default="int8", help="how it will be stored")
-    sub.add_argument("--text-layer", type=int, metavar="N", help="of the text tower that it reads (default: the last)")
+    sub.add_argument(
+        "--text-layer", type=_count, metavar="N", help="of the text tower that it reads (default: the last)"
+    )
     sub.add_argument("--steps", type=int, default=1500, help="of learning; 0 for the closed form (default 1500)")
     sub.add_argument("--split", help="part to learn from (default: train, where there is one)")
-    sub.add_argument("--limit", type=int, metavar="N", help="learn from so many pictures and texts at most")
-    sub.add_argument("--shortlist", type=int, default=20, metavar="N", help="for the recalls measured at the end")
+    sub.add_argument("--limit", type=_count, metavar="N", help="learn from so many pictures and texts at most")
+    sub.add_argument(
+        "--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="of the recalls at the end (default 200)"
+    )
 
     sub = verb("export", run_export, "Write a model's ONNX graphs (float32), so that it can index and search.")
-    sub.add_argument("model", metavar="MODEL", help="a trained model's folder, or a CLIP or SigLIP folder or hub id")
-    sub.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to write a CLIP or SigLIP model")
+    sub.add_argument(
+        "model", type=_name, metavar="MODEL", help="a trained model's folder, or a CLIP or SigLIP folder or hub id"
+    )
+    sub.add_argument("-o", "--out", type=_path, metavar="DIR", help="where to write a CLIP or SigLIP model")
 
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
-    sub.add_argument("--pictures", type=int, default=400, metavar="N", help="index: how many (default 400)")
-    sub.add_argument("--rounds", type=int, default=500, metavar="N", help="crash: how many (default 500)")
+    sub.add_argument("--pictures", type=_count, default=400, metavar="N", help="index: how many (default 400)")
+    sub.add_argument("--rounds", type=_count, default=500, metavar="N", help="crash: how many (default 500)")
+    sub.add_argument("--cases", type=_count, default=2000, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--size", choices=["small", "full"], default="small", help="objective, ann: minutes or hours")
-    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="objective, ann: where to draw the rows")
+    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
     sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")
-    sub.add_argument("--model", default=DEFAULT_MODEL)
+    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
     return parser

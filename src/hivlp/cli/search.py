@@ -15,6 +15,9 @@ from hivlp.errors import HivlpError
 if TYPE_CHECKING:
     from hivlp.index import SearchResult
 
+VECTOR_LIMIT = 1 << 24
+"""Bytes of a vector to search with."""
+
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """``hivlp demo``."""
@@ -68,9 +71,6 @@ def _lines(name: str) -> list[str]:
 
 
 def _load_vector(path: Path) -> Any:
-    import numpy as np
+    from hivlp.data.npy import read_npy
 
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise HivlpError(f"{path} is not a readable .npy file: {error}") from error
+    return read_npy(path, kinds="fiu", limit=VECTOR_LIMIT, error=HivlpError)

@@ -20,7 +20,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     # The stamps are known to have a test part, and the others need not be compared with it by picture.
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
-        pairs = [pair for pair in pairs if pair.split == "test"]
+        pairs = pairs.of("test")
     result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
     print_result(arguments, lambda: result, lambda: recall_table(result))
     return 0
@@ -32,6 +32,12 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe)
     out = arguments.out or Path("runs") / recipe.name
+    if arguments.plan:
+        from hivlp.train.plan import format_plan, plan
+
+        planned = plan(recipe, out)
+        print_result(arguments, lambda: planned, lambda: format_plan(planned))
+        return 0
     from hivlp.train.job import train
 
     metrics = train(recipe, out, resume=arguments.resume)
@@ -50,9 +56,10 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_adapt(arguments: argparse.Namespace) -> int:
     """``hivlp adapt``."""
     from hivlp.train.adapt import AdaptConfig, adapt
+    from hivlp.typed import build
 
     names = ("dims", "code", "text_layer", "steps", "split", "limit", "shortlist")
-    config = AdaptConfig(**{name: getattr(arguments, name) for name in names})
+    config = build(AdaptConfig, {name: getattr(arguments, name) for name in names})
     result = adapt(arguments.model, arguments.data, arguments.out, config)
 
     def text() -> str:

@@ -11,8 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.data.arrow import arrow_errors, batches, opened, values
+from hivlp.data.npy import open_npy
 from hivlp.data.table import CAPTION_COLUMNS
-from hivlp.errors import DataError, MissingExtraError
+from hivlp.data.values import as_text, column_named
+from hivlp.errors import DataError
 
 Raw = NDArray[np.floating]
 
@@ -21,6 +24,10 @@ PATH_COLUMNS = ("path", "image_path", "file_name", "filename", "filepath", "file
 CHUNK = 16_384
 # Row groups of parquet are read whole when a sample is taken: so many times as many rows as are wanted, at most.
 SAMPLE_EXCESS = 4
+
+
+class UnfitError(DataError):
+    """A file is sound, but not what is looked for, or not of the same export as its partner: no reason to go on."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +88,16 @@ class NpyFile:
 
     def __init__(self, file: Path, metadata: Path | None = None) -> None:
         self.file = file
-        try:
-            self._array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{file} is not a readable .npy file: {error}") from error
-        if not isinstance(self._array, np.ndarray) or self._array.ndim != 2 or self._array.shape[1] == 0:
-            shape = getattr(self._array, "shape", "?")
-            raise DataError(f"{file} has shape {shape}: one vector a row, (rows, dims), is needed")
-        if self._array.dtype.kind != "f" or self._array.dtype.itemsize not in (2, 4, 8):
-            raise DataError(f"{file} holds {self._array.dtype}: float16, float32 or float64 is needed")
+        self._array = open_npy(file)
+        if self._array.ndim != 2 or self._array.shape[1] == 0:
+            raise UnfitError(f"{file} has shape {self._array.shape}: one vector a row, (rows, dims), is needed")
         self.rows, self.dim = self._array.shape
         self._metadata = metadata
         if metadata is not None:
-            with _opened(metadata) as parquet:
+            with opened(metadata) as parquet:
                 count = parquet.metadata.num_rows
             if count != self.rows:
-                raise DataError(
+                raise UnfitError(
                     f"{file} has {self.rows} rows, {metadata} has {count}: captions and paths would be off by some; "
                     "was the export interrupted?"
                 )
@@ -106,7 +107,10 @@ class NpyFile:
         told = _told(self._metadata) if self._metadata else None
         for first in range(0, self.rows, CHUNK):
             vectors = np.asarray(self._array[first : first + CHUNK])
-            yield Chunk(self.file, first, vectors, next(told) if told else [NOTHING_TOLD] * len(vectors), {})
+            known, refused = next(told, ([], {})) if told else ([NOTHING_TOLD] * len(vectors), {})
+            if len(known) != len(vectors):
+                raise DataError(f"{self._metadata} is damaged: it ends before row {first + len(vectors)}")
+            yield Chunk(self.file, first, vectors, known, refused)
 
     def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
         """See :class:`Part`."""
@@ -119,28 +123,30 @@ class ParquetColumn:
     """Vectors in a column of lists."""
 
     def __init__(self, file: Path, column: str | None) -> None:
-        import pyarrow as pa
-
         self.file = file
-        with _opened(file) as parquet:
+        with opened(file) as parquet:
+            import pyarrow as pa
+
             schema = parquet.schema_arrow
             lists = [field.name for field in schema if _is_vector(field.type)]
             self._column = column or COLUMN
             if self._column not in schema.names:
                 hint = f"name one of these with --column: {', '.join(lists)}" if lists else "it has no lists of floats"
-                raise DataError(f"{file} has no column {self._column}; {hint}")
+                raise UnfitError(f"{file} has no column {self._column}; {hint}")
             kind = schema.field(self._column).type
             if self._column not in lists:
-                raise DataError(f"{file}: column {self._column} holds {kind}, not lists of float16, float32 or float64")
+                raise UnfitError(
+                    f"{file}: column {self._column} holds {kind}, not lists of float16, float32 or float64"
+                )
             self._groups = [parquet.metadata.row_group(at).num_rows for at in range(parquet.num_row_groups)]
             self.rows = sum(self._groups)
             self._others = [name for name in schema.names if name not in lists]
             self.dim = kind.list_size if pa.types.is_fixed_size_list(kind) else self._first_length(parquet)
             if self.dim < 1:
-                raise DataError(f"{file}: column {self._column} holds no vector")
+                raise UnfitError(f"{file}: column {self._column} holds no vector")
 
     def _first_length(self, parquet: Any) -> int:
-        for batch in parquet.iter_batches(CHUNK, columns=[self._column]):
+        for batch in batches(self.file, parquet, [self._column], size=CHUNK):
             for value in batch.column(0):
                 if value.is_valid and len(value):
                     return len(value)
@@ -149,11 +155,11 @@ class ParquetColumn:
     def chunks(self) -> Iterator[Chunk]:
         """See :class:`Part`."""
         first = 0
-        with _opened(self.file) as parquet:
-            for batch in _batches(self.file, parquet, [self._column, *self._others]):
-                vectors, refused = _matrix(batch.column(self._column), self.dim)
-                told = _tell(batch.select(self._others)) if self._others else [NOTHING_TOLD] * len(vectors)
-                yield Chunk(self.file, first, vectors, told, refused)
+        with opened(self.file) as parquet:
+            for batch in batches(self.file, parquet, [self._column, *self._others], size=CHUNK):
+                vectors, refused = self._matrix(batch.column(self._column))
+                told, unusable = _tell(self.file, batch.select(self._others))
+                yield Chunk(self.file, first, vectors, told, unusable | refused)
                 first += len(vectors)
 
     def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
@@ -165,11 +171,15 @@ class ParquetColumn:
                 held += self._groups[group]
         chosen = np.sort(rng.choice(held, min(count, held), replace=False))
         first = 0
-        with _opened(self.file) as parquet:
-            for batch in _batches(self.file, parquet, [self._column], sorted(groups)):
+        with opened(self.file) as parquet:
+            for batch in batches(self.file, parquet, [self._column], sorted(groups), CHUNK):
                 here = chosen[(chosen >= first) & (chosen < first + len(batch))] - first
                 first += len(batch)
-                yield _matrix(batch.column(0).take(here), self.dim)[0]
+                yield self._matrix(batch.column(0).take(here))[0]
+
+    def _matrix(self, column: Any) -> tuple[Raw, dict[int, str]]:
+        with arrow_errors(f"{self.file} is damaged"):
+            return _matrix(column, self.dim)
 
 
 def _is_vector(kind: Any) -> bool:
@@ -198,35 +208,47 @@ def _matrix(column: Any, dim: int) -> tuple[Raw, dict[int, str]]:
     return vectors, refused
 
 
-def _told(file: Path) -> Iterator[list[Told]]:
-    """What a metadata file says, CHUNK rows at a time."""
+def _told(file: Path) -> Iterator[tuple[list[Told], dict[int, str]]]:
+    """What a metadata file says of CHUNK rows at a time, and row -> why what it says cannot be used."""
     pending: list[Told] = []
-    with _opened(file) as parquet:
+    wrong: dict[int, str] = {}
+    with opened(file) as parquet:
         names = [field.name for field in parquet.schema_arrow if not _is_vector(field.type)]
-        for batch in _batches(file, parquet, names):
-            pending += _tell(batch)
+        for batch in batches(file, parquet, names, size=CHUNK):
+            told, refused = _tell(file, batch)
+            wrong.update({len(pending) + row: why for row, why in refused.items()})
+            pending += told
             while len(pending) >= CHUNK:
-                yield pending[:CHUNK]
+                yield pending[:CHUNK], {row: why for row, why in wrong.items() if row < CHUNK}
                 pending = pending[CHUNK:]
+                wrong = {row - CHUNK: why for row, why in wrong.items() if row >= CHUNK}
     if pending:
-        yield pending
+        yield pending, wrong
 
 
-def _tell(batch: Any) -> list[Told]:
-    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
-    paths = next((columns.pop(name) for name in PATH_COLUMNS if name in columns), [None] * len(batch))
-    captions = next((columns.pop(name) for name in CAPTION_COLUMNS if name in columns), [None] * len(batch))
-    told = []
+def _tell(file: Path, batch: Any) -> tuple[list[Told], dict[int, str]]:
+    """What a batch says of each row, and row -> why its path or caption cannot be used."""
+    columns = {name: values(file, batch, name) for name in batch.schema.names}
+    named, captioned = (column_named(columns, names) for names in (PATH_COLUMNS, CAPTION_COLUMNS))
+    paths, captions = (columns.pop(name) if name else [None] * len(batch) for name in (named, captioned))
+    told, refused = [], {}
     for row, (path, caption) in enumerate(zip(paths, captions, strict=True)):
-        metadata = {name: plain for name, values in columns.items() if (plain := _plain(values[row])) is not None}
-        told.append(Told(_text(path), _text(caption), metadata))
-    return told
+        metadata = {name: plain for name, cells in columns.items() if (plain := _plain(cells[row])) is not None}
+        known: list[str | None] = []
+        for column, value in ((named, path), (captioned, caption)):
+            try:
+                known.append(_text(value))
+            except ValueError as error:
+                known.append(None)
+                refused[row] = f"column {column} {error}"
+        told.append(Told(known[0], known[1], metadata))
+    return told, refused
 
 
 def _text(value: Any) -> str | None:
     if isinstance(value, list):  # several captions
-        value = next((each for each in value if each), None)
-    return None if value is None or value == "" else str(value)
+        return next((text for each in value if (text := as_text(each))), None)
+    return as_text(value) or None
 
 
 def _plain(value: Any) -> Any:
@@ -236,32 +258,10 @@ def _plain(value: Any) -> Any:
             return value
         case float():
             return value if math.isfinite(value) else None
-        case list():
+        case list() | tuple():
             return [_plain(each) for each in value]
         case dict():
             return {str(name): _plain(each) for name, each in value.items()}
         case bytes():
-            return None
+            return None  # thumbnails and the like
     return str(value)  # dates, decimals
-
-
-def _opened(file: Path) -> Any:
-    """A parquet file, to be used in a ``with``."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("reading parquet", "data") from error
-    try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from error
-
-
-def _batches(file: Path, parquet: Any, columns: list[str], groups: list[int] | None = None) -> Iterator[Any]:
-    import pyarrow as pa
-
-    try:
-        yield from parquet.iter_batches(CHUNK, columns=columns, row_groups=groups)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is damaged: {str(error).splitlines()[0]}") from error

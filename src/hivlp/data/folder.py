@@ -4,42 +4,60 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hivlp.data.pairs import Pair, clean_captions, split_named
+from hivlp.data.pairs import Pair, Pairs, clean_captions, split_of_folders
+from hivlp.data.skips import Skips
 from hivlp.data.table import read_table
-from hivlp.data.walk import Found, find_pictures
+from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.errors import DataError
+from hivlp.reading import printable, read_text
 
 _TABLES = tuple(f"{stem}.{suffix}" for stem in ("captions", "metadata") for suffix in ("jsonl", "csv", "tsv"))
 
 
-def read_folder(root: Path) -> list[Pair]:
+def read_folder(root: Path) -> Pairs:
     """Read a folder of pictures.
 
     If it holds a table called ``captions`` or ``metadata`` (``.jsonl``, ``.csv`` or ``.tsv``), that counts. Otherwise
     each line of ``X.txt`` is a caption of the picture ``X.*`` next to it, at any depth; pictures without a caption are
-    passed over, and a top-level folder named like a split (``train``, ``val``, ``test``) makes that split.
+    passed over, and a folder named like a split (``train``, ``val2017``, ``test_images``) makes that split. Captions
+    that cannot be read cost their picture, named in the log.
 
     Raises:
-        DataError: if a caption file cannot be read.
+        DataError: if the table cannot be read, or nothing is left because captions cannot be.
     """
     for table in _TABLES:
         if (root / table).is_file():
             return read_table(root / table)
     pairs = []
+    bare: list[Path] = []
+    skips = Skips()
     for found in find_pictures([root]):
-        if isinstance(found, Found) and (captions := _sidecar(found.path.with_suffix(".txt"))):
-            name = found.path.relative_to(root)
-            split = split_named(name.parts[0]) if len(name.parts) > 1 else None
-            pairs.append(Pair(name.as_posix(), found.path, captions, split or "train"))
-    return pairs
+        if isinstance(found, NotRead):
+            if found.path.with_suffix(".txt").is_file():
+                skips.damage(f"{printable(found.path)}: {found.why}")
+            continue
+        if not isinstance(found, Found):
+            skips.damage(f"{printable(found.path)}: {found.error}")
+            continue
+        try:
+            captions = _sidecar(found.path.with_suffix(".txt"))
+        except DataError as error:
+            skips.damage(error)
+            continue
+        if not captions:
+            bare.append(found.path)
+        else:
+            name = found.path.relative_to(root).as_posix()
+            pairs.append(Pair(name, found.path, captions, split_of_folders(name) or "train"))
+    for path in bare if pairs else ():  # a folder without any is no data set, and is said to be none
+        skips.no_caption(printable(path))
+    return skips.close(root, pairs)
 
 
 def _sidecar(path: Path) -> tuple[str, ...]:
     try:
-        return clean_captions(path.read_text(encoding="utf-8-sig").splitlines())
-    except FileNotFoundError:
-        return ()
+        if not path.exists():
+            return ()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text") from error
+        raise DataError(f"{printable(path)} cannot be read: {error.strerror}") from error
+    return clean_captions(read_text(path).splitlines())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from hivlp.data.pairs import Pair, clean_captions, split_named, within
+from hivlp.data.pairs import Pair, Pairs, split_named, within
+from hivlp.data.skips import Skips
+from hivlp.data.values import captions_of
 from hivlp.errors import DataError
+from hivlp.reading import one_line, parse_json_value, printable, read_text
 
 # COCO's file is mostly token lists; dropping them while parsing keeps memory to a fraction.
 _KEYS = frozenset({"images", "filename", "filepath", "split", "sentences", "raw"})
+LIMIT = 1 << 30
+"""Bytes of the file, at most; COCO's has 144 MB."""
 
 
-def read_karpathy(path: Path, images: Path | None = None) -> list[Pair]:
+def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
     """Read a ``dataset_*.json`` in Karpathy's layout, all captions of every picture.
 
     ``restval`` counts as ``train``, as is the custom. A picture is looked for below ``images`` if given, else below
@@ -23,42 +27,45 @@ def read_karpathy(path: Path, images: Path | None = None) -> list[Pair]:
         DataError: naming file and entry, if it has another layout, names a picture outside the folder, or none of the
             pictures is there.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            data = json.load(file, object_hook=lambda entry: {key: entry[key] for key in entry.keys() & _KEYS})
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    data = parse_json_value(read_text(path, LIMIT), printable(path), keep=_KEYS)
     entries = data.get("images") if isinstance(data, dict) else None
     if not isinstance(entries, list):
         raise DataError(f"{path} is not in Karpathy's layout: it has no list of images")
     roots = [images] if images is not None else [path.parent, path.parent / "images"]
-    pairs, present = [], False
+    pairs, present, skips = [], False, Skips()
     for number, entry in enumerate(entries):
-        where = f"{path}, image {number}"
+        where = f"{printable(path)}, image {number}"
         pair, candidates = _pair(entry, roots, where)
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        found = next((candidate for candidate in candidates if _is_file(candidate)), None)
         present = present or found is not None
-        if pair.captions:
+        if not pair.captions:
+            skips.no_caption(where)
+        else:
             pairs.append(Pair(pair.id, found or candidates[0], pair.captions, pair.split))
     if entries and not present:
         raise DataError(f"none of the pictures of {path} is in {' or '.join(str(root) for root in roots)}")
-    return pairs
+    return skips.close(path, pairs)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that is closed
+        return False
 
 
 def _pair(entry: Any, roots: list[Path], where: str) -> tuple[Pair, list[Path]]:
     """What an entry says, and where its picture may lie."""
     try:
         name, folder = entry["filename"], entry.get("filepath", "")
-        captions = clean_captions([sentence["raw"] for sentence in entry["sentences"]])
+        captions = captions_of([sentence["raw"] for sentence in entry["sentences"]], where)
         split = split_named(entry["split"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not in Karpathy's layout: {error!r}") from error
+        raise DataError(f"{where}: not in Karpathy's layout: {one_line(repr(error))}") from error
     if not isinstance(name, str) or not isinstance(folder, str):
         raise DataError(f"{where}: filename and filepath must be text")
     if split is None:
-        raise DataError(f"{where}: there is no split {entry['split']!r}")
+        raise DataError(f"{where}: there is no split {entry['split']!r:.40}")
     names = [f"{folder}/{name}", name] if folder else [name]
     candidates = [within(root, each, where) for root in roots for each in names]
     return Pair(name, candidates[0], captions, split), candidates

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hivlp.data.pairs import Pair, clean_captions, split_of_shard, within
-from hivlp.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, merge_rows, row_split
-from hivlp.errors import DataError, MissingExtraError, PictureError
+from hivlp.data.arrow import arrow_errors, batches, is_bytes, is_text, opened, plain_type, values
+from hivlp.data.pairs import Pair, Pairs, split_of_shard, within
+from hivlp.data.skips import Skips
+from hivlp.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLIT_COLUMNS, find_column, merge_rows, row_split
+from hivlp.data.values import captions_of, column_named
+from hivlp.errors import DataError, PictureError
+from hivlp.reading import printable
+
+PATH_LIMIT = 4096
+SAMPLE = 64  # rows that are looked at to tell paths from pictures
 
 
 @dataclass(frozen=True)
@@ -41,83 +49,130 @@ class ParquetCell:
             PictureError: if it cannot be had.
         """
         try:
-            value = _column_chunk(self.file, self.column, self.group)[self.row].as_py()
+            with arrow_errors(f"row group {self.group}"):
+                value = _column_chunk(self.file, self.column, self.group, self.file.stat().st_mtime_ns)[
+                    self.row
+                ].as_py()
             if isinstance(value, dict):
                 path = value.get("path")
                 value = value.get("bytes")
                 if value is None and isinstance(path, str):
-                    value = within(self.images, path, str(self.file)).read_bytes()
-        except (OSError, ValueError, LookupError, DataError) as error:  # pyarrow's errors are ValueError or OSError
+                    value = Pair("", within(self.images, path, str(self.file)), ()).read()
+        except DataError as error:
             raise PictureError(f"cannot be read from {self.file}: {error}") from error
         if not isinstance(value, bytes):
             raise PictureError(f"row {self.row} of group {self.group} in {self.file} has no picture")
         return value
 
 
-def read_parquet(files: Sequence[Path], images: Path | None = None) -> list[Pair]:
+def read_parquet(files: Sequence[Path], root: Path, images: Path | None = None) -> Pairs:
     """Read parquet files with a picture and one or several captions in each row.
 
     The picture column holds paths, encoded pictures, or structs of both; columns are named as in
-    :func:`hivlp.data.table.read_table`. Without a ``split`` column, a file name that begins with a split's name
-    (``test-00000-of-00004.parquet``) decides. Pictures stay in the files until they are read.
+    :func:`hivlp.data.table.read_table`, and values count by their meaning. Without a ``split`` column, a file's name
+    (``test-00000-of-00004.parquet``), its folders and the picture's decide. Pictures stay in the files until they are
+    read.
+
+    A file or a row group that is damaged is passed over, and named in the log.
 
     Args:
         files: in the order wanted.
+        root: the folder that their names start from.
         images: where picture paths start from; by default the folder of each file.
 
     Raises:
-        DataError: if a file cannot be used.
+        DataError: if a file has no such columns, a row cannot be used, or nothing is left because files are damaged.
         MissingExtraError: if pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise MissingExtraError("reading parquet", "data") from error
+    skips = Skips()
     pairs: list[Pair] = []
     for file in files:
-        try:
-            pairs += _read_file(file, file.parent if images is None else images)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from error
-    return pairs
+        with contextlib.ExitStack() as stack:
+            try:
+                parquet = stack.enter_context(opened(file))
+            except DataError as error:
+                skips.damage(error)
+                continue
+            shard = file.relative_to(root).with_suffix("").as_posix()
+            reader = _Reader(file, shard, parquet, skips, split_of_shard(file, root))
+            pairs += reader.pairs(file.parent if images is None else images)
+    return skips.close(root, pairs)
 
 
-def _read_file(file: Path, images: Path) -> list[Pair]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True)
+class _Reader:
+    """One open file."""
 
-    with pq.ParquetFile(file) as parquet:
-        schema = parquet.schema_arrow
-        image = find_column(schema.names, IMAGE_COLUMNS, "picture", str(file))
-        caption = find_column(schema.names, CAPTION_COLUMNS, "caption", str(file))
-        others = [caption] + (["split"] if "split" in schema.names else [])
-        kind = schema.field(image).type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            rows = ((where, row) for where, _, _, row in _rows(parquet, file, [image, *others]))
-            return merge_rows(rows, images, split_of_shard(file))
-        if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise DataError(f"{file}: column {image} holds {kind}, not paths or pictures")
+    file: Path
+    shard: str
+    parquet: Any
+    skips: Skips
+    split: str | None
+
+    def pairs(self, images: Path) -> list[Pair]:
+        """What the rows hold."""
+        import pyarrow as pa
+
+        where, schema = printable(self.file), self.parquet.schema_arrow
+        image = find_column(schema.names, IMAGE_COLUMNS, "picture", where)
+        caption = find_column(schema.names, CAPTION_COLUMNS, "caption", where)
+        split = column_named(schema.names, SPLIT_COLUMNS)
+        others = [caption] + ([split] if split else [])
+        kind = plain_type(schema.field(image).type)
+        if is_text(kind) or (is_bytes(kind) and self._holds_paths(image)):
+            return merge_rows((row[::3] for row in self._rows([image, *others])), images, self.skips, self.split)
+        if not (pa.types.is_struct(kind) or is_bytes(kind)):
+            raise DataError(f"{where}: column {image} holds {kind}, not paths or pictures")
         pairs = []
-        for count, (where, group, index, row) in enumerate(_rows(parquet, file, others)):
-            if captions := clean_captions(row[caption]):
-                cell = ParquetCell(file, image, group, index, images)
-                split = row_split(row, where) or split_of_shard(file)
-                pairs.append(Pair(f"{file.stem}/{count}", cell, captions, split))
+        for number, (place, group, index, row) in enumerate(self._rows(others)):
+            try:
+                captions = captions_of(row[caption], place)
+            except DataError as error:
+                self.skips.damage(error)
+                continue
+            if not captions:
+                self.skips.no_caption(place)
+                continue
+            cell = ParquetCell(self.file, image, group, index, images)
+            said = row_split(row, place) or self.split or "train"
+            pairs.append(Pair(f"{self.shard}/{number}", cell, captions, said, self.shard))
         return pairs
 
+    def _holds_paths(self, column: str) -> bool:
+        """Whether bytes are text: no format of pictures begins with a line of it that is so long."""
+        for group in range(self.parquet.num_row_groups):
+            with contextlib.suppress(DataError):  # a group that is damaged is named when rows are read
+                for batch in batches(self.file, self.parquet, [column], [group]):
+                    for value in values(self.file, batch.slice(0, SAMPLE), column):
+                        if value is not None:
+                            return _is_path(value)
+        return False
 
-def _rows(parquet: Any, file: Path, columns: list[str]) -> Iterator[tuple[str, int, int, Mapping[str, Any]]]:
-    """Each row's description, row group, place within it, and values."""
-    count = 0
-    for group in range(parquet.num_row_groups):
-        for index, row in enumerate(parquet.read_row_group(group, columns=columns).to_pylist()):
-            count += 1
-            yield f"{file}, row {count}", group, index, row
+    def _rows(self, columns: list[str]) -> Iterator[tuple[str, int, int, Mapping[str, Any]]]:
+        """Each row's description, row group, place within it, and values."""
+        first = 0
+        for group in range(self.parquet.num_row_groups):
+            index = 0
+            try:
+                for batch in batches(self.file, self.parquet, columns, [group]):
+                    cells = [values(self.file, batch, column) for column in columns]
+                    for row in zip(*cells, strict=True):
+                        place = f"{printable(self.file)}, row {first + index + 1}"
+                        yield place, group, index, dict(zip(columns, row, strict=True))
+                        index += 1
+            except DataError as error:
+                self.skips.damage(f"{error}; the rows {first + index + 1} and following of group {group} are lost")
+            first += self.parquet.metadata.row_group(group).num_rows
+
+
+def _is_path(value: bytes) -> bool:
+    try:
+        return len(value) <= PATH_LIMIT and value.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 @functools.lru_cache(maxsize=2)
-def _column_chunk(file: Path, column: str, group: int) -> Any:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as parquet:
+def _column_chunk(file: Path, column: str, group: int, changed: int) -> Any:
+    with opened(file) as parquet:
         return parquet.read_row_group(group, columns=[column]).column(column)

@@ -37,6 +37,7 @@ TEST_SIZE, VAL_SIZE = 200, 100
 
 _DRAWN_SIDE = 512
 _SVG_HEAD = 1 << 16
+_MAX_SVG_BYTES = 16 << 20
 # A number with a unit that needs no resolution.
 _LENGTH = re.compile(r"\s*\+?(?P<number>\d+\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?)\s*(px|em|ex|%)?\s*", re.IGNORECASE)
 
@@ -56,6 +57,8 @@ class Drawing:
         import resvg_py
 
         try:
+            if self.path.stat().st_size > _MAX_SVG_BYTES:
+                raise PictureError(f"is a drawing of over {_MAX_SVG_BYTES >> 20} MB")
             # Both sides are given, and the drawing fits inside: from a hostile size of its own, resvg would abort the
             # process for want of memory.
             return bytes(resvg_py.svg_to_bytes(svg_path=str(self.path), width=_DRAWN_SIDE, height=_DRAWN_SIDE))

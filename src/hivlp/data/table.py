@@ -2,82 +2,105 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hivlp.data.pairs import Pair, clean_captions, split_named, within
+from hivlp.data.pairs import Pair, Pairs, split_named, split_of_folders, split_of_name, within
+from hivlp.data.separated import read_separated
+from hivlp.data.skips import Skips
+from hivlp.data.values import as_text, captions_of, column_named
 from hivlp.errors import DataError
+from hivlp.reading import parse_json, printable, read_lines
 
-IMAGE_COLUMNS = ("image", "path", "file_name", "filename", "filepath", "file")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title")
+IMAGE_COLUMNS = ("image", "path", "file_name", "filename", "filepath", "file", "image_path", "image_name")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "comment")
+SPLIT_COLUMNS = ("split",)
 
 
-def read_table(path: Path, images: Path | None = None) -> list[Pair]:
+def read_table(path: Path, images: Path | None = None) -> Pairs:
     """Read a table with a picture's path and a caption in each row.
 
     The columns are the first present of :data:`IMAGE_COLUMNS` and of :data:`CAPTION_COLUMNS`, and optionally
-    ``split``. Rows of the same picture become one pair with several captions; in JSON lines a row may also hold a list
-    of captions. Rows without a caption are passed over.
+    ``split``, whatever their case. Rows of the same picture become one pair with several captions; in JSON lines a row
+    may also hold a list of captions. Values count by their meaning (:func:`hivlp.data.values.as_text`); rows without a
+    caption are passed over and counted in the log. Without ``split``, the names of the table (``captions_val.csv``) and
+    of the picture's folders (``val2017/1.jpg``) decide.
 
     Args:
-        path: a ``.csv``, ``.tsv`` or ``.jsonl`` file in UTF-8.
+        path: a ``.csv``, ``.tsv`` or ``.jsonl`` file, see :func:`hivlp.data.separated.read_separated`; UTF-8, or as its
+            byte-order mark says.
         images: where picture paths start from; by default the table's folder.
 
     Raises:
-        DataError: naming file and row, if a row cannot be used or names a picture outside the folder.
+        DataError: naming file and line, if a row cannot be used or names a picture outside the folder.
     """
     root = path.parent if images is None else images
-    rows = _json_lines(path) if path.suffix.lower() == ".jsonl" else _separated(path)
-    try:
-        return merge_rows(rows, root)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text") from error
+    json_lines = path.suffix.lower() == ".jsonl"
+    rows = _json_lines(path) if json_lines else read_separated(path, IMAGE_COLUMNS, CAPTION_COLUMNS)
+    skips = Skips()
+    pairs = merge_rows(rows, root, skips, split_of_name(path.stem))
+    return skips.close(path, pairs)
 
 
-def merge_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], root: Path, default_split: str = "train") -> list[Pair]:
+def merge_rows(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], root: Path, skips: Skips, split_of_file: str | None = None
+) -> list[Pair]:
     """Turn rows, each with a description of where it stands, into pairs in order of each picture's first row.
+
+    A row without a path, or whose caption is no text, is passed over and named in the log.
 
     Raises:
         DataError: see :func:`read_table`.
     """
-    captions: dict[str, tuple[str, ...]] = {}
+    captions: dict[str, dict[str, None]] = {}  # in order, each once
     splits: dict[str, str] = {}
     pictures: dict[str, Path] = {}
     for where, row in rows:
         name = row[find_column(row, IMAGE_COLUMNS, "picture", where)]
-        texts = clean_captions(row[find_column(row, CAPTION_COLUMNS, "caption", where)])
-        if not isinstance(name, str):
-            raise DataError(f"{where}: the picture's path is missing")
-        split = row_split(row, where) or default_split
+        column = find_column(row, CAPTION_COLUMNS, "caption", where)
+        try:
+            name, texts = _path(name, where), captions_of(row[column], where)
+        except DataError as error:
+            skips.damage(error)
+            continue
+        split = row_split(row, where) or split_of_file or split_of_folders(name) or "train"
         if name not in pictures:
             pictures[name] = within(root, name, where)
             splits[name] = split
         elif splits[name] != split:
             raise DataError(f"{where}: {name} is in two splits, {splits[name]} and {split}")
-        captions[name] = tuple(dict.fromkeys((*captions.get(name, ()), *texts)))
+        if not texts:
+            skips.no_caption(where)
+        captions.setdefault(name, {}).update(dict.fromkeys(texts))
     return [
-        Pair(id=name, picture=picture, captions=captions[name], split=splits[name])
+        Pair(id=name, picture=picture, captions=tuple(captions[name]), split=splits[name])
         for name, picture in pictures.items()
         if captions[name]
     ]
 
 
+def _path(name: Any, where: str) -> str:
+    if isinstance(name, bytes):
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: the picture's path holds bytes that are not UTF-8 text") from None
+    if not isinstance(name, str):
+        raise DataError(f"{where}: the picture's path is missing" + f": it is {name!r:.40}" * (name is not None))
+    return name
+
+
 def find_column(columns: Iterable[str], names: tuple[str, ...], what: str, where: str) -> str:
-    """The first of ``names`` among the columns.
+    """The first of ``names`` among the columns, see :func:`hivlp.data.values.column_named`.
 
     Raises:
         DataError: if there is none.
     """
-    present = set(columns)
-    for name in names:
-        if name in present:
-            return name
-    raise DataError(f"{where}: no {what} column; it must be called {' or '.join(names)}")
+    found = column_named(columns, names)
+    if found is None:
+        raise DataError(f"{where}: no {what} column; it must be called {' or '.join(names)}")
+    return found
 
 
 def row_split(row: Mapping[str, Any], where: str) -> str | None:
@@ -86,35 +109,21 @@ def row_split(row: Mapping[str, Any], where: str) -> str | None:
     Raises:
         DataError: if it names one that does not exist.
     """
-    name = row.get("split")
-    if not name:
+    column = column_named(row, SPLIT_COLUMNS)
+    try:
+        name = as_text(row[column]) if column is not None else None
+    except ValueError as error:
+        raise DataError(f"{where}: the split {error}") from error
+    if not name or not name.strip():
         return None
-    split = split_named(str(name))
+    split = split_named(name)
     if split is None:
-        raise DataError(f"{where}: there is no split {name!r}")
+        raise DataError(f"{where}: there is no split {name!r:.40}")
     return split
 
 
-def _separated(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        try:
-            for row in reader:
-                yield f"{path}, line {reader.line_num}", row
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
-
-
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: not a JSON object")
-            yield where, row
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            where = f"{printable(path)}, line {number}"
+            yield where, parse_json(line, where)

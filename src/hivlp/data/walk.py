@@ -7,31 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hivlp.data.kinds import kind_of_name, why_unread
 from hivlp.errors import DataError
-
-PICTURE_SUFFIXES = frozenset(
-    {
-        ".apng",
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".ico",
-        ".jfif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".mpo",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
-)
-"""Lower-case suffixes by which a file in a folder is taken for a picture."""
 
 _INDEX_FILE = "items.db"
 
@@ -51,18 +28,32 @@ class Unreadable:
     error: str
 
 
-def find_pictures(roots: Iterable[Path]) -> Iterator[Found | Unreadable]:
+@dataclass(frozen=True)
+class NotRead:
+    """A file or folder of a kind that is passed over as a whole, and why."""
+
+    path: Path
+    kind: str
+    why: str
+
+
+LINKED_FOLDER = "linked folder"
+
+
+def find_pictures(roots: Iterable[Path]) -> Iterator[Found | Unreadable | NotRead]:
     """Walk folders for pictures, in an order that depends only on the names.
 
-    A root that is a file is yielded whatever its suffix. In a folder, files count by :data:`PICTURE_SUFFIXES`; names
-    that start with a dot and hivlp index folders are passed over. Links to folders are not followed, nor are links to
-    files that lie outside the root; so no loop can arise, and no folder is walked twice even if roots overlap.
+    A root that is a file is yielded whatever its suffix. In a folder, files count by the suffixes that
+    :mod:`hivlp.data.kinds` knows; names that start with a dot and hivlp index folders are passed over. Links to folders
+    are not followed, nor are links to files that lie outside the root; so no loop can arise, and no folder is walked
+    twice even if roots overlap.
 
     Args:
         roots: folders and files.
 
     Returns:
-        An iterator over what was found and what could not be read.
+        An iterator over what was found, what could not be read, and the pictures, videos and linked folders that are
+        not read.
 
     Raises:
         DataError: at once, if a root does not exist.
@@ -78,7 +69,7 @@ def find_pictures(roots: Iterable[Path]) -> Iterator[Found | Unreadable]:
     return _walk(checked)
 
 
-def _walk(roots: list[Path]) -> Iterator[Found | Unreadable]:
+def _walk(roots: list[Path]) -> Iterator[Found | Unreadable | NotRead]:
     visited: set[tuple[int, int]] = set()
     for root in roots:
         if not root.is_dir():
@@ -89,7 +80,7 @@ def _walk(roots: list[Path]) -> Iterator[Found | Unreadable]:
             yield from _walk_folder(root, visited)
 
 
-def _walk_folder(root: Path, visited: set[tuple[int, int]]) -> Iterator[Found | Unreadable]:
+def _walk_folder(root: Path, visited: set[tuple[int, int]]) -> Iterator[Found | Unreadable | NotRead]:
     real_root = Path(os.path.realpath(root))
     # A stack of half-consumed listings instead of recursion: a path may hold more folders than Python has frames.
     stack: list[Iterator[os.DirEntry[str] | Unreadable]] = [_listing(root, visited)]
@@ -101,9 +92,14 @@ def _walk_folder(root: Path, visited: set[tuple[int, int]]) -> Iterator[Found | 
             yield entry
         elif entry.is_dir(follow_symlinks=False):
             stack.append(_listing(Path(entry.path), visited))
-        elif _has_picture_suffix(entry.name):
+        elif (kind := _kind(entry.name)) is not None:
+            if why := why_unread(kind):
+                yield NotRead(Path(entry.path), kind, why)
+                continue
             problem = _why_not(entry, real_root)
             yield Found(Path(entry.path)) if problem is None else Unreadable(Path(entry.path), problem)
+        elif _is_linked_folder(entry):
+            yield NotRead(Path(entry.path), LINKED_FOLDER, "is not followed; give it as a path of its own")
 
 
 def _listing(folder: Path, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str] | Unreadable]:
@@ -134,8 +130,16 @@ def _why_not(entry: os.DirEntry[str], real_root: Path) -> str | None:
         return _reason(error)
 
 
-def _has_picture_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES  # noqa: PTH122 (a Path for every file is slow)
+def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
+
+
+def _kind(name: str) -> str | None:
+    suffix = os.path.splitext(name)[1]  # noqa: PTH122 (a Path for every file is slow)
+    return kind_of_name(suffix) if suffix else None
 
 
 def _reason(error: Exception) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
 
 from hivlp.encode.onnx import OnnxEncoder
-from hivlp.errors import MissingExtraError, ModelError
+from hivlp.errors import ArgumentError, MissingExtraError, ModelError
 
 SHIPPED = "hivlp-mini"
 MODEL_FILES = ("*.json", "*.onnx", "text.bin", "*.safetensors", "README.md")
@@ -19,8 +20,10 @@ def resolve_folder(name: str | Path) -> Path:
     Raises:
         ModelError: if there is no such model.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ArgumentError(f"a model is given by its name or folder, not by {type(name).__name__}")
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for names that no folder can have)
         return path
     if str(name) == SHIPPED:
         shipped = Path(str(resources.files("hivlp"))) / "assets" / SHIPPED

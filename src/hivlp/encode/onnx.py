@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
 
 from hivlp.config import HiVLPConfig, PictureConfig
 from hivlp.data.pictures import fit, load_pixels, to_rgb
-from hivlp.encode.base import Picture
-from hivlp.errors import ModelError
+from hivlp.encode.base import Picture, as_pictures, as_texts
+from hivlp.encode.text import TextTokenizer
+from hivlp.errors import ArgumentError, ModelError, PictureError
 from hivlp.levels import Embeddings, Level
 
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
 TEXT_WEIGHTS = "text.bin"
-# A tokenizer cuts long texts only after it has split them; nothing beyond this many characters can matter.
-CHARACTERS_A_TOKEN = 32
 
 
 def text_graph(level: str) -> str:
@@ -75,14 +74,28 @@ class OnnxEncoder:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def encode_text(self, texts: Sequence[str], *, levels: Sequence[str] | None = None) -> Embeddings:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is opened when it is needed: a copy, in another process too, opens its own."""
+        opened = ("_image_session", "_tokenizer")
+        return {**{name: value for name, value in vars(self).items() if name not in opened}, "_text_sessions": {}}
+
+    def encode_text(self, texts: str | Iterable[str], *, levels: str | Iterable[str] | None = None) -> Embeddings:
         """Unit vectors of the texts at the named levels (default all).
 
         Layers above those that the named levels read are not computed: a graph that stops there is used.
 
+        Args:
+            texts: one text or many.
+            levels: their names, or the name of one.
+
+        Returns:
+            (N, dim) float32 a level. A ``str`` is a batch of one, so that its vectors are (1, dim).
+
         Raises:
+            ArgumentError: if there is anything but text.
             ModelError: if a level is not one of the model's.
         """
+        texts = as_texts(texts)
         names = self._names(levels)
         parts = []
         session = self._text_session(names[-1])
@@ -102,20 +115,28 @@ class OnnxEncoder:
         """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB."""
         names = self._names(None)
         size = self.picture.size
+        pixels = np.asarray(pixels)
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"pixels must be (N, {size}, {size}, 3) uint8, not {pixels.shape} {pixels.dtype}")
+            raise ArgumentError(f"pixels must be (N, {size}, {size}, 3) uint8, not {pixels.shape} {pixels.dtype}")
         parts = [
             self._run(self._image_session, names, {"pixels": pixels[start : start + self._image_batch]})
             for start in range(0, len(pixels), self._image_batch)
         ]
         return Embeddings.concatenate(parts) if parts else self._empty(names)
 
-    def encode_image(self, pictures: Sequence[Picture]) -> Embeddings:
+    def encode_image(self, pictures: Picture | str | Iterable[Picture | str]) -> Embeddings:
         """Unit vectors of pictures given as files, bytes or PIL images.
+
+        Args:
+            pictures: one or many; a string is a path.
+
+        Returns:
+            (N, dim) float32 a level; (1, dim) for one picture.
 
         Raises:
             PictureError: if one cannot be decoded.
         """
+        pictures = as_pictures(pictures)
         parts = [
             self.encode_pixels(np.stack([self._pixels(picture) for picture in pictures[start : start + 8]]))
             for start in range(0, len(pictures), 8)
@@ -125,10 +146,18 @@ class OnnxEncoder:
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
         if isinstance(picture, Image.Image):
             return fit(to_rgb(picture), self.picture)
-        return load_pixels(picture, self.picture)
+        try:
+            return load_pixels(picture, self.picture)
+        except PictureError as error:
+            if isinstance(picture, Path):
+                raise PictureError(f"{picture} {error}") from error
+            raise
 
-    def _names(self, levels: Sequence[str] | None) -> list[str]:
+    def _names(self, levels: str | Iterable[str] | None) -> list[str]:
         known = [level.name for level in self.levels]
+        levels = None if levels is None else as_texts(levels)
+        if levels == []:
+            raise ModelError(f"no level of model {self.name} is named; it has {', '.join(known)}")
         for name in levels or ():
             if name not in known:
                 raise ModelError(f"model {self.name} has no level {name!r}; it has {', '.join(known)}")
@@ -140,19 +169,11 @@ class OnnxEncoder:
 
     def vocabulary(self) -> list[str]:
         """The pieces that the tokenizer spells texts with."""
-        return sorted(self._tokenizer.get_vocab())
+        return sorted(self._tokenizer.backend.get_vocab())
 
     def tokenize(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(B, T) int64 ids and mask, cut, padded and lower-cased as the model was trained."""
-        config = self.config.text
-        cut = config.max_tokens * CHARACTERS_A_TOKEN
-        # A lone surrogate (half of a broken emoji) is not text that a tokenizer accepts.
-        clean = [text[:cut].encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._tokenizer.encode_batch([text.lower() for text in clean] if config.lowercase else clean)
-        return (
-            np.array([encoding.ids for encoding in encodings], np.int64),
-            np.array([encoding.attention_mask for encoding in encodings], np.int64),
-        )
+        return self._tokenizer(texts)
 
     @staticmethod
     def _run(session: ort.InferenceSession, names: list[str], feed: dict[str, NDArray]) -> Embeddings:  # type: ignore[type-arg]
@@ -162,12 +183,8 @@ class OnnxEncoder:
         return Embeddings(dict(zip(names, outputs, strict=True)))
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self.folder / TOKENIZER))
-        config = self.config.text
-        tokenizer.enable_truncation(config.max_tokens)
-        tokenizer.enable_padding(pad_id=config.pad_id, length=config.max_tokens if config.pad_to_max else None)
-        return tokenizer
+    def _tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self.folder / TOKENIZER, self.config.text)
 
     def _text_session(self, deepest: str) -> ort.InferenceSession:
         """The graph that computes the levels up to ``deepest`` and nothing above."""

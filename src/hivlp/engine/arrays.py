@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -12,22 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.engine import fit, layout
+from hivlp import npy
+from hivlp.engine import checks, fit, layout
 from hivlp.engine.building import Half, Learnt, Packed, refine
-from hivlp.errors import IndexFolderError
+from hivlp.engine.manifest import MANIFEST as MANIFEST
+from hivlp.engine.manifest import Manifest, RefusedEngineError, read_manifest
+from hivlp.engine.manifest import manifest_check as manifest_check
 from hivlp.levels import Vectors
 
-MANIFEST = "engine.json"
-FORMAT = 7
 LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
 PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays that change with the items
 
-
-DTYPES = {
-    "held": np.int64, "starts": np.int64, "rows": np.uint32, "map": np.float16,
-    **dict.fromkeys(("keys", "group_keys", "signs", "factors"), np.uint8), "centres": np.int8,
-    **dict.fromkeys(("mean", "step", "amplitude", "key_bias", "key_steps", "group_bias", "scales"), np.float32),
-}  # fmt: skip
+MAPPED = ("rows", "signs", "factors", "nibbles")  # that stay on disk until they are read
+LATER = ("signs", "nibbles")  # by far the longest, and safe whatever they hold: summed up when an exact answer needs it
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,9 @@ class Arrays:
     factors: NDArray[np.uint8]  # (blocks, 32), the largest of each list first
     nibbles: NDArray[np.void]  # (blocks, 32) of layout.code_type
 
+    def __post_init__(self) -> None:
+        self._unread: dict[str, tuple[npy.Buffer, int]] = {}  # files that are still to be summed up, and their sums
+
     @classmethod
     def of(cls, learnt: Learnt, packed: Packed, router: Router | None = None) -> Arrays:
         """Put together what was learnt, the codes, and a router (by default, all groups and their nearest lists)."""
@@ -94,48 +92,41 @@ class Arrays:
 
     @classmethod
     def load(cls, folder: Path) -> Arrays:
-        """Open what :meth:`Engine.save` wrote, memory-mapped.
+        """Open what :meth:`Engine.save` wrote: what is long stays on disk, and all but :data:`LATER` is summed up.
+
+        Args:
+            folder: of the engine.
 
         Raises:
-            IndexFolderError: if it is missing, of another format, or not whole.
+            RefusedEngineError: naming the file, if one is missing or not as it was written, if arrays do not fit to
+                each other, or hold what no engine holds.
         """
-        before = read_manifest(folder)
-        try:
-            arrays = cls(
-                **{
-                    each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r", allow_pickle=False)
-                    for each in fields(cls)
-                }
-            )
-        except (OSError, ValueError) as error:
-            raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
+        manifest = read_manifest(folder)
+        arrays, unread = {}, {}
+        for name in (each.name for each in fields(cls)):
+            file = f"{name}.npy"
+            later = name in LATER
+            data, arrays[name] = read_array(folder, file, None if later else manifest, mapped=name in MAPPED)
+            if later:
+                unread[file] = data, manifest.check_of(file)
+        loaded = cls(**arrays)
+        loaded._unread = unread
+        reason = checks.fault(loaded)
+        if reason:
+            raise RefusedEngineError(folder, *reason)
         # Another process may have put a new one in its place meanwhile.
-        if read_manifest(folder) != before or not arrays.fit():
-            raise IndexFolderError(f"{folder} is damaged or has just changed; build it again with `hivlp tune`")
-        return arrays
+        if read_manifest(folder) != manifest:
+            raise RefusedEngineError(folder, MANIFEST, "it has just changed")
+        return loaded
 
-    def fit(self) -> bool:
-        """Whether all lengths belong together, so that no kernel reads beyond an array."""
-        dims, width, lists, blocks = len(self.step), len(self.mean), len(self.key_bias), len(self.signs)
-        groups, signed = -(-lists // layout.LANES), len(self.amplitude)
-        shapes = {
-            "item_map": (width, dims), "map": (dims, width), "centres": (lists, dims),
-            "keys": (groups, dims // 8, layout.LANES, 4), "key_steps": (lists,), "group_bias": (groups,),
-            "group_keys": (-(-groups // layout.LANES), dims // 4, layout.LANES, 4),
-            "scales": (5,), "held": (2,), "starts": (lists + 1,),
-            "signs": (blocks, signed // 16, 64),
-            **dict.fromkeys(("rows", "factors", "nibbles"), (blocks, layout.SIGN_LANES)),
-        }  # fmt: skip
-        starts = self.starts
-        return (
-            all(getattr(self, name).shape == shape for name, shape in shapes.items())
-            and all(getattr(self, name).dtype == dtype for name, dtype in DTYPES.items())
-            and self.nibbles.dtype == layout.code_type(dims, signed)
-            and bool((np.diff(starts) >= 0).all())
-            and 0 < signed <= dims
-            and dims % 16 == signed % 16 == 0
-            and (int(starts[0]), int(starts[-1])) == (0, blocks)
-        )
+    def damage(self) -> str | None:
+        """The name of a file of :data:`LATER` that is not as it was written; looked for once."""
+        while self._unread:
+            file, (data, check) = next(iter(self._unread.items()))
+            if npy.checksum(data) != check:
+                return file
+            del self._unread[file]
+        return None
 
     @property
     def learnt(self) -> Learnt:
@@ -177,39 +168,34 @@ class Arrays:
 
 def file_check(path: Path) -> int | None:
     """CRC-32 of a file; None if it cannot be read."""
-    check = 0
     try:
-        with path.open("rb") as file:
-            while part := file.read(1 << 22):
-                check = zlib.crc32(part, check)
-    except OSError:
+        return npy.checksum(npy.map_file(path))
+    except (OSError, ValueError):
         return None
-    return check
 
 
-def read_manifest(folder: Path, *, older: bool = False) -> dict[str, Any]:
-    """What :meth:`hivlp.engine.Engine.save` noted beside the arrays.
+def read_array(
+    folder: Path, file: str, manifest: Manifest | None, *, mapped: bool = False
+) -> tuple[npy.Buffer, NDArray[Any]]:
+    """The bytes of an engine's file, and the array that they are.
 
     Args:
         folder: of the engine.
-        older: whether one of an earlier format will do.
+        file: its name.
+        manifest: what its sum must be; None if that is not looked at.
+        mapped: whether it stays on disk.
 
     Raises:
-        IndexFolderError: if it is missing, unreadable or of another format.
+        RefusedEngineError: if it cannot be read, or is not as it was written.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise IndexFolderError(f"{folder} is damaged: {error}; build it again with `hivlp tune`") from error
-    formats = range(1, FORMAT + 1) if older else (FORMAT,)
-    if not isinstance(manifest, dict) or manifest.get("format") not in formats:
-        raise IndexFolderError(f"{folder} is of another format; build it again with `hivlp tune`")
-    check = manifest.pop("check", None)
-    if check != manifest_check(manifest):
-        raise IndexFolderError(f"{folder} is damaged: {MANIFEST} is not what was written; build it again")
-    return manifest
-
-
-def manifest_check(manifest: dict[str, Any]) -> int:
-    """CRC-32 of what a manifest says."""
-    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+        data = npy.map_file(folder / file) if mapped else npy.read_file(folder / file)
+        if manifest is not None and npy.checksum(data) != manifest.check_of(file):
+            raise ValueError("it is not what was written")
+        return data, npy.parse(data)
+    except OSError as error:
+        raise RefusedEngineError(
+            folder, file, f"it cannot be read ({(error.strerror or str(error)).lower()})"
+        ) from error
+    except (ValueError, MemoryError) as error:
+        raise RefusedEngineError(folder, file, str(error)) from error

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.engine import building, layout, native
-from hivlp.engine.arrays import file_check, read_manifest
-from hivlp.engine.building import Half, Progress
+from hivlp.engine import building, checks, layout, native
+from hivlp.engine.arrays import Arrays, read_array
+from hivlp.engine.building import Progress
 from hivlp.engine.engine import Engine
-from hivlp.errors import IndexFolderError
+from hivlp.engine.manifest import Manifest, RefusedEngineError
 from hivlp.levels import Vectors
 
 Doubles = NDArray[np.float64]
@@ -51,6 +51,11 @@ class Bound:
     unit: float
     slack: float
     reach: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether no list is beyond all numbers."""
+        return bool(np.isfinite(self.lists).all())
 
 
 class Bounds:
@@ -161,8 +166,9 @@ class Bounds:
         """
         library = native.load()
         assert library is not None
+        native.check_bits(allowed, self.engine.arrays.count)
         bound, arrays, blocks = self.of(query), self.engine.arrays, len(self.lengths)
-        if not np.isfinite([bound.offset, bound.reach, bar]).all():
+        if not (np.isfinite([bound.offset, bound.unit, bound.slack, bound.reach, bar]).all() and bound.fits):
             return None
         chunk, signed = min(CHUNK, blocks), len(arrays.amplitude)
         rows, bounds = np.empty(chunk * layout.SIGN_LANES, np.int64), np.empty(chunk * layout.SIGN_LANES)
@@ -213,27 +219,41 @@ class Bounds:
         return dict(zip(NAMES, (self.of_queries, self.lengths, self.numbers), strict=True))
 
 
-def load(folder: Path, fine: Half) -> tuple[Engine, Bounds | None]:
-    """An engine, and its bounds if it has any that are whole.
+def load(folder: Path, manifest: Manifest, engine: Engine) -> Bounds | None:
+    """The bounds that lie beside an engine; None if there are none.
 
     Raises:
-        IndexFolderError: as :meth:`Engine.load` does.
+        RefusedEngineError: naming the file, if one is missing or not as it was written, or of no such bounds.
     """
-    manifest = read_manifest(folder)
-    engine = Engine.load(folder, fine)
-    try:
-        if any(file_check(folder / name) != manifest["checks"].get(name, -1) for name in NAMES):
-            return engine, None
-        of_queries, lengths, numbers = (np.load(folder / name, allow_pickle=False) for name in NAMES)
-        # Another process may have put a new engine in its place meanwhile.
-        if read_manifest(folder) != manifest:
-            return engine, None
-    except (OSError, ValueError, IndexFolderError):
-        return engine, None
-    width, blocks = fine.shape[1], engine.arrays.rows.shape
-    if [part.shape for part in (of_queries, lengths, numbers)] != [(width, width), blocks, (3,)]:
-        return engine, None
-    return engine, Bounds(engine, of_queries, lengths, numbers)
+    if not any(name in manifest.checks for name in NAMES):
+        return None
+    of_queries, lengths, numbers = (
+        read_array(folder, name, manifest, mapped=name == "bound_lengths.npy")[1] for name in NAMES
+    )
+    reason = fault(engine.arrays, of_queries, lengths, numbers)
+    if reason:
+        raise RefusedEngineError(folder, *reason)
+    return Bounds(engine, of_queries, lengths, numbers)
+
+
+def fault(
+    arrays: Arrays, of_queries: NDArray[Any], lengths: NDArray[Any], numbers: NDArray[Any]
+) -> tuple[str, str] | None:
+    """What is wrong with the arrays of bounds, if something is: the file, and the reason."""
+    width = len(arrays.mean)
+    layouts = ((width, width), np.dtype(np.float32)), (arrays.rows.shape, np.dtype(np.uint16)), ((3,), np.dtype(float))
+    for name, array, (shape, dtype) in zip(NAMES, (of_queries, lengths, numbers), layouts, strict=True):
+        reason = checks.misfit(array, shape, dtype)
+        if reason:
+            return name, reason
+    if not checks.within(of_queries, -checks.LARGEST):
+        return NAMES[0], "it holds what is no number"
+    if not checks.within(numbers, 0):
+        return NAMES[2], "a length is negative or no number"
+    bounded = arrays.rows[lengths != OTHER]
+    if len(bounded) != arrays.count or not (np.bincount(bounded[bounded < arrays.count]) == 1).all():
+        return NAMES[1], "it has no length for each row"
+    return None
 
 
 def balance(of_errors: Doubles, of_queries: Doubles) -> Vectors:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.engine import building, fit, layout, native, reference, whole
-from hivlp.engine.arrays import FORMAT, MANIFEST, PACKED, Arrays, Router, file_check, manifest_check, read_manifest
+from hivlp import npy
+from hivlp.engine import building, checks, fit, layout, native, reference, whole
+from hivlp.engine.arrays import PACKED, Arrays, Router, file_check
 from hivlp.engine.building import Half, Progress
+from hivlp.engine.manifest import MANIFEST, Manifest, read_manifest
 from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
+from hivlp.scratch import put, scratch_folder, standing
 
 ROUTER_QUERIES = 60_000
 MIN_ROUTER_QUERIES = 1000
@@ -32,6 +33,8 @@ HANDED_ON = (
 MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.25, 8.5, 8.75, 9.0, 9.25, 9.5, 9.75, 10.0, 10.5, 11.0, 12.0, 14.0)
 # Where no router was learnt, a margin says little: so many lists are read.
 WITHOUT_MARGIN = (1.0, 60, np.inf), (2.0, 200, np.inf)
+
+THOROUGH = 200  # rows that are scored in full where it does not matter how long it takes
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,18 @@ class Engine:
     """Approximate search of (n, d) float16 vectors by inner product."""
 
     def __init__(self, arrays: Arrays, fine: Half) -> None:
+        """Search these arrays, and vectors that they were built over.
+
+        Args:
+            arrays: as built, or loaded.
+            fine: (n, d) float16, at least as many rows as there are codes of.
+
+        Raises:
+            ValueError: if the vectors are not such, or not one after the other in memory.
+        """
+        reason = checks.misfit(fine, (max(len(fine), arrays.count), len(arrays.mean)), np.dtype(np.float16))
+        if reason:
+            raise ValueError(f"the vectors do not fit the engine: {reason}")
         self.arrays, self.fine = arrays, fine
         self.work = native.WorkStruct()  # of all searches so far
         self._struct = self._pointers()
@@ -84,20 +99,23 @@ class Engine:
         Args:
             items: (n, d) float16 or float32 vectors, d at least 16; kept as float16, and as they are if they are such.
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
-            dims: of the codes, a multiple of 16 (default: what these vectors need, or what a gigabyte has room for).
+            dims: of the codes, a multiple of 16, at most 2048 (default: what these vectors need, or what a gigabyte has
+                room for).
             signed: how many of them have signs, a multiple of 16 (default: see :func:`building.choose_signed`).
             lists: how many (default: about four times the square root of n).
             copies: lists that an item lies in (default: two of few items, one of many).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
         """
+        if dims is not None and not 16 <= dims <= checks.MOST_DIMS:
+            raise ValueError(f"dims must be from 16 to {checks.MOST_DIMS}, not {dims}")
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
         copies = copies or building.COPIES[len(items) > building.SMALL]
         learnt = building.learn(items, asked, dims, signed, lists, copies, rng, tell)
         packed = building.pack(items, learnt, copies, tell)
-        fine = items if items.dtype == np.float16 else items.astype(np.float16)
+        fine = np.ascontiguousarray(items, np.float16)
         engine = cls(Arrays.of(learnt, packed), fine)
         if asked is None:
             asked = np.asarray(items[rng.permutation(len(items))[:ROUTER_QUERIES]], np.float32)
@@ -149,47 +167,41 @@ class Engine:
         """Write the arrays into a new folder, whole or not at all.
 
         Args:
-            folder: is replaced if it is there; whoever has it open goes on with what it was.
+            folder: is replaced if it is there, at once; whoever has it open goes on with what it was.
             about: whatever the caller wants to find again in :func:`read_manifest`.
             extra: further arrays by file name.
         """
-        scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
-            scratch.mkdir(parents=True)
-            checks = {}
+        with scratch_folder(folder) as scratch:
+            sums = {}
             arrays = {f"{each.name}.npy": getattr(self.arrays, each.name) for each in fields(Arrays)}
             for name, array in {**arrays, **(extra or {})}.items():
                 with (scratch / name).open("wb") as file:
                     np.save(file, np.ascontiguousarray(array), allow_pickle=False)
                     file.flush()
                     os.fsync(file.fileno())
-                checks[name] = file_check(scratch / name)
-            manifest = {"format": FORMAT, "id": os.urandom(8).hex(), "checks": checks, "about": about or {}}
+                sums[name] = npy.checksum(npy.map_file(scratch / name))
             with (scratch / MANIFEST).open("w") as text:
-                json.dump({**manifest, "check": manifest_check(manifest)}, text)
+                text.write(Manifest(os.urandom(8).hex(), sums, about or {}).text())
                 text.flush()
                 os.fsync(text.fileno())
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            put(scratch, folder)
 
     @classmethod
     def load(cls, folder: Path, fine: Half) -> Engine:
-        """Open what :meth:`save` wrote, memory-mapped.
+        """Open what :meth:`save` wrote; see :meth:`hivlp.engine.arrays.Arrays.load`.
 
         Args:
             folder: that was written.
             fine: (n, d) float16, at least as many rows as it was built over.
 
         Raises:
-            IndexFolderError: if it is missing, of another format, not whole, or of other vectors.
+            IndexFolderError: if it is missing, of another format, not as it was written, or of other vectors.
         """
         arrays = Arrays.load(folder)
-        if fine.dtype != np.float16 or fine.shape[1] != len(arrays.mean) or len(fine) < arrays.count:
-            raise IndexFolderError(f"{folder} was built for other vectors; build it again with `hivlp tune`")
-        return cls(arrays, fine)
+        try:
+            return cls(arrays, fine)
+        except ValueError as error:
+            raise IndexFolderError(f"{folder} is of other vectors; `hivlp tune` builds the engine again") from error
 
     @staticmethod
     def damage(folder: Path) -> list[str]:
@@ -198,8 +210,8 @@ class Engine:
         Raises:
             IndexFolderError: if the manifest itself is missing, unreadable or of another format.
         """
-        checks = read_manifest(folder)["checks"]
-        return [name for name, check in checks.items() if file_check(folder / name) != check]
+        folder = standing(folder)
+        return [name for name, check in read_manifest(folder).checks.items() if file_check(folder / name) != check]
 
     # Searching.
 
@@ -223,7 +235,9 @@ class Engine:
 
     def least_last(self, setting: Setting, k: int) -> int:
         """How many codes nibbles hand on, so that they are of ``k`` rows at least, whatever the setting says."""
-        return max(setting.last, k if setting.lists == 0 else self.codes_of(k))
+        if setting.lists == 0:
+            return max(1, min(max(setting.last, k), self.arrays.count))
+        return max(1, min(max(setting.last, self.codes_of(k)), self.codes_of(self.arrays.count)))
 
     def codes_of(self, rows: int) -> int:
         """How many codes are of so many rows at least."""
@@ -245,6 +259,10 @@ class Engine:
             settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
         return settings
 
+    def thorough(self, k: int) -> Setting:
+        """All lists, and most of what their codes can say: for queries that the router cannot place."""
+        return Setting(self.lists, np.inf, 2.0, max(THOROUGH, self.codes_of(k)))
+
     def search(
         self, queries: Vectors, k: int, setting: Setting, *, allowed: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.int64], Vectors]:
@@ -260,28 +278,32 @@ class Engine:
             (b, k) int64 rows, best first, -1 where there are fewer; (b, k) float32 inner products, -inf there.
 
         Raises:
-            ValueError: if ``k`` is less than 1.
+            ValueError: if ``k`` is less than 1, or the arrays are of other shapes or dtypes.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         queries = np.ascontiguousarray(queries, np.float32)
-        last = self.least_last(setting, k)
+        self._check_asked(queries, 2, allowed)
+        last, held = self.least_last(setting, k), min(k, self.arrays.count)
         library = native.load()
         if library is None:
             return reference.search(self.arrays, self.fine, queries, k, replace(setting, last=last), allowed)
-        rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        rows, scores = np.empty((len(queries), held), np.int64), np.empty((len(queries), held), np.float32)
         given = (native.view(queries), len(queries))
         rest = (
-            k, None if allowed is None else native.view(allowed), native.view(rows), native.view(scores), self.work,
+            held, None if allowed is None else native.view(allowed), native.view(rows), native.view(scores), self.work,
         )  # fmt: skip
         if setting.lists == 0:
             failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, last, *rest)
         else:
-            lists = min(setting.lists, self.lists)
+            lists = max(1, min(setting.lists, self.lists))
             effort = native.EffortStruct(lists, last, setting.margin, setting.slack, setting.tolerance)
-            failed = library.hivlp_search(self._struct, *given, effort, self.codes_of(k), *rest)
+            failed = library.hivlp_search(self._struct, *given, effort, self.codes_of(held), *rest)
         if failed:
             raise MemoryError("no memory for a search")
+        if held < k:
+            missing = ((0, 0), (0, k - held))
+            return np.pad(rows, missing, constant_values=-1), np.pad(scores, missing, constant_values=-np.inf)
         return rows, scores
 
     def search_rows(
@@ -296,12 +318,16 @@ class Engine:
             last: how many fine vectors to read, at least ``k``.
 
         Raises:
-            ValueError: if ``k`` is less than 1.
+            ValueError: if ``k`` is less than 1, or the query is of another length.
+            IndexError: if there are no codes of a row.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         query = np.ascontiguousarray(query, np.float32)
-        last = max(last, k)
+        self._check_asked(query, 1)
+        native.check_rows(rows, self.arrays.count)
+        k = max(1, min(k, len(rows)))
+        last = max(k, min(last, len(rows)))
         library = native.load()
         if library is None:
             asked = np.sort(rows.astype(np.int64))
@@ -317,6 +343,11 @@ class Engine:
             raise MemoryError("no memory for a search")
         found = int(np.count_nonzero(best >= 0))
         return best[:found], scores[:found]
+
+    def _check_asked(self, queries: Vectors, axes: int, allowed: NDArray[np.uint8] | None = None) -> None:
+        if queries.ndim != axes or queries.shape[-1] != self.fine.shape[1]:
+            raise ValueError(f"a query of {self.fine.shape[1]} dims is wanted, not {queries.shape}")
+        native.check_bits(allowed, self.arrays.count)
 
     @cached_property
     def _whole(self) -> layout.Bytes:

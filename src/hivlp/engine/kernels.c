@@ -29,7 +29,7 @@ static inline int64_t width_of(const engine *e) { return half_of(e) + quarter_of
 static inline const uint8_t *nibbles_at(const engine *e, uint32_t place) { return e->nibbles + place * width_of(e); }
 
 static inline int32_t offset_of(const scratch *s, const engine *e, int64_t list) {
-    return (int32_t)lrintf((float)use.bytes(e->centres + list * e->dims, s->small, e->dims) * s->centre_unit);
+    return steps_of((float)use.bytes(e->centres + list * e->dims, s->small, e->dims) * s->centre_unit);
 }
 
 /* What a code's nibbles, whose sum of products this is, say of its product with the query, but for the same constant for
@@ -37,7 +37,7 @@ static inline int32_t offset_of(const scratch *s, const engine *e, int64_t list)
 static inline int32_t stretched(const scratch *s, const engine *e, const uint8_t *nibbles, int32_t sum, int32_t offset) {
     uint16_t stretch;
     memcpy(&stretch, nibbles + half_of(e) + quarter_of(e), 2);
-    return offset + (int32_t)lrintf((float)stretch * ((float)(2 * sum - s->nibble_middle) * s->nibble_unit));
+    return offset + steps_of((float)stretch * ((float)(2 * sum - s->nibble_middle) * s->nibble_unit));
 }
 
 static inline int32_t refined(const scratch *s, const engine *e, uint32_t place, int32_t offset) {
@@ -256,11 +256,12 @@ EXPORT int hivlp_engine_bytes(void) { return (int)sizeof(engine); }
 
 /* The best rows of each of `count` queries, (count, fine_dim) float32.
  *
- * wanted: codes among which there are `k` rows. allowed: a bit a row, or NULL. Places for which there is no row get -1
- * and -inf. Returns 0, or -1 without memory.
+ * wanted: codes among which there are `k` rows, at most as many as are handed on. allowed: a bit a row, or NULL. Places for
+ * which there is no row get -1 and -inf. Returns 0, or -1 without memory, or where a number is less than one.
  */
 EXPORT int hivlp_search(const engine *e, const float *queries, int64_t count, const effort *how, int64_t wanted,
                         int64_t k, const uint8_t *allowed, int64_t *out_rows, float *out_scores, work_done *work) {
+    if (k < 1 || wanted < 1 || how->last < wanted || how->last > MOST_KEPT || how->lists < 1) return -1;
     if (count >= ENOUGH)
         return search_together(e, queries, count, how, wanted, k, allowed, out_rows, out_scores, work);
     scratch s, *one = &s;
@@ -289,6 +290,7 @@ EXPORT int hivlp_search_rows(const engine *e, const float *query, const uint32_t
                              const uint32_t *lists, int64_t count, int64_t last, int64_t k, int64_t *out_rows,
                              float *out_scores, work_done *work) {
     scratch s;
+    if (k < 1 || last < 1 || count > MOST_KEPT) return -1;
     if (!make_scratch(&s, e, count > 0 ? count : 1, NULL)) {
         free_scratch(&s);
         return -1;

@@ -157,19 +157,49 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def check_rows(rows: NDArray[np.integer[Any]], count: int) -> None:
+    """Whether a kernel may look up these rows.
+
+    Raises:
+        IndexError: if one is not among the first ``count``.
+    """
+    if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < count):
+        raise IndexError(f"rows must be from 0 to {count - 1}, not {rows.min()} to {rows.max()}")
+
+
+def check_bits(bits: NDArray[np.uint8] | None, count: int) -> None:
+    """Whether these are a bit for each of so many rows, as kernels read them.
+
+    Raises:
+        ValueError: if not.
+    """
+    if bits is not None and (
+        bits.dtype != np.uint8 or bits.ndim != 1 or len(bits) < -(-count // 8) or not bits.flags.c_contiguous
+    ):
+        raise ValueError(f"{count} rows need {-(-count // 8)} bytes of bits, not {bits.shape} of {bits.dtype}")
+
+
 def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
     """Dot products with float16 vectors, each depending on its own row alone; None without kernels.
 
     Args:
         vectors: (n, dim), rows one after the other in memory.
         query: (dim,).
-        rows: those that are wanted (default: all); each must be at least 0 and below n.
+        rows: those that are wanted (default: all).
+
+    Raises:
+        IndexError: if one of the rows is not there.
+        ValueError: if the query is not as long as the vectors.
     """
     library = load()
-    if library is None or not vectors.flags.c_contiguous:
+    if library is None or not vectors.flags.c_contiguous or vectors.dtype != np.float16:
         return None
     query = np.ascontiguousarray(query, np.float32)
+    if vectors.ndim != 2 or query.shape != vectors.shape[1:]:
+        raise ValueError(f"a query of {query.shape} does not fit to vectors of {vectors.shape}")
     which = None if rows is None else np.ascontiguousarray(rows, np.int64)
+    if which is not None:
+        check_rows(which, len(vectors))
     out = np.empty(len(vectors) if which is None else len(which), np.float32)
     library.hivlp_dot(
         vectors.ctypes.data, None if which is None else which.ctypes.data, len(out), query.ctypes.data,
@@ -189,5 +219,7 @@ def to_half(numbers: NDArray[np.float32], halves: NDArray[np.uint16]) -> bool:
         Whether it was done; the caller does it without kernels, without an instruction for it, and where a number is
         no number.
     """
+    if numbers.size != halves.size or not (numbers.flags.c_contiguous and halves.flags.c_contiguous):
+        raise ValueError(f"{numbers.shape} numbers do not fit into {halves.shape}")
     library = load()
     return library is not None and bool(library.hivlp_halves(pointer(numbers), numbers.size, pointer(halves)))

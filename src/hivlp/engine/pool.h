@@ -31,6 +31,7 @@ static void keep_best(candidate *list, int64_t count, int64_t keep) {
 }
 
 #define BUCKETS 1024
+#define MOST_KEPT ((int64_t)1 << 32) /* candidates: more than there are codes */
 
 /* The `keep` best candidates so far that are within a window below the `top`-th best, and some more. The bar is a score
  * that at least `keep` of those that came have reached, or lies a window below one that `top` have, so that what lies

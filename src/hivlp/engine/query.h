@@ -13,6 +13,14 @@ static inline int32_t ordered(float value) {
     return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
+#define MOST_STEPS (1 << 28) /* of what a score is made of, so that no sum of two or three of them wraps */
+
+/* A number in a score's steps; false numbers, and those beyond all scores, become such as are none of their kind's. */
+static inline int32_t steps_of(float value) {
+    value = value < MOST_STEPS ? value : MOST_STEPS; /* so written, one instruction each; fminf takes several */
+    return (int32_t)lrintf(value > -MOST_STEPS ? value : -MOST_STEPS);
+}
+
 typedef struct {
     const uint16_t *map;       /* (dims, fine_dim) float16: what a query looks like to the codes */
     const float *amplitude;    /* (signed_dims) mean absolute residual, which a sign stands for */
@@ -65,6 +73,7 @@ typedef struct { uint32_t place; int32_t offset, most; } waiting;
 typedef struct { int64_t list; int32_t blocks, offset; } part;
 
 #define MOST_SPARE 8191   /* steps of a table: so that sums stay within 16 bits */
+#define MOST_MIDDLE 16384 /* likewise: half of what 2048 dimensions can say */
 #define LEAST (1 << 24)   /* a score that no code is below, its list's centre left out */
 #define SPREAD 0.756f /* standard deviation of a normal variable's size, its mean being 1 */
 #define MEAN_FACTOR 1.5708f /* its mean square, likewise: what a factor is on average */
@@ -188,8 +197,8 @@ static void prepare_codes(scratch *s, const engine *e, const float *query, const
         all += of_dim * of_dim;
         if (j >= e->signed_dims) squares += of_dim * of_dim;
     }
-    s->deviation = (int32_t)lrintf(fmaxf(1, sqrtf(all) / (table_unit * MEAN_FACTOR)));
-    s->middle = (int32_t)lrintf(middle / table_unit);
+    s->deviation = steps_of(fmaxf(1, sqrtf(all) / (table_unit * MEAN_FACTOR)));
+    s->middle = (int32_t)lrintf(fminf(fmaxf(middle / table_unit, 0), MOST_MIDDLE));
     float spread = rintf(fmaxf(1, sqrtf(squares) / table_unit));
     s->spare = (int32_t)lrintf(fminf(fmaxf(how->slack * spread, -MOST_SPARE), MOST_SPARE));
     float unit = table_unit * e->factor_scale; /* what one step of a code's score stands for */
@@ -197,7 +206,7 @@ static void prepare_codes(scratch *s, const engine *e, const float *query, const
     s->nibble_unit = to_small(s->z, e->step, e->dims, s->nibble) / 2 * e->stretch_scale / unit;
     double length = 0;
     for (int j = 0; j < e->fine_dim; j++) length += (double)query[j] * query[j];
-    s->window = (int32_t)lrintf(fminf(how->tolerance * e->error * (float)sqrt(length) / unit, MOST_WINDOW));
+    s->window = (int32_t)lrintf(fmaxf(fminf(how->tolerance * e->error * (float)sqrt(length) / unit, MOST_WINDOW), 0));
     s->nibble_middle = 0;
     for (int j = 0; j < e->dims; j++) s->nibble_middle += (j < e->signed_dims ? 15 : 3) * s->nibble[j];
 }

@@ -83,6 +83,8 @@ static int64_t choose_lists(scratch *s, const engine *e, int64_t most, float mar
             s->order[seen++] = (candidate){ordered(of_list[l]), (uint32_t)(g * LANES + l)};
         }
     }
+    /* The last ones, if they fill a block: no list, whatever its score is compared with. */
+    while (seen && s->order[seen - 1].row >= e->lists) seen--;
     s->best = best;
     int32_t bar = ordered(best - margin);
     for (int64_t i = 0; i < seen; i++) {

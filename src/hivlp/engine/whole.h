@@ -34,6 +34,7 @@ static void read_blocks(scratch *s, const engine *e, const uint8_t *codes, int64
 EXPORT int hivlp_search_whole(const engine *e, const uint8_t *codes, const float *queries, int64_t count, int64_t last,
                               int64_t k, const uint8_t *allowed, int64_t *out_rows, float *out_scores,
                               work_done *work) {
+    if (k < 1 || last < 1 || last > MOST_KEPT) return -1;
     scratch all[READERS];
     int64_t blocks = (e->count + LANES - 1) / LANES;
     int made = 0, failed = 0;

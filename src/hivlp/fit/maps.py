@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hivlp import npy
 from hivlp.errors import DamagedIndexError
 from hivlp.levels import Embeddings, Level, Vectors
 
@@ -79,11 +80,10 @@ class CoarseMaps:
         loaded = []
         for name in (ITEM_FILE, QUERY_FILE):
             try:
-                loaded.append(np.load(folder / name, allow_pickle=False))
+                loaded.append(np.array(npy.parse(npy.map_file(folder / name))))
             except FileNotFoundError as error:
                 raise DamagedIndexError(f"the index is damaged: {folder / name} is missing") from error
-            # An array whose header is damaged may claim any shape, dtype or length.
-            except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError) as error:
+            except (OSError, ValueError, MemoryError) as error:
                 raise DamagedIndexError(f"the index is damaged: {folder / name} cannot be read: {error}") from error
         try:
             maps = cls(*loaded)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.data.pictures import load_pixels, picture_facts
-from hivlp.data.walk import PICTURE_SUFFIXES, Found, find_pictures
+from hivlp.data.kinds import PICTURE_SUFFIXES
+from hivlp.data.pictures import MAX_FILE_BYTES, load_pixels, picture_facts
+from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
-from hivlp.errors import DataError
+from hivlp.errors import PictureError
+from hivlp.index.names import Told, stored_path, told_captions, told_metadata
 from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.levels import Embeddings
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 COMMIT_ITEMS = 256
 COMMIT_SECONDS = 2.0
-MAX_FILE_BYTES = 1 << 29
+# Files up to this size wait for their turn in memory; a larger one is opened again when it is decoded.
+HELD_BYTES = 1 << 20
 # A file changed within this time of being read may change again without its time stamp showing it (git's "racy" rule).
 RACY_NS = 2_000_000_000
 CAPTION_CHARACTERS = 1000
@@ -43,13 +45,33 @@ class Failure:
 
 
 @dataclass
+class NotReadKind:
+    """How many files or folders of a kind were passed over, why, and the first of them."""
+
+    count: int
+    why: str
+    first: str
+
+
+@dataclass
 class AddReport:
-    """What :meth:`hivlp.index.Index.add` did. ``items`` is the size of the index afterwards."""
+    """What :meth:`hivlp.index.Index.add` did.
+
+    Attributes:
+        added: new items.
+        updated: items of which the picture, caption or metadata changed.
+        skipped: pictures that the index knows already.
+        failed: files and folders that could not be read.
+        not_read: what was passed over because of its kind: videos, linked folders, pictures that need an extra.
+        items: the size of the index afterwards.
+        seconds: how long it took.
+    """
 
     added: int = 0
     updated: int = 0
     skipped: int = 0
     failed: list[Failure] = field(default_factory=list)
+    not_read: dict[str, NotReadKind] = field(default_factory=dict)
     items: int = 0
     seconds: float = 0.0
 
@@ -57,6 +79,11 @@ class AddReport:
     def seen(self) -> int:
         """Pictures dealt with, whatever became of them."""
         return self.added + self.updated + self.skipped + len(self.failed)
+
+    @property
+    def useless(self) -> bool:
+        """Whether there was something, and nothing of it could be read."""
+        return not self.added + self.updated + self.skipped and bool(self.failed or self.not_read)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp index --json`` prints."""
@@ -66,6 +93,7 @@ class AddReport:
             "updated": self.updated,
             "skipped": self.skipped,
             "failed": failed,
+            "not_read": {kind: asdict(passed) for kind, passed in self.not_read.items()},
             "items": self.items,
             "seconds": round(self.seconds, 3),
         }
@@ -76,7 +104,26 @@ class _Job:
     """A picture whose content is new to the index."""
 
     item: NewItem
-    data: bytes
+    data: bytes | None  # None for a large file, which is opened again
+
+    def take(self) -> bytes | Path:
+        """The content, or where it lies, once: the file is let go of as soon as it is decoded."""
+        data, self.data = self.data, None
+        return Path(self.item.path) if data is None else data
+
+    def check(self) -> None:
+        """Make sure that a file that was opened again is still the one whose content is known.
+
+        Raises:
+            PictureError: if it has changed.
+        """
+        stamp = self.item.stamp
+        try:
+            status = os.stat(self.item.path)  # noqa: PTH116
+        except OSError as error:
+            raise PictureError(f"was changed while it was read: {error.strerror}") from error
+        if (stamp.size, stamp.mtime, stamp.ctime) != (status.st_size, status.st_mtime_ns, status.st_ctime_ns):
+            raise PictureError("was changed while it was read")
 
 
 def add_pictures(
@@ -91,21 +138,16 @@ def add_pictures(
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
-    texts = {stored_path(path): text for path, text in (captions or {}).items()}
-    try:
-        # There and back, so that it can be compared with what is stored.
-        given = json.loads(
-            json.dumps({stored_path(path): dict(values) for path, values in (metadata or {}).items()}, allow_nan=False)
-        )
-    except (TypeError, ValueError) as reason:
-        raise DataError(f"metadata must be JSON objects: {reason}") from reason
-    adding = _Adding(index, texts, given, on_progress)
+    adding = _Adding(index, told_captions(captions), told_metadata(metadata), on_progress)
     jobs = adding.jobs(_outermost(roots))
 
     def load(job: _Job) -> NDArray[np.uint8]:
-        data, job.data = job.data, b""  # let go of the file as soon as it is decoded
+        data = job.take()
         job.item = _with_facts(job.item, data)
-        return load_pixels(data, encoder.picture)
+        pixels = load_pixels(data, encoder.picture)
+        if isinstance(data, Path):
+            job.check()
+        return pixels
 
     for batch in encode_stream(encoder, jobs, load, workers=workers):
         for job, error in batch.failures:
@@ -123,8 +165,8 @@ class _Adding:
     def __init__(
         self,
         index: Index,
-        captions: Mapping[str, str],
-        metadata: Mapping[str, dict[str, Any]],
+        captions: Told[str],
+        metadata: Told[dict[str, Any]],
         on_progress: Callable[[AddReport], None] | None,
     ) -> None:
         self._index, self._captions, self._metadata, self._on_progress = index, captions, metadata, on_progress
@@ -141,6 +183,9 @@ class _Adding:
         for found in find_pictures(roots):
             if time.monotonic() - self._committed > COMMIT_SECONDS:
                 self.commit()
+            if isinstance(found, NotRead):
+                self._pass_over(found)
+                continue
             if not isinstance(found, Found):
                 self.fail(os.fspath(found.path), found.error)
                 continue
@@ -162,11 +207,10 @@ class _Adding:
                         self.store([item], self._index.embeddings(before.row))
                     continue
                 stamp = Stamp.of(status)
-                data = Path(path).read_bytes()
+                data, content = _read(path)
             except OSError as error:
                 self.fail(path, error.strerror or str(error))
                 continue
-            content = hashlib.sha256(data).digest()
             if before is not None and before.hash == content and told:
                 self._restamp.append((before.id, stamp))
                 self._skipped += 1
@@ -174,13 +218,24 @@ class _Adding:
             item = NewItem(path, content, caption, metadata, stamp)
             twin = self._index.catalog.with_hash(content)
             if twin is not None:
-                self.store([_with_facts(item, data)], self._index.embeddings(twin.row))
+                try:
+                    known = _with_facts(item, Path(path) if data is None else data)
+                except PictureError as error:
+                    self.fail(path, str(error))
+                    continue
+                self.store([known], self._index.embeddings(twin.row))
                 continue
             yield _Job(item, data)
 
     def fail(self, path: str, error: str) -> None:
         """Note a failure."""
         self._failed.append(Failure(_printable(path), error))
+
+    def _pass_over(self, found: NotRead) -> None:
+        passed = self.report.not_read.setdefault(
+            found.kind, NotReadKind(0, found.why, _printable(os.fspath(found.path)))
+        )
+        passed.count += 1
 
     def store(self, items: list[NewItem], embeddings: Embeddings) -> None:
         """Note encoded items, and commit when there are enough."""
@@ -207,15 +262,16 @@ class _Adding:
 
     def _known(self, path: str, before: Item | None) -> tuple[str | None, dict[str, Any]]:
         """Caption and metadata, as given now or else before: what is known of a picture outlives its content."""
-        caption, metadata = self._caption(path), self._metadata.get(path, {})
+        caption, metadata = self._caption(path), self._metadata.get(path) or {}
         if before is None:
             return caption, metadata
         return before.caption if caption is None else caption, {**before.metadata, **metadata}
 
     def _caption(self, path: str) -> str | None:
         """The given caption, or the first line of a text file beside the picture."""
-        if path in self._captions:
-            return self._captions[path]
+        told = self._captions.get(path)
+        if told is not None:
+            return told
         beside = Path(path).with_suffix(".txt")
         try:
             # A link could show any file of this machine as a caption; a pipe would never end.
@@ -227,7 +283,25 @@ class _Adding:
             return None
 
 
-def _with_facts(item: NewItem, data: bytes) -> NewItem:
+def _read(path: str) -> tuple[bytes | None, bytes]:
+    """A file's content, None if it is too large to be kept, and its SHA-256."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("is not a regular file")
+        start = file.read(HELD_BYTES + 1)
+        digest = hashlib.sha256(start)
+        if len(start) <= HELD_BYTES:
+            return start, digest.digest()
+        while block := file.read(HELD_BYTES):
+            digest.update(block)
+    return None, digest.digest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _with_facts(item: NewItem, data: bytes | Path) -> NewItem:
     return item._replace(metadata={**item.metadata, **picture_facts(data)})
 
 
@@ -258,13 +332,6 @@ def _is_met(place: Path, outer: Path) -> bool:
     if Path(os.path.realpath(place)) != Path(os.path.realpath(outer)) / inside:
         return False
     return place.is_dir() or place.suffix.lower() in PICTURE_SUFFIXES
-
-
-def stored_path(path: Path | str) -> str:
-    """The one path under which a file is stored: its folder resolved, so that links lead to one item, itself not."""
-    # os.path, because a Path for every file is slow.
-    folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
-    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
 
 
 def _printable(path: str) -> str:

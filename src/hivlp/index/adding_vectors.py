@@ -16,7 +16,8 @@ from hivlp.data.embedding_files import Chunk
 from hivlp.data.embeddings import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.fit.maps import FINE, CoarseMaps
-from hivlp.index.adding import AddReport, Failure, stored_path
+from hivlp.index.adding import AddReport, Failure
+from hivlp.index.names import stored_path
 from hivlp.index.records import NewItem, Stamp
 from hivlp.index.vectors import PIECE, Rows, check_vectors
 
@@ -47,6 +48,7 @@ def add_vectors(
         _add_batch(index, batch, checked, report)
         if on_progress is not None:
             on_progress(report)
+    report.failed += [Failure(stored_path(file), why) for file, why in source.damaged.items()]
     report.items = len(index)
     report.seconds = time.perf_counter() - started
     return report

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hivlp.encode.base import Encoder, Picture
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder
+from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError, MissingExtraError, ModelError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
-from hivlp.index.engine_scan import HEAD, EngineScanner
+from hivlp.index.engine_scan import EngineScanner
+from hivlp.index.engine_tier import EngineTier
 from hivlp.index.folder import IndexFolder
 from hivlp.index.grouping import Folding, NearDuplicates, SameContent
 from hivlp.index.opened_engine import OpenedEngine
-from hivlp.index.ranking import Ranking, scan_together
+from hivlp.index.ranking import Exact, Ranking, Tier, cascades, reach_together
 from hivlp.index.records import State
 from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
-from hivlp.index.search import DEFAULT_SHORTLIST, Duplicate, Hit, Options, Stopwatch, check_vector
-from hivlp.levels import Vectors
-
-CONDITIONS = 8  # of which it is kept what they let pass
-# Conditions that may hold at one time and not at another.
-CHANGING = re.compile(
-    r"\b((random|randomblob|date|time|datetime|julianday|unixepoch|strftime|timediff|changes|total_changes)\s*\("
-    r"|current_(date|time|timestamp)\b)",
-    re.IGNORECASE,
+from hivlp.index.search import (
+    Duplicate,
+    Hit,
+    Options,
+    Plan,
+    Stopwatch,
+    check_vector,
+    real_number,
+    whole_number,
+    yes_or_no,
 )
+from hivlp.levels import DEFAULT_SHORTLIST, Vectors
+
+FARTHEST = 1 << 40  # offset; no index has so many items
+CONDITIONS = 8  # of which it is kept what they let pass
 
 
 class AnsweringFolder(IndexFolder):
@@ -47,7 +52,7 @@ class AnsweringFolder(IndexFolder):
                 self._coarse = CoarseMaps.load(self.path, self.catalog.about.fingerprint)
             if model is not None:
                 self.attach(model)
-        except IndexFolderError:
+        except (IndexFolderError, ArgumentError):
             self.close()
             raise
 
@@ -57,6 +62,7 @@ class AnsweringFolder(IndexFolder):
         Raises:
             IndexFolderError: if the index was made with another model.
         """
+        check_encoder(model)
         about = self.catalog.about
         if self._coarse is not None:
             check_width(model, self._coarse)
@@ -83,27 +89,40 @@ class AnsweringFolder(IndexFolder):
         self, query: str | None, image: Picture | str | None, vector: Mapping[str, Any] | None
     ) -> list[Vectors] | None:
         if query is not None:
-            return self._encode_many([query], None)[0]
+            if not isinstance(query, str):
+                many = " (search_many takes many)" if isinstance(query, Iterable) else ""
+                raise ArgumentError(f"a query is one text, not {type(query).__name__}{many}")
+            return self._encode_many(query, None)[0]
         if image is not None:
-            picture = Path(image) if isinstance(image, str) else image
+            picture = as_picture(image)
             seen = self._need_model().encode_image([picture])
             # A picture is spread as the items are: their map suits it, as it does an item that others shall be like.
             return self._check(seen if self._coarse is None else self._coarse.of_items(seen.fine))
-        return None if vector is None else self._check(vector)
+        return None if vector is None else self._check(self._by_level(vector))
 
-    def _encode_many(self, queries: Sequence[str] | None, vectors: Mapping[str, Any] | None) -> list[list[Vectors]]:
+    def _by_level(self, vectors: Any) -> Mapping[str, Any]:
+        """What was given as vectors, by level; where the finest one is enough, it need not be named."""
+        if isinstance(vectors, Mapping):
+            return vectors
+        if self._coarse is not None or len(self.levels) == 1:
+            return {self.levels[-1].name: vectors}
+        names = ", ".join(level.name for level in self.levels)
+        raise ArgumentError(f"vectors are given by level ({names}), as in {{'{self.levels[-1].name}': …}}")
+
+    def _encode_many(self, queries: str | Iterable[str] | None, vectors: Any) -> list[list[Vectors]]:
         if queries is not None:
-            for number, query in enumerate(queries, start=1):
+            texts = as_texts(queries)
+            for number, query in enumerate(texts, start=1):
                 if not query.strip():
-                    raise QueryError("the query is empty" if len(queries) == 1 else f"query {number} is empty")
-            if not queries:
+                    raise QueryError("the query is empty" if len(texts) == 1 else f"query {number} is empty")
+            if not texts:
                 return []
-            words = self._need_model().encode_text(list(queries))
+            words = self._need_model().encode_text(texts)
             vectors = words if self._coarse is None else {FINE: words.fine}
-        assert vectors is not None
+        vectors = self._by_level(vectors)
         try:
             shapes = {name: np.shape(array) for name, array in vectors.items()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise QueryError("vectors must be (queries, dim) arrays of numbers") from error
         sizes = {shapes[level.name][:1] for level in self.levels if level.name in shapes}
         if len(sizes) != 1 or sizes == {()}:
@@ -119,8 +138,27 @@ class AnsweringFolder(IndexFolder):
         return check_vector(query, self.levels)
 
     def _need_model(self) -> Encoder:
+        """The model; of an index that was opened without, the one that it was made with, loaded now.
+
+        Raises:
+            QueryError: if the index knows none, or it cannot be loaded.
+            IndexFolderError: if it has changed since.
+        """
         if self._model is None:
-            raise QueryError("the index was opened without its model: Index.open(path, model=...)")
+            from hivlp.encode.hub import HiVLP
+
+            if not self.model_source:
+                raise QueryError(
+                    f"{self.path} was made of embeddings alone: search by vector or item, "
+                    "or give their model: Index.open(path, model=...)"
+                )
+            try:
+                self.attach(HiVLP.from_pretrained(self.model_source))
+            except (ModelError, MissingExtraError) as error:
+                raise QueryError(
+                    f"the model of {self.path} cannot be loaded: {error}; or give it: Index.open(path, model=...)"
+                ) from error
+            assert self._model is not None
         return self._model
 
     # The hits.
@@ -149,89 +187,97 @@ class AnsweringFolder(IndexFolder):
     ) -> Options:
         if recall is not None and (exact or shortlist is not None):
             raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
-        tuned = not exact and shortlist is None
-        return Options(k, self._shortlists(shortlist), exact, where, offset, threshold, group, recall, tuned)
+        if where is not None and not isinstance(where, str):
+            raise ArgumentError(f"where must be a condition in SQL, not {where!r:.40}")
+        return Options(
+            k=whole_number("k", k),
+            shortlists=self._shortlists(shortlist),
+            exact=yes_or_no("exact", exact),
+            where=where,
+            offset=min(whole_number("offset", offset), FARTHEST),
+            threshold=None if threshold is None else real_number("threshold", threshold),
+            group=bool(group) if isinstance(group, (bool, np.bool_)) else real_number("group", group),
+            recall=None if recall is None else real_number("recall", recall),
+            tuned=not exact and shortlist is None,
+        )
 
     def _shortlists(self, shortlist: int | Sequence[int] | None) -> list[int]:
         stages = len(self.levels) - 1
-        if shortlist is None or isinstance(shortlist, int):
-            return [DEFAULT_SHORTLIST if shortlist is None else shortlist] * stages
-        if len(shortlist) != stages:
-            raise QueryError(f"{len(shortlist)} shortlists for {len(self.levels)} levels: one for each but the finest")
-        return list(shortlist)
+        if not isinstance(shortlist, Iterable) or np.ndim(shortlist) == 0:
+            size = DEFAULT_SHORTLIST if shortlist is None else whole_number("shortlist", shortlist)
+            return [size] * stages
+        sizes = [whole_number("shortlist", size) for size in shortlist]
+        if len(sizes) != stages:
+            raise QueryError(f"{len(sizes)} shortlists for {len(self.levels)} levels: one for each but the finest")
+        return sizes
 
-    def _plan(self, options: Options) -> tuple[Sequence[Scanner], bool]:
-        """The scanners, coarse to fine, that answer, and whether they are the finest level alone."""
-        if options.exact:
-            exact = self._opened.exact
-            return self._scanners[-1:] if exact is None else [exact], True
-        engine, tuned = self._opened.scanner, self._opened.tuned
-        if not options.tuned or (engine is None and options.recall is None):
-            return self._scanners, False
-        if engine is not None and tuned is not None:
-            setting = tuned.setting(options.recall or tuned.recall)
-            if setting is not None:
-                engine.setting = setting
-                return [engine], True
-        return self._scanners[-1:], True
+    def _tiers(self, options: Options, rows: int, watch: Stopwatch) -> list[Tier]:
+        """How the collection is looked at, ever further; see :mod:`hivlp.index.ranking`."""
+        opened = self._opened
+        stage = "fine" if len(self._scanners) > 1 else "coarse"
+        everything: Callable[[], Scanner] = lambda: opened.exact or self._scanners[-1]  # noqa: E731
+        exact = Exact(everything, stage, watch)
+        if options.exact or options.k >= rows:
+            return [exact]
+        if options.tuned and opened.scanner is not None and opened.tuned is not None:
+            recall = options.recall or opened.tuned.recall
+            setting = opened.tuned.setting(recall)
+            if setting is None:
+                return [exact]
+            return [EngineTier(opened.scanner, opened.tuned, recall, setting, everything, watch), exact]
+        if options.recall is not None or len(self._scanners) == 1:
+            return [exact]
+        shortlists = options.shortlists
+        if options.tuned:  # nobody said how many: of the usual ones, those are shown that few others would be among
+            return [*cascades(self._scanners, shortlists, shortlists[0] // 4, rows, watch), exact]
+        shortlists = [min(max(size, options.k), rows) for size in shortlists]
+        return [*cascades(self._scanners, shortlists, shortlists[0], rows, watch), exact]
 
     def _answer(
         self, queries: Sequence[Sequence[Vectors]], options: Options, watch: Stopwatch, without: int | None = None
-    ) -> list[list[Hit]]:
-        """The hits of each query, (dim,) a level; called inside a read transaction, after :meth:`_refresh`."""
+    ) -> list[tuple[list[Hit], Plan]]:
+        """The hits of each query, (dim,) a level, and how they were found.
+
+        Called inside a read transaction, after :meth:`_refresh`.
+        """
         assert self._state is not None
-        allowed = self._alive if options.where is None else self._where(options.where)
-        scanners, finest = self._plan(options)
-        stage = "fine" if finest and scanners[0] is not self._engine and len(self._scanners) > 1 else "coarse"
-        first, count = options.offset, min(options.k, self._state.rows)
-        shortlists = [max(shortlist, count) for shortlist in options.shortlists] or [max(DEFAULT_SHORTLIST, count)]
-        if scanners[0] is self._engine:
-            shortlists = [max(HEAD, count)]
-        rankings = [
-            Ranking(
-                scanners,
-                query[-len(scanners) :],
-                allowed,
-                block=shortlists[0],
-                shortlists=shortlists[1:],
-                total=self._state.rows,
-                without=without,
-                stage=stage,
-                watch=watch,
-            )
-            for query in queries
-        ]
-        in_blocks = options.threshold is not None or options.group is not False
-        last = first + count
-        whole_blocks = -(-last // shortlists[0]) * shortlists[0]
-        scan_together(rankings, whole_blocks if in_blocks or len(scanners) > 1 else last, stage, watch)
-        pages: list[Rows] = []
+        allowed, total = self._alive if options.where is None else self._where(options.where), self._state.rows
+        tiers = self._tiers(options, total, watch)
+        plain = options.threshold is None and options.group is False
+        rankings = [Ranking(tiers, query, allowed, total=total, without=without, overlooked=plain) for query in queries]
+        first, last = options.offset, options.offset + min(options.k, total)
+        block = max([*(options.shortlists or [DEFAULT_SHORTLIST])[:1], options.k])
+        if rankings:
+            reach_together(rankings, last)
+        pages: list[tuple[Rows, Vectors]] = []
         folded: list[list[Sequence[int]] | None] = []
         for ranking in rankings:
-            if not in_blocks:
-                pages.append(ranking.rows(first, last))
+            if plain:
+                pages.append(ranking.page(first, last))
                 folded.append(None)
                 continue
             folding = self._folding(options.group, allowed, without)
-            page = ranking.listed(last, options.threshold, folding)[first:]
-            pages.append(page)
-            folded.append(None if folding is None else [folding.duplicates(row) for row in page.tolist()])
-        return self._hits(queries, pages, folded, first)
+            rows, scores = ranking.listed(last, options.threshold, folding, block)
+            pages.append((rows[first:], scores[first:]))
+            folded.append(None if folding is None else [folding.duplicates(row) for row in rows[first:].tolist()])
+        plans = [ranking.steps for ranking in rankings]
+        return list(zip(self._hits(queries, pages, folded, first), plans, strict=True))
 
     def _hits(
         self,
         queries: Sequence[Sequence[Vectors]],
-        pages: Sequence[Rows],
+        pages: Sequence[tuple[Rows, Vectors]],
         folded: Sequence[Sequence[Sequence[int]] | None],
         first: int,
     ) -> list[list[Hit]]:
         """What is known of the rows of each page, and of those folded into them."""
-        wanted = {row for page in pages for row in page.tolist()}
+        wanted = {row for page, _ in pages for row in page.tolist()}
         wanted.update(row for groups in folded for group in groups or () for row in group)
         items = {item.row: item for item in self.catalog.in_rows(list(wanted))}
         answers = []
-        for query, page, groups in zip(queries, pages, folded, strict=True):
-            scores = [scanner.rescore(part, page).tolist() for scanner, part in zip(self._scanners, query, strict=True)]
+        for query, (page, finest), groups in zip(queries, pages, folded, strict=True):
+            coarser = zip(self._scanners[:-1], query[:-1], strict=True)
+            scores = [*(scanner.rescore(part, page).tolist() for scanner, part in coarser), finest.tolist()]
             hits = []
             for place, row in enumerate(page.tolist()):
                 item = items[row]
@@ -244,11 +290,15 @@ class AnsweringFolder(IndexFolder):
     def _where(self, condition: str) -> Mask:
         """(rows,) bool: the items for which a condition holds, worked out once a commit."""
         passing = self._passing.pop(condition, None)
+        changing = False
         if passing is None:
             assert self._state is not None
+            rows, changing = self.catalog.rows_where(condition)
             passing = np.zeros(self._state.rows, bool)
-            passing[self.catalog.rows_where(condition)] = True
-        if not CHANGING.search(condition):
+            if not all(isinstance(row, int) and 0 <= row < len(passing) for row in rows):
+                raise DamagedIndexError(f"{self.path} is damaged: an item has no vectors; run `hivlp repair`")
+            passing[rows] = True
+        if not changing:
             self._passing[condition] = passing
             if len(self._passing) > CONDITIONS:
                 del self._passing[next(iter(self._passing))]

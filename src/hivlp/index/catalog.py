@@ -7,18 +7,20 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
 from hivlp.index import schema
 from hivlp.index.database import Database
 from hivlp.index.inserting import insert, insert_alike
+from hivlp.index.names import composed
 from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.index.schema import COLUMNS, WITH_HASH, can_be_listed, pack_path, pack_paths, record_crc, unpack_path
-from hivlp.index.where import rows_where
+from hivlp.index.where import Passing, rows_where
 
 T = TypeVar("T")
 
@@ -80,8 +82,10 @@ class Catalog(Database):
         item_id, path, content, caption, metadata, row, *stamp = values
         try:
             known = json.loads(metadata)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise self._damaged(item_id) from error
+        if not (isinstance(known, dict) and isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
+            raise self._damaged(item_id)
         return Item(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
 
     def _damaged(self, item_id: int) -> DamagedIndexError:
@@ -160,6 +164,28 @@ class Catalog(Database):
         for bounds in ranges:
             found += self._db.execute(f"{select} path >= ? AND path < ?", bounds).fetchall()
         return [self._item(values) for values in found]
+
+    def alike(self, path: str) -> list[Item]:
+        """The items that :meth:`under` gives of another spelling of a path in Unicode.
+
+        Raises:
+            QueryError: if there are several such spellings.
+        """
+        wanted = composed(path.rstrip("/"))
+        select = f"SELECT {COLUMNS} FROM items WHERE typeof(path) = 'text' AND substr(composed(path), 1, ?) = ?"
+        depth = wanted.count("/") + 1
+        spelt: dict[str, list[Item]] = {}
+        for values in self._db.execute(select, (len(wanted), wanted)):
+            item = self._item(values)
+            beginning = "/".join(item.path.split("/")[:depth])
+            if composed(beginning) == wanted:
+                spelt.setdefault(beginning, []).append(item)
+        if len(spelt) > 1:
+            ids = ", ".join(str(items[0].id) for items in spelt.values())
+            raise QueryError(
+                f"{path} is spelt in {len(spelt)} ways in {self._path.parent}: say which by an id ({ids}, …)"
+            )
+        return next(iter(spelt.values()), [])
 
     def put(self, items: Sequence[NewItem], first: int, *, new: bool = False) -> int:
         """Store items in rows from ``first`` on.
@@ -255,9 +281,12 @@ class Catalog(Database):
         self._db.execute(f"UPDATE items SET crc = record_crc({COLUMNS})")
         self._db.execute("DELETE FROM dead")
 
-    def rows_where(self, condition: str) -> list[int]:
-        """Rows of the items for which a condition holds; see :func:`hivlp.index.where.rows_where`."""
-        return rows_where(self._db, condition)
+    def rows_where(self, condition: str) -> Passing:
+        """Rows of the items for which a condition holds; see :func:`hivlp.index.where.rows_where`.
+
+        Called inside :meth:`reading`.
+        """
+        return rows_where(self._path, condition)
 
 
 def _storable(text: str | None) -> str | None:
@@ -266,4 +295,7 @@ def _storable(text: str | None) -> str | None:
 
 
 def _json(metadata: Mapping[str, Any]) -> str:
-    return json.dumps(metadata) if metadata else "{}"
+    if not metadata:
+        return "{}"
+    text = json.dumps(metadata, ensure_ascii=False)  # SQLite does not find a key that is written with escapes
+    return text if pack_path(text) is text else json.dumps(metadata)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from hivlp.errors import DamagedIndexError
 from hivlp.index.records import State
 from hivlp.index.vectors import CHUNK, HALF, SUFFIXES, VectorFile
+from hivlp.scratch import sync_folder
 
 if TYPE_CHECKING:
     from hivlp.index.folder import IndexFolder
@@ -32,7 +31,7 @@ def compact(folder: IndexFolder, on_progress: Progress | None = None) -> int:
             freed = state.rows - len(live)
             if freed or state.dtype != HALF.str:
                 rewrite(folder, state, live, on_progress)
-        drop_old_files(folder)  # a compaction that was killed may have left some, too
+        drop_old_files(folder, folder.catalog.state())
     return freed
 
 
@@ -61,21 +60,11 @@ def rewrite(folder: IndexFolder, state: State, live: NDArray[np.int64], on_progr
     folder.catalog.set_rows(len(live), generation, HALF.str)
 
 
-def drop_old_files(folder: IndexFolder) -> None:
+def drop_old_files(folder: IndexFolder, state: State) -> None:
     """Remove the files of other generations than the one that counts."""
-    state = folder.catalog.state()
     for level in folder.levels:
         for suffix in SUFFIXES.values():
             for path in folder.path.glob(f"{level.name}.*.{suffix}"):
                 if path != folder._file(level, state).path:
                     with suppress(OSError):
                         path.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until what was created and renamed in a folder is on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,9 @@ copy on a read-only medium can be searched.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,10 +19,10 @@ from pathlib import Path
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.index import schema
 from hivlp.index.integrity import Integrity
+from hivlp.index.names import composed
 from hivlp.index.records import About, State
 from hivlp.index.schema import FORMAT, OLD_FORMAT, record_crc
 from hivlp.index.vectors import HALF
-from hivlp.levels import Level
 
 FILE = "items.db"
 BUSY_SECONDS = 30.0
@@ -37,7 +39,7 @@ CACHE_KIB = 65_536
 
 
 class Database:
-    """Opening, transactions, and the table ``meta``. Not for sharing between threads."""
+    """Opening, transactions, and the table ``meta``; for the thread that opened it."""
 
     def __init__(self, folder: Path) -> None:
         """Open an existing catalog.
@@ -49,27 +51,56 @@ class Database:
         try:
             if not self._path.is_file():
                 raise IndexFolderError(f"{folder} is not an index: it has no {FILE}")
-            self._db = self._connect(self._path)
+            self._connection: sqlite3.Connection | None = self._connect(self._path)
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise IndexFolderError(f"{self._path} cannot be read: {reason}") from error
+        self._owner = os.getpid(), threading.get_ident()
         try:
             self._tune(self._db)
             self.integrity = Integrity(self._db)
             meta = self._meta()
+            self._check_own()
             if meta.get("format") not in (str(OLD_FORMAT), str(FORMAT)):
                 raise IndexFolderError(
                     f"{folder} has index format {meta.get('format')}, this hivlp reads {FORMAT}: upgrade"
                 )
             self.check_meta()
-            levels = tuple(Level(**level) for level in json.loads(meta["levels"]))
-            self.about = About(meta["model"], meta["source"], meta["fingerprint"], levels)
+            self.about = About.of(meta)
         except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
-            self._db.close()
+            self.close()
             raise DamagedIndexError(f"{self._path} is damaged: {error}") from error
         except IndexFolderError:
-            self._db.close()
+            self.close()
             raise
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The connection.
+
+        Raises:
+            IndexFolderError: if it is closed, or of another thread or process.
+        """
+        if self._connection is None:
+            raise IndexFolderError(f"{self._path.parent} was closed: open it again")
+        if self._owner != (os.getpid(), threading.get_ident()):
+            kind = "process" if self._owner[0] != os.getpid() else "thread"
+            raise IndexFolderError(f"{self._path.parent} was opened by another {kind}: open it once in each {kind}")
+        return self._connection
+
+    def _check_own(self) -> None:
+        """Check that nobody has put anything into the database that acts by itself.
+
+        Raises:
+            DamagedIndexError: if there is something that hivlp does not make.
+        """
+        strange = schema.strange(self._db)
+        if self._db.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            strange.append("a write-ahead log")
+        if strange:
+            raise DamagedIndexError(
+                f"{self._path} is damaged, or was changed by others: {strange[0]} is not as hivlp makes it"
+            )
 
     @staticmethod
     def create(folder: Path, about: About) -> None:
@@ -98,7 +129,8 @@ class Database:
 
     @staticmethod
     def _connect(path: Path) -> sqlite3.Connection:
-        return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        # Which thread may use it is for Database to say, in words.
+        return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     @staticmethod
     def _tune(db: sqlite3.Connection) -> None:
@@ -109,10 +141,13 @@ class Database:
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         db.create_function("record_crc", -1, record_crc, deterministic=True)
+        db.create_function("composed", 1, composed, deterministic=True)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._db.close()
+        """Close the connection; nothing is wrong with doing so twice."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     @contextmanager
     def reading(self) -> Iterator[State]:
@@ -146,12 +181,10 @@ class Database:
 
     def state(self) -> State:
         """Committed rows, generation of the vector files, and a number that grows with each commit."""
-        meta = self._meta()
         try:
-            rows, generation, commits, version = (int(meta[key]) for key in ("rows", "generation", "commits", "format"))
-        except (KeyError, ValueError, TypeError) as error:
+            return State.of(self._meta())
+        except ValueError as error:
             raise DamagedIndexError(f"{self._path} is damaged: the table meta makes no sense ({error})") from error
-        return State(rows, generation, commits, version, meta.get("dtype", "<f4"))
 
     def _meta(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT key, value FROM meta"))

@@ -80,12 +80,16 @@ class ExactScanner:
         if reaching is None:
             return None
         rows, bounds = reaching
+        # Good rows reach the bar themselves: a bound that leaves one of them out is none.
+        if not np.isin(good, rows).all():
+            return None
         if len(rows) > 8 * count:
             # The most promising ones raise the bar, should the engine have missed some.
             first = np.argpartition(-bounds, 4 * count)[: 4 * count]
             bar = max(bar, np.partition(self._all.rescore(query, rows[first]), -count)[-count])
-            rows = rows[bounds >= bar]
-        return _best(rows, self._all.rescore(query, rows), count)
+            rows, bounds = rows[bounds >= bar], bounds[bounds >= bar]
+        scores = self._all.rescore(query, rows)
+        return None if (scores > bounds).any() else _best(rows, scores, count)
 
 
 def _best(rows: Rows, scores: Vectors, count: int) -> tuple[Rows, Vectors]:

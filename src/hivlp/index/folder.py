@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
-from hivlp.index.adding import stored_path
 from hivlp.index.catalog import Catalog
-from hivlp.index.compacting import Progress, compact, sync_folder
+from hivlp.index.compacting import Progress, compact, drop_old_files
 from hivlp.index.database import FILE
 from hivlp.index.merging import merge
+from hivlp.index.names import composed, each_item, places
 from hivlp.index.records import About, Item, NewItem, Stamp, State
 from hivlp.index.schema import OLD_FORMAT
 from hivlp.index.vectors import (
@@ -35,8 +35,11 @@ from hivlp.index.vectors import (
     row_checksums,
 )
 from hivlp.levels import Embeddings, Level
+from hivlp.scratch import scratch_folder, settle, sweep, sync_folder
 
 LOCK = "lock"
+ENGINE = "engine"
+"""Where :mod:`hivlp.index.tuning` keeps an engine."""
 
 
 class IndexFolder:
@@ -91,8 +94,7 @@ class IndexFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Built aside and moved into place whole: a crash leaves no half-made index under this name.
-            scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            try:
+            with scratch_folder(path) as scratch:
                 for level in about.levels:
                     VectorFile.of(scratch, level, 0).create()
                 for name, array in (arrays or {}).items():
@@ -101,11 +103,8 @@ class IndexFolder:
                         file.flush()
                         os.fsync(file.fileno())
                 Catalog.create(scratch, about)
-                scratch.chmod(0o755)
                 sync_folder(scratch)
                 scratch.rename(path)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
             sync_folder(path.parent)
         except (OSError, sqlite3.Error) as error:
             raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
@@ -176,36 +175,49 @@ class IndexFolder:
             self.catalog.restamp(restamp)
         return updated
 
-    def remove(self, items: Iterable[int | str | Path]) -> int:
+    def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
         """Remove items by id or path; a folder's path removes everything in it.
+
+        Args:
+            items: ids, which are numbers, and paths, which are text: ``"3"`` is a path. A path finds what was stored
+                under this very name, or else under another spelling of it in Unicode.
 
         Returns:
             How many were removed.
 
         Raises:
-            QueryError: if one is not in the index; then nothing is removed.
+            QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
         with self._changing():
             chosen: dict[int, Item] = {}
             given_up: set[int] = set()
-            set_aside = {key: item_id for item_id, path in self.catalog.integrity.lost()[0] for key in (item_id, path)}
-            for wanted in items:
+            set_aside = self.catalog.integrity.lost()[0]
+            for wanted in each_item(items):
                 if isinstance(wanted, int):
                     item = self.catalog.get(wanted)
                     found = [] if item is None else [item]
+                    lost = {item_id for item_id, _ in set_aside if item_id == wanted}
                 else:
-                    # The last for given embeddings, which keep the path that they came with.
-                    places = (stored_path(wanted), os.path.realpath(wanted), os.fspath(wanted))
-                    found = next(filter(None, map(self.catalog.under, places)), [])
-                key = wanted if isinstance(wanted, int) else stored_path(wanted)
-                if not found and key in set_aside:
-                    given_up.add(set_aside[key])
-                elif not found:
+                    found = self.named(wanted)
+                    lost = {item_id for item_id, path in set_aside if composed(path) in map(composed, places(wanted))}
+                if not found and not lost:
                     raise QueryError(f"{self.path} has no item {wanted}")
                 chosen.update({item.id: item for item in found})
+                given_up.update(lost if not found else ())
             self.catalog.delete((item.id, item.row) for item in chosen.values())
             self.catalog.integrity.forget(given_up)
         return len(chosen) + len(given_up)
+
+    def named(self, path: str) -> list[Item]:
+        """The item that a person calls by this path, or the items in the folder of that name.
+
+        Raises:
+            QueryError: if it could mean several.
+        """
+        tried = places(path)
+        exact = (self.catalog.under(place) for place in tried)
+        alike = (self.catalog.alike(place) for place in tried if not place.isascii())
+        return next(filter(None, itertools.chain(exact, alike)), [])
 
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
@@ -288,6 +300,7 @@ class IndexFolder:
         if state == self._state:
             return
         self._maps = [self._file(level, state).map(state.rows) for level in self.levels]
+        self.catalog.integrity.check_rows(state.rows)
         dead = self.catalog.dead()
         self._alive = None
         if dead:
@@ -336,6 +349,7 @@ class IndexFolder:
     def _changing(self) -> Iterator[State]:
         """One change, whole or not at all. An index of format 1 becomes one of format 2."""
         with self._writer(), self._guard(), self.catalog.writing() as state:
+            drop_old_files(self, state)  # a compaction that was killed may have left some
             yield self._upgrade(state) if state.format == OLD_FORMAT else state
 
     @contextmanager
@@ -350,9 +364,20 @@ class IndexFolder:
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}") from error
         try:
+            if self._lock.lock_counter == 1:
+                self._tidy()
             yield
         finally:
             self._lock.release()
+
+    def _tidy(self) -> None:
+        """Remove what processes that died have left, and finish what they began; for the only writer."""
+        sweep(self.path)
+        for left in self.path.glob(f".{ENGINE}.*"):
+            if left.suffix[1:].isdigit():  # as earlier versions called what they built engines in
+                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            settle(self.path / ENGINE)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
-from hivlp.encode.base import Encoder, Picture
+from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
 from hivlp.encode.stream import chunks
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.fit.maps import EMBEDDINGS, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import AnsweringFolder, check_width
 from hivlp.index.compacting import Progress
+from hivlp.index.names import each_path, existing, folder_path
 from hivlp.index.opened_engine import stored_bytes
 from hivlp.index.records import About
 from hivlp.index.repair import RepairReport, set_damage_aside
-from hivlp.index.search import Hit, SearchResult, Stopwatch
+from hivlp.index.search import Hit, Plan, SearchResult, Stopwatch, real_number, whole_number
 from hivlp.index.tuning import DEFAULT_RECALL, tune
 from hivlp.index.tuning import Progress as TuneProgress
 from hivlp.index.verify import VerifyReport, verify_folder
@@ -48,10 +52,11 @@ class Index(AnsweringFolder):
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
         """
+        check_encoder(model)
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        cls.make(Path(path), about)
+        cls.make(folder_path(path), about)
         return cls(Path(path), model)
 
     @classmethod
@@ -71,19 +76,32 @@ class Index(AnsweringFolder):
                 length.
         """
         if model is not None:
+            check_encoder(model)
             check_width(model, maps)
         about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
-        cls.make(Path(path), about, maps.arrays())
+        cls.make(folder_path(path), about, maps.arrays())
         return cls(Path(path), model)
 
     @classmethod
     def open(cls, path: Path | str, model: Encoder | None = None) -> Index:
-        """Open an existing index; without a model it can be searched by item or vector only.
+        """Open an existing index.
+
+        Without a model, the one that it was made with is loaded when a text or a picture needs it.
 
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(Path(path), model)
+        return cls(folder_path(path), model)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(
+            f"an open index cannot be pickled or copied: pass its path, and Index.open({str(self.path)!r})"
+        )
 
     def __enter__(self) -> Index:
         return self
@@ -117,9 +135,7 @@ class Index(AnsweringFolder):
         if self._coarse is not None:
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
         model = self._need_model()
-        roots: list[Path] = []
-        for path in paths:
-            roots += [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
+        roots = [existing(path) for path in each_path(paths)]
         with self._writer():
             try:
                 self.info()  # adding to a damaged index would hide the damage
@@ -188,6 +204,10 @@ class Index(AnsweringFolder):
         if self._coarse is None:
             raise IndexFolderError(f"{self.path} was made with a model: use a new index for embeddings")
         if not isinstance(source, EmbeddingSource):
+            if not isinstance(source, (str, os.PathLike)):
+                raise DataError(
+                    f"embeddings come from a file or folder, not {type(source).__name__}: numpy.save it first"
+                )
             source = open_embeddings(source)
         with self._writer():
             try:
@@ -250,17 +270,17 @@ class Index(AnsweringFolder):
             self._refresh(state)
             without = None
             if like is not None:
-                item = self.catalog.get(like)
+                item = self.catalog.get(whole_number("like", like))
                 if item is None:
                     raise QueryError(f"{self.path} has no item {like}")
                 encoded, without = self._check(self._rows([item.row])), item.row
             assert encoded is not None
-            (hits,) = self._answer([encoded], options, watch, without)
-        return SearchResult(hits, watch.finish())
+            ((hits, plan),) = self._answer([encoded], options, watch, without)
+        return SearchResult(hits, watch.finish(), plan)
 
     def search_many(
         self,
-        queries: Sequence[str] | None = None,
+        queries: str | Iterable[str] | None = None,
         *,
         vectors: Mapping[str, Any] | None = None,
         k: int = 10,
@@ -279,7 +299,7 @@ class Index(AnsweringFolder):
         are those of :meth:`search` to the last bit; a text's vector may be rounded otherwise in a batch than alone.
 
         Args:
-            queries: texts.
+            queries: texts; a ``str`` is one.
             vectors: level name -> (queries, dim), for every level.
             k: how many hits for each; this and what follows is as in :meth:`search`.
             shortlist: candidates that the coarse level hands on.
@@ -302,17 +322,17 @@ class Index(AnsweringFolder):
         watch = Stopwatch()
         encoded = self._encode_many(queries, vectors)
         watch.lap("encode")
-        answers: list[list[Hit]] = []
+        answers: list[tuple[list[Hit], Plan]] = []
         with self.catalog.reading() as state:
             self._refresh(state)
             for chunk in chunks(encoded, BATCH):
                 answers += self._answer(chunk, options, watch)
         share = {name: round(value / len(answers), 3) for name, value in watch.finish().items()} if answers else {}
-        return [SearchResult(hits, dict(share)) for hits in answers]
+        return [SearchResult(hits, dict(share), plan) for hits, plan in answers]
 
     def tune(
         self,
-        queries: Path | Sequence[str] | Vectors | None = None,
+        queries: Path | str | Iterable[str] | Vectors | None = None,
         *,
         recall: float = DEFAULT_RECALL,
         on_progress: TuneProgress | None = None,
@@ -322,8 +342,9 @@ class Index(AnsweringFolder):
         Searches use it from then on; as items are added, ``hivlp index`` lets it take them in.
 
         Args:
-            queries: what people ask: texts, a file with a text a line, (m, dim) vectors of the finest level, or a
-                ``.npy`` of them. By default captions of the index, words that the model knows, or the items themselves.
+            queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
+                finest level, or a ``.npy`` of them. By default captions of the index, words that the model knows, or
+                the items themselves.
             recall: what searches shall find that ask for nothing else.
             on_progress: called with what is done, how much of it, and of how much.
 
@@ -334,7 +355,11 @@ class Index(AnsweringFolder):
             IndexFolderError: if the index is too small to need it, of an old format, or cannot be written.
             QueryError: if the queries make no sense.
         """
-        return tune(self, queries, recall=recall, on_progress=on_progress)
+        if isinstance(queries, str):
+            queries = Path(queries)
+        elif isinstance(queries, Iterable) and not (isinstance(queries, np.ndarray) and queries.dtype.kind not in "UO"):
+            queries = as_texts(queries)
+        return tune(self, queries, recall=real_number("recall", recall), on_progress=on_progress)
 
 
 def _loaded_from(model: Encoder, source: str | None) -> str:

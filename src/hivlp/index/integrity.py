@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.errors import DamagedIndexError
 from hivlp.index import schema
 from hivlp.index.schema import COLUMNS, FORMAT, record_crc, unpack_path
 from hivlp.index.vectors import Checksums
@@ -81,7 +82,9 @@ class Integrity:
         with self._lenient():
             for *record, crc in self._db.execute("SELECT * FROM blocks WHERE level = ?", (level,)):
                 _, first, count, data = record
-                if crc == record_crc(*record) and first + count <= rows:
+                if type(first) is not int or type(count) is not int or not isinstance(data, bytes):
+                    continue
+                if crc == record_crc(*record) and 0 <= first <= first + count <= rows and len(data) == 4 * count:
                     crcs[first : first + count] = np.frombuffer(data, "<u4")
                     known[first : first + count] = True
         return crcs, known
@@ -95,7 +98,23 @@ class Integrity:
             "ORDER BY first DESC LIMIT 1",
             (row, level, row),
         ).fetchone()
-        return int.from_bytes(found[0], "little") if found and len(found[0]) == 4 else None
+        return (
+            int.from_bytes(found[0], "little") if found and isinstance(found[0], bytes) and len(found[0]) == 4 else None
+        )
+
+    def check_rows(self, rows: int) -> None:
+        """Check that what is said of rows is said of rows that there are.
+
+        Raises:
+            DamagedIndexError: if an item, or a removed one, has another row than 0 … ``rows`` - 1.
+        """
+        for table in ("items", "dead"):
+            for row in self._db.execute(f"SELECT min(row), max(row) FROM {table}").fetchone():
+                if row is not None and (type(row) is not int or not 0 <= row < rows):
+                    raise DamagedIndexError(
+                        f"the index is damaged: the table {table} names row {row!r:.40}, there are {rows}; "
+                        "run `hivlp repair`"
+                    )
 
     # Items without vectors.
 

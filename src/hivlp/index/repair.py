@@ -13,8 +13,9 @@ from hivlp.index.adding import Failure
 from hivlp.index.compacting import Progress, drop_old_files, rewrite
 from hivlp.index.folder import IndexFolder
 from hivlp.index.schema import OLD_FORMAT
-from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
+from hivlp.index.tuned import FOLDER as ENGINE_FOLDER
 from hivlp.index.verify import VerifyReport, items_to_json, verify_folder
+from hivlp.scratch import settle
 
 
 @dataclass
@@ -79,6 +80,7 @@ def set_damage_aside(folder: IndexFolder, on_progress: Progress | None = None) -
                 if damage.kind == "structure":
                     raise DamagedIndexError(beyond_repair(f"{folder.path}: {damage.file}: {damage.what}"))
         if any(damage.kind == "engine" for damage in report.found.damage):
+            settle(folder.path / ENGINE_FOLDER)
             shutil.rmtree(folder.path / ENGINE_FOLDER, ignore_errors=True)  # `hivlp tune` builds it again
         if any(damage.kind != "engine" for damage in report.found.damage):
             records = {item for damage in found.damage if damage.kind == "record" for item in damage.items}
@@ -91,7 +93,7 @@ def set_damage_aside(folder: IndexFolder, on_progress: Progress | None = None) -
                 forgotten = {item_id for item_id, _ in records}
                 folder.catalog.integrity.lose({item_id for item_id, _ in vectors} - forgotten)
                 rewrite(folder, state, folder.catalog.live(), on_progress)
-            drop_old_files(folder)
+            drop_old_files(folder, folder.catalog.state())
         report.lost = folder.catalog.integrity.lost()[0]
         report.items = folder.catalog.count()
     return report

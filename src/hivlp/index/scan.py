@@ -41,6 +41,19 @@ class BatchScanner(Scanner, Protocol):
         """What :meth:`top` gives for each of the (queries, dim) vectors."""
 
 
+def top_many(scanner: Scanner, queries: Vectors, count: int, allowed: Mask | None) -> list[tuple[Rows, Vectors]]:
+    """What :meth:`Scanner.top` gives for each of the (queries, dim) vectors, in one pass if the engine can."""
+    if len(queries) > 1 and isinstance(scanner, BatchScanner):
+        return scanner.top_many(queries, count, allowed)
+    return [scanner.top(query, count, allowed) for query in queries]
+
+
+def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
+    """(n,) rows and their scores, best first; equal scores in row order."""
+    order = np.lexsort((rows, -scores))
+    return rows[order], scores[order]
+
+
 class ExhaustiveScanner:
     """Dot products with every row of a (rows, dim) array of float32 or float16, memory-mapped or not."""
 

@@ -7,6 +7,7 @@ that flips inside a caption is found by the checksum that each record carries.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +36,15 @@ COMMON = (
 # Hashes come in no order, so that an addition rewrites most of what they are put into: that is only the last part.
 HASHES = f"CREATE INDEX items_hash ON items (id >> {PART}, substr(hash, 1, 8))"
 OLD_HASHES = "CREATE INDEX items_hash ON items (substr(hash, 1, 8))"  # in one part; read as it is, too
-# Format 1 had no column crc, and neither of the tables blocks and lost.
+FORMAT_1 = (
+    """CREATE TABLE items (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path NOT NULL UNIQUE, hash BLOB NOT NULL, caption TEXT,
+    metadata TEXT NOT NULL DEFAULT '{}', row INTEGER NOT NULL,
+    size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, checked INTEGER NOT NULL
+)""",
+    "CREATE INDEX items_row ON items (row)",
+    "CREATE INDEX items_hash ON items (hash)",
+)
 SINCE_2 = (
     """CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -60,6 +69,8 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
 )
+
+Definition = tuple[str, str, str | None]  # of a table or index: type, its table, SQL
 
 
 def record_crc(*values: object) -> int:
@@ -139,13 +150,44 @@ def sequence(db: sqlite3.Connection) -> Any:
 
 def altered(db: sqlite3.Connection) -> list[str]:
     """Names of the tables and indexes whose definition is not the one of :data:`FORMAT`."""
-    model = sqlite3.connect(":memory:")
-    make_tables(model)
-    wanted, found = (
-        {name: rest for name, *rest in each.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")}
-        for each in (model, db)
-    )
-    model.close()
-    if found.get("items_hash") == ["index", "items", OLD_HASHES]:
+    wanted, found = _definitions(), _found(db)
+    if found.get("items_hash") == ("index", "items", OLD_HASHES):
         del wanted["items_hash"]
     return [name for name, rest in wanted.items() if found.get(name) != rest]
+
+
+def strange(db: sqlite3.Connection) -> list[str]:
+    """What a database holds beside the tables and indexes of its format, or defines in another way: type and name.
+
+    A trigger, a view, a default or a check would run with the rights of whoever opens the folder.
+    """
+    found = _found(db)
+    known = _definitions() if "blocks" in found else _definitions((*COMMON, *FORMAT_1))
+    allowed = {name: {_meaning(definition)} for name, definition in known.items()}
+    allowed["items_hash"].add(("index", "items", OLD_HASHES))
+    return [
+        f"{definition[0]} {name!r}"
+        for name, definition in found.items()
+        if _meaning(definition) not in allowed.get(name, ())
+    ]
+
+
+def _found(db: sqlite3.Connection) -> dict[str, Definition]:
+    rows = db.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")
+    return {name: (kind, table, sql) for name, kind, table, sql in rows}
+
+
+def _definitions(statements: Sequence[str] = (*COMMON, *SINCE_2)) -> dict[str, Definition]:
+    model = sqlite3.connect(":memory:")
+    try:
+        for statement in statements:
+            model.execute(statement)
+        return _found(model)
+    finally:
+        model.close()
+
+
+def _meaning(definition: Definition) -> Definition:
+    """A definition without its comments and line breaks, in which those of format 1 differ."""
+    kind, table, sql = definition
+    return kind, table, sql if not isinstance(sql, str) else " ".join(re.sub(r"\s*--[^\n]*", "", sql).split())

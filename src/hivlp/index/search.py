@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from hivlp.errors import QueryError
+from hivlp.errors import ArgumentError, QueryError
 from hivlp.levels import Level, Vectors
 
-DEFAULT_SHORTLIST = 200
+Plan = list[dict[str, Any]]
+"""Looks at the collection in their order: each a ``stage`` and its numbers, and why one was ``widened``."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult(Sequence[Hit]):
-    """Hits, best first, and how long each stage took."""
+    """Hits, best first, how long each stage took, and how they were found."""
 
     hits: list[Hit]
     timings_ms: dict[str, float]
+    plan: Plan = field(default_factory=list)
 
     def __getitem__(self, index: Any) -> Any:
         return self.hits[index]
@@ -78,7 +81,7 @@ class SearchResult(Sequence[Hit]):
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp search --json`` prints."""
-        return {"hits": [hit.to_json() for hit in self.hits], "timings_ms": self.timings_ms}
+        return {"hits": [hit.to_json() for hit in self.hits], "timings_ms": self.timings_ms, "plan": self.plan}
 
     def __str__(self) -> str:
         lines = []
@@ -88,7 +91,8 @@ class SearchResult(Sequence[Hit]):
             lines.append(f"{hit.rank:3}  [{hit.id}] {hit.path!r}{caption}  ({scores})")
             lines += [f"     = [{duplicate.id}] {duplicate.path!r}" for duplicate in hit.duplicates or []]
         timings = ", ".join(f"{name} {value:.2f}" for name, value in self.timings_ms.items())
-        return "\n".join([*(lines or ["nothing found"]), f"ms: {timings}"])
+        notes = [f"searched wider: the query is {step['widened']}" for step in self.plan if "widened" in step]
+        return "\n".join([*(lines or ["nothing found"]), *notes, f"ms: {timings}"])
 
 
 class Stopwatch:
@@ -137,6 +141,45 @@ class Options:
             raise QueryError(f"group must be a cosine above 0 and at most 1, not {self.group}")
 
 
+def whole_number(name: str, value: Any) -> int:
+    """An option that counts something, as Python's own integer; numpy's are as good.
+
+    Raises:
+        ArgumentError: if it is none, which a float and a bool are not.
+    """
+    try:
+        if not isinstance(value, (bool, np.bool_)) and getattr(value, "dtype", None) != np.bool_:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ArgumentError(f"{name} must be a whole number, not {value!r:.40}")
+
+
+def real_number(name: str, value: Any) -> float:
+    """An option that measures something, as Python's own float.
+
+    Raises:
+        ArgumentError: if it is no number.
+    """
+    try:
+        if not isinstance(value, (bool, np.bool_, str, bytes)):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ArgumentError(f"{name} must be a number, not {value!r:.40}")
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """An option that is on or off.
+
+    Raises:
+        ArgumentError: if it is something else.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise ArgumentError(f"{name} must be True or False, not {value!r:.40}")
+
+
 def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Vectors]:
     """The (dim,) unit vector of each level, coarse to fine.
 
@@ -148,8 +191,12 @@ def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Ve
         if level.name not in vectors:
             raise QueryError(f"the query has no vector for level {level.name}")
         try:
-            vector = np.asarray(vectors[level.name], np.float32)
-        except (TypeError, ValueError) as error:
+            given = np.asarray(vectors[level.name])
+            if given.dtype.kind not in "fiu":
+                raise TypeError(given.dtype)
+            with np.errstate(over="ignore"):
+                vector = given.astype(np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
             raise QueryError(f"level {level.name}: not a vector of numbers") from error
         if vector.shape == (1, level.dim):
             vector = vector[0]

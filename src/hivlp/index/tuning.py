@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp import npy
 from hivlp.engine import Engine, Setting, native
-from hivlp.engine.arrays import Arrays, read_manifest
+from hivlp.engine.arrays import Arrays, read_array
 from hivlp.engine.bounds import Bounds
 from hivlp.engine.engine import ROUTER_QUERIES
+from hivlp.engine.manifest import read_manifest
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.engine_scan import HEAD
-from hivlp.index.scan import ExhaustiveScanner
+from hivlp.index.likeness import SAMPLED, Likeness, learn, make_probes
+from hivlp.index.scan import ExhaustiveScanner, Rows
+from hivlp.index.tuned import FOLDER, Point, Tuned, sample
 from hivlp.index.vectors import Stored
 from hivlp.levels import Vectors
+from hivlp.scratch import standing
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index
 
-FOLDER = "engine"
 QUERIES = "queries.npy"
 K = 10
 DEFAULT_RECALL = 0.99
@@ -41,83 +44,9 @@ GROWTH = 1.1  # from how many times the rows on the engine takes in what was add
 RELEARN = 2.0  # from how many times the rows on it learns anew
 CONFIDENCE = 1.645  # standard errors: one-sided 95%
 TIMED = 200
+PROBES = 60  # queries of each other kind that settings are measured with, or half as many of them in a large index
+MANY_ROWS = 2_000_000
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One setting, measured.
-
-    Attributes:
-        setting: what was measured.
-        recall: mean share of the exact ten best that it finds.
-        at_least: lower end of that mean's 95% confidence (one-sided, over the held-out queries).
-        p50_ms: median time of one search on one thread.
-        p99_ms: 99th percentile.
-    """
-
-    setting: Setting
-    recall: float
-    at_least: float
-    p50_ms: float
-    p99_ms: float
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest and for people."""
-        numbers = {name: round(getattr(self, name), 4) for name in ("recall", "at_least", "p50_ms", "p99_ms")}
-        setting = {name: None if value == math.inf else value for name, value in asdict(self.setting).items()}
-        return {**setting, **numbers}
-
-    @classmethod
-    def of_json(cls, data: dict[str, Any]) -> Point:
-        """The inverse of :meth:`to_json`."""
-        given = {each.name: data[each.name] for each in fields(Setting)}
-        for name, value in given.items():
-            given[name] = math.inf if value is None else value
-        return cls(Setting(**given), data["recall"], data["at_least"], data["p50_ms"], data["p99_ms"])
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What an index folder's engine was built for, and what it is known to do."""
-
-    generation: int
-    rows: int
-    learnt_rows: int
-    queries: str
-    recall: float
-    frontier: tuple[Point, ...]
-
-    def setting(self, recall: float) -> Setting | None:
-        """The fastest setting that finds so much at least, with 95% confidence; None if none is known to."""
-        good = [point for point in self.frontier if point.at_least >= recall]
-        return min(good, key=lambda point: point.p50_ms).setting if good else None
-
-    @classmethod
-    def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
-        """Of an index folder; None if it has no engine, or one that cannot be read, or is of an earlier format.
-
-        Args:
-            folder: of the index.
-            older: whether one of an earlier format will do, without what it was measured to do.
-        """
-        if not (folder / FOLDER).is_dir():
-            return None
-        try:
-            about = read_manifest(folder / FOLDER, older=older)["about"]
-            points = () if older else tuple(Point.of_json(point) for point in about["frontier"])
-            names = ("generation", "rows", "learnt_rows", "queries", "recall")
-            return cls(**{name: about[name] for name in names}, frontier=points)
-        except (IndexFolderError, KeyError, TypeError):
-            return None
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest and for people."""
-        names = ("generation", "rows", "learnt_rows", "queries", "recall")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "frontier": [point.to_json() for point in self.frontier],
-        }
 
 
 def tune(
@@ -174,9 +103,8 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
         stale = grown or generation != tuned.generation or arrays is None
         if not stale or len(vectors) < LEAST_ROWS:
             return False
-        try:
-            asked = _unit(np.load(index.path / FOLDER / QUERIES, allow_pickle=False).astype(np.float32))
-        except (OSError, ValueError, QueryError):
+        asked = _remembered(index.path, vectors.shape[1])
+        if asked is None:
             return False
         held_out, known = _split(asked)
         learnt = tuned.learnt_rows
@@ -192,8 +120,20 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
 
 def _arrays(folder: Path) -> Arrays | None:
     try:
-        return Arrays.load(folder / FOLDER)
+        return Arrays.load(standing(folder / FOLDER))
     except IndexFolderError:
+        return None
+
+
+def _remembered(folder: Path, width: int) -> Vectors | None:
+    """(m, width) the queries that an engine was tuned with; None if they are not there as they were written."""
+    engine = standing(folder / FOLDER)
+    try:
+        asked = read_array(engine, QUERIES, read_manifest(engine, older=True))[1]
+        if asked.ndim != 2 or asked.shape[1] != width or len(asked) < 2 or asked.dtype != np.float16:
+            return None
+        return _unit(asked.astype(np.float32))
+    except (IndexFolderError, QueryError):
         return None
 
 
@@ -218,8 +158,8 @@ def _queries(
     """(m, dim) unit vectors to learn and to measure with, and where they are from."""
     if isinstance(given, Path) and given.suffix == ".npy":
         try:
-            given = np.load(given, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            given = np.array(npy.parse(npy.map_file(given)))
+        except (OSError, ValueError, MemoryError) as error:
             raise QueryError(f"{given} cannot be read: {error}") from error
     if isinstance(given, Path):
         try:
@@ -289,23 +229,70 @@ def _measure(
     tell: Progress,
 ) -> Tuned:
     tell("truth", 0, 1)
-    truth = [set(rows.tolist()) for rows, _ in ExhaustiveScanner(engine.fine).top_many(asked, K, alive)]
+    answers = ExhaustiveScanner(engine.fine).top_many(asked, K, alive)
     tell("truth", 1, 1)
     bits = None if alive is None else np.packbits(alive, bitorder="little")
     points: list[Point] = []
     settings = list(dict.fromkeys(replace(each, last=engine.least_last(each, HEAD)) for each in engine.settings()))
     for number, setting in enumerate(settings):
-        rows = engine.search(asked, HEAD, setting, allowed=bits)[0][:, :K]
-        shares = np.array(
-            [len(one & set(other)) / max(1, len(one)) for one, other in zip(truth, rows.tolist(), strict=True)]
-        )
+        shares = _found(engine, asked, answers, setting, bits)
         spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
         # Where all are found the spread says nothing; the rule of three does.
         error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
         p50, p99 = _times(engine, asked, setting, bits)
         points.append(Point(setting, float(shares.mean()), float(shares.mean()) - error, p50, p99))
         tell("settings", number + 1, len(settings))
-    return Tuned(generation, len(engine.fine), learnt_rows, source, recall, tuple(frontier(points)))
+    best = tuple(frontier(points))
+    ladder = tuple(dict.fromkeys([*(point.setting for point in best), engine.thorough(HEAD)]))
+    likeness = _likeness(engine, alive, asked, answers, ladder, bits, tell)
+    return Tuned(generation, len(engine.fine), learnt_rows, source, recall, best, ladder, likeness)
+
+
+def _likeness(
+    engine: Engine,
+    alive: NDArray[np.bool_] | None,
+    asked: Vectors,
+    answers: Sequence[tuple[Rows, Vectors]],
+    ladder: Sequence[Setting],
+    bits: NDArray[np.uint8] | None,
+    tell: Progress,
+) -> Likeness:
+    """What the settings find for queries of other kinds than the sample's."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(len(engine.fine)) if alive is None else np.flatnonzero(alive)
+    some = np.sort(rng.choice(rows, min(len(rows), SAMPLED), replace=False))
+    items = np.asarray(engine.fine[some], np.float32)
+    probes = make_probes(asked, items, PROBES if len(rows) <= MANY_ROWS else PROBES // 2)
+    tell("other queries", 0, len(ladder) + 1)
+    truth = ExhaustiveScanner(engine.fine).top_many(probes.queries, K, alive)
+    found = []
+    for number, setting in enumerate(ladder):
+        tell("other queries", number + 1, len(ladder) + 1)
+        found.append(_found(engine, probes.queries, truth, setting, bits))
+    tell("other queries", len(ladder) + 1, len(ladder) + 1)
+    best, best_of_probes = (np.stack([_ten(scores) for _, scores in each]) for each in (answers, truth))
+    return learn(asked, best, probes, best_of_probes, found, items, len(rows))
+
+
+def _ten(scores: Vectors) -> Vectors:
+    return np.pad(scores, (0, K - len(scores)), constant_values=-np.inf)
+
+
+def _found(
+    engine: Engine,
+    asked: Vectors,
+    truth: Sequence[tuple[Rows, Vectors]],
+    setting: Setting,
+    bits: NDArray[np.uint8] | None,
+) -> NDArray[np.float64]:
+    """(queries,) the share of each one's exact ten best that a setting finds."""
+    rows = engine.search(asked, HEAD, setting, allowed=bits)[0][:, :K]
+    return np.array(
+        [
+            len({*best.tolist()} & {*found}) / max(1, len(best))
+            for (best, _), found in zip(truth, rows.tolist(), strict=True)
+        ]
+    )
 
 
 def _times(engine: Engine, asked: Vectors, setting: Setting, bits: NDArray[np.uint8] | None) -> tuple[float, float]:
@@ -330,6 +317,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
     extra = {QUERIES: asked.astype(np.float16), **({} if bounds is None else bounds.files())}
     try:
+        tuned = replace(tuned, sample=sample(engine.fine))
         engine.save(index.path / FOLDER, tuned.to_json(), extra)
     except OSError as error:
         raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
@@ -338,9 +326,10 @@ def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, as
 def _report(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, seconds: float) -> dict[str, Any]:
     chosen = tuned.setting(tuned.recall)
     held = engine.bytes_per_vector + (0 if bounds is None else bounds.bytes_per_vector)
+    known = {name: value for name, value in tuned.to_json().items() if name != "sample"}
     return {
         "index": str(index.path),
-        **tuned.to_json(),
+        **known,
         "chosen": next((point.to_json() for point in tuned.frontier if point.setting == chosen), None),
         "lists": engine.lists,
         "dims": engine.dims,

@@ -14,16 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.engine import Engine
-from hivlp.engine.arrays import MANIFEST
+from hivlp.engine.arrays import Arrays
+from hivlp.engine.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
 from hivlp.index.database import FILE
 from hivlp.index.folder import IndexFolder
+from hivlp.index.opened_engine import open_engine
 from hivlp.index.records import State
 from hivlp.index.schema import OLD_FORMAT, unpack_path
-from hivlp.index.tuning import FOLDER as ENGINE_FOLDER
-from hivlp.index.vectors import CHUNK, VectorFile, not_unit, row_checksums
+from hivlp.index.tuned import FOLDER as ENGINE_FOLDER
+from hivlp.index.tuned import Tuned
+from hivlp.index.vectors import CHUNK, Stored, VectorFile, not_unit, row_checksums
 from hivlp.levels import Level
+from hivlp.scratch import standing
 
 Rows = NDArray[np.int64]
 SHOWN = 20  # a text for people names so many of a kind; the JSON names all
@@ -143,6 +147,7 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
         IndexFolderError: if a file may not be read.
     """
     report = VerifyReport(str(folder.path))
+    fine: tuple[Stored, int] | None = None
     try:
         with folder.catalog.reading() as state:
             report.format, report.rows = state.format, state.rows
@@ -156,6 +161,7 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
                 return report
             owners = _check_records(folder, state, report)
             files = [_LevelCheck(folder, level, state) for level in folder.levels]
+            fine = files[-1].whole(state)
             if folder.catalog.about.model == EMBEDDINGS:
                 _check_maps(folder, report)
         # The files' committed rows never change, so that they can be read without keeping writers waiting.
@@ -166,19 +172,26 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
                 report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
     except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
-    report.damage += _check_engine(folder.path / ENGINE_FOLDER)
+    report.damage += _check_engine(folder.path, fine)
     return report
 
 
-def _check_engine(folder: Path) -> list[Damage]:
-    if not folder.exists():
+def _check_engine(folder: Path, fine: tuple[Stored, int] | None) -> list[Damage]:
+    """Every file's sum; and if these are right, whether it is an engine at all, and one of these vectors."""
+    place = standing(folder / ENGINE_FOLDER)
+    if not place.exists():
         return []
     try:
-        names = Engine.damage(folder)
+        what = "is not as it was written; `hivlp tune` builds the engine again"
+        damaged = [Damage("engine", f"{ENGINE_FOLDER}/{name}", what) for name in Engine.damage(place)]
+        if not damaged and (fine is None or open_engine(folder, *fine) is None):
+            Arrays.load(place)  # by itself: the vectors were given other rows since it was built
+            if fine is not None and Tuned.of_manifest(read_manifest(place)).generation > fine[1]:
+                raise RefusedEngineError(place, MANIFEST, "it is of vectors that do not exist yet")
+        return damaged
     except IndexFolderError as error:
-        return [Damage("engine", f"{folder.name}/{MANIFEST}", str(error))]
-    what = "is not as it was written; `hivlp tune` builds the engine again"
-    return [Damage("engine", f"{folder.name}/{name}", what) for name in names]
+        file = error.file if isinstance(error, RefusedEngineError) else MANIFEST
+        return [Damage("engine", f"{ENGINE_FOLDER}/{file}", str(error))]
 
 
 def _check_maps(folder: IndexFolder, report: VerifyReport) -> None:
@@ -241,6 +254,12 @@ class _LevelCheck:
             self._held = None
         # A later compaction may delete the file, but not what is mapped.
         self._vectors = file.map(self._held or 0) if self._held is not None else None
+
+    def whole(self, state: State) -> tuple[Stored, int] | None:
+        """All vectors, if the file is long enough, and its generation."""
+        if self._vectors is None or self._held != self._rows:
+            return None
+        return np.asarray(self._vectors), state.generation
 
     def damage(self) -> Iterator[tuple[Kind, str, str, list[int]]]:
         """What is wrong: kind, file, words, rows."""

@@ -37,6 +37,10 @@ class HiVLPModel(nn.Module):
         super().__init__()
         self.config = config
         self.image_tower, self.text_tower = build_towers(config.image_tower, config.text_tower)
+        if self.text_tower.sees_padding and not config.text.pad_to_max:
+            raise ModelError(
+                "this text tower sees its padding, so text.pad_to_max must be true: neighbours must not count"
+            )
         image_heads: dict[str, nn.Module] = {}
         text_heads: dict[str, nn.Module] = {}
         finest = config.levels[-1]

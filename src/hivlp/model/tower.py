@@ -20,6 +20,7 @@ class Tower(nn.Module):
         owned: prefixes of the parameters that are this tower's; a dual encoder's two towers share one network.
         numbered: pattern of the parameters of a numbered layer, counted from 0.
         first: prefixes of what comes before the first layer.
+        sees_padding: whether a text's vector depends on the padding beside it.
     """
 
     depth: int
@@ -27,6 +28,7 @@ class Tower(nn.Module):
     owned: tuple[str, ...] = ("",)
     numbered: re.Pattern[str]
     first: tuple[str, ...]
+    sees_padding: bool = False
 
     def parameters_by_layer(self) -> Iterator[tuple[int, nn.Parameter]]:
         """Each of the tower's parameters with its layer: 0 before the first one, ``depth`` beyond the last."""

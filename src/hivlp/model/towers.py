@@ -69,7 +69,8 @@ class DualEncoder(nn.Module):
         config = AutoConfig.for_model(**options)
         if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
             raise ModelError(f"{config.model_type} is not a dual encoder: it lacks a vision or a text tower")
-        self.network = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        # In float32 whatever its weights were stored in: the graphs are.
+        self.network = AutoModel.from_config(config).float()  # type: ignore[no-untyped-call]
         self.embedding_dim = int(getattr(config, "projection_dim", 0) or config.text_config.hidden_size)
         self.is_siglip = "siglip" in config.model_type
 
@@ -112,7 +113,7 @@ class DualEncoderTextTower(Tower):
 
     def __init__(self, dual: DualEncoder) -> None:
         super().__init__()
-        self.dual = dual
+        self.dual, self.sees_padding = dual, dual.is_siglip
         config = dual.network.config.text_config
         self.depth = int(config.num_hidden_layers)
         self.widths = [int(config.hidden_size)] * (self.depth - 1) + [dual.embedding_dim]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from hivlp.typed import Between, Checked, Code, Count, Number, PositiveShare, Weight
+
+# Bounds on the inverse temperature; the upper one is CLIP's: a colder softmax makes training unstable.
+MIN_SCALE, MAX_SCALE = 0.1, 100.0
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Checked):
     """Which terms are on, and how strongly; a weight of 0 switches a term off.
 
     Attributes:
@@ -21,34 +27,21 @@ class ObjectiveConfig:
         hard_negatives: weight of :class:`~hivlp.objective.terms.HardNegatives`, for each level but the first.
         hard_negative_count: how many candidates the coarsest level picks for it.
         codes: level -> ``float``, ``int8`` or ``binary``: how its items will be stored, and so how the loss sees them.
-        temperature: initial temperature of every level; learned from there.
+        temperature: initial temperature of every level; learned from there, between 0.01 and 10.
         learned_weights: weigh levels by learned uncertainties (Kendall et al., 2018, equation 7).
         chunk: queries scored at once; 0 chooses. Memory grows with ``chunk`` times the batch, not with the square of
             the batch.
     """
 
-    loss: str = "softmax"
-    contrastive: Mapping[str, float] = field(default_factory=dict)
-    distillation: float = 1.0
-    shortlist: float = 0.0
-    shortlist_size: float = 0.05
-    shortlist_top: int = 10
-    hard_negatives: float = 0.0
-    hard_negative_count: int = 64
-    codes: Mapping[str, str] = field(default_factory=dict)
-    temperature: float = 0.05
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    contrastive: Mapping[str, Weight] = field(default_factory=dict)
+    distillation: Weight = 1.0
+    shortlist: Weight = 0.0
+    shortlist_size: PositiveShare = 0.05
+    shortlist_top: Count = 10
+    hard_negatives: Weight = 0.0
+    hard_negative_count: Count = 64
+    codes: Mapping[str, Code] = field(default_factory=dict)
+    temperature: Annotated[float, Between(1 / MAX_SCALE, 1 / MIN_SCALE)] = 0.05
     learned_weights: bool = False
-    chunk: int = 0
-
-    def __post_init__(self) -> None:
-        if self.loss not in ("softmax", "sigmoid"):
-            raise ValueError(f"loss must be softmax or sigmoid, not {self.loss!r}")
-        if not 0 < self.shortlist_size <= 1:
-            raise ValueError(f"shortlist_size must be a share between 0 and 1, not {self.shortlist_size}")
-        for name in ("shortlist_top", "hard_negative_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.chunk < 0:
-            raise ValueError(f"chunk must not be negative: {self.chunk}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+    chunk: Number = 0

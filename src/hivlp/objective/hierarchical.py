@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hivlp.objective import gather
 from hivlp.objective.codes import quantize
-from hivlp.objective.config import ObjectiveConfig
+from hivlp.objective.computed import Computed, exact
+from hivlp.objective.config import MAX_SCALE, MIN_SCALE, ObjectiveConfig
 from hivlp.objective.terms import (
     Block,
     HardNegatives,
@@ -32,7 +33,6 @@ class HierarchicalObjective(nn.Module):
     its own queries against the candidates of all; the sum is that of one process with the whole batch.
     """
 
-    MAX_SCALE = 100.0  # CLIP's bound: a colder softmax makes training unstable
     FIRST_BIAS = -10.0  # SigLIP's
 
     def __init__(self, levels: Sequence[str], config: ObjectiveConfig) -> None:
@@ -61,7 +61,12 @@ class HierarchicalObjective(nn.Module):
 
     def scales(self) -> Tensor:
         """(levels,) inverse temperatures."""
-        return self.log_scales.exp().clamp(max=self.MAX_SCALE)
+        return _bounded(self.log_scales.exp())
+
+    @torch.no_grad()
+    def keep_bounds(self) -> None:
+        """Bring what an optimiser's step took beyond its bound back to it; to be called after each step."""
+        self.log_scales.clamp_(math.log(MIN_SCALE), math.log(MAX_SCALE))
 
     def forward(
         self, image: Mapping[str, Tensor], text: Mapping[str, Tensor], ids: Tensor | None = None
@@ -88,7 +93,7 @@ class HierarchicalObjective(nn.Module):
         def compute(vectors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             return self._values_and_gradients(vectors, parameters, ids, sizes, own)
 
-        loss, *values = _Computed.apply(  # type: ignore[no-untyped-call]
+        loss, *values = Computed.apply(  # type: ignore[no-untyped-call]
             compute, len(vectors), *vectors, *parameters
         )
         names = [f"{term.name}/{level}" for level, _, term in self.terms]
@@ -100,10 +105,10 @@ class HierarchicalObjective(nn.Module):
         """Loss and terms over all processes; gradients of this process's vectors, and of the parameters."""
         count = len(self.levels)
         everything = [gather.gather(vector.detach(), sizes) for vector in vectors]
-        gradients = [torch.zeros_like(vector, dtype=_exact(vector)) for vector in everything]
+        gradients = [torch.zeros_like(vector, dtype=exact(vector)) for vector in everything]
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         found_for_leaves = [torch.zeros_like(leaf) for leaf in leaves]
-        sums = torch.zeros(1 + len(self.terms), dtype=_exact(everything[-1]), device=ids.device)
+        sums = torch.zeros(1 + len(self.terms), dtype=exact(everything[-1]), device=ids.device)
         codes = [self.config.codes.get(level, "float") for level in self.levels]
         sides = slice(0, count), slice(count, 2 * count)
         for asking, answering in (sides, sides[::-1]):
@@ -113,7 +118,7 @@ class HierarchicalObjective(nn.Module):
                 rows = slice(first, min(first + self._chunk(ids), own.stop))
                 # Autograd sees the scores only: what lies below is two matrix products, added up in place.
                 scores = [
-                    (query[rows] @ candidate.T).to(_exact(query)).requires_grad_()
+                    (query[rows] @ candidate.T).to(exact(query)).requires_grad_()
                     for query, candidate in zip(queries, candidates, strict=True)
                 ]
                 with torch.enable_grad():
@@ -145,7 +150,7 @@ class HierarchicalObjective(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """The block's share of the loss, and of each term."""
         remaining = list(parameters)
-        scales = remaining.pop(0).exp().clamp(max=self.MAX_SCALE)
+        scales = _bounded(remaining.pop(0).exp())
         biases = remaining.pop(0) if self.biases is not None else torch.zeros_like(scales)
         block = Block(
             scores=dict(zip(self.levels, scores, strict=True)),
@@ -167,9 +172,9 @@ class HierarchicalObjective(nn.Module):
         return loss, values
 
 
-def _exact(vectors: Tensor) -> torch.dtype:
-    """The precision in which losses and gradients are added up, whatever the towers compute in."""
-    return torch.float64 if vectors.dtype == torch.float64 else torch.float32
+def _bounded(scales: Tensor) -> Tensor:
+    """Never above the bound, with a gradient even there, so that a temperature may rise again."""
+    return scales.clamp(max=MAX_SCALE).detach() + (scales - scales.detach())
 
 
 def _terms(levels: Sequence[str], config: ObjectiveConfig) -> list[tuple[str, float, Term]]:
@@ -186,18 +191,3 @@ def _terms(levels: Sequence[str], config: ObjectiveConfig) -> list[tuple[str, fl
         if level != levels[0]:
             terms += [(level, config.hard_negatives, HardNegatives(level, levels[0], config.hard_negative_count))]
     return [(level, weight, term) for level, weight, term in terms if weight]
-
-
-class _Computed(torch.autograd.Function):
-    """Values whose gradients are computed together with them."""
-
-    @staticmethod
-    def forward(ctx: Any, compute: Any, vectors: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values, gradients = compute(inputs[:vectors], inputs[vectors:])
-        ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(*values[1:])
-        return tuple(values)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(outer[0] * gradient for gradient in ctx.saved_tensors)

@@ -6,7 +6,6 @@ level's heads are fitted to it (:mod:`hivlp.train.fit`). The finest level is the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -14,30 +13,33 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from hivlp.card import model_card
 from hivlp.config import HiVLPConfig
+from hivlp.data.contents import PREPARED_BY, Contents, content_hash, folder_digest
 from hivlp.data.pairs import Pair, load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.data.walk import Found, find_pictures
 from hivlp.encode import HiVLP, resolve_folder
 from hivlp.encode.onnx import OnnxEncoder
-from hivlp.encode.stream import chunks, encode_stream
+from hivlp.encode.stream import Pixels, chunks, encode_stream
 from hivlp.errors import DataError, HivlpError, ModelError
 from hivlp.evaluate import evaluate
 from hivlp.export import export
-from hivlp.levels import Level
+from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
 from hivlp.train.fit import Side, fit_level
+from hivlp.train.kept import key_of, read_kept, write_kept
 from hivlp.train.recipe import SelfDistillation
+from hivlp.typed import Checked, Code, Count, Number
 
 logger = logging.getLogger(__name__)
 PART = 512  # pictures or texts whose vectors are kept in one file
@@ -47,7 +49,7 @@ FEW = 300  # items below which drawing close ones brings nothing
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(Checked):
     """What coarse level to make.
 
     Attributes:
@@ -61,14 +63,14 @@ class AdaptConfig:
         seed: of every random choice.
     """
 
-    dims: int = 64
-    code: str = "int8"
-    text_layer: int | None = None
-    steps: int = 1500
-    split: str | None = None
-    limit: int | None = None
-    shortlist: int = 20
-    seed: int = 0
+    dims: Count = 64
+    code: Code = "int8"
+    text_layer: Count | None = None
+    steps: Number = 1500
+    split: Literal["train", "val", "test"] | None = None
+    limit: Count | None = None
+    shortlist: Count = DEFAULT_SHORTLIST
+    seed: Number = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Items:
 def adapt(source: str, data: str, out: Path, config: AdaptConfig) -> dict[str, Any]:
     """Give a model a coarse level, and write it as a model folder with graphs, metrics and card.
 
-    Run again, it uses what the towers said the first time.
+    Run again, it uses what the towers said the first time, of what is still the same: the model's files, and the
+    pictures and texts, by their contents.
 
     Args:
         source: a ``transformers`` dual encoder or a hivlp model with weights, as a folder or a hub id.
@@ -193,15 +196,20 @@ def prepare_original(source: str, out: Path) -> Path:
         HivlpError: if ``out`` holds something else.
     """
     folder, marker = out / "run" / "original", out / "run" / "source.json"
-    about = {"source": str(Path(source).resolve()) if Path(source).exists() else source}
-    if marker.is_file():
-        if json.loads(marker.read_text(encoding="utf-8")) != about:
+    known = resolve_folder(source)
+    name = str(Path(source).resolve()) if Path(source).exists() else source
+    about = {"source": name, "contents": folder_digest(known)}
+    before = _read_marker(marker)
+    if before is not None:
+        if before.get("source") != name:
             raise HivlpError(f"{out} holds another model's adaptation: choose another folder with -o")
-        return folder
-    if (out / "config.json").exists():
+        if before == about | {"original": folder_digest(folder)}:
+            return folder
+        logger.warning("%s changed since it was adapted to %s: done anew", source, out)
+    elif (out / "config.json").exists():
         raise HivlpError(f"{out} holds a model that is not an adaptation: choose another folder with -o")
     shutil.rmtree(folder, ignore_errors=True)
-    known = resolve_folder(source)
+    marker.unlink(missing_ok=True)
     if is_transformers_folder(known):
         import_dual_encoder(source, folder)
     else:
@@ -210,8 +218,19 @@ def prepare_original(source: str, out: Path) -> Path:
         one.load_state_dict(_shared_state(whole, one))
         one.save_pretrained(folder, known / "tokenizer.json")
     export(folder)
-    marker.write_text(json.dumps(about), encoding="utf-8")
+    marker.write_text(json.dumps(about | {"original": folder_digest(folder)}), encoding="utf-8")
     return folder
+
+
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    """What an adaptation was made of; None if there is none yet."""
+    try:
+        about = json.loads(marker.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise HivlpError(f"{marker} cannot be read: choose another folder with -o") from error
+    return about if isinstance(about, dict) else {}
 
 
 def with_coarse_level(base: HiVLPModel, config: AdaptConfig) -> HiVLPModel:
@@ -252,20 +271,17 @@ def picture_vectors(encoder: OnnxEncoder, pictures: Sequence[Pair], run: Path) -
     Raises:
         DataError: if none can be read.
     """
-    parts = _Parts(run, "pictures", [pair.id for pair in pictures])
+    parts = _Parts(run, "pictures", encoder)
     vectors = []
     with tqdm(total=len(pictures), desc="pictures", unit="") as bar:
         for number, chunk in enumerate(chunks(pictures, PART)):
-            if (known := parts.read(number)) is None:
-                found = []
-                for batch in encode_stream(encoder, chunk, lambda pair: load_pixels(pair.read(), encoder.picture)):
-                    for pair, reason in batch.failures:
-                        logger.warning("skipped %s: %s", pair.id, reason)
-                    found.append(batch.embeddings.fine)
-                    bar.update(len(batch.jobs) + len(batch.failures))
-                known = parts.write(number, torch.from_numpy(np.concatenate(found)))
-            else:
-                bar.update(len(chunk))
+            known = None
+            if parts.has(number):
+                known = parts.read(number, Contents.read(chunk).digest)
+            if known is None:
+                known, contents = _encode_pictures(encoder, chunk)
+                parts.write(number, contents.digest, known)
+            bar.update(len(chunk))
             vectors.append(known)
     together = torch.cat(vectors)
     if not len(together):
@@ -273,15 +289,33 @@ def picture_vectors(encoder: OnnxEncoder, pictures: Sequence[Pair], run: Path) -
     return together
 
 
+def _encode_pictures(encoder: OnnxEncoder, pictures: Sequence[Pair]) -> tuple[Tensor, Contents]:
+    """(n, D) finest vectors of the pictures that can be read, and what was read."""
+    hashes = [""] * len(pictures)
+
+    def load(place: int) -> Pixels:
+        data = pictures[place].read()
+        hashes[place] = content_hash(data)
+        return load_pixels(data, encoder.picture)
+
+    found = []
+    for batch in encode_stream(encoder, range(len(pictures)), load):
+        for place, reason in batch.failures:
+            logger.warning("skipped %s: %s", pictures[place].id, reason)
+        found.append(batch.embeddings.fine)
+    return torch.from_numpy(np.concatenate(found)), Contents.of(pictures, hashes)
+
+
 def text_vectors(encoder: OnnxEncoder, texts: Sequence[str], run: Path) -> Tensor:
     """(M, D) finest vectors of the texts, kept part by part in ``run``."""
-    parts = _Parts(run, "texts", texts)
+    parts = _Parts(run, "texts", encoder)
     vectors = []
     with tqdm(total=len(texts), desc="texts", unit="") as bar:
         for number, chunk in enumerate(chunks(texts, PART)):
-            known = parts.read(number)
+            contents = key_of(texts=chunk)
+            known = parts.read(number, contents)
             if known is None:
-                known = parts.write(number, torch.from_numpy(encoder.encode_text(chunk).fine))
+                known = parts.write(number, contents, torch.from_numpy(encoder.encode_text(chunk).fine))
             vectors.append(known)
             bar.update(len(chunk))
     return torch.cat(vectors)
@@ -294,38 +328,40 @@ def layer_features(model: HiVLPModel, encoder: OnnxEncoder, texts: Sequence[str]
     Texts are cut, padded and lower-cased as the encoder does it.
     """
     layer = model.config.levels[0].text_layer
-    parts = _Parts(run, f"layer{layer}", texts)
+    parts = _Parts(run, f"layer{layer}", encoder)
     features = []
     with tqdm(total=len(texts), desc=f"text layer {layer}", unit="") as bar:
         for number, chunk in enumerate(chunks(texts, PART)):
-            known = parts.read(number)
+            contents = key_of(texts=chunk)
+            known = parts.read(number, contents)
             if known is None:
                 found = []
                 for batch in chunks(chunk, 64):
                     ids, mask = (torch.from_numpy(array) for array in encoder.tokenize(batch))
                     found.append(model.text_tower(ids, mask, (layer,))[layer])
-                known = parts.write(number, torch.cat(found))
+                known = parts.write(number, contents, torch.cat(found))
             features.append(known)
             bar.update(len(chunk))
     return torch.cat(features)
 
 
 class _Parts:
-    """Tensors in files of their own, for a list of items: an interrupted run goes on where it was."""
+    """Tensors in files of their own: an interrupted run goes on where it was, as far as nothing has changed."""
 
-    def __init__(self, run: Path, kind: str, names: Sequence[str]) -> None:
-        digest = hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
-        self._folder = run / f"{kind}-{digest}"
+    def __init__(self, run: Path, kind: str, encoder: OnnxEncoder) -> None:
+        self._folder = run / kind
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._of = {"kind": kind, "model": folder_digest(encoder.folder), "by": [PREPARED_BY, onnxruntime.__version__]}
 
-    def read(self, number: int) -> Tensor | None:
-        path = self._path(number)
-        return load_file(path)["rows"] if path.is_file() else None
+    def has(self, number: int) -> bool:
+        return self._path(number).is_file()
 
-    def write(self, number: int, rows: Tensor) -> Tensor:
-        temporary = self._path(number).with_suffix(".partial")
-        save_file({"rows": rows.contiguous()}, temporary)
-        temporary.replace(self._path(number))
+    def read(self, number: int, contents: str) -> Tensor | None:
+        known = read_kept(self._path(number), key_of(contents=contents, **self._of))
+        return None if known is None else known["rows"]
+
+    def write(self, number: int, contents: str, rows: Tensor) -> Tensor:
+        write_kept(self._path(number), key_of(contents=contents, **self._of), {"rows": rows})
         return rows
 
     def _path(self, number: int) -> Path:

@@ -52,7 +52,7 @@ def bare(caption: str) -> str:
 def caption_variants(pair: Pair, config: Augment) -> list[str]:
     """The captions as they are and bare, and, if asked, followed by the names of the picture's folders."""
     variants = []
-    folders = [part.replace("_", " ").replace("-", " ") for part in pair.id.split("/")[:-1]]
+    folders = [part.replace("_", " ").replace("-", " ") for part in pair.folders]
     for caption in pair.captions:
         short = bare(caption)
         variants += [caption, short]

@@ -31,6 +31,15 @@ def _package(package: tuple[str, str]) -> Path:
     return Path(spec.origin).parent
 
 
+def require(package: tuple[str, str]) -> None:
+    """Find out whether a package is there.
+
+    Raises:
+        ModelError: if it is not.
+    """
+    _package(package)
+
+
 def efficientnet_state() -> dict[str, Tensor]:
     """State dict of :class:`hivlp.model.efficientnet.EfficientNetLite` with ImageNet weights (Apache-2.0).
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hivlp.train.recipe import Recipe, RecipeError
+from hivlp.errors import RecipeError
+from hivlp.train.origin import Origin
 from hivlp.train.shard import shared_like, whole_state, whole_tensor
 
 FOLDER = "checkpoint"
@@ -18,7 +20,7 @@ FOLDER = "checkpoint"
 
 def save(
     folder: Path | None,
-    recipe: Recipe,
+    origin: Origin,
     step: int,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
@@ -40,28 +42,33 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "checkpoint.partial"
     save_file(
-        tensors, temporary, metadata={"hivlp": json.dumps({"step": step, "recipe": recipe.digest(), "more": more})}
+        tensors, temporary, metadata={"hivlp": json.dumps({"step": step, "origin": origin.about(), "more": more})}
     )
     temporary.replace(folder / "checkpoint.safetensors")
 
 
 def load(
-    folder: Path, recipe: Recipe, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+    folder: Path, origin: Origin, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any]]:
     """Restore what :func:`save` wrote and return its step and ``more``; 0 and nothing if there is no checkpoint yet.
 
     Raises:
-        RecipeError: if the checkpoint belongs to another recipe.
+        RecipeError: if the checkpoint is damaged, or was begun with another recipe, data or first weights.
     """
-    from safetensors import safe_open
-
     path = folder / "checkpoint.safetensors"
     if not path.is_file():
         return 0, {}
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["hivlp"])
-    if about["recipe"] != recipe.digest():
-        raise RecipeError(f"{folder} was begun by another recipe; train into a new folder, or without --resume")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["hivlp"])
+        step, begun, more = int(about["step"]), dict(about["origin"]), dict(about["more"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise RecipeError(f"{path} cannot be read: train into a new folder, or without --resume") from error
+    if changes := origin.changes(begun, folder.parent):
+        raise RecipeError(
+            f"{folder} was begun by another recipe or other data: {changes}; "
+            "undo that, or train into a new folder without --resume"
+        )
     tensors = load_file(path)
     for prefix, module in modules.items():
         start = f"{prefix}."
@@ -82,4 +89,4 @@ def load(
     whole = optimizer.state_dict()
     whole["state"] = moments
     optimizer.load_state_dict(whole)
-    return int(about["step"]), about["more"]
+    return step, more

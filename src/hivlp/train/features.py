@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from hivlp.config import PictureConfig
+from hivlp.config import PictureConfig, TextConfig
+from hivlp.data.contents import PREPARED_BY, Contents, content_hash
 from hivlp.data.pairs import Pair
 from hivlp.data.pictures import load_pixels
 from hivlp.encode.onnx import open_session
 from hivlp.encode.stream import default_workers
+from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError
 from hivlp.export import export_image_features
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
 from hivlp.train.augment import bare, caption_variants, plain_view, random_view
+from hivlp.train.kept import key_of, read_kept, weights_digest, write_kept
 from hivlp.train.recipe import Augment
 
 logger = logging.getLogger(__name__)
@@ -42,8 +46,10 @@ class Corpus:
         pixels: (N, S, S, 3) uint8, memory-mapped.
         repeat: (N,) how often an epoch visits each picture.
         texts: every caption variant; ``ids`` and ``mask`` (M, T) are their tokens.
+        lengths: (M,) columns of ``ids`` that a text needs: all of them where the model wants its padding.
         variants: for each picture, which rows of ``texts`` describe it.
         caption_ids: (N,) equal for pictures with the same first caption.
+        contents: what was read, unreadable pictures too.
     """
 
     pixels: NDArray[np.uint8]
@@ -51,15 +57,23 @@ class Corpus:
     texts: list[str]
     ids: Tensor
     mask: Tensor
+    lengths: Tensor
     variants: list[list[int]]
     caption_ids: NDArray[np.int64]
+    contents: Contents
 
     def __len__(self) -> int:
         return len(self.pixels)
 
 
 def build_corpus(
-    pairs: list[tuple[Pair, int]], picture: PictureConfig, tokenizer: Tokenizer, augment: Augment, cache: Path
+    pairs: list[tuple[Pair, int]],
+    picture: PictureConfig,
+    tokenizer: TextTokenizer,
+    augment: Augment,
+    cache: Path,
+    *,
+    checked: bool = False,
 ) -> Corpus:
     """Decode every picture once into ``cache`` and tokenise every caption.
 
@@ -68,18 +82,19 @@ def build_corpus(
     Args:
         pairs: each pair and how often an epoch visits it.
         picture: preparation; its size is raised to ``MASTER`` so that crops keep detail.
-        tokenizer: with truncation and padding already set.
+        tokenizer: of the model.
         augment: which caption variants to make.
-        cache: folder for the memory-mapped pixels.
+        cache: folder for the memory-mapped pixels; those that are there are used if the pictures are still the same.
+        checked: whether another process has just read the pictures and left its pixels in ``cache``.
 
     Raises:
         DataError: if nothing is left.
     """
     side = max(MASTER, picture.size) if picture.size > 64 else 2 * picture.size
     side = picture.size if augment.plain else side
-    master = PictureConfig(side, picture.fit, picture.mean, picture.std)
+    master = picture.at(side)
     cache.mkdir(parents=True, exist_ok=True)
-    pixels, readable = _decoded([pair for pair, _ in pairs], master, cache)
+    pixels, readable, contents = _decoded([pair for pair, _ in pairs], master, cache, checked)
     kept = [pairs[number] for number in readable]
     numbers: dict[str, int] = {}
     variants = [
@@ -95,30 +110,44 @@ def build_corpus(
         texts=texts,
         ids=ids,
         mask=mask,
+        lengths=token_lengths(mask, tokenizer.config),
         variants=variants,
         caption_ids=np.array(caption_ids),
+        contents=contents,
     )
 
 
-def _decoded(pairs: list[Pair], master: PictureConfig, cache: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """(N, side, side, 3) pixels of the readable pictures, and which these are; decoded once for each ``cache``."""
+def _decoded(
+    pairs: list[Pair], master: PictureConfig, cache: Path, checked: bool
+) -> tuple[NDArray[np.uint8], list[int], Contents]:
+    """(N, side, side, 3) pixels of the readable pictures, which these are, and what was read.
+
+    A picture is decoded once for each ``cache``, but read each time, unless that has been ``checked``.
+    """
     about, store = cache / "pixels.json", cache / "pixels.npy"
-    digest = hashlib.sha256(repr((master, [pair.id for pair in pairs])).encode()).hexdigest()
-    if about.is_file() and (known := json.loads(about.read_text(encoding="utf-8")))["digest"] == digest:
-        return np.load(store, mmap_mode="r")[: len(known["kept"])], known["kept"]
+    if (known := _kept(about)) is not None and store.is_file():
+        contents = Contents.of(pairs, known["pictures"] if checked else Contents.read(pairs).pictures)
+        if known["key"] == key_of(master=master, contents=contents.digest, by=PREPARED_BY):
+            return np.load(store, mmap_mode="r")[: len(known["kept"])], known["kept"], contents
+    about.unlink(missing_ok=True)
     pixels = np.lib.format.open_memmap(store, "w+", np.uint8, (len(pairs), master.size, master.size, 3))
 
-    def decode(pair: Pair) -> NDArray[np.uint8] | PictureError:
+    def decode(pair: Pair) -> tuple[str, NDArray[np.uint8] | PictureError]:
+        content = ""
         try:
-            return load_pixels(pair.read(), master)
+            data = pair.read()
+            content = content_hash(data)
+            return content, load_pixels(data, master)
         except PictureError as error:
-            return error
+            return content, error
 
     kept: list[int] = []
+    hashes: list[str] = []
     with ThreadPoolExecutor(default_workers()) as pool, tqdm(total=len(pairs), desc="decode", unit=" pictures") as bar:
         for start in range(0, len(pairs), 256):
             part = pairs[start : start + 256]
-            for number, loaded in enumerate(pool.map(decode, part), start):
+            for number, (content, loaded) in enumerate(pool.map(decode, part), start):
+                hashes.append(content)
                 if isinstance(loaded, PictureError):
                     logger.warning("skipped %s: %s", pairs[number].id, loaded)
                     continue
@@ -128,10 +157,21 @@ def _decoded(pairs: list[Pair], master: PictureConfig, cache: Path) -> tuple[NDA
     if not kept:
         raise DataError("the recipe's data holds no readable picture with a caption")
     pixels.flush()
+    contents = Contents.of(pairs, hashes)
+    key = key_of(master=master, contents=contents.digest, by=PREPARED_BY)
     temporary = about.with_suffix(".partial")
-    temporary.write_text(json.dumps({"digest": digest, "kept": kept}), encoding="utf-8")
+    temporary.write_text(json.dumps({"key": key, "kept": kept, "pictures": hashes}), encoding="utf-8")
     temporary.replace(about)
-    return pixels[: len(kept)], kept
+    return pixels[: len(kept)], kept, contents
+
+
+def _kept(about: Path) -> dict[str, Any] | None:
+    """What is known of the pixels in a cache; None if there are none."""
+    try:
+        known = json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and {"key", "kept", "pictures"} <= set(known) else None
 
 
 def frozen_image_features(
@@ -139,19 +179,44 @@ def frozen_image_features(
 ) -> list[Features]:
     """Features of each view of each picture: one plain view and ``augment.views`` random ones.
 
-    A view that an earlier, interrupted run finished is read back instead of computed again.
+    A view that an earlier, interrupted run finished is read back instead of computed again, if it was made of the same
+    pictures, in the same way, by the same weights.
 
     Returns:
         One ``layer -> (N, width)`` a view.
     """
-    from safetensors.torch import load_file, save_file
+    key = key_of(
+        contents=corpus.contents.digest,
+        picture=model.config.picture,
+        augment=augment,
+        seed=seed,
+        layers=model.image_layers,
+        weights=weights_digest(model.image_tower),
+        by=[PREPARED_BY, onnxruntime.__version__, torch.__version__],
+    )
+    views: list[Features] = []
+    with tempfile.TemporaryDirectory(dir=cache, prefix="features-") as folder:
+        session = None
+        for view in range(augment.views + 1):
+            path = cache / f"view{view}.safetensors"
+            known = read_kept(path, key)
+            if known is None:
+                if session is None:
+                    export_image_features(model, Path(folder) / "features.onnx")
+                    session = open_session(Path(folder) / "features.onnx")
+                known = _view_features(session, corpus, model, augment, seed, view)
+                write_kept(path, key, known)
+            views.append({int(layer): tensor for layer, tensor in known.items()})
+    return views
 
-    size, layers = model.config.picture.size, model.image_layers
-    graph = cache / "features.onnx"
-    export_image_features(model, graph)
-    session = open_session(graph)
 
-    def features(start: int, view: int) -> list[NDArray[np.float32]]:
+def _view_features(
+    session: Any, corpus: Corpus, model: HiVLPModel, augment: Augment, seed: int, view: int
+) -> dict[str, Tensor]:
+    """Layer, as a word -> (N, width) of one view of each picture."""
+    size, starts = model.config.picture.size, range(0, len(corpus), BATCH)
+
+    def features(start: int) -> list[NDArray[np.float32]]:
         rows = range(start, min(start + BATCH, len(corpus)))
         batch = [
             plain_view(corpus.pixels[row], size)
@@ -162,21 +227,11 @@ def frozen_image_features(
         result: list[NDArray[np.float32]] = session.run(None, {"pixels": np.stack(batch)})
         return result
 
-    views: list[Features] = []
-    for view in range(augment.views + 1):
-        path = cache / f"view{view}.safetensors"
-        if not path.is_file():
-            starts = range(0, len(corpus), BATCH)
-            with ThreadPoolExecutor(default_workers()) as pool:
-                mapped = pool.map(features, starts, [view] * len(starts))
-                parts = list(tqdm(mapped, f"image features {view + 1}/{augment.views + 1}", len(starts)))
-            arrays = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
-            temporary = path.with_suffix(".partial")
-            save_file({str(layer): array for layer, array in zip(layers, arrays, strict=True)}, temporary)
-            temporary.replace(path)
-        views.append({int(layer): tensor for layer, tensor in load_file(path).items()})
-    graph.unlink()
-    return views
+    with ThreadPoolExecutor(default_workers()) as pool:
+        mapped = pool.map(features, starts)
+        parts = list(tqdm(mapped, f"image features {view + 1}/{augment.views + 1}", len(starts)))
+    arrays = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
+    return {str(layer): array for layer, array in zip(model.image_layers, arrays, strict=True)}
 
 
 def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
@@ -184,26 +239,31 @@ def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
     return _text_features(model, corpus.ids, corpus.mask)
 
 
-def text_features(model: HiVLPModel, tokenizer: Tokenizer, texts: Sequence[str]) -> Features:
-    """``layer -> (M, width)`` of any texts, with a tokenizer that pads."""
+def text_features(model: HiVLPModel, tokenizer: TextTokenizer, texts: Sequence[str]) -> Features:
+    """``layer -> (M, width)`` of any texts."""
     return _text_features(model, *tokenize(tokenizer, texts))
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (M, T) int64, with a tokenizer that pads."""
-    encodings = tokenizer.encode_batch(list(texts))
-    ids = torch.tensor([encoding.ids for encoding in encodings])
-    return ids, torch.tensor([encoding.attention_mask for encoding in encodings])
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (M, T) int64."""
+    ids, mask = tokenizer(texts)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def token_lengths(mask: Tensor, config: TextConfig) -> Tensor:
+    """(M,) how many columns of a (M, T) mask each text needs; what is padded to the full length keeps it."""
+    return torch.full((len(mask),), mask.shape[1]) if config.pad_to_max else mask.sum(1)
 
 
 @torch.no_grad()
 def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor) -> Features:
     parts: dict[int, list[Tensor]] = {layer: [] for layer in model.text_layers}
     # Texts of like length together: a batch is as long as its longest.
-    order = mask.sum(1).argsort(stable=True)
+    lengths = token_lengths(mask, model.config.text)
+    order = lengths.argsort(stable=True)
     with tqdm(total=len(ids), desc="text features", unit="text", delay=1) as progress:
         for rows in torch.split(order, TEXT_BATCH):
-            length = int(mask[rows].sum(1).max())
+            length = int(lengths[rows].max())
             for layer, features in model.text_features(ids[rows, :length], mask[rows, :length]).items():
                 parts[layer].append(features)
             progress.update(len(rows))

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hivlp.errors import ModelError
+from hivlp.errors import HivlpError, ModelError
 from hivlp.model.heads import FittedHead
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig
+from hivlp.objective.config import MAX_SCALE, MIN_SCALE
 from hivlp.train.directions import ridge, score_directions, sign_rotation
 from hivlp.train.recipe import SelfDistillation
+from hivlp.train.schedule import matrices_and_vectors
 
 RIDGE = 0.001  # relative to the mean squared feature
 WARMUP = 50
@@ -104,13 +106,15 @@ def _learn(
         shortlist=config.shortlist,
         shortlist_size=config.shortlist_size,
         codes={"coarse": config.code},
-        temperature=config.temperature,
+        temperature=min(max(config.temperature, 1 / MAX_SCALE), 1 / MIN_SCALE),
     )
     objective = HierarchicalObjective(("coarse", "fine"), settings)
     learning = [head for head in heads if config.learn_projections or not head.reads_finest]
     # Texts and pictures may share a head.
     parameters = list(dict.fromkeys(parameter for head in learning for parameter in head.parameters()))
-    optimizer = torch.optim.AdamW([*parameters, objective.log_scales], config.lr, weight_decay=config.weight_decay)
+    groups = matrices_and_vectors({"params": parameters, "weight_decay": config.weight_decay})
+    groups.append({"params": [objective.log_scales], "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, config.lr, betas=config.betas)
     near = [neighbours(one, other) for one, other in (sides, sides[::-1])] if config.neighbours else None
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -131,8 +135,11 @@ def _learn(
                 pull = pull + (1 - (coarse * aim).sum(1)).mean()
         loss = objective(*batch, ids)["loss"] + config.cosine * pull
         optimizer.zero_grad()
+        if not bool(loss.detach().isfinite()):
+            raise HivlpError(f"fitting the coarse level failed at step {step}: the loss is {loss.item()}; lower its lr")
         loss.backward()
         optimizer.step()
+        objective.keep_bounds()
 
 
 def _draw(

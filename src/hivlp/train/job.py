@@ -15,29 +15,33 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
-from tokenizers import Tokenizer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from hivlp.config import HiVLPConfig
-from hivlp.data.pairs import load_pairs
+from hivlp.data.contents import content_hash
 from hivlp.encode import resolve_folder
+from hivlp.encode.text import TextTokenizer
+from hivlp.errors import HivlpError, ModelError
 from hivlp.model.batchnorm import share_statistics
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.towers import tokenizer_path
 from hivlp.objective import HierarchicalObjective
 from hivlp.train import backbones, checkpoint
+from hivlp.train.check import check_data, check_folder, check_recipe
 from hivlp.train.features import build_corpus, frozen_image_features, frozen_text_features
 from hivlp.train.held_out import rows_apart
+from hivlp.train.kept import weights_digest
 from hivlp.train.log import MetricLog, draw_curves
-from hivlp.train.pretext import TrainingModel
+from hivlp.train.origin import Origin
+from hivlp.train.pretext import Matching, TrainingModel
 from hivlp.train.publish import publish
 from hivlp.train.recipe import Recipe, RecipeError
 from hivlp.train.schedule import parameter_groups, set_learning_rates
 from hivlp.train.selfdistill import distil
 from hivlp.train.shard import clip_gradients, shard, whole_copy
-from hivlp.train.step import Inputs, backward, batches, share_of
+from hivlp.train.step import FAILED, Inputs, Losses, backward, batches, share_of, steps_of_epoch
 from hivlp.train.warmstart import warm_start
 from hivlp.train.watch import Best, Validation, keep_best, load_best
 
@@ -53,14 +57,16 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
     Args:
         recipe: what to do.
         out: the model folder to write; ``out/run`` holds checkpoints, caches, ``metrics.jsonl`` and tracker logs.
-        resume: go on from the last checkpoint of the same recipe.
+        resume: go on from the last checkpoint of the same recipe, the same pictures and captions, and the same weights
+            to start from, with any number of processes.
 
     Returns:
         The validation metrics (and test metrics, if the recipe names a test set) with timings; None from every process
         but the first.
 
     Raises:
-        HivlpError: if data or backbones are missing, or the folder holds another run.
+        HivlpError: if the recipe cannot be carried out, data or backbones are missing, the folder holds another run, or
+            a loss or gradient is no number.
     """
     groups: list[Any] = []
     metrics = _train(recipe, out, resume, groups)
@@ -79,39 +85,43 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         groups.append(torch.distributed.group.WORLD)
     main = accelerator.is_main_process
-    if main and run.exists() and not resume:
-        raise RecipeError(f"{run} exists: add --resume to go on with it, or choose another folder with -o")
+    check_recipe(recipe)
+    pairs = check_data(recipe, accelerator.num_processes)
+    if main:
+        check_folder(out, resume=resume)
     accelerator.wait_for_everyone()
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
 
     # Model and data. What is kept in the run's folder is made by the first process and read by the others.
-    pairs = [(pair, source.repeat) for source in recipe.train for pair in load_pairs(source.source, "train")]
-    pairs = [(pair, repeat) for pair, repeat in pairs if pair.captions][: recipe.limit]
-    apart = broadcast_object_list([rows_apart(recipe, [pair for pair, _ in pairs]) if main else None])[0]
+    apart = broadcast_object_list([rows_apart(recipe, pairs) if main else None])[0]
     pairs = [pairs[row] for row in apart]
     frozen = recipe.optim.tower_lr == 0
-    if recipe.self_distillation is not None and not frozen:
-        raise RecipeError("self_distillation works on frozen towers: set optim.tower_lr to 0")
     with accelerator.main_process_first():
         model, tokenizer, tokenizer_file = build_model(recipe, run)
-        corpus = build_corpus(pairs, recipe.picture, tokenizer, recipe.augment, run)
+        weights = weights_digest(model)
+        corpus = build_corpus(pairs, recipe.picture, tokenizer, recipe.augment, run, checked=not main)
         inputs = Inputs(corpus)
         if frozen:
             model.eval()
             inputs.views = frozen_image_features(model, corpus, recipe.augment, recipe.seed, run)
             inputs.texts = frozen_text_features(model, corpus)
+    if broadcast_object_list([corpus.contents.digest])[0] != corpus.contents.digest:
+        raise RecipeError(f"process {accelerator.process_index} reads other pictures or captions than the first one")
     if recipe.init.warm_start:
         warm_start(model, tokenizer)
     taught = recipe.levels if recipe.self_distillation is None else recipe.levels[-1:]
-    try:
-        objective = HierarchicalObjective(tuple(level.name for level in taught), recipe.objective)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    objective = HierarchicalObjective(tuple(level.name for level in taught), recipe.objective)
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
+    data = {"training": corpus.contents} | ({"validation": validation.contents} if validation is not None else {})
+    origin = Origin(recipe.settings(), weights, content_hash(tokenizer_file.read_bytes()), data)
 
     # Optimise.
-    training = TrainingModel(model, recipe, tokenizer)
+    training = TrainingModel(model, recipe, tokenizer.backend)
+    inputs.words = training.words
+    matching = Matching(recipe.levels[-1].dim) if recipe.pretext.matching else None
+    losses = Losses(objective, matching, recipe)
+    tasks = nn.ModuleDict({name: task for name, task in (("words", training.words), ("matching", matching)) if task})
     average = AveragedModel(model, multi_avg_fn=_ema(recipe.optim.ema)) if recipe.optim.ema else None
     if accelerator.num_processes > 1:
         share_statistics(model)
@@ -121,20 +131,25 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
         if average is not None:
             average.to(accelerator.device)
             shard(average, cast(HiVLPModel, average.module), accelerator.device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, objective, training.tasks, recipe))
-    objective.to(accelerator.device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, objective, tasks, recipe))
+    for loss in (objective, matching):
+        if loss is not None:
+            loss.to(accelerator.device)
     if sharded:
         wrapped = accelerator.prepare_model(training, evaluation_mode=True)  # precision alone: no replica to keep equal
     else:
         wrapped = accelerator.prepare(torch.compile(training) if recipe.compute.compile else training)
     optimizer = accelerator.prepare(optimizer)
-    modules: dict[str, nn.Module] = {"model": model, "objective": objective, "tasks": training.tasks}
+    modules: dict[str, nn.Module] = {"model": model, "objective": objective, "tasks": tasks}
     if average is not None:
         modules["average"] = average.to(accelerator.device)
-    epoch_steps = math.ceil(int(corpus.repeat.sum()) / recipe.optim.batch_size)
+    epoch_steps = steps_of_epoch(int(corpus.repeat.sum()), recipe.optim.batch_size)
     steps = epoch_steps * recipe.optim.epochs
     best = Best()
-    first, kept = checkpoint.load(run / checkpoint.FOLDER, recipe, modules, optimizer) if resume else (0, {})
+    first, kept = checkpoint.load(run / checkpoint.FOLDER, origin, modules, optimizer) if resume else (0, {})
+    objective.keep_bounds()
+    if main and not first:
+        origin.save(run)
     if kept:
         best = Best(**kept)
     log = MetricLog(run, first, accelerator, recipe)
@@ -148,11 +163,14 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
         torch.manual_seed(recipe.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
         set_learning_rates(optimizer, recipe, step, steps)
         optimizer.zero_grad()
-        terms = backward(wrapped, objective, batch, recipe, accelerator)
-        if recipe.optim.clip:
-            learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            (clip_gradients if sharded else accelerator.clip_grad_norm_)(learning, recipe.optim.clip)
+        terms = backward(wrapped, losses, batch, recipe, accelerator)
+        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        clip = clip_gradients if sharded else accelerator.clip_grad_norm_
+        norm = clip(learning, recipe.optim.clip or math.inf)
+        if norm is not None and not math.isfinite(norm) and accelerator.scaler is None:  # which passes over such steps
+            raise HivlpError(f"step {step}: the gradient is not finite, {FAILED}")
         optimizer.step()
+        objective.keep_bounds()
         if average is not None:
             average.update_parameters(model)
         done = step + 1
@@ -173,7 +191,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
         if done % epoch_steps == 0 or done % recipe.optim.checkpoint_every == 0 or done == steps:
             where = run / checkpoint.FOLDER if main else None
             if main or sharded:
-                checkpoint.save(where, recipe, done, modules, optimizer, asdict(best))
+                checkpoint.save(where, origin, done, modules, optimizer, asdict(best))
     progress.close()
     log.close()
     if average is not None:
@@ -212,7 +230,7 @@ def start(recipe: Recipe, run: Path) -> Accelerator:
         return Accelerator(
             mixed_precision=recipe.compute.precision,
             cpu=not torch.cuda.is_available(),
-            log_with=list(recipe.compute.trackers),
+            log_with=list(recipe.compute.trackers) or None,
             project_dir=run,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -227,9 +245,6 @@ def set_training(model: HiVLPModel, recipe: Recipe) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-    elif recipe.compute.micro_batch and any(isinstance(m, nn.BatchNorm2d) and m.training for m in model.modules()):
-        raise RecipeError("compute.micro_batch splits a batch, which batch statistics do not survive: "
-                          "set optim.freeze_batchnorm")  # fmt: skip
 
 
 def _ema(decay: float) -> Callable[..., None]:
@@ -237,8 +252,8 @@ def _ema(decay: float) -> Callable[..., None]:
     return average
 
 
-def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, Tokenizer, Path]:
-    """The recipe's model with its initial weights, and its tokenizer, padded and truncated as the model wants."""
+def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, TextTokenizer, Path]:
+    """The recipe's model with its initial weights, and its tokenizer, as an object and as a file."""
     path, text_tower, text_state = run / "tokenizer.json", recipe.text_tower, None
     if recipe.init.text == "registry":
         kept = backbones.slim_vocabulary(tokenizer_path(backbones.minilm_folder()), path)
@@ -252,10 +267,15 @@ def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, Tokenizer, Path]
         HiVLPConfig(recipe.name, recipe.levels, recipe.image_tower, text_tower, recipe.picture, recipe.text)
     )
     if recipe.init.image == "registry":
-        model.image_tower.load_state_dict(backbones.efficientnet_state())
+        _load(model.image_tower, backbones.efficientnet_state(), "image")
     if text_state is not None:
-        model.text_tower.load_state_dict(text_state)
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(recipe.text.max_tokens)
-    tokenizer.enable_padding(pad_id=recipe.text.pad_id)
-    return model, tokenizer, path
+        _load(model.text_tower, text_state, "text")
+    return model, TextTokenizer(path, recipe.text), path
+
+
+def _load(tower: nn.Module, state: dict[str, torch.Tensor], side: str) -> None:
+    try:
+        tower.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"init.{side}: the registry's weights do not fit {side}_tower.options: {reason}") from error

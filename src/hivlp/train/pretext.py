@@ -1,9 +1,13 @@
 """What the towers may learn beside retrieval: masked words, and whether a picture and a text belong together.
 
-Both are for pre-training from towers that have never seen the other side; their heads are thrown away afterwards.
+Both are for pre-training from towers that have never seen the other side; their heads are thrown away afterwards. Which
+words are masked and which pairs are wrong is drawn for the whole batch from the seed and the step, so that neither
+depends on micro-batches or on the number of processes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +18,12 @@ from hivlp.model.heads import PrefixHead
 from hivlp.model.hivlp_model import HiVLPModel, LevelVectors
 from hivlp.model.tower import Features
 from hivlp.model.towers import BertTextTower
+from hivlp.objective import gather
+from hivlp.objective.computed import Computed, exact
 from hivlp.train.recipe import Recipe, RecipeError
+
+Masked = tuple[Tensor, Tensor]
+"""(B, T) token ids with some replaced, and what each of these counts, 0 for the others."""
 
 
 class TrainingModel(nn.Module):
@@ -36,35 +45,30 @@ class TrainingModel(nn.Module):
             )
             for level in model.config.levels[:-1]
         }
-        self.weights: dict[str, float] = {}
-        self.tasks = nn.ModuleDict()
-        if config.masked_language:
-            self.weights["masked_language"] = config.masked_language
-            self.tasks["masked_language"] = MaskedLanguage(model, tokenizer, config.masked_share)
-        if config.matching:
-            self.weights["matching"] = config.matching
-            self.tasks["matching"] = Matching(finest.dim)
+        self.words = MaskedLanguage(model, tokenizer, config.masked_share) if config.masked_language else None
         self._finest = finest.name
 
     def forward(
-        self, image: Tensor | Features, text: tuple[Tensor, Tensor] | Features, ids: Tensor
+        self,
+        image: Tensor | Features,
+        text: tuple[Tensor, Tensor] | Features,
+        masked: Masked | None = None,
     ) -> tuple[LevelVectors, LevelVectors, dict[str, Tensor]]:
-        """Level vectors as :meth:`hivlp.model.hivlp_model.HiVLPModel.forward`, and each task's loss, unweighted.
+        """Level vectors as :meth:`hivlp.model.hivlp_model.HiVLPModel.forward`, and the masked words' loss, unweighted.
 
         Args:
             image: pixels or features.
             text: tokens or features; masked words need tokens.
-            ids: (B,) equal for pairs that may be exchanged.
+            masked: these texts' part of :meth:`MaskedLanguage.draw` over the whole batch; default: a draw of their own.
         """
         image_vectors, text_vectors = self.model(image, text, self._dropout, self._gradient)
         losses: dict[str, Tensor] = {}
-        for name, task in self.tasks.items():
-            if isinstance(task, MaskedLanguage):
-                if isinstance(text, dict):
-                    raise RecipeError("pretext.masked_language needs a text tower that learns: set optim.tower_lr")
-                losses[name] = task(self.model.text_tower, *text, image_vectors[self._finest])
-            else:
-                losses[name] = task(image_vectors[self._finest], text_vectors[self._finest], ids)
+        if self.words is not None:
+            if isinstance(text, dict):
+                raise RecipeError("pretext.masked_language needs a text tower that learns: set optim.tower_lr")
+            losses["masked_language"] = self.words(
+                self.model.text_tower, *text, image_vectors[self._finest], masked=masked
+            )
         return image_vectors, text_vectors, losses
 
 
@@ -92,54 +96,112 @@ class MaskedLanguage(nn.Module):
 
     special: Tensor
 
-    def forward(self, tower: BertTextTower, ids: Tensor, attention: Tensor, image: Tensor) -> Tensor:
-        """Scalar: the mean over masked tokens; 0 if chance masked none.
+    def draw(self, ids: Tensor, attention: Tensor, seed: int | None = None) -> Masked:
+        """Which words of a batch are masked and by what, and what each counts: together 1.
+
+        Args:
+            ids: (B, T) int64, of all processes.
+            attention: (B, T) int64.
+            seed: of the draw; default: torch's own state.
+        """
+        rng = torch.Generator()
+        rng.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+        share, kind = torch.rand((2, *ids.shape), generator=rng).to(ids.device)
+        other = torch.randint(self.vocabulary, ids.shape, generator=rng).to(ids.device)
+        chosen = (share < self.share) & (attention > 0) & ~torch.isin(ids, self.special.to(ids.device))
+        masked = torch.where(chosen & (kind < 0.8), self.mask, ids)
+        masked = torch.where(chosen & (kind >= 0.9), other, masked)
+        return masked, chosen / chosen.sum().clamp(min=1)
+
+    def forward(
+        self, tower: BertTextTower, ids: Tensor, attention: Tensor, image: Tensor, masked: Masked | None = None
+    ) -> Tensor:
+        """Scalar: these texts' part of the mean over the batch's masked tokens; 0 if chance masked none.
 
         Args:
             tower: whose states are read, and whose token table is the decoder's too.
             ids: (B, T) int64.
             attention: (B, T) int64.
             image: (B, D) the pictures' finest vectors.
+            masked: their rows of :meth:`draw`; default: these texts are the whole batch.
         """
-        chosen = (torch.rand(ids.shape, device=ids.device) < self.share) & (attention > 0)
-        chosen &= ~torch.isin(ids, self.special)
-        kind = torch.rand(ids.shape, device=ids.device)
-        other = torch.randint(self.vocabulary, ids.shape, device=ids.device)
-        masked = torch.where(chosen & (kind < 0.8), self.mask, ids)
-        masked = torch.where(chosen & (kind >= 0.9), other, masked)
-        states = tower.token_states(masked, attention) + self.picture(image)[:, None]
+        inputs, counts = self.draw(ids, attention) if masked is None else masked
+        chosen = counts > 0
+        states = tower.token_states(inputs, attention) + self.picture(image)[:, None]
         table = tower.bert.embeddings.word_embeddings.weight[: self.vocabulary]
         logits = self.transform(states[chosen]) @ table.T + self.bias
-        return F.cross_entropy(logits.float(), ids[chosen], reduction="sum") / chosen.sum().clamp(min=1)
+        return (counts[chosen] * F.cross_entropy(logits.float(), ids[chosen], reduction="none")).sum()
 
 
 class Matching(nn.Module):
     """Whether a picture and a text belong together, for pairs and for the wrong pairs that look most alike.
 
     Image-text matching with in-batch hard negatives (ALBEF; Li et al., 2021, section 3.2), here on the two vectors and
-    their product, since a dual encoder has no layers that see both.
+    their product, since a dual encoder has no layers that see both. Wrong pairs are drawn from the batch of all
+    processes; gradients are as those of :class:`~hivlp.objective.HierarchicalObjective`.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.judge = nn.Sequential(nn.Linear(3 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
 
-    def forward(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-        """Scalar: binary cross-entropy over B pairs and up to 2 B wrong ones.
+    def forward(self, image: Tensor, text: Tensor, ids: Tensor, seed: int | None = None) -> Tensor:
+        """Scalar: binary cross-entropy over the pairs of all processes and two wrong ones for each, if there are any.
 
         Args:
-            image: (B, D) unit vectors.
+            image: (B, D) unit vectors of this process.
             text: (B, D) unit vectors.
             ids: (B,) equal for pairs that may be exchanged; these are never taken for wrong.
+            seed: of the draw, the same in each process; default: torch's own state.
         """
-        right = ids[:, None] == ids[None, :]
-        pictures, texts = [image], [text]
-        alone = bool(right.all(1).any())
-        if not alone:
-            scores = (10 * image @ text.T).detach().float().masked_fill(right, -torch.inf)
-            pictures += [image, image[scores.T.softmax(1).multinomial(1)[:, 0]]]
-            texts += [text[scores.softmax(1).multinomial(1)[:, 0]], text]
+        sizes = gather.counts(len(image), image.device)
+        own = gather.own_rows(sizes)
+        everyone = gather.gather(ids, sizes)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        parameters = list(self.judge.parameters())
+
+        def compute(vectors: Sequence[Tensor], _: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            kind = exact(vectors[0])
+            sides = [gather.gather(vector.detach(), sizes).to(kind).requires_grad_() for vector in vectors]
+            with torch.enable_grad():
+                loss = self._share(sides[0], sides[1], everyone, own, seed)
+                found = torch.autograd.grad(loss, [*sides, *parameters])
+            total = loss.detach()
+            gather.total([*found, total])
+            mine = [
+                (len(sizes) * gradient[own]).to(vector.dtype)
+                for gradient, vector in zip(found[:2], vectors, strict=True)
+            ]
+            return [total], [*mine, *found[2:]]
+
+        loss: Tensor = Computed.apply(compute, 2, image, text, *parameters)[0]  # type: ignore[no-untyped-call]
+        return loss
+
+    def _share(self, image: Tensor, text: Tensor, ids: Tensor, own: slice, seed: int) -> Tensor:
+        """The part of the loss that this process's pairs, ``own`` of the N in all, and their wrong ones have."""
+        pictures, texts, count = [image[own]], [text[own]], len(image)
+        if bool((ids != ids[0]).any()):  # otherwise no pair is wrong
+            chance = torch.rand((2, count), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            towards = chance.to(image.device)[:, own]
+            wrong_texts = _look_alikes(image, text, ids, own, towards[0])
+            wrong_pictures = _look_alikes(text, image, ids, own, towards[1])
+            pictures += [image[own], image[wrong_pictures]]
+            texts += [text[wrong_texts], text[own]]
+            count *= 3
         x, y = torch.cat(pictures), torch.cat(texts)
-        logits = self.judge(torch.cat([x, y, x * y], 1))[:, 0].float()
-        target = (torch.arange(len(logits), device=logits.device) < len(image)).float()
-        return F.binary_cross_entropy_with_logits(logits, target)
+        logits = self.judge(torch.cat([x, y, x * y], 1))[:, 0]
+        target = (torch.arange(len(logits), device=logits.device) < len(pictures[0])).to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count
+
+
+@torch.no_grad()
+def _look_alikes(queries: Tensor, candidates: Tensor, ids: Tensor, own: slice, chance: Tensor) -> Tensor:
+    """For each own query a wrong candidate, the likelier the higher its score; by ``chance`` in 0…1, (own,) float64."""
+    found = []
+    for rows in torch.split(torch.arange(own.start, own.stop, device=ids.device), 1024):
+        scores = (10 * queries[rows] @ candidates.T).masked_fill(ids[rows, None] == ids[None, :], -torch.inf)
+        upto = scores.double().softmax(1).cumsum(1)
+        place = torch.searchsorted(upto, chance[rows - own.start, None] * upto[:, -1:], right=True)[:, 0]
+        last = (upto < upto[:, -1:]).sum(1)  # the last candidate that is not impossible
+        found.append(torch.minimum(place, last))
+    return torch.cat(found)

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from hivlp.config import PictureConfig, TextConfig, TowerConfig
 from hivlp.data.pairs import SPLITS
-from hivlp.errors import HivlpError
-from hivlp.levels import Level
+from hivlp.errors import RecipeError as RecipeError
+from hivlp.levels import DEFAULT_SHORTLIST, Level, check_levels
 from hivlp.objective import ObjectiveConfig
+from hivlp.train.plain_yaml import read_yaml
+from hivlp.typed import (
+    Between,
+    Checked,
+    Code,
+    Count,
+    Number,
+    Positive,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    Weight,
+    build,
+    choices,
+)
 
-
-class RecipeError(HivlpError):
-    """A recipe is missing, malformed or contradicts itself."""
+Betas = tuple[ShareBelowOne, ShareBelowOne]
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Checked):
     """One data set: what :func:`hivlp.data.pairs.load_pairs` understands, and how often an epoch goes through it."""
 
     source: str
-    repeat: int = 1
+    repeat: Count = 1
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(Checked):
     """Views of a picture and of a caption.
 
     Attributes:
@@ -42,11 +53,16 @@ class Augment:
         folders: also train on the caption followed by the names of the folders that hold the picture.
     """
 
-    views: int = 4
-    zoom: tuple[float, float] = (0.6, 1.15)
-    colour: float = 0.4
+    views: Number = 4
+    zoom: tuple[Annotated[float, Between(0.01, 4)], Annotated[float, Between(0.01, 4)]] = (0.6, 1.15)
+    colour: Share = 0.4
     flip: bool = True
-    folders: bool = True
+    folders: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zoom[0] > self.zoom[1]:
+            raise ValueError(f"zoom goes from small to large, not from {self.zoom[0]:g} to {self.zoom[1]:g}")
 
     @property
     def plain(self) -> bool:
@@ -55,7 +71,7 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(Checked):
     """AdamW with linear warm-up and a cosine to zero.
 
     Attributes:
@@ -69,7 +85,14 @@ class Optim:
         freeze: ``image`` and ``text`` -> how many of that tower's first layers stay as they are, their embeddings too.
         tower_delay: steps for which only the heads learn.
         freeze_batchnorm: keep the towers' batch statistics as they are (for small batches and pre-trained towers).
-        weight_decay: decoupled weight decay of the heads.
+        objective_lr: peak learning rate of the objective's own parameters: temperatures, biases, weights of levels.
+        weight_decay: decoupled weight decay of the heads' matrices; that of their vectors (biases, gains of norms,
+            temperatures) is none, as in CLIP.
+        tower_weight_decay: of the towers' matrices.
+        decay_vectors: decay the heads' and towers' vectors too.
+        betas: AdamW's decay of the first and the second moment, of heads, pretext tasks and the objective.
+        tower_betas: of the towers; default as ``betas``.
+        eps: AdamW's, of all.
         warmup_steps: steps to the peak.
         clip: largest norm of the gradient; 0 for any.
         ema: decay of an exponential moving average of the weights, which then is what the run gives; 0 for none.
@@ -79,34 +102,43 @@ class Optim:
         checkpoint_every: steps between checkpoints, beside the one after each epoch.
     """
 
-    epochs: int = 20
-    batch_size: int = 512
-    lr: float = 3e-4
-    text_lr: float = 3e-4
-    prototype_lr: float = 3e-5
-    tower_lr: float = 0.0
-    layer_decay: float = 1.0
-    freeze: Mapping[str, int] = field(default_factory=dict)
-    tower_delay: int = 0
+    epochs: Count = 20
+    batch_size: Count = 512
+    lr: Weight = 3e-4
+    text_lr: Weight = 3e-4
+    prototype_lr: Weight = 3e-5
+    tower_lr: Weight = 0.0
+    layer_decay: PositiveShare = 1.0
+    freeze: Mapping[str, Number] = field(default_factory=dict)
+    tower_delay: Number = 0
     freeze_batchnorm: bool = False
-    weight_decay: float = 0.1
-    warmup_steps: int = 20
-    clip: float = 0.0
-    ema: float = 0.0
-    feature_dropout: Mapping[str, float] = field(default_factory=dict)
-    tower_gradient: Mapping[str, float] = field(default_factory=dict)
-    checkpoint_every: int = 1000
+    objective_lr: Weight = 1e-3
+    weight_decay: Weight = 0.1
+    tower_weight_decay: Weight = 0.0
+    decay_vectors: bool = False
+    betas: Betas = (0.9, 0.999)
+    tower_betas: Betas | None = None
+    eps: Positive = 1e-8
+    warmup_steps: Number = 20
+    clip: Weight = 0.0
+    ema: ShareBelowOne = 0.0
+    feature_dropout: Mapping[str, ShareBelowOne] = field(default_factory=dict)
+    tower_gradient: Mapping[str, Share] = field(default_factory=dict)
+    checkpoint_every: Count = 1000
 
     def __post_init__(self) -> None:
-        if unknown := set(self.freeze) - {"image", "text"}:
-            raise ValueError(f"freeze knows image and text, not {', '.join(sorted(unknown))}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be at least 0 and below 1, not {self.ema}")
+        super().__post_init__()
+        for name in self.freeze:
+            if name not in ("image", "text"):
+                raise ValueError(f"freeze: no tower {name}{choices(name, ('image', 'text'))}")
 
 
 @dataclass(frozen=True)
-class Compute:
-    """How a step is computed; none of it changes what is computed, but for rounding.
+class Compute(Checked):
+    """How a step is computed; none of it changes what is computed, but for rounding and what dropout hides.
+
+    Negatives of every loss (those of ``matching`` too), equal captions and masked words are those of the whole batch,
+    however many processes and micro-batches it is shared out to; only the units that dropout hides are drawn by each.
 
     Attributes:
         precision: ``no`` (float32), ``bf16`` or ``fp16``, as accelerate's mixed precision.
@@ -119,21 +151,20 @@ class Compute:
             accelerate knows and that are installed.
     """
 
-    precision: str = "no"
-    micro_batch: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    micro_batch: Number = 0
     shard: bool = False
     compile: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"precision must be no, bf16 or fp16, not {self.precision!r}")
+        super().__post_init__()
         if self.shard and (self.compile or self.precision == "fp16"):
             raise ValueError("shard goes with neither compile nor fp16; bf16 is fine")
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Checked):
     """Recall on the validation set while training.
 
     Attributes:
@@ -142,17 +173,18 @@ class Watch:
         limit: pictures of the validation set that are looked at.
     """
 
-    every: int = 0
-    patience: int = 0
-    limit: int = 1000
+    every: Number = 0
+    patience: Number = 0
+    limit: Count = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.patience and not self.every:
-            raise ValueError("watch.patience needs watch.every")
+            raise ValueError("patience needs every: how many steps lie between measurements")
 
 
 @dataclass(frozen=True)
-class Pretext:
+class Pretext(Checked):
     """Tasks beside retrieval, for towers that are trained from scratch (:mod:`hivlp.train.pretext`).
 
     Attributes:
@@ -161,13 +193,13 @@ class Pretext:
         matching: weight of telling pairs from look-alikes; 0 for none.
     """
 
-    masked_language: float = 0.0
-    masked_share: float = 0.15
-    matching: float = 0.0
+    masked_language: Weight = 0.0
+    masked_share: PositiveShare = 0.15
+    matching: Weight = 0.0
 
 
 @dataclass(frozen=True)
-class SelfDistillation:
+class SelfDistillation(Checked):
     """How the coarser levels learn from the finished finest one (:mod:`hivlp.train.fit`).
 
     Attributes:
@@ -176,7 +208,8 @@ class SelfDistillation:
         steps: of AdamW, with a short linear warm-up and a cosine to zero; 0 leaves the closed form.
         batch_size: texts in one step, and pictures.
         lr: peak learning rate.
-        weight_decay: decoupled weight decay.
+        weight_decay: decoupled weight decay of the heads' matrices.
+        betas: AdamW's decay of the first and the second moment.
         temperature: of the finest level's rankings that are to be learned.
         distillation: weight of :class:`~hivlp.objective.terms.RankingDistillation`.
         shortlist: weight of :class:`~hivlp.objective.terms.ShortlistLoss`.
@@ -187,30 +220,25 @@ class SelfDistillation:
         code: how the level will be stored: ``float``, ``int8`` or ``binary``.
     """
 
-    texts: int = 40_000
-    captions: float = 0.5
-    steps: int = 1500
-    batch_size: int = 384
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    temperature: float = 0.05
-    distillation: float = 1.0
-    shortlist: float = 0.0
-    shortlist_size: float = 0.05
-    cosine: float = 1.0
+    texts: Number = 40_000
+    captions: Share = 0.5
+    steps: Number = 1500
+    batch_size: Count = 384
+    lr: Weight = 1e-3
+    weight_decay: Weight = 0.01
+    betas: Betas = (0.9, 0.999)
+    temperature: Positive = 0.05
+    distillation: Weight = 1.0
+    shortlist: Weight = 0.0
+    shortlist_size: PositiveShare = 0.05
+    cosine: Weight = 1.0
     learn_projections: bool = False
     neighbours: bool = False
-    code: str = "float"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.captions <= 1:
-            raise ValueError(f"captions must be a share between 0 and 1, not {self.captions}")
-        if self.code not in ("float", "int8", "binary"):
-            raise ValueError(f"code must be float, int8 or binary, not {self.code!r}")
+    code: Code = "float"
 
 
 @dataclass(frozen=True)
-class Init:
+class Init(Checked):
     """Where the weights come from.
 
     Attributes:
@@ -221,14 +249,14 @@ class Init:
         tokenizer: model folder that gives the tokenizer when the text tower is random.
     """
 
-    image: str = "random"
-    text: str = "random"
+    image: Literal["random", "registry"] = "random"
+    text: Literal["random", "registry"] = "random"
     warm_start: bool = False
     tokenizer: str = "hivlp-mini"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """A training run. With ``self_distillation`` only the finest level learns from the pairs."""
 
     name: str
@@ -248,24 +276,29 @@ class Recipe:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pretext: Pretext = Pretext()
     self_distillation: SelfDistillation | None = None
-    seed: int = 0
-    shortlist: int = 20
-    limit: int | None = None
+    seed: Annotated[int, Between(0, 2**32)] = 0
+    shortlist: Count = DEFAULT_SHORTLIST
+    limit: Count | None = None
     quantize: bool = True
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            check_levels(self.levels)
+        except ValueError as error:
+            raise ValueError(f"levels: {error}") from error
         names = [level.name for level in self.levels]
         for option, known in (("feature_dropout", names), ("tower_gradient", names[:-1])):
             if unknown := set(getattr(self.optim, option)) - set(known):
                 raise ValueError(f"optim.{option}: no level {', '.join(sorted(unknown))} among {', '.join(known)}")
 
-    def digest(self) -> str:
-        """Hash of the recipe but for how it is computed; a run is resumed only by the recipe that began it."""
+    def settings(self) -> dict[str, Any]:
+        """All that the recipe says, as JSON has it, but for how it is computed; what a run is resumed by."""
         content = dataclasses.asdict(self)
         del content["compute"]
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        plain: dict[str, Any] = json.loads(json.dumps(content, sort_keys=True, default=str))
+        return plain
 
 
 def split_of(source: str) -> tuple[str, str | None]:
@@ -274,54 +307,16 @@ def split_of(source: str) -> tuple[str, str | None]:
     return (name, split) if name and split in SPLITS else (source, None)
 
 
-T = TypeVar("T")
-
-
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe.
+    """Read a recipe; whether its parts fit each other and the data is asked by :mod:`hivlp.train.check`.
 
     Raises:
-        RecipeError: naming the file and the key that is wrong.
+        RecipeError: naming the file, the key that is wrong, what was given and what may stand there.
     """
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError(f"no recipe at {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path} does not hold a mapping")
     try:
-        return _build(Recipe, data, "")
+        return build(Recipe, data)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
-
-
-def _build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    """A dataclass from parsed YAML, nested dataclasses included, with unknown and missing keys named."""
-    hints = get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in data:
-        if key not in names:
-            raise RecipeError(f"unknown key {where}{key}; known: {', '.join(sorted(names))}")
-    try:
-        return cls(**{key: _value(hints[key], value, f"{where}{key}.") for key, value in data.items()})
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{where or 'recipe'}: {error}") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if value is None:
-        return None
-    if get_origin(hint) is UnionType:
-        hint = get_args(hint)[0]
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise RecipeError(f"{where[:-1]} must be a mapping")
-        return _build(hint, value, where)  # type: ignore[arg-type]
-    if get_origin(hint) is tuple and isinstance(value, list):
-        inner = get_args(hint)[0]
-        return tuple(_value(inner, item, f"{where[:-1]}[{i}].") for i, item in enumerate(value))
-    return value

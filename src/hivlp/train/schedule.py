@@ -17,7 +17,7 @@ from hivlp.train.recipe import Recipe
 def parameter_groups(
     model: HiVLPModel, objective: HierarchicalObjective, tasks: nn.Module, recipe: Recipe
 ) -> list[dict[str, Any]]:
-    """AdamW groups with their peak learning rates.
+    """AdamW groups with their peak learning rates, betas, eps and weight decay.
 
     They hold the heads of the objective's levels and of pretext tasks, and towers that learn. What is in no group is
     frozen for good.
@@ -35,16 +35,28 @@ def parameter_groups(
         {"params": image_heads, "peak": optim.lr, "weight_decay": optim.weight_decay},
         {"params": text_heads, "peak": optim.text_lr, "weight_decay": optim.weight_decay},
         {"params": prototypes, "peak": optim.prototype_lr, "weight_decay": 0.0},
-        {"params": list(objective.parameters()), "peak": 1e-3, "weight_decay": 0.0},
+        {"params": list(objective.parameters()), "peak": optim.objective_lr, "weight_decay": 0.0},
         {"params": list(tasks.parameters()), "peak": optim.lr, "weight_decay": optim.weight_decay},
     ]
+    groups = [{**group, "betas": optim.betas} for group in groups]
     if optim.tower_lr > 0:
         groups += tower_groups(model, recipe)
-    groups = [{**group, "lr": group["peak"], "delay": group.get("delay", 0)} for group in groups if group["params"]]
+    groups = [part for group in groups for part in matrices_and_vectors(group, optim.decay_vectors)]
+    groups = [{"delay": 0, **group, "lr": group["peak"], "eps": optim.eps} for group in groups]
     learning = {id(parameter) for group in groups for parameter in group["params"]}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in learning)
     return groups
+
+
+def matrices_and_vectors(group: dict[str, Any], decay_vectors: bool = False) -> list[dict[str, Any]]:
+    """A group as two, of which the second, biases and gains, does not decay; without those that would be empty."""
+    if decay_vectors or not group["weight_decay"]:
+        return [group] if group["params"] else []
+    matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    vectors = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+    parts = [{**group, "params": matrices}, {**group, "params": vectors, "weight_decay": 0.0}]
+    return [part for part in parts if part["params"]]
 
 
 def tower_groups(model: HiVLPModel, recipe: Recipe) -> list[dict[str, Any]]:
@@ -63,7 +75,10 @@ def tower_groups(model: HiVLPModel, recipe: Recipe) -> list[dict[str, Any]]:
                 layers.setdefault(layer, []).append(parameter)
         for layer, parameters in sorted(layers.items()):
             peak = optim.tower_lr * optim.layer_decay ** (tower.depth - layer)
-            groups.append({"params": parameters, "peak": peak, "weight_decay": 0.0, "delay": optim.tower_delay})
+            decay, betas = optim.tower_weight_decay, optim.tower_betas or optim.betas
+            groups.append(
+                {"params": parameters, "peak": peak, "weight_decay": decay, "betas": betas, "delay": optim.tower_delay}
+            )
     return groups
 
 

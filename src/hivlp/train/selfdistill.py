@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from hivlp.data.stamps import comparable, held_out_comparable
+from hivlp.encode.text import TextTokenizer
 from hivlp.model.heads import reads_finest
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
@@ -27,7 +27,7 @@ from hivlp.train.wordnet import read_nouns, sentences
 
 
 def distil(
-    model: HiVLPModel, tokenizer: Tokenizer, captions: Features, views: Sequence[Features], recipe: Recipe
+    model: HiVLPModel, tokenizer: TextTokenizer, captions: Features, views: Sequence[Features], recipe: Recipe
 ) -> None:
     """Teach every coarser level, by captions, by WordNet's nouns and glosses, and by pictures.
 
@@ -35,7 +35,7 @@ def distil(
 
     Args:
         model: on the CPU, in evaluation mode.
-        tokenizer: of the text tower, padding included.
+        tokenizer: of the text tower.
         captions: layer -> (M, width), the features of the training set's captions.
         views: layer -> (N, width), the features of its pictures, in one or more views.
         recipe: with ``self_distillation``.

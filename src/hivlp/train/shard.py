@@ -61,8 +61,8 @@ def whole_copy(model: HiVLPModel, device: torch.device) -> HiVLPModel:
     return copy.to(device)
 
 
-def clip_gradients(parameters: Iterable[Tensor], largest: float) -> None:
-    """Scale gradients so that their norm, over all processes and shares, is at most ``largest``."""
+def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor | None:
+    """Scale gradients so that their norm, over all processes and shares, is at most ``largest``; gives that norm."""
     found = [parameter for parameter in parameters if parameter.grad is not None]
     shared = [parameter for parameter in found if isinstance(parameter, DTensor)]
     own = [parameter for parameter in found if not isinstance(parameter, DTensor)]
@@ -72,6 +72,8 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> None:
         if kind
     ]
     if norms:
-        total = torch.stack(norms).norm()
+        total: Tensor = torch.stack(norms).norm()
         nn.utils.clip_grads_with_norm_(shared, largest, total)
         nn.utils.clip_grads_with_norm_(own, largest, total)
+        return total
+    return None

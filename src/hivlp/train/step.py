@@ -12,23 +12,38 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hivlp.errors import HivlpError
+from hivlp.model.hivlp_model import LevelVectors
 from hivlp.model.tower import Features
 from hivlp.objective import HierarchicalObjective
+from hivlp.objective.gather import total
 from hivlp.train.augment import random_view
 from hivlp.train.features import Corpus
+from hivlp.train.pretext import Masked, MaskedLanguage, Matching
 from hivlp.train.recipe import Recipe
 
 Images = Tensor | Features
 Texts = tuple[Tensor, Tensor] | Features
 
+FAILED = "so training has failed: try a lower optim.lr, optim.clip or another compute.precision"
+
 
 @dataclass
 class Batch:
-    """A process's share of a step's pairs: pixels and tokens, or features where the towers are frozen."""
+    """A process's share of a step's pairs: pixels and tokens, or features where the towers are frozen.
+
+    Attributes:
+        image: pixels or features.
+        text: tokens or features.
+        ids: (B,) equal for pairs that may be exchanged.
+        seed: of what the step draws for all processes together.
+        masked: words to guess, if the recipe asks for it.
+    """
 
     image: Images
     text: Texts
     ids: Tensor
+    seed: int = 0
+    masked: Masked | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,16 +67,25 @@ class Batch:
             text = _changed(self.text, change)
         else:
             text = change(self.text[0]), change(self.text[1])
-        return Batch(image, text, change(self.ids))
+        masked = None if self.masked is None else (change(self.masked[0]), change(self.masked[1]))
+        return Batch(image, text, change(self.ids), self.seed, masked)
 
 
 @dataclass
 class Inputs:
-    """What a step draws its batch from; the features are there when the towers are frozen."""
+    """What a step draws its batch from; the features are there when the towers are frozen.
+
+    Attributes:
+        corpus: pictures and captions.
+        views: features of each view of the pictures.
+        texts: features of the captions.
+        words: which words to mask, if the recipe asks for it.
+    """
 
     corpus: Corpus
     views: list[Features] | None = None
     texts: Features | None = None
+    words: MaskedLanguage | None = None
 
     def batch(self, recipe: Recipe, step: int, rows: NDArray[np.int64], share: slice) -> Batch:
         """A random view of each picture and a random variant of each caption.
@@ -77,7 +101,9 @@ class Inputs:
         corpus = self.corpus
         rng = np.random.default_rng([recipe.seed, 1, step])
         variants = [corpus.variants[row][rng.integers(len(corpus.variants[row]))] for row in rows]
-        texts = torch.tensor(variants)[share]
+        whole = torch.tensor(variants)
+        texts = whole[share]
+        seed = int(np.random.default_rng([recipe.seed, 3, step]).integers(2**62))
         ids = torch.from_numpy(corpus.caption_ids[rows])[share]
         if self.views is not None and self.texts is not None:
             choice = torch.from_numpy(rng.integers(len(self.views), size=len(rows)))[share]
@@ -86,29 +112,42 @@ class Inputs:
                 layer: torch.stack([view[layer][index] for view in self.views])[choice, torch.arange(len(index))]
                 for layer in self.views[0]
             }
-            return Batch(image, {layer: features[texts] for layer, features in self.texts.items()}, ids)
+            return Batch(image, {layer: features[texts] for layer, features in self.texts.items()}, ids, seed)
         size = recipe.picture.size
         pixels = []
         for place in range(len(rows))[share]:
             own = np.random.default_rng([recipe.seed, 2, step, place])
             pixels.append(random_view(corpus.pixels[rows[place]], size, recipe.augment, own))
         mask = corpus.mask[texts]
-        length = int(mask.sum(1).max())
-        return Batch(torch.from_numpy(np.stack(pixels)), (corpus.ids[texts, :length], mask[:, :length]), ids)
+        length = int(corpus.lengths[texts].max())
+        masked = None
+        if self.words is not None:
+            ids_masked, counts = self.words.draw(corpus.ids[whole], corpus.mask[whole], seed)
+            masked = ids_masked[share, :length], counts[share, :length]
+        tokens = corpus.ids[texts, :length], mask[:, :length]
+        return Batch(torch.from_numpy(np.stack(pixels)), tokens, ids, seed, masked)
+
+
+def steps_of_epoch(pairs: int, batch_size: int) -> int:
+    """How many steps go through so many pairs."""
+    return -(-pairs // batch_size)
 
 
 def batches(
     corpus: Corpus, recipe: Recipe, epoch_steps: int, first: int, steps: int
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Steps from ``first`` on, each with its rows; an epoch is one shuffle of the repeated corpus."""
+    """Steps from ``first`` on, each with its rows; an epoch is one shuffle of the repeated corpus.
+
+    An epoch that is no multiple of the batch is cut into batches as even as can be, rather than into whole ones and a
+    rest, which might be a single pair without anything to tell it from.
+    """
     repeated = np.repeat(np.arange(len(corpus)), corpus.repeat)
-    size = recipe.optim.batch_size
     for epoch in range(first // epoch_steps, recipe.optim.epochs):
         order = np.random.default_rng([recipe.seed, 0, epoch]).permutation(repeated)
-        for number in range(epoch_steps):
+        for number, rows in enumerate(np.array_split(order, epoch_steps)):
             step = epoch * epoch_steps + number
             if first <= step < steps:
-                yield step, order[number * size : (number + 1) * size]
+                yield step, rows
 
 
 def share_of(count: int, accelerator: Accelerator) -> slice:
@@ -123,46 +162,79 @@ def share_of(count: int, accelerator: Accelerator) -> slice:
     return slice(int(edges[accelerator.process_index]), int(edges[accelerator.process_index + 1]))
 
 
+@dataclass
+class Losses:
+    """What a step minimises.
+
+    Attributes:
+        objective: of the levels.
+        matching: pairs told from look-alikes, if the recipe asks for it.
+        recipe: the weights.
+    """
+
+    objective: HierarchicalObjective
+    matching: Matching | None
+    recipe: Recipe
+
+    def of_vectors(
+        self, image: LevelVectors, text: LevelVectors, ids: Tensor, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of all losses that need nothing but vectors, and each by name."""
+        terms: dict[str, Tensor] = self.objective(image, text, ids)
+        loss = terms["loss"]
+        if self.matching is not None:
+            finest = self.objective.levels[-1]
+            found = self.matching(image[finest], text[finest], ids, seed)
+            loss = loss + self.recipe.pretext.matching * found
+            terms["pretext/matching"] = found
+        return loss, terms
+
+
 def backward(
-    model: nn.Module, objective: HierarchicalObjective, batch: Batch, recipe: Recipe, accelerator: Accelerator
+    model: nn.Module, losses: Losses, batch: Batch, recipe: Recipe, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Terms of the loss, with their gradients left in the parameters.
+    """Terms of the loss over all processes, with their gradients left in the parameters.
 
     With ``micro_batch`` the towers see a few pairs at a time, twice: first for the vectors, from which the loss over
     the whole batch gives each vector's gradient, then again to carry that gradient into the weights (GradCache; Gao et
     al., 2021). The same, to rounding, as the whole batch at once.
+
+    Raises:
+        HivlpError: if the loss is no number.
     """
     micro = recipe.compute.micro_batch
     if not micro or len(batch) <= micro:
-        image, text, more = model(batch.image, batch.text, batch.ids)
-        terms: dict[str, Tensor] = objective(image, text, batch.ids)
-        accelerator.backward(terms["loss"] + _weighted(more, recipe))
-        return {**terms, **{f"pretext/{name}": loss for name, loss in more.items()}}
-    return _through_vectors(model, objective, batch, batch.split(micro), recipe, accelerator)
+        image, text, more = model(batch.image, batch.text, batch.masked)
+        loss, terms = losses.of_vectors(image, text, batch.ids, batch.seed)
+        accelerator.backward(loss + _weighted(more, recipe, accelerator))
+    else:
+        terms, more = _through_vectors(model, losses, batch, batch.split(micro), recipe, accelerator)
+    shares = [part.detach().clone() for part in more.values()]
+    total(shares)
+    terms |= {f"pretext/{name}": part for name, part in zip(more, shares, strict=True)}
+    for name, term in terms.items():
+        if not bool(term.detach().isfinite()):
+            raise HivlpError(f"{name} is {float(term.detach())}, {FAILED}")
+    return terms
 
 
 def _through_vectors(
-    model: nn.Module,
-    objective: HierarchicalObjective,
-    batch: Batch,
-    parts: list[Batch],
-    recipe: Recipe,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
+    model: nn.Module, losses: Losses, batch: Batch, parts: list[Batch], recipe: Recipe, accelerator: Accelerator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     micro = recipe.compute.micro_batch
     states, images, texts = [], [], []
     with torch.no_grad():
         for part in parts:
             states.append(_random_state(batch.ids.device))
-            image, text, _ = model(part.image, part.text, part.ids)
+            image, text, _ = model(part.image, part.text, part.masked)
             images.append(image)
             texts.append(text)
     sides = [
         {level: torch.cat([part[level] for part in side]).detach().requires_grad_() for level in side[0]}
         for side in (images, texts)
     ]
-    terms: dict[str, Tensor] = objective(*sides, batch.ids)
-    accelerator.backward(terms["loss"])
+    loss, terms = losses.of_vectors(sides[0], sides[1], batch.ids, batch.seed)
+    accelerator.backward(loss)
     pretext: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         rows = slice(number * micro, (number + 1) * micro)
@@ -170,25 +242,24 @@ def _through_vectors(
         _set_random_state(states[number], batch.ids.device)
         # Gradients travel between processes once, with the last part.
         with accelerator.no_sync(model) if not last else accelerator.autocast():
-            *again, more = model(part.image, part.text, part.ids)
-            share = len(part) / len(batch)
-            for name, loss in more.items():
-                name = f"pretext/{name}"
-                pretext[name] = pretext.get(name, torch.zeros_like(loss)) + share * loss.detach()
+            *again, more = model(part.image, part.text, part.masked)
+            for name, value in more.items():
+                pretext[name] = pretext.get(name, torch.zeros_like(value)) + value.detach()
             carried = torch.zeros((), device=batch.ids.device)
             for vectors, side in zip(again, sides, strict=True):
                 for level, vector in vectors.items():
                     if (gradient := side[level].grad) is not None:
                         carried = carried + (vector * gradient[rows]).sum()
             scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
-            whole = carried + scale * share * _weighted(more, recipe)
+            whole = carried + scale * _weighted(more, recipe, accelerator)
             whole.backward()  # type: ignore[no-untyped-call]
-    return {**terms, **pretext}
+    return terms, pretext
 
 
-def _weighted(losses: dict[str, Tensor], recipe: Recipe) -> Tensor | float:
-    """The pretext tasks' part of the loss."""
-    return sum((getattr(recipe.pretext, name) * loss for name, loss in losses.items()), 0.0)
+def _weighted(losses: dict[str, Tensor], recipe: Recipe, accelerator: Accelerator) -> Tensor | float:
+    """The pretext tasks' part of the loss, of which each process has a share, while gradients are averaged."""
+    parts: list[Tensor] = [getattr(recipe.pretext, name) * loss for name, loss in losses.items()]
+    return sum(parts, 0.0) * float(accelerator.num_processes)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor
 
+from hivlp.encode.text import TextTokenizer
 from hivlp.errors import ModelError
 from hivlp.model.heads import AnchoredPrototypeHead, AnchoredResidualHead, PrototypeHead, ResidualHead
 from hivlp.model.hivlp_model import HiVLPModel
@@ -24,12 +24,12 @@ SHARPNESS, ANCHOR_SHARPNESS = 0.5, 0.75
 
 
 @torch.no_grad()
-def warm_start(model: HiVLPModel, tokenizer: Tokenizer) -> None:
+def warm_start(model: HiVLPModel, tokenizer: TextTokenizer) -> None:
     """Set the finest level's heads as the module describes.
 
     Args:
         model: its finest level has a prototype head for pictures and a residual one for texts, both anchored or not.
-        tokenizer: of the text tower, padding included.
+        tokenizer: of the text tower.
 
     Raises:
         ModelError: if the model's heads do not allow it.

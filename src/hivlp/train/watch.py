@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from hivlp.data.contents import Contents, content_hash
 from hivlp.data.pairs import load_pairs
 from hivlp.data.pictures import load_pixels
+from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError
 from hivlp.evaluate import score
 from hivlp.levels import Embeddings
@@ -38,7 +39,7 @@ class Best:
 class Validation:
     """Validation pairs, ready to be encoded by a model in training."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: TextTokenizer) -> None:
         """Decode and tokenise once.
 
         Raises:
@@ -48,9 +49,14 @@ class Validation:
         pixels: list[NDArray[np.uint8]] = []
         texts: list[str] = []
         owner: list[int] = []
-        for pair in load_pairs(source, split)[: recipe.watch.limit]:
+        hashes: list[str] = []
+        pairs = load_pairs(source, split)[: recipe.watch.limit]
+        for pair in pairs:
+            hashes.append("")
             try:
-                pixels.append(load_pixels(pair.read(), recipe.picture))
+                data = pair.read()
+                hashes[-1] = content_hash(data)
+                pixels.append(load_pixels(data, recipe.picture))
             except PictureError as error:
                 logger.warning("skipped %s: %s", pair.id, error)
                 continue
@@ -58,6 +64,7 @@ class Validation:
             owner += [len(pixels) - 1] * len(pair.captions)
         if not pixels:
             raise DataError(f"{recipe.validation} holds no readable picture to watch")
+        self.contents = Contents.of(pairs, hashes)
         self._pixels = torch.from_numpy(np.stack(pixels))
         self._ids, self._mask = tokenize(tokenizer, texts)
         self._owner = np.array(owner)

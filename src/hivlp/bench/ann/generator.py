@@ -11,7 +11,6 @@ covariance. Queries are drawn likewise around glosses that have been moved to th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
 from hivlp.bench.ann.real import TESTED, RealSet
 from hivlp.bench.ann.truth import exact
 from hivlp.levels import Vectors
+from hivlp.scratch import scratch_folder
 
 NEIGHBOURS = 8
 PARENTS = 4
@@ -143,8 +143,15 @@ def generate(folder: Path, real: RealSet, count: int) -> Collection:
     if folder.is_dir():
         return Collection(folder)
     items, queries = sources(real)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    scratch.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(folder) as scratch:
+        _fill(scratch, items, queries, count)
+        scratch.rename(folder)
+    return Collection(folder)
+
+
+def _fill(scratch: Path, items: Source, queries: Source, count: int) -> None:
+    """Write ``count`` items, queries and their answers into a folder."""
     dim = items.vectors.shape[1]
     stored = np.lib.format.open_memmap(scratch / ITEMS, mode="w+", dtype=np.float16, shape=(count, dim))
     done = 0
@@ -158,8 +165,6 @@ def generate(folder: Path, real: RealSet, count: int) -> Collection:
     np.save(scratch / TEST, asked[:TESTED])
     np.save(scratch / TRAIN, asked[TESTED:])
     np.save(scratch / TRUTH, exact(stored, asked[:TESTED]))
-    scratch.replace(folder)
-    return Collection(folder)
 
 
 def match(real: RealSet, generated: Collection) -> dict[str, dict[str, float]]:

@@ -6,10 +6,11 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from hivlp.scratch import write_whole
 
 
 class Kept:
@@ -36,12 +37,9 @@ class Kept:
         """Keep what was measured of ``module:Class``, unless it failed."""
         if measured["status"] not in ("ok", "timeout"):
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(engine)
-        scratch = path.with_suffix(f".{os.getpid()}")
         result = {**measured, "measured": time.strftime("%Y-%m-%d")}
-        scratch.write_text(json.dumps({"key": self._key(engine), "result": result}))
-        scratch.replace(path)
+        text = json.dumps({"key": self._key(engine), "result": result})
+        write_whole(self._path(engine), lambda scratch: scratch.write_text(text))
 
     def _path(self, engine: str) -> Path:
         return self._folder / f"{engine.rpartition(':')[2]}.json"

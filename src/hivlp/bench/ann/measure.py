@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.bench.ann.truth import recall
+from hivlp.data.npy import open_npy
 from hivlp.levels import Vectors
 
 K = 10
@@ -35,8 +36,7 @@ class Collection:
 
     def read(self, name: str) -> NDArray[Any]:
         """One of its arrays, memory-mapped."""
-        array: NDArray[Any] = np.load(self.folder / name, mmap_mode="r")
-        return array
+        return open_npy(self.folder / name, kinds="fi")
 
 
 def measure(

@@ -1,15 +1,16 @@
 """Real vectors: WordNet's words as items, its glosses as queries, and captioned pictures, all from the shipped model.
 
-Encoding takes minutes, so the vectors are kept in a cache by the model's fingerprint.
+Encoding takes minutes, so the vectors are kept in a cache, by the model's fingerprint and by what was encoded.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from tqdm import tqdm
 
 from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
 from hivlp.bench.ann.truth import exact
-from hivlp.data.pairs import load_pairs
+from hivlp.data.contents import Contents, content_hash
+from hivlp.data.npy import open_npy
+from hivlp.data.pairs import Pair, load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers, encode_stream
 from hivlp.errors import DataError
 from hivlp.levels import Embeddings, Vectors
+from hivlp.scratch import write_whole
 
 WORDNET = Path("/usr/share/wordnet")
 GLOSSES, TESTED, TRAINED_FROM = 25_000, 1_000, 2_000
@@ -40,12 +44,14 @@ class RealSet:
         glosses: (25,000, d) queries in a random order; the first 1,000 test, those from 2,000 on may be learnt from.
         pictures: (about 3,000, d) drawings and photo cut-outs.
         captions: of the pictures, in their order.
+        key: names the model and what was encoded; whatever is made of the set is kept under it.
     """
 
     words: Vectors
     glosses: Vectors
     pictures: Vectors
     captions: Vectors
+    key: str = ""
 
 
 def cache_folder() -> Path:
@@ -64,19 +70,23 @@ def read_real(model: HiVLP, *, pictures: bool = True) -> RealSet:
         DataError: if WordNet or the pictures are not there.
     """
     folder = cache_folder() / f"real-{model.fingerprint[:16]}"
-    names = [field.name for field in fields(RealSet) if pictures or field.name in ("words", "glosses")]
-    missing = {name for name in names if not (folder / f"{name}.npy").is_file()}
-    if missing & {"words", "glosses"}:
-        words, glosses = read_wordnet()
-        for name, texts in (("words", words), ("glosses", glosses[:GLOSSES])):
-            if name in missing:
-                _keep(folder / f"{name}.npy", _encode(model, texts, name))
-    if missing & {"pictures", "captions"}:
-        for name, vectors in zip(("pictures", "captions"), _pictures(model), strict=True):
-            _keep(folder / f"{name}.npy", vectors)
+    words, glosses = read_wordnet()
+    texts = {"words": words, "glosses": glosses[:GLOSSES]}
+    names = {name: f"{name}-{content_hash(json.dumps(of).encode())}" for name, of in texts.items()}
+    for name, of in texts.items():
+        if not (folder / f"{names[name]}.npy").is_file():
+            _keep(folder / f"{names[name]}.npy", _encode(model, of, name))
+    if pictures:
+        pairs = load_pairs("stamps") + load_pairs("openclipart")
+        contents = Contents.read(pairs).digest
+        names |= {name: f"{name}-{contents[:32]}" for name in ("pictures", "captions")}
+        if not all((folder / f"{names[name]}.npy").is_file() for name in ("pictures", "captions")):
+            for name, vectors in zip(("pictures", "captions"), _pictures(model, pairs), strict=True):
+                _keep(folder / f"{names[name]}.npy", vectors)
     none = np.empty((0, model.levels[-1].dim), np.float32)
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-    return RealSet(**{field.name: arrays.get(field.name, none) for field in fields(RealSet)})
+    arrays = {name: open_npy(folder / f"{file}.npy") for name, file in names.items()}
+    key = content_hash(json.dumps([model.fingerprint, names]).encode())[:16]
+    return RealSet(**{name: arrays.get(name, none) for name in ("words", "glosses", "pictures", "captions")}, key=key)
 
 
 def read_wordnet(folder: Path | None = None) -> tuple[list[str], list[str]]:
@@ -129,9 +139,8 @@ def _encode(model: HiVLP, texts: Sequence[str], what: str) -> Vectors:
         return np.concatenate(list(tqdm(pool.map(one, parts), desc=what, total=len(parts), disable=None)))
 
 
-def _pictures(model: HiVLP) -> tuple[Vectors, Vectors]:
+def _pictures(model: HiVLP, pairs: Sequence[Pair]) -> tuple[Vectors, Vectors]:
     finest = model.levels[-1].name
-    pairs = load_pairs("stamps") + load_pairs("openclipart")
     done, captions = [], []
     stream = encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture))
     for batch in tqdm(stream, desc="pictures", disable=None):
@@ -142,8 +151,4 @@ def _pictures(model: HiVLP) -> tuple[Vectors, Vectors]:
 
 def _keep(path: Path, array: NDArray[Any]) -> None:
     """Write aside and rename, so that what is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        np.save(file, array)
-    scratch.replace(path)
+    write_whole(path, lambda scratch: np.save(scratch, array))

@@ -57,7 +57,7 @@ def run(size: str, model: HiVLP, plot: Path | None = None, *, fresh: bool = Fals
     started = time.perf_counter()
     real = read_real(model, pictures=size == "full")
     folder = cache_folder()
-    key = model.fingerprint[:16]
+    key = real.key
     words = folder / f"words-{key}"
     collection = Collection(words)
     if not (words / TRUTH).is_file():  # it is written last

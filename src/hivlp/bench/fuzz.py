@@ -1,0 +1,256 @@
+"""Whether a damaged or hostile index folder can do more than be refused: cases under the address sanitizer.
+
+A crash is a process that ends by a signal or a finding of a sanitizer, a hang one that says nothing for a while, a
+silent case one whose exact answers are not the true ones, or whose hits are out of order or have scores of other items.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hivlp.bench.machine import describe
+from hivlp.engine import Engine, Setting, native
+from hivlp.engine.bounds import Bounds
+from hivlp.errors import IndexFolderError
+from hivlp.fit.closed import prefix
+from hivlp.index import Index, tuning
+from hivlp.index.likeness import Likeness, Region
+from hivlp.index.records import NewItem, Stamp
+from hivlp.index.tuned import Point, Tuned
+from hivlp.levels import Vectors
+
+PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
+CHUNK = 50  # cases a process
+SOURCES = ("kernels.c", "bounds.c", "halves.c")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
+FLAGS = ("-O1", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
+FOUND = 86  # exit code of a sanitizer that found something
+SETTINGS = Setting(6, 6.0, 1.0, 60, 4.0), Setting(4, np.inf, 0.5, 50), Setting(0, np.inf, 0.0, 60)
+
+# Items, dims of the vectors, of the codes, with signs, lists, copies; whether there are bounds, and rows behind them.
+SHAPES = (
+    (1500, 48, 48, 32, 40, 2, True, False),
+    (1100, 64, 32, 32, 3, 1, True, True),
+    (1300, 32, 16, 16, 17, 2, False, False),
+    (1500, 48, 48, 48, 24, 1, True, False),
+    (1100, 40, 32, 16, 1, 1, True, True),
+)
+
+
+def run(cases: int, seed: int = 0) -> dict[str, Any]:
+    """Try so many damaged indexes.
+
+    Returns:
+        ``cases``; ``crashes``, ``hangs`` and ``silent``; ``errors`` that are none of ours; ``accepted``, ``refused``
+        (searched without the engine), ``ours`` (one of our errors); ``misled``: exact answers that are wrong since
+        somebody changed an engine and made its sums fit; ``sanitizer``: what watched; ``failures`` as sentences; the
+        machine.
+
+    Raises:
+        IndexFolderError: if there are no kernels.
+    """
+    started = time.perf_counter()
+    if native.load() is None:
+        raise IndexFolderError("the kernels are not compiled here, and there is nothing to try")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "indexes"
+        folder.mkdir()
+        for number, shape in enumerate(SHAPES):
+            make_index(folder / f"index{number}", number, *shape)
+        library, note = sanitized(Path(scratch))
+        chunks = [list(range(start, min(start + CHUNK, cases))) for start in range(0, cases, CHUNK)]
+        with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool, tqdm(total=cases, disable=None) as bar:
+            done = []
+            for part in pool.map(lambda chunk: _watch(folder, chunk, seed, library), chunks):
+                done += part
+                bar.update(len(part))
+    outcomes = Counter(case["outcome"] for case in done)
+    silent = [case for case in done if case.get("wrong") and not _misled(case)]
+    bad = [case for case in done if case["outcome"] in ("crash", "hang", "raw")]
+    return {
+        "cases": len(done),
+        "crashes": outcomes["crash"],
+        "hangs": outcomes["hang"],
+        "silent": len(silent),
+        "errors": outcomes["raw"],
+        "refused": outcomes["refused"],
+        "accepted": outcomes["accepted"],
+        "ours": outcomes["error"],
+        "misled": sum(_misled(case) for case in done),
+        "sanitizer": note,
+        "failures": [_sentence(case) for case in [*bad, *silent]],
+        "seconds": round(time.perf_counter() - started, 1),
+        "seed": seed,
+        "machine": describe("numpy"),
+    }
+
+
+def format_text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    counts = ", ".join(f"{result[name]} {name}" for name in ("crashes", "hangs", "silent", "errors"))
+    return "\n".join(
+        [
+            *(f"FAILED: {failure}" for failure in result["failures"]),
+            f"{result['cases']} cases: {counts}",
+            f"{result['accepted']} searched with the engine, {result['refused']} without it, {result['ours']} refused",
+            f"{result['misled']} with exact answers that forged sums made wrong; watched by {result['sanitizer']}",
+            f"{result['seconds']} s",
+        ]
+    )
+
+
+def make_index(
+    place: Path, seed: int, items: int, width: int, dims: int, signed: int, lists: int, copies: int,
+    bounded: bool, late: bool,
+) -> None:  # fmt: skip
+    """A tuned index, whose engine is of the shape that is wanted instead of the best one."""
+    rng = np.random.default_rng(seed)
+    groups = rng.normal(size=(30, width))
+    vectors = groups[rng.integers(30, size=items)] + 0.7 * rng.normal(size=(items, width)) + 0.3
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    with Index.create_from_embeddings(place, prefix(width, 8)) as index:
+        built = items - 50 if late else items
+        _append(index, vectors[:built], 0)
+        fine = np.asarray(_stored(index))
+        engine = Engine.build(fine, queries=vectors[:1200], dims=dims, signed=signed, lists=lists, copies=copies)
+        bounds = Bounds.build(engine, vectors[:300]) if bounded else None
+        setting = SETTINGS[seed % len(SETTINGS)]
+        points = (Point(setting, 1.0, 0.999, 0.1, 0.2), Point(SETTINGS[0], 0.95, 0.9, 0.05, 0.1))
+        ladder = tuple(point.setting for point in points)
+        regions = Region(0.0, (1.0, 1.0)), Region(0.3, (0.5, 1.0))
+        likeness = Likeness(0.99, 0.6, (10 / built, 1.0), (0.4, -1.0), regions)
+        state = index.catalog.state()
+        tuned = Tuned(state.generation, built, built, "the items themselves", 0.99, points, ladder, likeness)
+        tuning._store(index, engine, bounds, tuned, vectors[:200])
+        if late:
+            _append(index, vectors[built:], built)
+
+
+def _append(index: Index, vectors: Vectors, first: int) -> None:
+    items = [
+        NewItem(f"/p/{first + row}", row.to_bytes(32, "big"), None, {}, Stamp(0, 0, 0, 0))
+        for row in range(len(vectors))
+    ]
+    assert index._coarse is not None
+    index.append(items, index._coarse.of_items(vectors))
+
+
+def _stored(index: Index) -> Any:
+    with index.catalog.reading() as state:
+        index._refresh(state)
+        return index._maps[-1]
+
+
+def sanitized(folder: Path) -> tuple[dict[str, str], str]:
+    """Kernels that notice what they should not do.
+
+    Returns:
+        the environment that a process needs for them, with ``KERNELS``, a file beside them; and what watches, in words.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return {}, "nothing but the system: there is no C compiler here"
+    source, library = Path(native.__file__).parent, folder / native.LIBRARY
+    command = [compiler, *FLAGS, *SANITIZE, "-o", str(library), *(str(source / name) for name in SOURCES), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
+    ).stdout.strip()  # fmt: skip
+    if done.returncode or not Path(runtime).is_absolute():
+        return {}, "nothing but the system: the compiler has no sanitizers"
+    options = f"detect_leaks=0:allocator_may_return_null=1:exitcode={FOUND}"
+    settings = {
+        "LD_PRELOAD": str(Path(runtime).resolve()),
+        "ASAN_OPTIONS": options,
+        "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:exitcode={FOUND}",
+        "KERNELS": str(folder / "native.py"),
+    }
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return settings, f"the address and undefined behaviour sanitizers of {version[0] if version else compiler}"
+
+
+def _watch(folder: Path, numbers: list[int], seed: int, settings: dict[str, str]) -> list[dict[str, Any]]:
+    """What became of some cases: a process tries them, another goes on behind the one that ended it."""
+    done: list[dict[str, Any]] = []
+    while numbers:
+        part, ending = _live(folder, numbers, seed, settings)
+        done += [case for case in part if "case" in case]
+        if ending is None:
+            break
+        at = part[-1]["begin"] if part and "begin" in part[-1] else numbers[min(len(part) // 2, len(numbers) - 1)]
+        done.append({"case": at, "what": f"seed {seed}", **ending})
+        numbers = [number for number in numbers if number > at]
+    return done
+
+
+def _live(
+    folder: Path, numbers: list[int], seed: int, settings: dict[str, str]
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """What a process said, and how it ended if not well."""
+    command = ["-m", "hivlp.bench.fuzz_child", str(folder), json.dumps(numbers), str(seed)]
+    said: list[dict[str, Any]] = []
+    return said, _end(command, settings, said)
+
+
+def end_of(code: list[str], settings: dict[str, str]) -> dict[str, Any] | None:
+    """How a process ends that runs this code with these arguments: None if well."""
+    return _end(["-c", *code], settings, [])
+
+
+def _end(command: list[str], settings: dict[str, str], said: list[dict[str, Any]]) -> dict[str, Any] | None:
+    given = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if "KERNELS" in settings and "-m" in command:
+        command = [*command, settings["KERNELS"]]
+    with tempfile.TemporaryFile() as complaints:
+        child = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE, stderr=complaints, env={**os.environ, **given, **settings},
+        )  # fmt: skip
+        assert child.stdout is not None
+        hung, text = False, b""
+        with child.stdout, selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while True:
+                if not selector.select(PATIENCE):
+                    hung = True
+                    child.kill()
+                more = os.read(child.stdout.fileno(), 1 << 16)
+                text += more
+                if not more:
+                    break
+        code = child.wait()
+        complaints.seek(0)
+        said += [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+        told = complaints.read().decode("utf-8", "replace")
+    if hung:
+        return {"outcome": "hang", "raw": f"no word for {PATIENCE:.0f} s"}
+    if code:
+        words = ("ERROR", "runtime error", "    #")
+        finding = [line for line in told.splitlines() if any(word in line for word in words)]
+        return {"outcome": "crash", "raw": f"code {code}: " + " | ".join(finding[:8] or told.splitlines()[-5:])}
+    return None
+
+
+def _misled(case: dict[str, Any]) -> bool:
+    """Whether all that is wrong is an exact answer of an engine whose sums somebody made fit."""
+    wrong = case.get("wrong") or []
+    return bool(wrong) and bool(case.get("forged")) and all(said.startswith("exact answer") for said in wrong)
+
+
+def _sentence(case: dict[str, Any]) -> str:
+    told = case.get("raw") or "; ".join(dict.fromkeys(case.get("wrong", ())))
+    return f"case {case['case']} ({case.get('base', '?')}, {case.get('what', '?')}): {case['outcome']}: {told}"

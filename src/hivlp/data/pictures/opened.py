@@ -1,0 +1,72 @@
+"""A picture whose header has been read, and none of its pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from hivlp.data.pictures.colour import Samples
+from hivlp.data.pictures.exif import Directory, orientation
+from hivlp.data.pictures.limits import MAX_PIXELS, check_size
+
+
+@dataclass
+class Opened:
+    """What a format's reader makes of a file.
+
+    Attributes:
+        image: as Pillow opens it; nothing is decoded yet.
+        kind: the format, as people call it.
+        exif: the directory of its EXIF data.
+        turned: whether decoding turns it upright already.
+        profile: the ICC profile of its colours.
+        gamma: the exponent of its samples, where a PNG tells one.
+        samples: how grey values are meant, where the mode does not say it.
+        per_pixel: bytes that decoding takes for each pixel beside those of the decoded image.
+        extra: bytes that decoding takes beside, whatever the size.
+        most_pixels: the limit of its size.
+        reduce: has it decoded at the least size that leaves so many pixels to each side, where the format can.
+        pixels: decodes and gives the image, by default with ``image.load``.
+    """
+
+    image: Image.Image
+    kind: str
+    exif: Directory | None = None
+    turned: bool = False
+    profile: bytes | None = None
+    gamma: float | None = None
+    samples: Samples = field(default_factory=Samples)
+    per_pixel: float = 0
+    extra: int = 0
+    most_pixels: int = MAX_PIXELS
+    reduce: Callable[[int], None] | None = field(default=None, repr=False)
+    pixels: Callable[[], Image.Image] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_size(*self.image.size, self.most_pixels)
+
+    @property
+    def orientation(self) -> int:
+        """How the decoded image has yet to be turned."""
+        return 1 if self.turned else orientation(self.exif)
+
+    def decoded(self) -> Image.Image:
+        """The first frame with all its pixels."""
+        if self.pixels is not None:
+            return self.pixels()
+        self.image.load()
+        return self.image
+
+    def cost(self) -> int:
+        """Bytes that decoding takes at the size that the image has now."""
+        width, height = self.image.size
+        return image_bytes(self.image.mode, width, height) + self.extra + math.ceil(self.per_pixel * width * height)
+
+
+def image_bytes(mode: str, width: int, height: int) -> int:
+    """Bytes of an image in Pillow, which keeps a pointer for each row."""
+    wide = 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
+    return height * (width * wide + 16)

@@ -1,0 +1,93 @@
+"""The engine as the first tier of a ranking: it keeps its promise for queries of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.engine import Setting
+from hivlp.index.engine_scan import HEAD, EngineScanner
+from hivlp.index.likeness import LIKE, NEAR, K
+from hivlp.index.ranking import Found
+from hivlp.index.scan import Mask, Rows, Scanner, top_many
+from hivlp.index.search import Stopwatch
+from hivlp.index.tuned import Tuned
+from hivlp.levels import Vectors
+
+
+class EngineTier:
+    """The first ranks, as :class:`hivlp.index.ranking.Tier` says, by what the engine finds.
+
+    A query that is unlike those that the engine was measured with is asked again, with a setting that finds enough for
+    such queries, or everything is read for it (see :mod:`hivlp.index.likeness`).
+    """
+
+    reach: int | None = HEAD
+
+    def __init__(
+        self,
+        scanner: EngineScanner,
+        tuned: Tuned,
+        recall: float,
+        setting: Setting,
+        exact: Callable[[], Scanner],
+        watch: Stopwatch,
+    ) -> None:
+        """A tier for one kind of search.
+
+        Args:
+            scanner: of this commit.
+            tuned: what the engine is known to do.
+            recall: what is asked for.
+            setting: that finds so much for queries like those that were measured.
+            exact: gives what ranks all rows of the commit.
+            watch: which is charged.
+        """
+        self._scanner, self._tuned, self._recall, self._setting = scanner, tuned, recall, setting
+        self._exact, self._watch = exact, watch
+
+    def find(
+        self, queries: Sequence[Sequence[Vectors]], count: int, allowed: Mask | None, without: int | None
+    ) -> list[Found]:
+        """See :class:`hivlp.index.ranking.Tier`."""
+        asked = np.stack([query[-1] for query in queries])
+        near = self._scanner.nearest(asked, HEAD, self._setting, allowed)
+        regions = self._regions(near, allowed)
+        answers = [self._found(query, each, self._setting, allowed) for query, each in zip(asked, near, strict=True)]
+        for region in np.unique(regions[regions != LIKE]).tolist():
+            setting = self._tuned.widened(region, self._recall, self._setting)
+            if setting == self._setting:
+                continue
+            which = np.flatnonzero(regions == region)
+            for place, found in zip(which.tolist(), self._again(asked[which], setting, allowed), strict=True):
+                why = "nearer to one item than the queries that were measured"
+                if region != NEAR:
+                    why = "further from all items than the queries that were measured"
+                answers[place] = Found(found.rows, found.scores, {**found.step, "widened": why})
+        self._watch.lap("coarse")
+        return answers
+
+    def _regions(self, near: Sequence[tuple[Rows, Vectors]], allowed: Mask | None) -> NDArray[np.int64]:
+        passing = None if allowed is None else self._scanner.passing(allowed)
+        if passing is not None and passing.all_scored(HEAD):
+            return np.full(len(near), LIKE)
+        best = np.full((len(near), K), -np.inf, np.float32)
+        for place, (_, scores) in enumerate(near):
+            best[place, : len(scores[:K])] = scores[:K]
+        return self._tuned.likeness.of(best, self._scanner.built, 1.0 if passing is None else passing.share)
+
+    def _again(self, queries: Vectors, setting: Setting | None, allowed: Mask | None) -> list[Found]:
+        if setting is None:
+            return [Found(*each, {"stage": "exact"}) for each in top_many(self._exact(), queries, HEAD, allowed)]
+        near = self._scanner.nearest(queries, HEAD, setting, allowed)
+        return [self._found(query, each, setting, allowed) for query, each in zip(queries, near, strict=True)]
+
+    def _found(self, query: Vectors, near: tuple[Rows, Vectors], setting: Setting, allowed: Mask | None) -> Found:
+        step: dict[str, Any] = {"stage": "engine", "recall": self._recall, **asdict(setting)}
+        for name in ("margin", "tolerance"):
+            step[name] = step[name] if np.isfinite(step[name]) else None
+        return Found(*self._scanner.with_later(query, *near, allowed), step)

@@ -1,0 +1,247 @@
+"""Whether a query is like those that an engine was measured with, and what to do where it is not.
+
+What a setting finds is measured with a sample of queries, and says little of others: an engine that finds 99% for texts
+may find 75% for random directions, 95% for the items themselves. How hard a query is shows in the scores of what was
+found. The ten best of a query that the collection has no answer to are hardly better than the rest, and lie in lists
+that nobody would look at for that; a query that is an item, or nearly one, has one far better answer than others.
+
+So queries of many kinds are made from the sample and the items, and sorted into *regions* by their best and tenth
+scores: like the sample, nearer to one item than the sample ever is, and further from everything, in steps. For each
+region it is measured which settings find how much. A search that lands in another region than the sample's is done
+again with a setting that finds enough there, or by reading everything where none is known to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.levels import Vectors
+
+K = 10
+RARE = 0.01  # of the sample's queries, those with the most extreme scores, are taken to be unlike it
+MOST_REGIONS = 100  # in a manifest
+STEPS = 5  # regions of those that are further from everything than the sample
+LEAST_PROBES = 20  # from which the mean of a kind, or of a region, says something
+LENIENCE = 0.01  # a kind among several of a region may be so far below what the region finds
+NOISE_OF_QUERIES = (0.5, 1.0, 2.0, 4.0)
+NOISE_OF_ITEMS = (0.0, 0.35, 0.7, 2.0)
+OTHER_MODELS = 4
+LIKE, NEAR = -1, 0  # regions; from 1 on, ever further
+ALMOST_ALL = 0.9  # of the items: what passes less is told apart by shares alone
+SAMPLED = 20_000  # items whose scores say how far down a filter reaches
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where queries that are unlike the sample are, and how much of the ten best each setting finds for them.
+
+    Attributes:
+        least: the tenth best score of those that belong here; those of the nearest region have no such edge.
+        recalls: by setting, in the order of the ladder: the least of the region's mean and of its kinds' (see
+            :data:`LENIENCE`); 0 where too few queries were there to tell.
+    """
+
+    least: float
+    recalls: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What the scores of measured queries look like.
+
+    Attributes:
+        best: a query with a better best hit is nearer to one item than the sample.
+        gap: likewise, one whose best hit is so much better than its tenth.
+        shares: ascending; of the items, how many are at least as good as ...
+        scores: ... this score, for all of the sample but the :data:`RARE`.
+        regions: the nearer one, then ever further ones.
+    """
+
+    best: float
+    gap: float
+    shares: tuple[float, ...]
+    scores: tuple[float, ...]
+    regions: tuple[Region, ...]
+
+    def of(self, scores: Vectors, items: int, passing: float) -> NDArray[np.int64]:
+        """Which region each search has landed in: :data:`LIKE`, or a number of :attr:`regions`.
+
+        Args:
+            scores: (n, 10 or more) of what was found, best first; -inf where there was nothing.
+            items: that were searched.
+            passing: share of them that a filter lets through.
+        """
+        best, tenth = scores[:, 0], scores[:, K - 1]
+        regions = np.full(len(scores), LIKE)
+        regions[best > self.best] = NEAR
+        tenth = np.where(np.isfinite(tenth), tenth, np.finfo(np.float32).min)
+        if passing >= ALMOST_ALL:
+            regions[best - tenth > self.gap] = NEAR
+        # Of what passes a filter, the tenth best is as good as one further down among all: so much is made up for.
+        share = min(1.0, K / max(1.0, items * passing))
+        usual = np.interp(np.log([share, self.shares[0]]), np.log(self.shares), self.scores)
+        tenth = tenth + (usual[1] - usual[0])
+        low = tenth < usual[1]
+        if low.any():
+            edges = np.array([region.least for region in self.regions[1:]])
+            regions[low] = 1 + (tenth[low, None] < edges).sum(1)
+        return regions
+
+    def setting(self, region: int, recall: float) -> int | None:
+        """Which setting of the ladder finds so much there; None if only reading everything does."""
+        if region >= len(self.regions):
+            return None
+        if region != NEAR:  # the further from all that is known, the less is measured with kinds that one can think of
+            recall = (1 + recall) / 2
+        good = (place for place, found in enumerate(self.regions[region].recalls) if found >= recall)
+        return next(good, None)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and for people."""
+        numbers = {name: [round(value, 5) for value in getattr(self, name)] for name in ("shares", "scores")}
+        numbers["shares"] = list(self.shares)
+        regions = [
+            {"least": round(region.least, 5), "recalls": [round(value, 4) for value in region.recalls]}
+            for region in self.regions
+        ]
+        return {"best": round(self.best, 5), "gap": round(self.gap, 5), **numbers, "regions": regions}
+
+    @classmethod
+    def of_json(cls, data: Any) -> Likeness:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: if it is not what that gives.
+        """
+        try:
+            shares, scores = _numbers(data["shares"]), _numbers(data["scores"])
+            regions = tuple(Region(_numbers([each["least"]])[0], _numbers(each["recalls"])) for each in data["regions"])
+            best, gap = _numbers([data["best"], data["gap"]])
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"the likeness of queries is not whole: {error}") from error
+        ascending = len(shares) == len(scores) > 0 and shares[0] > 0 and bool((np.diff(shares) > 0).all())
+        if not ascending or not 0 < len(regions) <= MOST_REGIONS:
+            raise ValueError("the likeness of queries has shares out of order, or no regions")
+        return cls(best, gap, shares, scores, regions)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
+        raise TypeError("a list of numbers is missing")
+    found = tuple(float(value) for value in values)
+    if not np.isfinite(found).all():
+        raise ValueError("the likeness of queries has a number that is not finite")
+    return found
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Queries of kinds that nobody has asked yet: (n, dim) unit vectors, and the kind of each."""
+
+    queries: Vectors
+    kinds: NDArray[np.int64]
+
+
+def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Probes:
+    """Items, mixtures, noise of several strengths on items and on queries, opposites and random directions.
+
+    Args:
+        sample: (m, dim) measured queries.
+        items: (n, dim) some of the items.
+        each: how many of each kind.
+        seed: of everything.
+    """
+    rng, dim = np.random.default_rng(seed), sample.shape[1]
+
+    def some(of: Vectors) -> Vectors:
+        return np.asarray(of[rng.integers(len(of), size=each)], np.float32)
+
+    def noise() -> Vectors:
+        return _unit(rng.normal(size=(each, dim)).astype(np.float32))
+
+    orders, which = np.tile(np.arange(dim), (OTHER_MODELS, 1)), rng.integers(OTHER_MODELS, size=each)
+    # Directions in which the items spread, as much as they do; their mean is what all have in common.
+    centred = items - items.mean(0)
+    spread = rng.normal(size=(each, len(items))).astype(np.float32) @ centred
+    kinds = [
+        *(some(sample) + strength * noise() for strength in NOISE_OF_QUERIES),
+        *(some(items) + strength * noise() for strength in NOISE_OF_ITEMS),
+        some(items) + some(items),
+        some(items) + some(sample),
+        -some(sample),
+        -some(items),
+        spread,
+        noise(),
+        # As of other models: the same numbers, of no meaning here.
+        np.stack([row[order] for row, order in zip(some(sample), rng.permuted(orders, axis=1)[which], strict=True)]),
+    ]
+    queries = np.concatenate([_unit(kind) for kind in kinds])
+    return Probes(queries, np.repeat(np.arange(len(kinds)), each))
+
+
+def learn(
+    sample: Vectors,
+    sample_best: Vectors,
+    probes: Probes,
+    probes_best: Vectors,
+    found: Sequence[NDArray[np.float64]],
+    items: Vectors,
+    count: int,
+) -> Likeness:
+    """Draw the regions, and measure each.
+
+    Args:
+        sample: (m, dim) measured queries.
+        sample_best: (m, 10) their best scores, best first.
+        probes: of other kinds.
+        probes_best: likewise, (n, 10).
+        found: for each setting of the ladder, (n,) the share of each probe's ten best that it finds.
+        items: (n, dim) some of the items.
+        count: of all items.
+    """
+    best, tenth = sample_best[:, 0], sample_best[:, K - 1]
+    shares = [min(1.0, K / count)]
+    scores = [float(np.quantile(tenth, RARE))]
+    ordered = np.sort(sample @ items.T, 1)[:, ::-1]
+    for rank in np.unique(np.geomspace(K, len(items), 24).astype(int)):
+        if rank / len(items) > shares[-1]:
+            shares.append(rank / len(items))
+            scores.append(float(np.quantile(ordered[:, rank - 1], RARE)))
+    drawn = Likeness(
+        float(np.quantile(best, 1 - RARE)),
+        float(np.quantile(best - tenth, 1 - RARE)),
+        tuple(shares),
+        tuple(np.minimum.accumulate(scores).tolist()),
+        (Region(-np.inf, ()),),
+    )
+    where = drawn.of(probes_best, count, 1.0)
+    low = np.sort(probes_best[where > 0, K - 1])[::-1]
+    edges = [float(part[-1]) for part in np.array_split(low, STEPS) if len(part)]
+    near = Region(0.0, _recalls(where == NEAR, probes, found))
+    regions = [near]
+    above = np.inf
+    for edge in edges:
+        inside = (where > 0) & (probes_best[:, K - 1] < above) & (probes_best[:, K - 1] >= edge)
+        regions.append(Region(edge, _recalls(inside, probes, found)))
+        above = edge
+    return Likeness(drawn.best, drawn.gap, drawn.shares, drawn.scores, tuple(regions))
+
+
+def _recalls(inside: NDArray[np.bool_], probes: Probes, found: Sequence[NDArray[np.float64]]) -> tuple[float, ...]:
+    if np.count_nonzero(inside) < LEAST_PROBES:
+        return (0.0,) * len(found)
+    kinds = [inside & (probes.kinds == kind) for kind in np.unique(probes.kinds[inside])]
+    kinds = [kind for kind in kinds if np.count_nonzero(kind) >= LEAST_PROBES]
+    return tuple(
+        float(min([shares[inside].mean(), *(shares[kind].mean() + LENIENCE for kind in kinds)])) for shares in found
+    )
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-20)
+    return unit.astype(np.float32)

@@ -1,0 +1,150 @@
+"""Queries that are unlike those that an engine was measured with get what was promised all the same."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from hivlp.cli import main
+from hivlp.engine import native
+from hivlp.index import Index
+from hivlp.index.likeness import LIKE, NEAR, Likeness, Region, make_probes
+
+WIDTH, ROWS = 64, 12_000
+needs_kernels = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def clusters(count: int, seed: int) -> np.ndarray:
+    """Around 300 centres in a few dimensions, as pictures and texts of one subject lie together."""
+    centres = np.random.default_rng(99).normal(size=(300, 16)) @ np.random.default_rng(98).normal(size=(16, WIDTH))
+    rng = np.random.default_rng(seed)
+    return unit(unit(centres)[rng.integers(300, size=count)] + 0.08 * rng.normal(size=(count, WIDTH)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("likeness")
+    np.save(folder / "v.npy", clusters(ROWS, 0))
+    arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
+    assert main(["index", *arguments]) == 0
+    with Index.open(folder / "index") as index:
+        index.tune(clusters(4000, 1), recall=0.95)
+    return folder / "index"
+
+
+def kinds(items: np.ndarray) -> dict[str, np.ndarray]:
+    rng, asked = np.random.default_rng(5), clusters(80, 2)
+    return {
+        "the sample's": asked,
+        "items": items[rng.integers(len(items), size=80)],
+        "noisy": unit(asked + unit(rng.normal(size=asked.shape))),
+        "random": unit(rng.normal(size=asked.shape)),
+        "negated": -asked,
+        "another model's": asked[:, rng.permutation(WIDTH)],
+    }
+
+
+@needs_kernels
+def test_the_promise_holds_for_queries_of_every_kind(made):
+    with Index.open(made) as index:
+        for name, asked in kinds(clusters(ROWS, 0)).items():
+            truth = index.search_many(vectors={"fine": asked}, exact=True)
+            found = index.search_many(vectors={"fine": asked})
+            shares = [len({h.id for h in a} & {h.id for h in b}) / 10 for a, b in zip(truth, found, strict=True)]
+            assert np.mean(shares) >= 0.94, name
+
+
+@needs_kernels
+def test_what_was_done_for_an_unlike_query_is_said(made, capsys):
+    with Index.open(made) as index:
+        asked = kinds(clusters(ROWS, 0))
+        usual = [index.search(vector={"fine": query}).plan for query in asked["the sample's"]]
+        assert sum("widened" in step for plan in usual for step in plan) <= 8
+        assert usual[0][0]["stage"] == "engine" and usual[0][0]["recall"] == 0.95
+        for query in asked["random"][:20]:
+            result = index.search(vector={"fine": query})
+            assert "further from all items" in result.plan[0]["widened"]
+            assert "searched wider" in str(result)
+            assert json.loads(json.dumps(result.to_json()))["plan"] == result.plan
+        # One by one and together, the same answers by the same steps.
+        some = np.concatenate([part[:5] for part in asked.values()])
+        for query, result in zip(some, index.search_many(vectors={"fine": some}), strict=True):
+            alone = index.search(vector={"fine": query})
+            assert (alone.hits, alone.plan) == (result.hits, result.plan)
+
+
+@needs_kernels
+def test_a_filter_that_suits_a_query_badly_does_not_hide_answers(made):
+    """Only what is far from the query passes."""
+    items = clusters(ROWS, 0)
+    with Index.open(made) as index:
+        shares = []
+        for query in clusters(12, 2):
+            far = np.argsort(items @ query)[: ROWS // 2] + 1
+            condition = f"id IN ({','.join(map(str, far))})"
+            truth = index.search(vector={"fine": query}, exact=True, where=condition)
+            found = index.search(vector={"fine": query}, where=condition)
+            shares.append(len({hit.id for hit in truth} & {hit.id for hit in found}) / 10)
+        assert np.mean(shares) >= 0.94
+
+
+def known(**more: object) -> Likeness:
+    regions = (Region(0.0, (0.8, 0.99)), Region(0.3, (0.9, 1.0)), Region(0.1, (0.5, 0.9)))
+    return Likeness(
+        **{"best": 0.9, "gap": 0.4, "shares": (0.01, 1.0), "scores": (0.5, -0.5), "regions": regions} | more
+    )
+
+
+def scored(best: float, tenth: float) -> np.ndarray:
+    return np.linspace(best, tenth, 10, dtype=np.float32)[None]
+
+
+@pytest.mark.parametrize(
+    ("scores", "passing", "region"),
+    [
+        (scored(0.7, 0.6), 1.0, LIKE),
+        (scored(0.95, 0.6), 1.0, NEAR),
+        (scored(0.89, 0.42), 1.0, 1),  # a great gap, but first of all too far from ten
+        (scored(0.6, 0.45), 1.0, 1),
+        (scored(0.6, 0.2), 1.0, 2),
+        (scored(0.6, 0.0), 1.0, 3),
+        (scored(0.6, 0.3), 0.1, LIKE),  # a filter leaves worse ones: 0.3 is now as good as 0.8 without
+        (scored(0.6, -0.1), 0.1, 1),
+        (np.full((1, 10), -np.inf, np.float32), 1.0, 3),
+    ],
+)
+def test_scores_tell_the_region(scores, passing, region):
+    assert known().of(scores, 1000, passing).tolist() == [region]
+
+
+def test_the_further_away_the_more_is_asked_of_a_setting():
+    likeness = known()
+    assert likeness.setting(NEAR, 0.99) == 1 and likeness.setting(NEAR, 0.7) == 0
+    assert likeness.setting(1, 0.9) == 1  # 0.9 is what the first one finds there: not enough to be sure
+    assert likeness.setting(2, 0.9) is None and likeness.setting(3, 0.1) is None
+
+
+def test_it_is_read_back_as_it_was_written():
+    data = json.loads(json.dumps(known().to_json()))
+    assert Likeness.of_json(data) == known()
+    for broken in (
+        {"best": "high"}, {"gap": float("nan")}, {"shares": [1.0, 0.01]}, {"shares": [0.0, 1.0]}, {"scores": [1.0]},
+        {"regions": []}, {"regions": [{"least": None, "recalls": []}]}, {"shares": []}, {"best": None},
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            Likeness.of_json(data | broken)
+
+
+def test_probes_are_of_many_kinds_and_of_length_one():
+    items = clusters(500, 0)
+    probes = make_probes(clusters(50, 1), items, 10)
+    assert len(np.unique(probes.kinds)) >= 12 and len(probes.queries) == len(probes.kinds)
+    np.testing.assert_allclose(np.linalg.norm(probes.queries, axis=1), 1, atol=1e-3)
+    best = (probes.queries @ items.T).max(1)
+    assert best.max() > 0.99 and best.min() < 0.6
