@@ -458,11 +458,12 @@ needs_stamps = pytest.mark.skipif(not stamps.DEFAULT_ROOT.is_dir(), reason="tuxp
 @pytest.mark.stamps
 @needs_stamps
 def test_the_real_stamps() -> None:
+    pytest.importorskip("resvg_py")
     pairs = stamps.read_stamps(stamps.DEFAULT_ROOT)
-    assert Counter(pair.split for pair in pairs) == {"test": 200, "val": 100, "train": 634}
+    assert Counter(pair.split for pair in pairs) == {"test": 200, "val": 99, "train": 623}
     for split, digest in (
         ("test", "4f10f7402dbcf28e4c0825b06fbca13abc08aa919f51ae60d89b695cf85f4f6f"),
-        ("val", "d64b5aa183a1a427497aa2a2ecdb7a99695ebb3a638372af16db405ab63aa504"),
+        ("val", "958ab078f67c31f7268b788638d87dd369f6bc6ed88660a0a3eb0dfaa21459f4"),
     ):
         captions = sorted(pair.captions[0] for pair in pairs if pair.split == split)
         assert hashlib.sha256("\n".join(captions).encode()).hexdigest() == digest
@@ -569,8 +570,10 @@ def test_missing_openclipart_says_what_to_install(tmp_path: Path, monkeypatch: p
 @needs_stamps
 @pytest.mark.skipif(not openclipart.DEFAULT_ROOT.is_dir(), reason="openclipart is not installed")
 def test_the_real_openclipart_keeps_clear_of_what_is_held_out() -> None:
+    pytest.importorskip("resvg_py")
     pairs = openclipart.read_openclipart(openclipart.DEFAULT_ROOT)
-    assert 2000 < len(pairs) < 5000
+    assert len(pairs) == 1948, "of 2,020: the others show a held-out stamp's drawing, or one of the demonstration"
+    assert not any("woman_chemist" in pair.id or pair.id.endswith("/compact_disc.png") for pair in pairs)
     held_out = stamps.held_out_captions(stamps.DEFAULT_ROOT)
     bare = {caption.removeprefix("a ").removeprefix("an ").removeprefix("the ").rstrip(".!") for caption in held_out}
     for pair in pairs:

@@ -33,7 +33,6 @@ from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import chunks, encode_stream
-from hivlp.errors import DataError
 from hivlp.evaluate import score
 from hivlp.levels import Embeddings
 from hivlp.levels import Vectors as Vectors32
@@ -216,8 +215,9 @@ def margins(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, 
 
 def _data(settings: Size, model: Encoder) -> Iterator[tuple[str, Pairs]]:
     """Stamps with clip-art, nouns with glosses, and scenes, each as the vectors of a model that stays as it is."""
-    sources = ["stamps", "openclipart"]
-    yield "stamps+openclipart", encode_pairs({split: _load(sources, split) for split in SPLITS}, model)
+    pairs = load_pairs("stamps") + load_pairs("openclipart")
+    splits = {split: [pair for pair in pairs if pair.split == split] for split in SPLITS}
+    yield "stamps+openclipart", encode_pairs(splits, model)
     yield "wordnet", encode_glosses(settings.nouns, model)
     with tempfile.TemporaryDirectory() as folder:
         source = f"scenes:{settings.scenes}"
@@ -225,16 +225,6 @@ def _data(settings: Size, model: Encoder) -> Iterator[tuple[str, Pairs]]:
         train_on_scenes(scenes_recipe(settings.scenes, settings.epochs), out)
         trained = HiVLP.from_pretrained(out)
         yield "scenes", encode_pairs({split: load_pairs(source, split) for split in SPLITS}, trained)
-
-
-def _load(sources: Sequence[str], split: str) -> list[Pair]:
-    pairs: list[Pair] = []
-    for source in sources:
-        found = [pair for pair in load_pairs(source) if pair.split == split]
-        pairs += found
-    if not pairs:
-        raise DataError(f"{' and '.join(sources)} hold no pairs of the split {split!r}")
-    return pairs
 
 
 def encode_pairs(splits: Mapping[str, Sequence[Pair]], model: Encoder) -> Pairs:

@@ -1,6 +1,6 @@
 """Art4Apps' flash cards as Debian packages them (pysiogame): some 580 drawings, each with the word that it stands for.
 
-Training data only: a card whose word is the caption of a held-out stamp is left out.
+Training data only: a card whose word is the caption of a held-out stamp, or which shows its drawing, is left out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from hivlp.data.pairs import Pair
-from hivlp.data.stamps import comparable, held_out_comparable
+from hivlp.data.stamps import comparable, held_out_comparable, without_held_out_pictures
 from hivlp.errors import DataError
 
 DEFAULT_ROOT = Path("/usr/share/games/pysiogame/res/images/art4apps")
@@ -30,8 +30,9 @@ def read_flashcards(root: Path | None = None) -> list[Pair]:
         raise DataError(f"no flash cards at {root}: apt-get install pysiogame, or set HIVLP_FLASHCARDS")
     held_out = held_out_comparable()
     words = [(path, path.stem.replace("_", " ")) for path in sorted(root.glob("*/*.jpg"))]
-    return [
+    pairs = [
         Pair(path.relative_to(root).as_posix(), path, (word,))
         for path, word in words
         if comparable(word) not in held_out
     ]
+    return without_held_out_pictures(pairs)

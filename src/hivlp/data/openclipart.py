@@ -1,8 +1,8 @@
 """Openclipart 0.18 as Debian packages it (openclipart-png, openclipart-svg): public-domain drawings with titles.
 
 The titles were written by hundreds of people for their own use, so most of this module is about telling a caption from
-a file name, a theme's name or a signature. What is left is training data only; whatever shares its title with a
-held-out stamp, and the pictures of the demonstration, are left out.
+a file name, a theme's name or a signature. What is left is training data only; whatever shares its title or its drawing
+with a held-out stamp, and the pictures of the demonstration, are left out, these in other colours too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, cast
 from hivlp.data import stamps
 from hivlp.data.pairs import Pair
 from hivlp.data.pictures import picture_size
+from hivlp.data.same_picture import excluding, looks_of
 from hivlp.errors import DataError, PictureError
 
 DEFAULT_ROOT = Path("/usr/share/openclipart")
@@ -85,7 +86,8 @@ def read_openclipart(root: Path | None = None) -> list[Pair]:
     records = {name: record for name, record in records.items() if _PUBLIC_DOMAIN.search(record.license)}
     titles = Counter(_folded(record.title) for record in records.values())
     descriptions = Counter(_folded(record.description) for record in records.values())
-    held_out, demo = stamps.held_out_comparable(), _demo_pictures(root)
+    held_out = stamps.held_out_comparable()
+    demo, shown = _demo_pictures(root)
     pairs = []
     for name, record in records.items():
         path = (root / "png" / name).with_suffix(".png")
@@ -94,7 +96,7 @@ def read_openclipart(root: Path | None = None) -> list[Pair]:
         captions = _captions(record, with_description=descriptions[_folded(record.description)] <= _MOST_OF_A_TEXT)
         if captions and held_out.isdisjoint(map(_folded, (record.title, *captions))) and _is_decodable(path):
             pairs.append(Pair(name.with_suffix(".png").as_posix(), path, captions))
-    return pairs
+    return stamps.without_held_out_pictures(excluding(pairs, looks_of(shown)))
 
 
 def clean_title(title: str) -> str:
@@ -191,13 +193,19 @@ def _folded(caption: str) -> str:
     return stamps.comparable(_plain(caption))
 
 
-def _demo_pictures(root: Path) -> frozenset[str]:
-    """Real paths of the pictures that ship with hivlp for its demonstration, which is to be an honest one."""
-    table = importlib.resources.files("hivlp") / "assets" / "pictures" / "captions.jsonl"
+def _demo_pictures(root: Path) -> tuple[frozenset[str], list[Pair]]:
+    """The pictures that ship with hivlp for its demonstration, which is to be an honest one.
+
+    Returns:
+        The real paths of those that they were made from, and the pictures themselves.
+    """
+    folder = importlib.resources.files("hivlp") / "assets" / "pictures"
+    table = folder / "captions.jsonl"
     if not table.is_file():
-        return frozenset()
-    sources = (json.loads(line)["source"] for line in table.read_text(encoding="utf-8").splitlines() if line)
-    return frozenset(os.path.realpath(root / "png" / source) for source in sources)
+        return frozenset(), []
+    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line]
+    shown = [Pair(row["file"], Path(str(folder / row["file"])), (row["file"],)) for row in rows]
+    return frozenset(os.path.realpath(root / "png" / row["source"]) for row in rows), shown
 
 
 def _is_decodable(path: Path) -> bool:

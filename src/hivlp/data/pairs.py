@@ -133,7 +133,7 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
     """
     if split is not None and split not in SPLITS:
         raise DataError(f"there is no split {split!r}: choose from {', '.join(SPLITS)}")
-    read = _read(source, images)
+    read = _read(source, images, split)
     pairs = read if isinstance(read, Pairs) else Pairs(read)
     if split is None:
         if not pairs:
@@ -146,12 +146,12 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
     return chosen
 
 
-def _read(source: str | Path, images: Path | None) -> list[Pair]:
+def _read(source: str | Path, images: Path | None, split: str | None) -> list[Pair]:
     # Readers are imported when they are needed: they build on this module, and some pull in large packages.
     from hivlp.data import flashcards, folder, karpathy, openclipart, parquet, scenes, stamps, table, webdataset
 
     if source == "stamps":
-        return stamps.read_stamps()
+        return stamps.read_stamps(split=split)
     if source == "openclipart":
         return openclipart.read_openclipart()
     if source == "flashcards":

@@ -7,14 +7,17 @@
    refuses them unless it is told a resolution; these are 16.
 2. The caption is the first line of the text, in English, stripped.
 3. Candidates are the items outside ``symbols/`` whose caption occurs once among all items.
-4. Ordered by the SHA-256 of the caption in UTF-8, the first 200 candidates are ``test``, the next 100 ``val``.
-5. All other items are ``train``, except those whose caption equals, in folded case, one of ``test`` or ``val``: these
-   are left out.
+4. Ordered by the SHA-256 of the caption in UTF-8, the first 200 candidates are ``test``, the next 100 ``val``. Those of
+   ``val`` that show the same drawing as one of ``test`` are left out (:mod:`hivlp.data.same_picture`; there is one).
+5. All other items are ``train``, except those that share a caption (in folded case) or a drawing with one of ``test``
+   or ``val``: these are left out.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -25,8 +28,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from hivlp.data.pairs import Pair
+from hivlp.data.same_picture import Looks, excluding, looks_of
 from hivlp.errors import DataError, PictureError
 
+logger = logging.getLogger(__name__)
 DEFAULT_ROOT = Path("/usr/share/tuxpaint/stamps")
 TEST_SIZE, VAL_SIZE = 200, 100
 
@@ -61,23 +66,25 @@ class Drawing:
             raise PictureError(f"cannot be drawn: {error}") from error
 
 
-def read_stamps(root: Path | None = None) -> list[Pair]:
+def read_stamps(root: Path | None = None, split: str | None = None) -> list[Pair]:
     """Read the stamps with the split that the module describes, ordered by path.
 
     Args:
         root: the ``stamps`` folder; by default the environment's ``HIVLP_STAMPS``, or where Debian puts it.
+        split: the only one that is wanted. For ``test`` no picture is opened; otherwise all are compared, in seconds.
 
     Raises:
         DataError: if the stamps are not installed.
     """
-    root = stamps_root(root)
-    items = _items(root)
-    splits = assign_splits([(path.parts[0], caption) for path, caption in items])
-    return [
-        Pair(path.as_posix(), Drawing(root / path) if path.suffix == ".svg" else root / path, (caption,), split)
-        for (path, caption), split in zip(items, splits, strict=True)
-        if split is not None
-    ]
+    by_caption = _split_by_caption(root)
+    pairs = [pair for pair in by_caption if split in (None, pair.split)]
+    kept = {pair.id for pair in pairs if pair.split == "test"}
+    for part, apart_from in (("val", ("test",)), ("train", ("test", "val"))):
+        mine = [pair for pair in pairs if pair.split == part]
+        if mine:
+            looks = _looks(tuple(pair for pair in by_caption if pair.split in apart_from))
+            kept |= {pair.id for pair in excluding(mine, looks)}
+    return [pair for pair in pairs if pair.id in kept]
 
 
 def held_out_captions(root: Path | None = None) -> frozenset[str]:
@@ -86,7 +93,18 @@ def held_out_captions(root: Path | None = None) -> frozenset[str]:
     Raises:
         DataError: if the stamps are not installed.
     """
-    return frozenset(pair.captions[0].casefold() for pair in read_stamps(root) if pair.split != "train")
+    return frozenset(pair.captions[0].casefold() for pair in _split_by_caption(root) if pair.split != "train")
+
+
+def without_held_out_pictures(pairs: list[Pair]) -> list[Pair]:
+    """The pairs of another data set that show no drawing of ``test`` or ``val``; all where there are no stamps."""
+    try:
+        held_out = tuple(pair for pair in _split_by_caption() if pair.split != "train")
+    except DataError:
+        return pairs
+    kept = excluding(pairs, _looks(held_out))
+    logger.info("left out %d pictures that show a held-out stamp", len(pairs) - len(kept))
+    return kept
 
 
 def comparable(caption: str) -> str:
@@ -136,6 +154,24 @@ def drawable(path: Path) -> bool:
         return False
     lengths = [_LENGTH.fullmatch(element.get(side, "1")) for side in ("width", "height")]
     return element.tag.endswith("}svg") and all(match and float(match["number"]) > 0 for match in lengths)
+
+
+def _split_by_caption(root: Path | None = None) -> list[Pair]:
+    """All pairs, without a look at their pictures."""
+    root = stamps_root(root)
+    items = _items(root)
+    splits = assign_splits([(path.parts[0], caption) for path, caption in items])
+    return [
+        Pair(path.as_posix(), Drawing(root / path) if path.suffix == ".svg" else root / path, (caption,), split)
+        for (path, caption), split in zip(items, splits, strict=True)
+        if split is not None
+    ]
+
+
+@functools.lru_cache(maxsize=4)
+def _looks(pairs: tuple[Pair, ...]) -> Looks:
+    """What the held-out pictures look like, once for all data sets that are compared with them."""
+    return looks_of(pairs)
 
 
 def _items(root: Path) -> list[tuple[Path, str]]:

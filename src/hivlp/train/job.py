@@ -31,6 +31,7 @@ from hivlp.objective import HierarchicalObjective
 from hivlp.train import backbones, checkpoint
 from hivlp.train.check import check_data, check_folder, check_recipe
 from hivlp.train.features import build_corpus, frozen_image_features, frozen_text_features
+from hivlp.train.held_out import rows_apart
 from hivlp.train.kept import weights_digest
 from hivlp.train.log import MetricLog, draw_curves
 from hivlp.train.origin import Origin
@@ -93,6 +94,8 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     torch.manual_seed(recipe.seed)
 
     # Model and data. What is kept in the run's folder is made by the first process and read by the others.
+    apart = broadcast_object_list([rows_apart(recipe, pairs) if main else None])[0]
+    pairs = [pairs[row] for row in apart]
     frozen = recipe.optim.tower_lr == 0
     with accelerator.main_process_first():
         model, tokenizer, tokenizer_file = build_model(recipe, run)

@@ -1,0 +1,76 @@
+"""No picture that a recipe evaluates on is trained on, under whatever name and in whatever data set it lies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from hivlp.data import scenes
+from hivlp.data.pairs import Pair, Pairs, load_pairs
+from hivlp.data.same_picture import looks_of, nearest, same_as
+from hivlp.errors import RecipeError
+from hivlp.train.recipe import Recipe, split_of
+
+logger = logging.getLogger(__name__)
+_NAMED = 3
+
+
+def rows_apart(recipe: Recipe, visited: Sequence[tuple[Pair, int]]) -> list[int]:
+    """Which training pairs show no picture of the recipe's validation and test sets; the others are counted in the log.
+
+    Pictures are compared (:mod:`hivlp.data.same_picture`), so copies at another size, in another format, mirrored or
+    with margins are found. That reads each training picture once more, at the size of a stamp. Data sets that keep
+    themselves apart are not read: the stamps with the drawings that go with them, and rendered scenes. Where the
+    training part of a data set is named for validation, that is meant, and nothing is left out for it.
+
+    Args:
+        recipe: names the sets.
+        visited: from its training sources, each with how often an epoch visits it.
+
+    Raises:
+        RecipeError: if less than a batch is left.
+        DataError: if a set cannot be read.
+    """
+    pairs = [pair for pair, _ in visited]
+    everything = range(len(pairs))
+    sets = [source for source in dict.fromkeys((recipe.validation, recipe.test)) if source is not None]
+    trained = [source.source for source in recipe.train]
+    kinds = {_kind(source) for source in (*trained, *sets)}
+    if not sets or (len(kinds) == 1 and "" not in kinds):
+        return list(everything)
+    held_out: dict[str, Pairs] = {}
+    for source in sets:
+        found = load_pairs(*split_of(source))
+        if split_of(source)[0] not in trained or any(pair.split != "train" for pair in found):
+            held_out[source] = found
+    looks = {source: looks_of(found) for source, found in held_out.items()}
+    if len(looks) == len(sets) == 2:
+        validation, test = looks.values()
+        if shared := int((nearest(validation, test, colours=True) >= 0).sum()):
+            logger.warning("%d of %d validation pictures are test pictures too", shared, len(validation))
+    copies: dict[int, str] = {}
+    for source, found in held_out.items():
+        same = same_as(pairs, looks[source], colours=True)
+        copies |= {
+            row: f"{pairs[row].id} is {found[number].id}" for row, number in enumerate(same.tolist()) if number >= 0
+        }
+    if copies:
+        some = ", ".join(list(copies.values())[:_NAMED])
+        logger.warning(
+            "left out %d of %d training pictures that validation or test hold too: %s%s",
+            len(copies), len(pairs), some, ", ..." if len(copies) > _NAMED else "",
+        )  # fmt: skip
+    left = [row for row in everything if row not in copies]
+    if copies and (count := sum(visited[row][1] for row in left)) < recipe.optim.batch_size:
+        raise RecipeError(f"optim.batch_size is {recipe.optim.batch_size}, more than the {count} pairs that are left")
+    return left
+
+
+def _kind(source: str) -> str:
+    """Data sets of one kind hold nothing of each other's validation and test parts; ``""`` for those that may."""
+    name = split_of(source)[0]
+    if name.startswith(scenes.PREFIX):
+        return "scenes"
+    return (
+        "stamps" if name in ("openclipart", "flashcards") or source in ("stamps", "stamps:val", "stamps:test") else ""
+    )
