@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 yaml = pytest.importorskip("yaml")
 
 from PIL import Image  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
 
 from hivlp.data.contents import Contents  # noqa: E402
 from hivlp.data.pairs import load_pairs  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
+from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import HivlpError, RecipeError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
@@ -162,8 +162,7 @@ def test_a_damaged_checkpoint_is_named(place, damage):
 @pytest.mark.parametrize("change", [replaced_in_place, added_in_front, None])
 def test_cached_pixels_and_features_are_those_of_the_pictures_that_are_there(tmp_path, change):
     recipe = shapes_recipe(tmp_path)
-    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path)))
-    tokenizer.enable_padding()
+    tokenizer = TextTokenizer(write_tokenizer(tmp_path), tiny_config().text)
     model, augment = HiVLPModel(tiny_config()).eval(), Augment(views=1)
 
     def features(cache: str) -> list[dict[int, torch.Tensor]]:
@@ -183,8 +182,7 @@ def test_cached_pixels_and_features_are_those_of_the_pictures_that_are_there(tmp
 @pytest.mark.parametrize("changed", ["weights", "augment", "seed", "picture"])
 def test_cached_features_are_of_these_weights_and_views(tmp_path, changed):
     recipe = shapes_recipe(tmp_path)
-    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path)))
-    tokenizer.enable_padding()
+    tokenizer = TextTokenizer(write_tokenizer(tmp_path), tiny_config().text)
     pairs = [(pair, 1) for pair in load_pairs(recipe["train"][0]["source"], "train")]
 
     def features(cache: str, *, other: bool) -> list[dict[int, torch.Tensor]]:
@@ -204,8 +202,7 @@ def test_cached_features_are_of_these_weights_and_views(tmp_path, changed):
 
 def test_half_a_cache_is_no_cache(tmp_path):
     recipe = shapes_recipe(tmp_path)
-    tokenizer = Tokenizer.from_file(str(write_tokenizer(tmp_path)))
-    tokenizer.enable_padding()
+    tokenizer = TextTokenizer(write_tokenizer(tmp_path), tiny_config().text)
     pairs = [(pair, 1) for pair in load_pairs(recipe["train"][0]["source"], "train")]
     model, augment = HiVLPModel(tiny_config()).eval(), Augment(views=0)
 

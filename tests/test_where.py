@@ -249,7 +249,7 @@ def test_an_item_in_a_row_that_there_is_not_is_told(tmp_path, encoder):
     for row in (10**9, -3):
         with closing(sqlite3.connect(tmp_path / "x" / "items.db", isolation_level=None)) as db:
             db.execute("UPDATE items SET row = ? WHERE id = 2", (row,))
-        with Index.open(tmp_path / "x", encoder) as index, pytest.raises(HivlpError, match="names row -?[0-9]+"):
+        with Index.open(tmp_path / "x", encoder) as index, pytest.raises(HivlpError, match=r"names row -?[0-9]+"):
             index.search("x", where="id > 0")
 
 

@@ -241,7 +241,9 @@ def fault(
 ) -> tuple[str, str] | None:
     """What is wrong with the arrays of bounds, if something is: the file, and the reason."""
     width = len(arrays.mean)
-    layouts = ((width, width), np.dtype(np.float32)), (arrays.rows.shape, np.dtype(np.uint16)), ((3,), np.dtype(float))
+    layouts: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = (
+        ((width, width), np.dtype(np.float32)), (arrays.rows.shape, np.dtype(np.uint16)), ((3,), np.dtype(float)),
+    )  # fmt: skip
     for name, array, (shape, dtype) in zip(NAMES, (of_queries, lengths, numbers), layouts, strict=True):
         reason = checks.misfit(array, shape, dtype)
         if reason:
