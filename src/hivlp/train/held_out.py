@@ -21,14 +21,15 @@ def rows_apart(recipe: Recipe, visited: Sequence[tuple[Pair, int]]) -> list[int]
     Pictures are compared (:mod:`hivlp.data.same_picture`), so copies at another size, in another format, mirrored or
     with margins are found. That reads each training picture once more, at the size of a stamp. Data sets that keep
     themselves apart are not read: the stamps with the drawings that go with them, and rendered scenes. Where the
-    training part of a data set is named for validation, that is meant, and nothing is left out for it.
+    training part of a data set is named for validation, or a copy of all of it, that is meant: nothing is left out for
+    it.
 
     Args:
         recipe: names the sets.
         visited: from its training sources, each with how often an epoch visits it.
 
     Raises:
-        RecipeError: if less than a batch is left.
+        RecipeError: if, for the test set, less than a batch is left.
         DataError: if a set cannot be read.
     """
     pairs = [pair for pair, _ in visited]
@@ -50,20 +51,24 @@ def rows_apart(recipe: Recipe, visited: Sequence[tuple[Pair, int]]) -> list[int]
             logger.warning("%d of %d validation pictures are test pictures too", shared, len(validation))
     copies: dict[int, str] = {}
     for source, found in held_out.items():
-        same = same_as(pairs, looks[source], colours=True)
-        copies |= {
-            row: f"{pairs[row].id} is {found[number].id}" for row, number in enumerate(same.tolist()) if number >= 0
-        }
+        same = same_as(pairs, looks[source], colours=True).tolist()
+        copied = {row: f"{pairs[row].id} is {found[number].id}" for row, number in enumerate(same) if number >= 0}
+        gone = copies.keys() | copied.keys()
+        count = sum(repeat for row, (_, repeat) in enumerate(visited) if row not in gone)
+        if copied and count < recipe.optim.batch_size:
+            what = f"{len(copied)} of {len(pairs)} training pictures are in {source} too"
+            if source == recipe.test:
+                raise RecipeError(f"test: {what}; what is left is less than optim.batch_size")
+            logger.warning("validation: %s: nothing is left out, and its recalls say what was learned by heart", what)
+            continue
+        copies |= copied
     if copies:
         some = ", ".join(list(copies.values())[:_NAMED])
         logger.warning(
             "left out %d of %d training pictures that validation or test hold too: %s%s",
             len(copies), len(pairs), some, ", ..." if len(copies) > _NAMED else "",
         )  # fmt: skip
-    left = [row for row in everything if row not in copies]
-    if copies and (count := sum(visited[row][1] for row in left)) < recipe.optim.batch_size:
-        raise RecipeError(f"optim.batch_size is {recipe.optim.batch_size}, more than the {count} pairs that are left")
-    return left
+    return [row for row in everything if row not in copies]
 
 
 def _kind(source: str) -> str:
