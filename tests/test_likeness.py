@@ -101,26 +101,22 @@ def known(**more: object) -> Likeness:
     )
 
 
-def scored(best: float, tenth: float) -> np.ndarray:
-    return np.linspace(best, tenth, 10, dtype=np.float32)[None]
-
-
 @pytest.mark.parametrize(
-    ("scores", "passing", "region"),
+    ("best", "tenth", "passing", "region"),
     [
-        (scored(0.7, 0.6), 1.0, LIKE),
-        (scored(0.95, 0.6), 1.0, NEAR),
-        (scored(0.89, 0.42), 1.0, 1),  # a great gap, but first of all too far from ten
-        (scored(0.6, 0.45), 1.0, 1),
-        (scored(0.6, 0.2), 1.0, 2),
-        (scored(0.6, 0.0), 1.0, 3),
-        (scored(0.6, 0.3), 0.1, LIKE),  # a filter leaves worse ones: 0.3 is now as good as 0.8 without
-        (scored(0.6, -0.1), 0.1, 1),
-        (np.full((1, 10), -np.inf, np.float32), 1.0, 3),
+        (0.7, 0.6, 1.0, LIKE),
+        (0.95, 0.6, 1.0, NEAR),
+        (0.89, 0.42, 1.0, 1),  # a great gap, but first of all too far from ten
+        (0.6, 0.45, 1.0, 1),
+        (0.6, 0.2, 1.0, 2),
+        (0.6, 0.0, 1.0, 3),
+        (0.6, 0.3, 0.1, LIKE),  # a filter leaves worse ones: 0.3 is now as good as 0.8 without
+        (0.6, -0.1, 0.1, 1),
+        (-np.inf, -np.inf, 1.0, 3),
     ],
 )
-def test_scores_tell_the_region(scores, passing, region):
-    assert known().of(scores, 1000, passing).tolist() == [region]
+def test_scores_tell_the_region(best, tenth, passing, region):
+    assert known().at(1000, passing).region(best, tenth) == region
 
 
 def test_more_is_asked_of_a_setting_than_was_promised():

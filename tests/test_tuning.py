@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,11 +210,15 @@ def test_another_process_tunes(folder, queries):
 def test_an_engine_is_opened_once(folder, vectors, queries, monkeypatch):
     """Commits beside it do not open it again, and a search looks at its manifest once."""
     opened, looks = [], []
-    load, stat = Arrays.load, Path.stat
-    monkeypatch.setattr(Arrays, "load", lambda path: opened.append(path) or load(path))
-    monkeypatch.setattr(
-        Path, "stat", lambda path, **more: (path.name == "engine.json" and looks.append(path)) or stat(path, **more)
-    )
+    load, stat = Arrays.load, os.stat
+    monkeypatch.setattr(Arrays, "load", lambda path, *more: opened.append(path) or load(path, *more))
+
+    def looking(path, **more):
+        if str(path).endswith(MANIFEST):
+            looks.append(path)
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", looking)
     with Index.open(folder / "index") as reader, Index.open(folder / "index") as writer:
         reader.search(vector={"fine": queries[0]})
         assert len(opened) == 1

@@ -134,7 +134,7 @@ class AnsweringFolder(IndexFolder):
         """The (dim,) unit vector of each level; of given embeddings the fine one tells the coarse one."""
         if self._coarse is not None and COARSE not in query:
             (fine,) = check_vector(query, self.levels[-1:])
-            query = self._coarse.of_queries(fine[None])
+            return [self._coarse.of_queries(fine[None])[COARSE][0], fine]
         return check_vector(query, self.levels)
 
     def _need_model(self) -> Encoder:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hivlp.engine import Setting
 from hivlp.index.engine_scan import HEAD, EngineScanner
-from hivlp.index.likeness import LIKE, NEAR, K
+from hivlp.index.likeness import FURTHEST, LIKE, NEAR, K
 from hivlp.index.ranking import Found
 from hivlp.index.scan import Mask, Rows, Scanner, top_many
 from hivlp.index.search import Stopwatch
-from hivlp.index.tuned import Tuned
+from hivlp.index.tuned import Tuned, setting_to_json
 from hivlp.levels import Vectors
 
 
@@ -58,11 +57,11 @@ class EngineTier:
         near = self._scanner.nearest(asked, HEAD, self._setting, allowed)
         regions = self._regions(near, allowed)
         answers = [self._found(query, each, self._setting, allowed) for query, each in zip(asked, near, strict=True)]
-        for region in np.unique(regions[regions != LIKE]).tolist():
+        for region in sorted({*regions} - {LIKE}):
             setting = self._tuned.widened(region, self._recall, self._setting)
             if setting == self._setting:
                 continue
-            which = np.flatnonzero(regions == region)
+            which = np.flatnonzero(np.array(regions) == region)
             for place, found in zip(which.tolist(), self._again(asked[which], setting, allowed), strict=True):
                 why = "nearer to one item than the queries that were measured"
                 if region != NEAR:
@@ -71,14 +70,14 @@ class EngineTier:
         self._watch.lap("coarse")
         return answers
 
-    def _regions(self, near: Sequence[tuple[Rows, Vectors]], allowed: Mask | None) -> NDArray[np.int64]:
+    def _regions(self, near: Sequence[tuple[Rows, Vectors]], allowed: Mask | None) -> list[int]:
         passing = None if allowed is None else self._scanner.passing(allowed)
         if passing is not None and passing.all_scored(HEAD):
-            return np.full(len(near), LIKE)
-        best = np.full((len(near), K), -np.inf, np.float32)
-        for place, (_, scores) in enumerate(near):
-            best[place, : len(scores[:K])] = scores[:K]
-        return self._tuned.likeness.of(best, self._scanner.built, 1.0 if passing is None else passing.share)
+            return [LIKE] * len(near)
+        known = self._tuned.likeness.at(self._scanner.built, 1.0 if passing is None else passing.share)
+        return [
+            known.region(float(scores[0]), float(scores[K - 1])) if len(scores) >= K else FURTHEST for _, scores in near
+        ]
 
     def _again(self, queries: Vectors, setting: Setting | None, allowed: Mask | None) -> list[Found]:
         if setting is None:
@@ -87,7 +86,10 @@ class EngineTier:
         return [self._found(query, each, setting, allowed) for query, each in zip(queries, near, strict=True)]
 
     def _found(self, query: Vectors, near: tuple[Rows, Vectors], setting: Setting, allowed: Mask | None) -> Found:
-        step: dict[str, Any] = {"stage": "engine", "recall": self._recall, **asdict(setting)}
-        for name in ("margin", "tolerance"):
-            step[name] = step[name] if np.isfinite(step[name]) else None
-        return Found(*self._scanner.with_later(query, *near, allowed), step)
+        return Found(*self._scanner.with_later(query, *near, allowed), dict(_step(setting, self._recall)))
+
+
+@lru_cache(maxsize=256)
+def _step(setting: Setting, recall: float) -> Mapping[str, Any]:
+    """What a result says of a search with this setting."""
+    return {"stage": "engine", "recall": recall, **setting_to_json(setting)}

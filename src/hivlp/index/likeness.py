@@ -14,7 +14,7 @@ again with a setting that finds enough there, or by reading everything where non
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from hivlp.levels import Vectors
 
 K = 10
 RARE = 0.01  # of the sample's queries, those with the most extreme scores, are taken to be unlike it
+MOST_BARS = 64  # that are remembered, of the filters asked last
 MOST_REGIONS = 100  # in a manifest
 STEPS = 5  # regions of those that are further from everything than the sample
 LEAST_PROBES = 20  # from which the mean of a region says something
@@ -32,7 +33,7 @@ LENIENCE = 0.01  # a kind among several of a region may be so far below what the
 NOISE_OF_QUERIES = (0.5, 1.0, 2.0, 4.0)
 NOISE_OF_ITEMS = (0.0, 0.35, 0.7, 2.0)
 OTHER_MODELS = 4
-LIKE, NEAR = -1, 0  # regions; from 1 on, ever further
+LIKE, NEAR, FURTHEST = -1, 0, 1 << 30  # regions; from 1 on, ever further
 ALMOST_ALL = 0.9  # of the items: what passes less is told apart by shares alone
 SAMPLED = 20_000  # items whose scores say how far down a filter reaches
 
@@ -68,30 +69,29 @@ class Likeness:
     shares: tuple[float, ...]
     scores: tuple[float, ...]
     regions: tuple[Region, ...]
+    _bars: dict[tuple[int, float], Bar] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def of(self, scores: Vectors, items: int, passing: float) -> NDArray[np.int64]:
-        """Which region each search has landed in: :data:`LIKE`, or a number of :attr:`regions`.
+    def at(self, items: int, passing: float) -> Bar:
+        """What scores are usual in a search.
 
         Args:
-            scores: (n, 10 or more) of what was found, best first; -inf where there was nothing.
-            items: that were searched.
+            items: that are searched.
             passing: share of them that a filter lets through.
         """
-        best, tenth = scores[:, 0], scores[:, K - 1]
-        regions = np.full(len(scores), LIKE)
-        regions[best > self.best] = NEAR
-        tenth = np.where(np.isfinite(tenth), tenth, np.finfo(np.float32).min)
-        if passing >= ALMOST_ALL:
-            regions[best - tenth > self.gap] = NEAR
-        # Of what passes a filter, the tenth best is as good as one further down among all: so much is made up for.
+        bar = self._bars.get((items, passing))
+        if bar is None:
+            bar = self._bars[items, passing] = self._bar(items, passing)
+            if len(self._bars) > MOST_BARS:
+                del self._bars[next(iter(self._bars))]
+        return bar
+
+    def _bar(self, items: int, passing: float) -> Bar:
+        # Of what passes a filter, the tenth best is as good as one further down among all.
         share = min(1.0, K / max(1.0, items * passing))
-        usual = np.interp(np.log([share, self.shares[0]]), np.log(self.shares), self.scores)
-        tenth = tenth + (usual[1] - usual[0])
-        low = tenth < usual[1]
-        if low.any():
-            edges = np.array([region.least for region in self.regions[1:]])
-            regions[low] = 1 + (tenth[low, None] < edges).sum(1)
-        return regions
+        here = np.interp(np.log([share, self.shares[0]]), np.log(self.shares), self.scores)
+        usual, all_usual = here.tolist()
+        gap = self.gap if passing >= ALMOST_ALL else np.inf
+        return Bar(self.best, gap, usual, all_usual - usual, tuple(region.least for region in self.regions[1:]))
 
     def setting(self, region: int, recall: float) -> int | None:
         """Which setting of the ladder finds so much there; None if only reading everything does."""
@@ -137,6 +137,31 @@ def _numbers(values: Any) -> tuple[float, ...]:
     if not np.isfinite(found).all():
         raise ValueError("the likeness of queries has a number that is not finite")
     return found
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What scores are usual in one kind of search.
+
+    Attributes:
+        best: as of :class:`Likeness`.
+        gap: likewise; infinite where a filter makes gaps.
+        usual: the least usual tenth score.
+        lift: what the tenth score is compared with the regions' after: a filter leaves worse ones.
+        edges: of the further regions.
+    """
+
+    best: float
+    gap: float
+    usual: float
+    lift: float
+    edges: tuple[float, ...]
+
+    def region(self, best: float, tenth: float) -> int:
+        """Which region a search has landed in, by its best and its tenth score: :data:`LIKE`, or a region's number."""
+        if tenth < self.usual:
+            return 1 + sum(tenth + self.lift < edge for edge in self.edges)
+        return NEAR if best > self.best or best - tenth > self.gap else LIKE
 
 
 @dataclass(frozen=True)
@@ -220,7 +245,8 @@ def learn(
         tuple(np.minimum.accumulate(scores).tolist()),
         (Region(-np.inf, ()),),
     )
-    where = drawn.of(probes_best, count, 1.0)
+    bar = drawn.at(count, 1.0)
+    where = np.array([bar.region(first, last) for first, last in probes_best[:, [0, K - 1]].tolist()])
     low = np.sort(probes_best[where > 0, K - 1])[::-1]
     edges = [float(part[-1]) for part in np.array_split(low, STEPS) if len(part)]
     near = Region(0.0, _recalls(where == NEAR, probes, found))

@@ -194,18 +194,21 @@ def check_vector(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Ve
             given = np.asarray(vectors[level.name])
             if given.dtype.kind not in "fiu":
                 raise TypeError(given.dtype)
-            with np.errstate(over="ignore"):
-                vector = given.astype(np.float32)
+            vector = given
+            if given.dtype != np.float32:
+                with np.errstate(over="ignore"):
+                    vector = given.astype(np.float32)
         except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
             raise QueryError(f"level {level.name}: not a vector of numbers") from error
         if vector.shape == (1, level.dim):
             vector = vector[0]
         if vector.shape != (level.dim,):
             raise QueryError(f"level {level.name}: a vector of shape {vector.shape} where ({level.dim},) is needed")
-        norm = float(np.linalg.norm(vector.astype(np.float64)))  # squares of float32 may not fit float32
-        if not np.isfinite(norm) or norm == 0:
+        wide = vector.astype(np.float64)  # squares of float32 may not fit float32
+        norm = math.sqrt(wide @ wide)
+        if not math.isfinite(norm) or norm == 0:
             raise QueryError(f"level {level.name}: the vector is {'zero' if norm == 0 else 'not finite'}")
-        checked.append((vector.astype(np.float64) / norm).astype(np.float32))
+        checked.append((wide / norm).astype(np.float32))
     return checked
 
 
