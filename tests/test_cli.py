@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -202,6 +203,28 @@ def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, mes
 )
 def test_wrong_usage_exits_with_two(index, line):
     refusal(*(part.format(index=index) for part in line.split()), code=2)
+
+
+def test_options_stand_anywhere_among_the_arguments(index, photos, tmp_path):
+    last = answer("search", index, "a red car", "-k", 1)["hits"]
+    for words in (["-k", 1, index, "a red car"], [index, "-k", 1, "a red car"]):
+        assert [hit["id"] for hit in answer("search", *words)["hits"]] == [hit["id"] for hit in last]
+    assert hivlp("search", "-k", 1, index, "--", "-a red car").returncode == 0
+    place = tmp_path / "x.hivlp"
+    report = answer("index", photos / "cello.webp", "-o", place, photos / "blue-car.webp")
+    assert report["added"] == 2
+    assert answer("remove", place, "--id", 1, "--json", 2) == {"removed": 2, "items": 0}
+    assert "extra" in refusal("search", index, "-k", 1, "a red car", "extra", code=2)
+
+
+def test_bars_are_for_terminals_alone():
+    bars = 0
+    for path in (SOURCE / "hivlp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tqdm":
+                bars += 1
+                assert "disable" in [word.arg for word in node.keywords], f"{path.name}:{node.lineno}"
+    assert bars > 10
 
 
 def test_an_index_of_another_model_is_refused(index, photos, tmp_path):

@@ -92,6 +92,13 @@ def test_a_sound_index_is_sound(index):
     assert index.verify().ok and index.verify().rows == 32
 
 
+def test_the_check_of_an_index_tells_how_far_it_is(index):
+    told: list[tuple[int, int]] = []
+    report = verify(index.path, lambda done, total: told.append((done, total)))
+    assert report.ok and told and told == sorted(told)
+    assert all(done <= total == (1 + len(index.levels)) * report.rows for done, total in told)
+
+
 def test_every_flipped_bit_of_a_vector_file_is_named(index, encoder):
     index.close()
     rng = random.Random(0)

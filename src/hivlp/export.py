@@ -78,7 +78,7 @@ def export(
     steps = 2 + (calibration is not None) + quantize_text
     with (
         scratch_folder(folder / "graphs") as scratch,
-        tqdm(total=steps, desc="export", unit="graph", leave=False) as progress,
+        tqdm(total=steps, desc="export", unit="graph", leave=False, disable=None) as progress,
         _quiet(),
     ):
         image, text = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH

@@ -46,9 +46,9 @@ def run(model: HiVLP, data: str = "stamps", split: str = "val", queries: int = 2
     texts = [pair.captions[0] for pair in pairs]
     coarse, *_, fine = (level.name for level in model.levels)
     asked = (texts * (queries // len(texts) + 1))[:queries]
-    encode = {level: _median_ms(model, asked, level) for level in tqdm((coarse, fine), desc="encode")}
+    encode = {level: _median_ms(model, asked, level) for level in tqdm((coarse, fine), desc="encode", disable=None)}
     deeper = max(0.0, encode[fine] - encode[coarse])
-    scans = {count: _scan_ms(count, model.levels[0].dim) for count in tqdm(COLLECTIONS, desc="scan")}
+    scans = {count: _scan_ms(count, model.levels[0].dim) for count in tqdm(COLLECTIONS, desc="scan", disable=None)}
     images = Embeddings.concatenate(
         [
             batch.embeddings

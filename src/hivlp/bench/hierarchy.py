@@ -49,7 +49,7 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> dict[str, A
     started = time.perf_counter()
     ways = ways or recipes()
     seen: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    with tqdm(total=seeds * len(ways), desc="runs") as bar:
+    with tqdm(total=seeds * len(ways), desc="runs", disable=None) as bar:
         for seed in range(seeds):
             for way, recipe in ways.items():
                 with tempfile.TemporaryDirectory() as folder:

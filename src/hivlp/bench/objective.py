@@ -87,7 +87,7 @@ def run(size: str, model: Encoder, plot: Path | None = None) -> dict[str, Any]:
     for name, pairs in _data(settings, model):
         results: dict[tuple[str, int, str], list[list[float]]] = {}
         fine_levels: dict[str, list[float]] = {}
-        for seed in tqdm(range(settings.seeds), desc=f"{name}: seeds"):
+        for seed in tqdm(range(settings.seeds), desc=f"{name}: seeds", disable=None):
             for way, own_fine, levels in _ways(pairs, settings.budget, seed):
                 fine_levels.setdefault(way, []).append(_average_recall(pairs, own_fine))
                 for (dim, code), coarse in levels.items():
@@ -234,7 +234,7 @@ def encode_pairs(splits: Mapping[str, Sequence[Pair]], model: Encoder) -> Pairs:
     rows: dict[str, torch.Tensor] = {}
     for split, pairs in splits.items():
         first = len(captions)
-        with tqdm(total=len(pairs), desc=f"encode {split}", unit=" pictures") as bar:
+        with tqdm(total=len(pairs), desc=f"encode {split}", unit=" pictures", disable=None) as bar:
             for batch in encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture)):
                 images.append(batch.embeddings.fine)
                 captions += [pair.captions[0] for pair in batch.jobs]
@@ -259,7 +259,8 @@ def encode_glosses(count: int, model: Encoder) -> Pairs:
             break
     sides = []
     for texts, what in ((list(pairs.values()), "glosses"), (list(pairs), "nouns")):
-        parts = [model.encode_text(part).fine for part in tqdm(list(chunks(texts, 500)), desc=f"encode {what}")]
+        bar = tqdm(list(chunks(texts, 500)), desc=f"encode {what}", disable=None)
+        parts = [model.encode_text(part).fine for part in bar]
         sides.append(torch.from_numpy(np.concatenate(parts)))
     edges = [0, round(0.7 * len(pairs)), round(0.8 * len(pairs)), len(pairs)]
     rows = {split: torch.arange(*edges[i : i + 2]) for i, split in enumerate(SPLITS)}

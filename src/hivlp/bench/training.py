@@ -135,7 +135,7 @@ def throughput(repeats: int, batch: int = 256, steps: int = 4) -> dict[str, list
     tokens = torch.randint(0, 1000, (batch, TOKENS))
     mask = torch.ones_like(tokens)
     rates: dict[str, list[float]] = {name: [] for name in losses}
-    for repeat in tqdm(range(repeats + 1), desc="throughput", unit="round"):
+    for repeat in tqdm(range(repeats + 1), desc="throughput", unit="round", disable=None):
         for name, loss in losses.items():
             started = time.perf_counter()
             for _ in range(steps):

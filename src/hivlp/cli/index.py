@@ -158,7 +158,8 @@ def run_info(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         from hivlp.index.verify import verify
 
-        report = verify(arguments.index)
+        with progress("rows") as follow:
+            report = verify(arguments.index, follow)
         print_result(arguments, report.to_json, lambda: str(report))
         return 0 if report.ok else fail(report.summary())
     with Index.open(arguments.index) as index:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hivlp
 from hivlp.cli.bench import BENCHES, run_bench
@@ -40,11 +41,27 @@ def _count(text: str) -> int:
 _path.__name__, _name.__name__, _count.__name__ = "path", "name", "whole number"
 
 
+class _VerbParser(argparse.ArgumentParser):
+    """A verb's parser. Its options may stand anywhere, as between INDEX and TEXT, where argparse's own may not."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ``parse_known_intermixed_args``, which comes back here for its parts; after ``--`` nothing is mixed."""
+        if self._mixing or args is None or "--" in args:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
     parser = argparse.ArgumentParser(prog="hivlp", description=hivlp.__doc__)
     parser.add_argument("--version", action="version", version=f"hivlp {hivlp.__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)

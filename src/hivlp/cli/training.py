@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hivlp.cli.models import load_model
+from hivlp.cli.models import DEFAULT_MODEL, load_model
 from hivlp.cli.output import print_result, recall_table
 from hivlp.errors import HivlpError
 
@@ -75,10 +75,11 @@ def run_adapt(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     """``hivlp export``."""
     from hivlp.encode import HiVLP
+    from hivlp.encode.hub import resolve_folder
     from hivlp.export import export
     from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
 
-    folder = Path(arguments.model)
+    folder = resolve_folder(arguments.model) if arguments.model == DEFAULT_MODEL else Path(arguments.model)
     if not folder.is_dir() or is_transformers_folder(folder):
         if arguments.out is None:
             raise HivlpError(f"{arguments.model} is not a hivlp model folder; to import it, say where to with -o DIR")

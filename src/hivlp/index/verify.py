@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from hivlp.engine.arrays import Arrays
 from hivlp.engine.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.fit.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
+from hivlp.index.compacting import Progress
 from hivlp.index.database import FILE
 from hivlp.index.folder import IndexFolder
 from hivlp.index.opened_engine import open_engine
@@ -126,8 +127,12 @@ class VerifyReport:
         return "\n".join([*map(str, self.damage), *notes, checked])
 
 
-def verify(path: Path | str) -> VerifyReport:
+def verify(path: Path | str, on_progress: Progress | None = None) -> VerifyReport:
     """Check a folder, even one that is too damaged to be opened.
+
+    Args:
+        path: of the folder.
+        on_progress: called with how many records and vectors were looked at, and of how many.
 
     Raises:
         IndexFolderError: if it is not an index, is of a newer format, or may not be read.
@@ -137,16 +142,28 @@ def verify(path: Path | str) -> VerifyReport:
     except DamagedIndexError as error:
         return VerifyReport(str(path), damage=[Damage("structure", FILE, str(error))])
     with closing(folder):
-        return verify_folder(folder)
+        return verify_folder(folder, on_progress)
 
 
-def verify_folder(folder: IndexFolder) -> VerifyReport:
+def verify_folder(folder: IndexFolder, on_progress: Progress | None = None) -> VerifyReport:
     """Check an open folder. Writers may go on meanwhile; what they add is not looked at.
+
+    Args:
+        folder: an open one.
+        on_progress: called with how many records and vectors were looked at, and of how many.
 
     Raises:
         IndexFolderError: if a file may not be read.
     """
     report = VerifyReport(str(folder.path))
+    looked_at = 0
+
+    def follow(count: int) -> None:
+        nonlocal looked_at
+        looked_at += count
+        if on_progress is not None:
+            on_progress(looked_at, (1 + len(folder.levels)) * report.rows)
+
     fine: tuple[Stored, int] | None = None
     try:
         with folder.catalog.reading() as state:
@@ -159,14 +176,14 @@ def verify_folder(folder: IndexFolder) -> VerifyReport:
             if faults:
                 report.notes.append(f"the rest was not looked at: what {FILE} says of it cannot be trusted")
                 return report
-            owners = _check_records(folder, state, report)
+            owners = _check_records(folder, state, report, follow)
             files = [_LevelCheck(folder, level, state) for level in folder.levels]
             fine = files[-1].whole(state)
             if folder.catalog.about.model == EMBEDDINGS:
                 _check_maps(folder, report)
         # The files' committed rows never change, so that they can be read without keeping writers waiting.
         for file in files:
-            for kind, name, what, rows in file.damage():
+            for kind, name, what, rows in file.damage(follow):
                 ids = owners[rows]
                 items = _known(folder, ids[ids > 0])
                 report.damage.append(Damage(kind, name, what, tuple(rows), items, file.level))
@@ -201,13 +218,15 @@ def _check_maps(folder: IndexFolder, report: VerifyReport) -> None:
         report.damage.append(Damage("maps", f"{ITEM_FILE}, {QUERY_FILE}", str(error)))
 
 
-def _check_records(folder: IndexFolder, state: State, report: VerifyReport) -> Rows:
+def _check_records(folder: IndexFolder, state: State, report: VerifyReport, follow: Callable[[int], None]) -> Rows:
     """Whether every record is as written, and every row of one item or dead; gives the id of each row's item, or 0."""
     owners, claims = np.zeros(state.rows, np.int64), np.zeros(state.rows, np.int64)
     damaged: list[Damage] = []
     for record, whole in folder.catalog.integrity.records():
         item_id, path, row = record[0], record[1], record[5]
         report.items += 1
+        if report.items % CHUNK == 0:
+            follow(CHUNK)
         inside = isinstance(row, int) and 0 <= row < state.rows
         item = (item_id, unpack_path(path if isinstance(path, (str, bytes)) else repr(path)))
         if not whole:
@@ -261,8 +280,8 @@ class _LevelCheck:
             return None
         return np.asarray(self._vectors), state.generation
 
-    def damage(self) -> Iterator[tuple[Kind, str, str, list[int]]]:
-        """What is wrong: kind, file, words, rows."""
+    def damage(self, follow: Callable[[int], None]) -> Iterator[tuple[Kind, str, str, list[int]]]:
+        """What is wrong: kind, file, words, rows; ``follow`` is told of each block of vectors."""
         if self._has_checksums and not self._known.all():
             rows = np.flatnonzero(~self._known).tolist()
             yield "checksums", FILE, f"the checksums of {self._name} are not what was written", rows
@@ -280,6 +299,7 @@ class _LevelCheck:
             differing += (start + np.flatnonzero(known & (row_checksums(block) != crcs))).tolist()
             odd = not_unit(block)
             impossible += (start + odd[~known[odd]]).tolist()
+            follow(len(block))
         if differing:
             yield "vectors", self._name, "vectors are not what was written", differing
         if impossible:

@@ -273,7 +273,7 @@ def picture_vectors(encoder: OnnxEncoder, pictures: Sequence[Pair], run: Path) -
     """
     parts = _Parts(run, "pictures", encoder)
     vectors = []
-    with tqdm(total=len(pictures), desc="pictures", unit="") as bar:
+    with tqdm(total=len(pictures), desc="pictures", unit="", disable=None) as bar:
         for number, chunk in enumerate(chunks(pictures, PART)):
             known = None
             if parts.has(number):
@@ -310,7 +310,7 @@ def text_vectors(encoder: OnnxEncoder, texts: Sequence[str], run: Path) -> Tenso
     """(M, D) finest vectors of the texts, kept part by part in ``run``."""
     parts = _Parts(run, "texts", encoder)
     vectors = []
-    with tqdm(total=len(texts), desc="texts", unit="") as bar:
+    with tqdm(total=len(texts), desc="texts", unit="", disable=None) as bar:
         for number, chunk in enumerate(chunks(texts, PART)):
             contents = key_of(texts=chunk)
             known = parts.read(number, contents)
@@ -330,7 +330,7 @@ def layer_features(model: HiVLPModel, encoder: OnnxEncoder, texts: Sequence[str]
     layer = model.config.levels[0].text_layer
     parts = _Parts(run, f"layer{layer}", encoder)
     features = []
-    with tqdm(total=len(texts), desc=f"text layer {layer}", unit="") as bar:
+    with tqdm(total=len(texts), desc=f"text layer {layer}", unit="", disable=None) as bar:
         for number, chunk in enumerate(chunks(texts, PART)):
             contents = key_of(texts=chunk)
             known = parts.read(number, contents)

@@ -143,7 +143,10 @@ def _decoded(
 
     kept: list[int] = []
     hashes: list[str] = []
-    with ThreadPoolExecutor(default_workers()) as pool, tqdm(total=len(pairs), desc="decode", unit=" pictures") as bar:
+    with (
+        ThreadPoolExecutor(default_workers()) as pool,
+        tqdm(total=len(pairs), desc="decode", unit=" pictures", disable=None) as bar,
+    ):
         for start in range(0, len(pairs), 256):
             part = pairs[start : start + 256]
             for number, (content, loaded) in enumerate(pool.map(decode, part), start):
@@ -229,7 +232,7 @@ def _view_features(
 
     with ThreadPoolExecutor(default_workers()) as pool:
         mapped = pool.map(features, starts)
-        parts = list(tqdm(mapped, f"image features {view + 1}/{augment.views + 1}", len(starts)))
+        parts = list(tqdm(mapped, f"image features {view + 1}/{augment.views + 1}", len(starts), disable=None))
     arrays = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
     return {str(layer): array for layer, array in zip(model.image_layers, arrays, strict=True)}
 
@@ -261,7 +264,7 @@ def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor) -> Features:
     # Texts of like length together: a batch is as long as its longest.
     lengths = token_lengths(mask, model.config.text)
     order = lengths.argsort(stable=True)
-    with tqdm(total=len(ids), desc="text features", unit="text", delay=1) as progress:
+    with tqdm(total=len(ids), desc="text features", unit="text", delay=1, disable=None) as progress:
         for rows in torch.split(order, TEXT_BATCH):
             length = int(lengths[rows].max())
             for layer, features in model.text_features(ids[rows, :length], mask[rows, :length]).items():

@@ -119,7 +119,7 @@ def _learn(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     ids = torch.arange(config.batch_size)
-    for step in tqdm(range(config.steps), desc="fit", unit="step"):
+    for step in tqdm(range(config.steps), desc="fit", unit="step", disable=None):
         factor = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
             group["lr"] = config.lr * factor
