@@ -3,12 +3,13 @@
 What a setting finds is measured with a sample of queries, and says little of others: an engine that finds 99% for texts
 may find 75% for random directions, 95% for the items themselves. How hard a query is shows in the scores of what was
 found. The ten best of a query that the collection has no answer to are hardly better than the rest, and lie in lists
-that nobody would look at for that; a query that is an item, or nearly one, has one far better answer than others.
+that nobody would look at for that; a query that is an item, or nearly one, has one far better answer than others; one
+that says what all items have in common has many good answers, spread over all lists.
 
 So queries of many kinds are made from the sample and the items, and sorted into *regions* by their best and tenth
-scores: like the sample, nearer to one item than the sample ever is, and further from everything, in steps. For each
-region it is measured which settings find how much. A search that lands in another region than the sample's is done
-again with a setting that finds enough there, or by reading everything where none is known to.
+scores: like the sample, nearer to one item than the sample ever is, nearer to many, and further from everything, in
+steps. For each region it is measured which settings find how much. A search that lands in another region than the
+sample's is done again with a setting that finds enough there, or by reading everything where none is known to.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ LEAST_OF_KIND = 10  # likewise, of a kind in a region
 LENIENCE = 0.01  # a kind among several of a region may be so far below what the region finds
 NOISE_OF_QUERIES = (0.5, 1.0, 2.0, 4.0)
 NOISE_OF_ITEMS = (0.0, 0.35, 0.7, 2.0)
+NOISE_OF_COMMON = (0.05, 0.35)
+SEVERAL = 6  # items in a mixture
 OTHER_MODELS = 4
-LIKE, NEAR = -1, 0  # regions; from 1 on, ever further
+LIKE, NEAR, MANY, FAR = -1, 0, 1, 2  # regions; from the last one on, ever further
 ALMOST_ALL = 0.9  # of the items: what passes less is told apart by shares alone
 SAMPLED = 20_000  # items whose scores say how far down a filter reaches
 
@@ -42,7 +45,7 @@ class Region:
     """Where queries that are unlike the sample are, and how much of the ten best each setting finds for them.
 
     Attributes:
-        least: the tenth best score of those that belong here; those of the nearest region have no such edge.
+        least: the tenth best score of those that belong here; of the two near regions, 0.
         recalls: by setting, in the order of the ladder: the least of the region's mean and of its kinds' (see
             :data:`LENIENCE`); 0 where too few queries were there to tell.
     """
@@ -56,11 +59,11 @@ class Likeness:
     """What the scores of measured queries look like.
 
     Attributes:
-        best: a query with a better best hit is nearer to one item than the sample.
-        gap: likewise, one whose best hit is so much better than its tenth.
+        best: a query with a better best hit is nearer to items than the sample.
+        gap: one whose best hit is so much better than its tenth is nearer to one item.
         shares: ascending; of the items, how many are at least as good as ...
         scores: ... this score, for all of the sample but the :data:`RARE`.
-        regions: the nearer one, then ever further ones.
+        regions: nearer to one item, nearer to many, then ever further ones.
     """
 
     best: float
@@ -81,6 +84,7 @@ class Likeness:
         regions = np.full(len(scores), LIKE)
         regions[best > self.best] = NEAR
         tenth = np.where(np.isfinite(tenth), tenth, np.finfo(np.float32).min)
+        regions[(tenth > self.best) & (best <= tenth + self.gap)] = MANY
         if passing >= ALMOST_ALL:
             regions[best - tenth > self.gap] = NEAR
         # Of what passes a filter, the tenth best is as good as one further down among all: so much is made up for.
@@ -89,8 +93,8 @@ class Likeness:
         tenth = tenth + (usual[1] - usual[0])
         low = tenth < usual[1]
         if low.any():
-            edges = np.array([region.least for region in self.regions[1:]])
-            regions[low] = 1 + (tenth[low, None] < edges).sum(1)
+            edges = np.array([region.least for region in self.regions[FAR:]])
+            regions[low] = FAR + (tenth[low, None] < edges).sum(1)
         return regions
 
     def setting(self, region: int, recall: float) -> int | None:
@@ -125,8 +129,8 @@ class Likeness:
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the likeness of queries is not whole: {error}") from error
         ascending = len(shares) == len(scores) > 0 and shares[0] > 0 and bool((np.diff(shares) > 0).all())
-        if not ascending or not 0 < len(regions) <= MOST_REGIONS:
-            raise ValueError("the likeness of queries has shares out of order, or no regions")
+        if not ascending or not FAR <= len(regions) <= MOST_REGIONS:
+            raise ValueError("the likeness of queries has shares out of order, or too few regions")
         return cls(best, gap, shares, scores, regions)
 
 
@@ -148,7 +152,7 @@ class Probes:
 
 
 def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Probes:
-    """Items, mixtures, noise of several strengths on items and on queries, opposites and random directions.
+    """Items, mixtures, what items have in common, noise on items and on queries, opposites, random directions.
 
     Args:
         sample: (m, dim) measured queries.
@@ -164,6 +168,9 @@ def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Pr
     def noise() -> Vectors:
         return _unit(rng.normal(size=(each, dim)).astype(np.float32))
 
+    # Generic ones: what many items, or all of them, have in common.
+    several = sum((some(items) for _ in range(SEVERAL)), np.zeros((each, dim), np.float32))
+    common = _unit(items.mean(0, keepdims=True))
     # Directions in which the items spread, as much as they do; their mean is what all have in common.
     centred = items - items.mean(0)
     spread = rng.normal(size=(each, len(items))).astype(np.float32) @ centred
@@ -172,6 +179,9 @@ def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Pr
         *(some(items) + strength * noise() for strength in NOISE_OF_ITEMS),
         some(items) + some(items),
         some(items) + some(sample),
+        several,
+        *(common + strength * noise() for strength in NOISE_OF_COMMON),
+        some(sample) + 2 * common,
         -some(sample),
         -some(items),
         spread,
@@ -218,16 +228,15 @@ def learn(
         float(np.quantile(best - tenth, 1 - RARE)),
         tuple(shares),
         tuple(np.minimum.accumulate(scores).tolist()),
-        (Region(-np.inf, ()),),
+        (Region(0.0, ()), Region(0.0, ()), Region(-np.inf, ())),
     )
     where = drawn.of(probes_best, count, 1.0)
-    low = np.sort(probes_best[where > 0, K - 1])[::-1]
+    low = np.sort(probes_best[where >= FAR, K - 1])[::-1]
     edges = [float(part[-1]) for part in np.array_split(low, STEPS) if len(part)]
-    near = Region(0.0, _recalls(where == NEAR, probes, found))
-    regions = [near]
+    regions = [Region(0.0, _recalls(where == near, probes, found)) for near in (NEAR, MANY)]
     above = np.inf
     for edge in edges:
-        inside = (where > 0) & (probes_best[:, K - 1] < above) & (probes_best[:, K - 1] >= edge)
+        inside = (where >= FAR) & (probes_best[:, K - 1] < above) & (probes_best[:, K - 1] >= edge)
         regions.append(Region(edge, _recalls(inside, probes, found)))
         above = edge
     return Likeness(drawn.best, drawn.gap, drawn.shares, drawn.scores, tuple(regions))
