@@ -154,9 +154,12 @@ class Asked:
         return options
 
 
-def tiers(passing, by, names, asked, rows):
-    """(rank up to which it is shown, what may be shown) of each look at the collection."""
-    if not (asked.exact or len(names) == 1 or asked.k >= rows):
+def tiers(passing, by, names, asked, rows, most):
+    """(rank up to which it is shown, what may be shown) of each look at the collection.
+
+    Who asks for ``most``, which is all that pass, is shown the exact ranking.
+    """
+    if not (asked.exact or len(names) == 1 or asked.k >= most):
         sizes = [max(size, asked.k) for size in asked.shortlists[: len(names) - 1]]
         reach = sizes[0]
         while True:
@@ -173,7 +176,9 @@ def tiers(passing, by, names, asked, rows):
 
 def expected(items, query, names, asked, rows, without=None):
     """(id, scores, ids folded in) of the hits, the slow way; ``rows`` counts those of removed items too."""
-    passing = [item for item in items if item.id != without and (asked.where is None or WHERE[asked.where](item))]
+    passing = [item for item in items if asked.where is None or WHERE[asked.where](item)]
+    most = len(passing)
+    passing = [item for item in passing if item.id != without]
 
     def score(item, name):
         return float(np.dot(item.vectors[name].astype(np.float64), query[name].astype(np.float64)))
@@ -182,7 +187,7 @@ def expected(items, query, names, asked, rows, without=None):
         return sorted(some, key=lambda item: -score(item, name))  # stable: equal scores in row order
 
     finest, ranked, row = names[-1], [], {item.id: at for at, item in enumerate(passing)}
-    for reach, candidates in tiers(passing, by, names, asked, rows):
+    for reach, candidates in tiers(passing, by, names, asked, rows, most):
         edge = (score(ranked[-1], finest), row[ranked[-1].id]) if ranked else None
         new = [item for item in by(finest, candidates) if item not in ranked]
         above = [i for i in new if edge and (score(i, finest), -row[i.id]) > (edge[0], -edge[1])]

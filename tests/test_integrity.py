@@ -622,6 +622,40 @@ def test_rows_that_there_are_not_are_refused(index, encoder, statement):
         opened.search("red")
 
 
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("INSERT INTO dead VALUES (-1)", "does not exist"),
+        ("INSERT INTO dead VALUES (1000000)", "does not exist"),
+        (f"UPDATE items SET metadata = '{'[' * 100_000}' WHERE id = 3", "what is known of an item"),
+        ("UPDATE items SET metadata = x'00' WHERE id = 3", "what is known of an item"),
+        ("UPDATE items SET metadata = '[1]' WHERE id = 3", "what is known of an item"),
+        ("UPDATE items SET hash = 17 WHERE id = 3", "what is known of an item"),
+        ("UPDATE items SET mtime = 'x' WHERE id = 3", "what is known of an item"),
+    ],
+)
+def test_what_cannot_be_searched_is_found_by_verify_and_mended_by_repair(index, encoder, statement, what):
+    index.close()
+    resealed(index.path, statement, f"UPDATE items SET crc = record_crc({COLUMNS})")
+    (damage,) = verify(index.path).damage
+    assert what in damage.what
+    with Index.open(index.path, encoder) as opened:
+        with pytest.raises(DamagedIndexError):
+            opened.search("red", k=1000, group=True)
+        opened.repair()
+        assert opened.verify().ok and len(opened.search("red", k=3)) == 3
+
+
+@pytest.mark.parametrize("rows", [1000, 2**40, 2**62])
+def test_more_rows_than_there_can_be_are_damage_in_one_line(index, encoder, rows):
+    index.close()
+    resealed(index.path, f"UPDATE meta SET value = '{rows}' WHERE key = 'rows'")
+    (damage,) = verify(index.path).damage
+    assert damage.kind == "structure" and f"{rows} rows" in damage.what
+    with Index.open(index.path, encoder) as opened, pytest.raises(DamagedIndexError, match="cannot be repaired"):
+        opened.repair()
+
+
 def test_checksums_of_vectors_that_make_no_sense_vouch_for_nothing(index, encoder):
     index.close()
     for first, count, crcs in (

@@ -10,7 +10,7 @@ import pytest
 from hivlp.cli import main
 from hivlp.engine import native
 from hivlp.index import Index
-from hivlp.index.likeness import LIKE, NEAR, Likeness, Region, make_probes
+from hivlp.index.likeness import FAR, LIKE, MANY, NEAR, Likeness, Region, make_probes
 
 WIDTH, ROWS = 64, 12_000
 needs_kernels = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -47,6 +47,8 @@ def kinds(items: np.ndarray) -> dict[str, np.ndarray]:
         "random": unit(rng.normal(size=asked.shape)),
         "negated": -asked,
         "another model's": asked[:, rng.permutation(WIDTH)],
+        "generic": unit(items.mean(0) / np.linalg.norm(items.mean(0)) + 0.05 * unit(rng.normal(size=asked.shape))),
+        "mixtures": unit(items[rng.integers(len(items), size=(5, 80))].sum(0)),
     }
 
 
@@ -95,7 +97,8 @@ def test_a_filter_that_suits_a_query_badly_does_not_hide_answers(made):
 
 
 def known(**more: object) -> Likeness:
-    regions = (Region(0.0, (0.8, 0.99)), Region(0.3, (0.9, 1.0)), Region(0.1, (0.5, 0.9)))
+    near = Region(0.0, (0.8, 0.99)), Region(0.0, (0.5, 0.7))
+    regions = (*near, Region(0.3, (0.9, 1.0)), Region(0.1, (0.5, 0.9)))
     return Likeness(
         **{"best": 0.9, "gap": 0.4, "shares": (0.01, 1.0), "scores": (0.5, -0.5), "regions": regions} | more
     )
@@ -106,13 +109,15 @@ def known(**more: object) -> Likeness:
     [
         (0.7, 0.6, 1.0, LIKE),
         (0.95, 0.6, 1.0, NEAR),
-        (0.89, 0.42, 1.0, 1),  # a great gap, but first of all too far from ten
-        (0.6, 0.45, 1.0, 1),
-        (0.6, 0.2, 1.0, 2),
-        (0.6, 0.0, 1.0, 3),
+        (0.89, 0.42, 1.0, FAR),  # a great gap, but first of all too far from ten
+        (0.95, 0.91, 1.0, MANY),
+        (0.95, 0.89, 1.0, NEAR),
+        (0.6, 0.45, 1.0, FAR),
+        (0.6, 0.2, 1.0, FAR + 1),
+        (0.6, 0.0, 1.0, FAR + 2),
         (0.6, 0.3, 0.1, LIKE),  # a filter leaves worse ones: 0.3 is now as good as 0.8 without
-        (0.6, -0.1, 0.1, 1),
-        (-np.inf, -np.inf, 1.0, 3),
+        (0.6, -0.1, 0.1, FAR),
+        (-np.inf, -np.inf, 1.0, FAR + 2),
     ],
 )
 def test_scores_tell_the_region(best, tenth, passing, region):
@@ -122,8 +127,8 @@ def test_scores_tell_the_region(best, tenth, passing, region):
 def test_more_is_asked_of_a_setting_than_was_promised():
     likeness = known()
     assert likeness.setting(NEAR, 0.6) == 0
-    assert likeness.setting(NEAR, 0.9) == likeness.setting(1, 0.9) == 1  # what just reaches it is not sure to
-    assert likeness.setting(2, 0.9) is None and likeness.setting(3, 0.1) is None
+    assert likeness.setting(NEAR, 0.9) == likeness.setting(FAR, 0.9) == 1  # what just reaches it is not sure to
+    assert likeness.setting(MANY, 0.9) is likeness.setting(FAR + 1, 0.9) is likeness.setting(FAR + 3, 0.1) is None
 
 
 def test_it_is_read_back_as_it_was_written():

@@ -91,6 +91,33 @@ def test_the_cascade_equals_the_oracle(seed, rows, dims, removed, k, page, filte
             assert [hit.id - 1 for hit in largest] == order, "who asks for all gets the exact ranking"
 
 
+def test_whoever_asks_for_all_that_passes_a_filter_gets_the_exact_ranking(tmp_path):
+    rng = np.random.default_rng(3)
+    encoder = FakeEncoder(dims=(2, 16))
+    vectors = {level.name: stored(rng, 6000, level.dim) for level in encoder.levels}
+    query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        fill(index, vectors)
+        for where in ("id % 2 = 0", "id > 10", "id < 100", "id = 7", "id < 0"):
+            exact = index.search(vector=query, k=6000, exact=True, where=where).hits
+            assert index.search(vector=query, k=len(exact) + 1, where=where).hits == exact
+            assert index.search(vector=query, k=max(1, len(exact)), where=where).hits == exact
+
+
+@pytest.mark.parametrize("where", [None, "id % 3 > 0"])
+def test_few_items_are_ranked_exactly_so_that_pages_of_any_size_fit_together(tmp_path, where):
+    rng = np.random.default_rng(3)
+    encoder = FakeEncoder(dims=(2, 16))  # a coarse level that overlooks nearly everything
+    vectors = {level.name: stored(rng, 1500, level.dim) for level in encoder.levels}
+    query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        fill(index, vectors)
+        whole = index.search(vector=query, k=1500, where=where).hits
+        for size in (70, 999):
+            pages = [index.search(vector=query, k=size, offset=at, where=where) for at in range(0, 1500, size)]
+            assert [hit for page in pages for hit in page] == whole
+
+
 def test_two_levels_are_a_shortlist_then_an_order(tmp_path):
     rng = np.random.default_rng(0)
     encoder = FakeEncoder()
@@ -175,9 +202,9 @@ def test_search_by_text_picture_item_and_vector_agree(index, encoder, pictures):
 
 
 def test_the_json_has_the_contracts_shape(index):
-    data = json.loads(json.dumps(index.search("two words", k=3).to_json()))
+    data = json.loads(json.dumps(index.search("two words", k=3, shortlist=20).to_json()))
     assert set(data) == {"hits", "timings_ms", "plan"}
-    assert data["plan"] == [{"stage": "cascade", "shortlist": 200}]
+    assert data["plan"] == [{"stage": "cascade", "shortlist": 20}]
     assert set(data["timings_ms"]) == {"encode", "coarse", "fine", "total"}
     for rank, hit in enumerate(data["hits"], start=1):
         assert set(hit) == {"rank", "id", "path", "caption", "scores"} and hit["rank"] == rank

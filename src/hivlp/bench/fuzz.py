@@ -131,7 +131,7 @@ def make_index(
         setting = SETTINGS[seed % len(SETTINGS)]
         points = (Point(setting, 1.0, 0.999, 0.1, 0.2), Point(SETTINGS[0], 0.95, 0.9, 0.05, 0.1))
         ladder = tuple(point.setting for point in points)
-        regions = Region(0.0, (1.0, 1.0)), Region(0.3, (0.5, 1.0))
+        regions = Region(0.0, (1.0, 1.0)), Region(0.0, (0.5, 1.0)), Region(0.3, (0.5, 1.0))
         likeness = Likeness(0.99, 0.6, (10 / built, 1.0), (0.4, -1.0), regions)
         state = index.catalog.state()
         tuned = Tuned(state.generation, built, built, "the items themselves", 0.99, points, ladder, likeness)

@@ -33,6 +33,7 @@ from hivlp.index.search import (
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 
 FARTHEST = 1 << 40  # offset; no index has so many items
+FEW = 2_000  # items that are ranked exactly in the time of a shortlist, unless one is asked for
 CONDITIONS = 8  # of which it is kept what they let pass
 
 
@@ -211,13 +212,20 @@ class AnsweringFolder(IndexFolder):
             raise QueryError(f"{len(sizes)} shortlists for {len(self.levels)} levels: one for each but the finest")
         return sizes
 
-    def _tiers(self, options: Options, rows: int, watch: Stopwatch) -> list[Tier]:
-        """How the collection is looked at, ever further; see :mod:`hivlp.index.ranking`."""
+    def _tiers(self, options: Options, rows: int, passing: int, watch: Stopwatch) -> list[Tier]:
+        """How the collection is looked at, ever further; see :mod:`hivlp.index.ranking`.
+
+        Args:
+            options: what is asked for.
+            rows: of the commit.
+            passing: of them, those that may be found.
+            watch: which is charged.
+        """
         opened = self._opened
         stage = "fine" if len(self._scanners) > 1 else "coarse"
         everything: Callable[[], Scanner] = lambda: opened.exact or self._scanners[-1]  # noqa: E731
         exact = Exact(everything, stage, watch)
-        if options.exact or options.k >= rows:
+        if options.exact or options.k >= passing:
             return [exact]
         if options.tuned and opened.scanner is not None and opened.tuned is not None:
             recall = options.recall or opened.tuned.recall
@@ -225,7 +233,7 @@ class AnsweringFolder(IndexFolder):
             if setting is None:
                 return [exact]
             return [EngineTier(opened.scanner, opened.tuned, recall, setting, everything, watch), exact]
-        if options.recall is not None or len(self._scanners) == 1:
+        if options.recall is not None or len(self._scanners) == 1 or (options.tuned and passing <= FEW):
             return [exact]
         shortlists = options.shortlists
         if options.tuned:  # nobody said how many: of the usual ones, those are shown that few others would be among
@@ -242,7 +250,8 @@ class AnsweringFolder(IndexFolder):
         """
         assert self._state is not None
         allowed, total = self._alive if options.where is None else self._where(options.where), self._state.rows
-        tiers = self._tiers(options, total, watch)
+        passing = total if allowed is None else int(np.count_nonzero(allowed))
+        tiers = self._tiers(options, total, passing, watch)
         plain = options.threshold is None and options.group is False
         rankings = [Ranking(tiers, query, allowed, total=total, without=without, overlooked=plain) for query in queries]
         first, last = options.offset, options.offset + min(options.k, total)

@@ -78,6 +78,14 @@ class Catalog(Database):
         found = self._db.execute(f"{select} LIMIT 1", (value,)).fetchone()
         return self._item(found) if found else None
 
+    def makes_sense(self, values: Sequence[Any]) -> bool:
+        """Whether a record's columns are of the kinds that they must be, whoever wrote them."""
+        try:
+            self._item(values)
+        except DamagedIndexError:
+            return False
+        return True
+
     def _item(self, values: Sequence[Any]) -> Item:
         item_id, path, content, caption, metadata, row, *stamp = values
         try:
@@ -85,6 +93,8 @@ class Catalog(Database):
         except (ValueError, TypeError, RecursionError) as error:
             raise self._damaged(item_id) from error
         if not (isinstance(known, dict) and isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
+            raise self._damaged(item_id)
+        if not isinstance(content, bytes) or any(type(value) is not int for value in stamp):
             raise self._damaged(item_id)
         return Item(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from hivlp.engine import Setting
 from hivlp.index.engine_scan import HEAD, EngineScanner
-from hivlp.index.likeness import FURTHEST, LIKE, NEAR, K
+from hivlp.index.likeness import FURTHEST, LIKE, MANY, NEAR, K
 from hivlp.index.ranking import Found
 from hivlp.index.scan import Mask, Rows, Scanner, top_many
 from hivlp.index.search import Stopwatch
 from hivlp.index.tuned import Tuned, setting_to_json
 from hivlp.levels import Vectors
+
+WHY = {NEAR: "nearer to one item", MANY: "nearer to many items"}
 
 
 class EngineTier:
@@ -63,9 +65,7 @@ class EngineTier:
                 continue
             which = np.flatnonzero(np.array(regions) == region)
             for place, found in zip(which.tolist(), self._again(asked[which], setting, allowed), strict=True):
-                why = "nearer to one item than the queries that were measured"
-                if region != NEAR:
-                    why = "further from all items than the queries that were measured"
+                why = WHY.get(region, "further from all items") + " than the queries that were measured"
                 answers[place] = Found(found.rows, found.scores, {**found.step, "widened": why})
         self._watch.lap("coarse")
         return answers

@@ -240,8 +240,8 @@ class Index(AnsweringFolder):
             like: id of an item, which is itself left out.
             vector: level name -> (dim,) or (1, dim), for every level; of given embeddings ``fine`` is enough.
             k: how many hits.
-            shortlist: candidates that the coarse level hands on (default 200, never less than ``k``); with more than
-                two levels, one number for each level but the finest makes a funnel.
+            shortlist: candidates that the coarse level hands on (default 200, or all of up to 2,000; at least ``k``);
+                with more than two levels, one number for each level but the finest makes a funnel.
             exact: rank everything by the finest level instead.
             where: SQL condition over ``id``, ``path``, ``caption`` and ``metadata`` (JSON) that hits must meet. What it
                 lets pass is kept until the next commit, so that asking the same again costs nothing.

@@ -3,12 +3,13 @@
 What a setting finds is measured with a sample of queries, and says little of others: an engine that finds 99% for texts
 may find 75% for random directions, 95% for the items themselves. How hard a query is shows in the scores of what was
 found. The ten best of a query that the collection has no answer to are hardly better than the rest, and lie in lists
-that nobody would look at for that; a query that is an item, or nearly one, has one far better answer than others.
+that nobody would look at for that; a query that is an item, or nearly one, has one far better answer than others; one
+that says what all items have in common has many good answers, spread over all lists.
 
 So queries of many kinds are made from the sample and the items, and sorted into *regions* by their best and tenth
-scores: like the sample, nearer to one item than the sample ever is, and further from everything, in steps. For each
-region it is measured which settings find how much. A search that lands in another region than the sample's is done
-again with a setting that finds enough there, or by reading everything where none is known to.
+scores: like the sample, nearer to one item than the sample ever is, nearer to many, and further from everything, in
+steps. For each region it is measured which settings find how much. A search that lands in another region than the
+sample's is done again with a setting that finds enough there, or by reading everything where none is known to.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ LEAST_OF_KIND = 10  # likewise, of a kind in a region
 LENIENCE = 0.01  # a kind among several of a region may be so far below what the region finds
 NOISE_OF_QUERIES = (0.5, 1.0, 2.0, 4.0)
 NOISE_OF_ITEMS = (0.0, 0.35, 0.7, 2.0)
+NOISE_OF_COMMON = (0.05, 0.35)
+SEVERAL = 6  # items in a mixture
 OTHER_MODELS = 4
-LIKE, NEAR, FURTHEST = -1, 0, 1 << 30  # regions; from 1 on, ever further
+LIKE, NEAR, MANY, FAR = -1, 0, 1, 2  # regions; from the last one on, ever further
+FURTHEST = 1 << 30
 ALMOST_ALL = 0.9  # of the items: what passes less is told apart by shares alone
 SAMPLED = 20_000  # items whose scores say how far down a filter reaches
 
@@ -43,7 +47,7 @@ class Region:
     """Where queries that are unlike the sample are, and how much of the ten best each setting finds for them.
 
     Attributes:
-        least: the tenth best score of those that belong here; those of the nearest region have no such edge.
+        least: the tenth best score of those that belong here; of the two near regions, 0.
         recalls: by setting, in the order of the ladder: the least of the region's mean and of its kinds' (see
             :data:`LENIENCE`); 0 where too few queries were there to tell.
     """
@@ -57,11 +61,11 @@ class Likeness:
     """What the scores of measured queries look like.
 
     Attributes:
-        best: a query with a better best hit is nearer to one item than the sample.
-        gap: likewise, one whose best hit is so much better than its tenth.
+        best: a query with a better best hit is nearer to items than the sample.
+        gap: one whose best hit is so much better than its tenth is nearer to one item.
         shares: ascending; of the items, how many are at least as good as ...
         scores: ... this score, for all of the sample but the :data:`RARE`.
-        regions: the nearer one, then ever further ones.
+        regions: nearer to one item, nearer to many, then ever further ones.
     """
 
     best: float
@@ -91,7 +95,7 @@ class Likeness:
         here = np.interp(np.log([share, self.shares[0]]), np.log(self.shares), self.scores)
         usual, all_usual = here.tolist()
         gap = self.gap if passing >= ALMOST_ALL else np.inf
-        return Bar(self.best, gap, usual, all_usual - usual, tuple(region.least for region in self.regions[1:]))
+        return Bar(self.best, gap, usual, all_usual - usual, tuple(region.least for region in self.regions[FAR:]))
 
     def setting(self, region: int, recall: float) -> int | None:
         """Which setting of the ladder finds so much there; None if only reading everything does."""
@@ -125,8 +129,8 @@ class Likeness:
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the likeness of queries is not whole: {error}") from error
         ascending = len(shares) == len(scores) > 0 and shares[0] > 0 and bool((np.diff(shares) > 0).all())
-        if not ascending or not 0 < len(regions) <= MOST_REGIONS:
-            raise ValueError("the likeness of queries has shares out of order, or no regions")
+        if not ascending or not FAR <= len(regions) <= MOST_REGIONS:
+            raise ValueError("the likeness of queries has shares out of order, or too few regions")
         return cls(best, gap, shares, scores, regions)
 
 
@@ -160,8 +164,12 @@ class Bar:
     def region(self, best: float, tenth: float) -> int:
         """Which region a search has landed in, by its best and its tenth score: :data:`LIKE`, or a region's number."""
         if tenth < self.usual:
-            return 1 + sum(tenth + self.lift < edge for edge in self.edges)
-        return NEAR if best > self.best or best - tenth > self.gap else LIKE
+            return FAR + sum(tenth + self.lift < edge for edge in self.edges)
+        if best - tenth > self.gap:
+            return NEAR
+        if tenth > self.best:
+            return MANY
+        return NEAR if best > self.best else LIKE
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ class Probes:
 
 
 def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Probes:
-    """Items, mixtures, noise of several strengths on items and on queries, opposites and random directions.
+    """Items, mixtures, what items have in common, noise on items and on queries, opposites, random directions.
 
     Args:
         sample: (m, dim) measured queries.
@@ -189,6 +197,9 @@ def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Pr
     def noise() -> Vectors:
         return _unit(rng.normal(size=(each, dim)).astype(np.float32))
 
+    # Generic ones: what many items, or all of them, have in common.
+    several = sum((some(items) for _ in range(SEVERAL)), np.zeros((each, dim), np.float32))
+    common = _unit(items.mean(0, keepdims=True))
     # Directions in which the items spread, as much as they do; their mean is what all have in common.
     centred = items - items.mean(0)
     spread = rng.normal(size=(each, len(items))).astype(np.float32) @ centred
@@ -197,6 +208,9 @@ def make_probes(sample: Vectors, items: Vectors, each: int, seed: int = 0) -> Pr
         *(some(items) + strength * noise() for strength in NOISE_OF_ITEMS),
         some(items) + some(items),
         some(items) + some(sample),
+        several,
+        *(common + strength * noise() for strength in NOISE_OF_COMMON),
+        some(sample) + 2 * common,
         -some(sample),
         -some(items),
         spread,
@@ -243,17 +257,16 @@ def learn(
         float(np.quantile(best - tenth, 1 - RARE)),
         tuple(shares),
         tuple(np.minimum.accumulate(scores).tolist()),
-        (Region(-np.inf, ()),),
+        (Region(0.0, ()), Region(0.0, ()), Region(-np.inf, ())),
     )
     bar = drawn.at(count, 1.0)
     where = np.array([bar.region(first, last) for first, last in probes_best[:, [0, K - 1]].tolist()])
-    low = np.sort(probes_best[where > 0, K - 1])[::-1]
+    low = np.sort(probes_best[where >= FAR, K - 1])[::-1]
     edges = [float(part[-1]) for part in np.array_split(low, STEPS) if len(part)]
-    near = Region(0.0, _recalls(where == NEAR, probes, found))
-    regions = [near]
+    regions = [Region(0.0, _recalls(where == near, probes, found)) for near in (NEAR, MANY)]
     above = np.inf
     for edge in edges:
-        inside = (where > 0) & (probes_best[:, K - 1] < above) & (probes_best[:, K - 1] >= edge)
+        inside = (where >= FAR) & (probes_best[:, K - 1] < above) & (probes_best[:, K - 1] >= edge)
         regions.append(Region(edge, _recalls(inside, probes, found)))
         above = edge
     return Likeness(drawn.best, drawn.gap, drawn.shares, drawn.scores, tuple(regions))

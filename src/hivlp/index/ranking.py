@@ -6,8 +6,8 @@ ranking of the finest level. What a tier finds *above* the last row that is show
 before. It would have to go in between rows of earlier pages, so it is left out until everything else has been shown.
 
 Hence scores never rise from one hit to a later one, pages are parts of one list, and nothing comes twice.
-Whoever pages through the whole collection meets last what was overlooked; whoever asks for all of it at once gets the
-exact ranking.
+Whoever pages through the whole collection meets last what was overlooked; whoever asks for all of it at once, or all
+that a filter lets pass, gets the exact ranking.
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ from hivlp.engine import Setting
 from hivlp.engine.manifest import Manifest, Number, read_manifest, read_numbers
 from hivlp.errors import IndexFolderError
 from hivlp.index.folder import ENGINE
-from hivlp.index.likeness import Likeness, Region
+from hivlp.index.likeness import Likeness
 from hivlp.index.vectors import Stored
 from hivlp.scratch import standing
 
 FOLDER = ENGINE
-NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), (Region(0.0, ()),))
+NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), ())
 # What may stand in a manifest.
 SETTING = {
     "lists": Number(0, 1 << 31, whole=True),

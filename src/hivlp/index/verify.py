@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +176,11 @@ def verify_folder(folder: IndexFolder, on_progress: Progress | None = None) -> V
             if faults:
                 report.notes.append(f"the rest was not looked at: what {FILE} says of it cannot be trusted")
                 return report
+            known = _most_rows(folder, state)
+            if state.rows > known:  # perhaps too many to be named one by one
+                what = f"the table meta speaks of {state.rows} rows, items and files of {known} at most"
+                report.damage.append(Damage("structure", FILE, what))
+                return report
             owners = _check_records(folder, state, report, follow)
             files = [_LevelCheck(folder, level, state) for level in folder.levels]
             fine = files[-1].whole(state)
@@ -218,6 +223,15 @@ def _check_maps(folder: IndexFolder, report: VerifyReport) -> None:
         report.damage.append(Damage("maps", f"{ITEM_FILE}, {QUERY_FILE}", str(error)))
 
 
+def _most_rows(folder: IndexFolder, state: State) -> int:
+    """How many rows there can have been, by what there is of them: each is an item's or free, and in every file."""
+    found = [folder.catalog.count() + len(folder.catalog.dead())]
+    for level in folder.levels:
+        with suppress(DamagedIndexError):  # a missing file is found later
+            found.append(VectorFile.of(folder.path, level, state.generation, state.dtype).held())
+    return max(found)
+
+
 def _check_records(folder: IndexFolder, state: State, report: VerifyReport, follow: Callable[[int], None]) -> Rows:
     """Whether every record is as written, and every row of one item or dead; gives the id of each row's item, or 0."""
     owners, claims = np.zeros(state.rows, np.int64), np.zeros(state.rows, np.int64)
@@ -229,7 +243,7 @@ def _check_records(folder: IndexFolder, state: State, report: VerifyReport, foll
             follow(CHUNK)
         inside = isinstance(row, int) and 0 <= row < state.rows
         item = (item_id, unpack_path(path if isinstance(path, (str, bytes)) else repr(path)))
-        if not whole:
+        if not (whole and folder.catalog.makes_sense(record)):
             damaged.append(Damage("record", FILE, "what is known of an item is not what was written", (), (item,)))
         elif not inside:
             damaged.append(Damage("rows", FILE, "an item has no vectors", (), (item,)))
@@ -237,7 +251,10 @@ def _check_records(folder: IndexFolder, state: State, report: VerifyReport, foll
             claims[row] += 1
             owners[row] = item_id
     dead = np.array(folder.catalog.dead(), np.int64)
-    np.add.at(claims, dead[(dead >= 0) & (dead < state.rows)], 1)
+    there = (dead >= 0) & (dead < state.rows)
+    np.add.at(claims, dead[there], 1)
+    if not there.all():
+        damaged.append(Damage("rows", FILE, "a removed item has a row that does not exist"))
     if not damaged:  # otherwise it may follow from that
         for what, rows in (
             ("rows belong to no item, and are not free", np.flatnonzero(claims == 0)),
