@@ -263,3 +263,21 @@ def test_changes_are_counted_by_name():
     twice = contents(("a", "1", "x"), ("a", "1", "x"), ("b", "2", "x"), ("c", "3", "x"), ("d", "4", "x"))
     assert twice.changes(before) == "1 picture added"
     assert np.unique([each.digest for each in (before, after, moved, twice)]).size == 4
+
+
+def test_pixels_that_are_damaged_are_decoded_again(tmp_path):
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for number in range(4):
+        draw_shape(folder, number)
+    tokenizer = TextTokenizer(write_tokenizer(tmp_path), tiny_config().text)
+    pairs = [(pair, 1) for pair in load_pairs(folder)]
+
+    def pixels() -> np.ndarray:
+        return np.array(build_corpus(pairs, tiny_config().picture, tokenizer, Augment(), tmp_path / "cache").pixels)
+
+    whole, store = pixels(), tmp_path / "cache" / "pixels.npy"
+    content = store.read_bytes()
+    for damaged in (b"", content[:-1], content[:100], content.replace(b"|u1", b"<u2"), content.replace(b"(4,", b"(5,")):
+        store.write_bytes(damaged)
+        assert np.array_equal(pixels(), whole)
