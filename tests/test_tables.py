@@ -152,6 +152,8 @@ def test_delimiters_line_ends_marks_and_headers_in_use(tmp_path: Path, content: 
         ("null", None),
         (7, "7"),
         (7.0, "7"),
+        (1e300, "1e+300"),
+        (2.0**53, "9007199254740992"),
         (2.5, "2.5"),
         (float("nan"), None),
         (True, "true"),
@@ -299,3 +301,14 @@ def test_the_files_that_data_sets_come_in_are_read_as_they_are(tmp_path):
     (tmp_path / "results.token").write_text("1.jpg#0\tA child\n1.jpg A girl\n")
     with pytest.raises(DataError, match=r"results\.token, line 2: not a picture's name"):
         load_pairs(tmp_path / "results.token")
+
+
+def test_numbers_of_few_bits_are_as_they_were_meant(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for kind, types in (("float", (pa.float32(), pa.float16())), ("double", (pa.float64(),))):
+        for held in types:
+            table = pa.table({"image": ["0.png", "1.png", "2.png"], "caption": pa.array([0.1, 7, None], held)})
+            parquet.write_table(table, tmp_path / f"{kind}.parquet")
+            assert [pair.captions for pair in load_pairs(tmp_path / f"{kind}.parquet")] == [("0.1",), ("7",)]
