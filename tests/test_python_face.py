@@ -295,6 +295,18 @@ sys.exit(main(sys.argv[2:]))
         ("torch", ["train", "{recipe}"], "pip install torch transformers"),
         ("torch", ["adapt", "{folder}", "{folder}", "-o", "{new}"], "pip install torch transformers"),
         ("torch", ["export", "{folder}"], "pip install torch transformers"),
+        (
+            "onnx",
+            ["train", str(SOURCE.parent / "recipes" / "tiny_cpu.yaml"), "-o", "{new}"],
+            "pip install torch transformers",
+        ),
+        (
+            "matplotlib",
+            ["train", str(SOURCE.parent / "recipes" / "tiny_cpu.yaml"), "-o", "{new}"],
+            "pip install torch transformers",
+        ),
+        ("onnx", ["adapt", "{folder}", "{folder}", "-o", "{new}"], "pip install torch transformers"),
+        ("onnx", ["export", "{folder}"], "pip install torch transformers"),
         ("transformers,torch", ["export", "{folder}", "-o", "{new}"], "pip install torch transformers"),
     ],
 )

@@ -281,3 +281,37 @@ def test_pixels_that_are_damaged_are_decoded_again(tmp_path):
     for damaged in (b"", content[:-1], content[:100], content.replace(b"|u1", b"<u2"), content.replace(b"(4,", b"(5,")):
         store.write_bytes(damaged)
         assert np.array_equal(pixels(), whole)
+
+
+DAMAGED = {
+    "step": lambda about, tensors: about.update(step=-5),
+    "best": lambda about, tensors: about.update(more={"bogus": 1}),
+    "origin": lambda about, tensors: about.update(origin={"settings": 5, "data": [1]}),
+    "shape": lambda about, tensors: tensors.update({next(iter(tensors)): torch.zeros(3, 1, 2)}),
+    "missing": lambda about, tensors: tensors.pop(next(name for name in tensors if name.endswith(".weight"))),
+    "moments": lambda about, tensors: tensors.update({"optimizer.99999.exp_avg": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_checkpoint_that_is_damaged_is_refused_in_a_line(place, what):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = place / "out" / "run" / "checkpoint" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["hivlp"])
+    tensors = load_file(path)
+    DAMAGED[what](about, tensors)
+    save_file(tensors, path, metadata={"hivlp": json.dumps(about)})
+    with pytest.raises(RecipeError, match="train into a new folder, or without --resume") as refused:
+        train(load_recipe(Path("recipe.yaml")), place / "out", resume=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_log_or_cache_does_not_end_a_run(place):
+    run = place / "out" / "run"
+    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + b"\xff{\n5\n[[")
+    for name in ("pixels.json", "training-contents.json"):
+        (run / name).write_bytes(b"[" * 100_000)
+    assert train(load_recipe(Path("recipe.yaml")), place / "out", resume=True) is not None

@@ -182,7 +182,7 @@ def _kept(about: Path) -> dict[str, Any] | None:
     """What is known of the pixels in a cache; None if there are none."""
     try:
         known = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return known if isinstance(known, dict) and {"key", "kept", "pictures"} <= set(known) else None
 
