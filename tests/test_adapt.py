@@ -180,6 +180,10 @@ def test_the_test_part_is_not_learned_from(tmp_path):
     assert read_items(str(table), AdaptConfig(limit=2)).texts == ["c0", "c3"]
     with pytest.raises(DataError, match="not to learn from"):
         read_items(str(table), AdaptConfig(split="test"))
+    table.write_text("\n".join(json.dumps(line) for line in lines if line["split"] != "train"))
+    with pytest.raises(DataError, match="no pairs of the split 'train' to learn from; it has val, test"):
+        read_items(str(table), AdaptConfig())
+    assert sorted(read_items(str(table), AdaptConfig(split="val")).texts) == ["c1", "c4", "c7"]
 
 
 def test_the_temperature_suits_the_spread_of_the_scores():

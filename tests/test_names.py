@@ -171,7 +171,7 @@ def test_what_numpy_and_pandas_hold_is_told_as_python_would(folder, encoder):
         assert index.add("p", captions=captions, metadata={"p/00001.png": values}).skipped == 6
 
 
-@pytest.mark.parametrize("paths", [5, None, [5], b"p", "", {"p": 1}, np.array("p")])
+@pytest.mark.parametrize("paths", [5, None, [5], b"p", "", {"p": 1}, np.array(5)])
 def test_what_is_no_path_is_refused(folder, encoder, paths):
     with Index.create("x", model=encoder) as index, pytest.raises(DataError, match="path"):
         index.add(paths)

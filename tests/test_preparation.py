@@ -152,6 +152,7 @@ REFUSED = [
     ({"image_std": [0.0, 1.0, 1.0]}, "std must not be 0"),
     ({"image_mean": [0.5, 0.5]}, "2 channels"),
     ({"resample": 17}, "resample|17"),
+    ({"crop_size": None}, "do_center_crop without a crop_size"),
     ({"crop_size": 32}, "32 pixels a side, its vision tower takes 48"),
     ({"image_processor_type": "Siglip2ImageProcessor"}, "Siglip2ImageProcessor"),
 ]

@@ -76,3 +76,12 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path):
     torch.save({}, clip / "pytorch_model.bin")
     with pytest.raises(ModelError, match="cannot be loaded"):
         import_dual_encoder(clip, tmp_path / "out")
+
+
+def test_a_refused_checkpoint_leaves_nothing(tmp_path):
+    save_checkpoint(tmp_path / "siglip", "siglip")
+    settings = tmp_path / "siglip" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "pad_token": "<nope>"}))
+    with pytest.raises(ModelError, match="its tokenizer has no <nope>"):
+        import_dual_encoder(tmp_path / "siglip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -47,8 +47,21 @@ def test_one_text_is_a_batch_of_one(model, many):
     assert list(model.encode_text("a dog", levels="coarse")) == ["coarse"]
 
 
+def test_arrays_of_texts_and_names_are_what_they_hold(model, index, tmp_path):
+    one = np.array("a dog")
+    np.testing.assert_array_equal(model.encode_text(one).fine, model.encode_text("a dog").fine)
+    assert index.search(one).hits == index.search("a dog").hits
+    assert len(index.search_many(one)) == 1
+    paths = [str(path) for path in write_pictures(tmp_path / "more", 2)]
+    expected = model.encode_image(paths).fine
+    for given in (np.array(paths), np.array(paths, object), [np.str_(path) for path in paths]):
+        np.testing.assert_array_equal(model.encode_image(given).fine, expected)
+    np.testing.assert_array_equal(model.encode_image(np.array(paths[0])).fine, model.encode_image(paths[0]).fine)
+    assert index.add(np.array(paths[0])).added == 1
+
+
 @pytest.mark.parametrize(
-    "wrong", [5, None, b"dog", ["a", 1], [None], [float("nan")], [["a"]], {"a": 1}, np.array("dog")]
+    "wrong", [5, None, b"dog", ["a", 1], [None], [float("nan")], [["a"]], {"a": 1}, np.array(5), np.array([["a"]])]
 )
 def test_what_is_no_text_is_named(model, index, wrong):
     for use in (model.encode_text, index.search_many):
@@ -181,17 +194,20 @@ def test_an_index_of_another_thread_is_called_that(index, uses):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_an_index_of_another_process_is_called_that(index):
+def test_an_index_of_another_process_is_called_that(index, uses):
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            index.search("x")
-        except HivlpError as error:
-            os.write(writer, str(error).encode())
+            for use in uses:
+                try:
+                    use()
+                except HivlpError as error:
+                    os.write(writer, f"{error}\n".encode())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    assert b"was opened by another process" in os.read(reader, 1000)
+    told = os.read(reader, 10_000).decode().splitlines()
+    assert told == [f"{index.path} was opened by another process: open it once in each process"] * len(uses)
     os.close(reader), os.close(writer)
 
 
@@ -202,10 +218,11 @@ def test_an_open_index_is_neither_pickled_nor_copied(index):
 
 
 def test_what_is_no_index_or_model_is_named(index, tmp_path):
-    for wrong in (5, None, ""):
-        with pytest.raises(ArgumentError, match="an index is a folder's path"):
-            Index.open(wrong)
-    for wrong in ("hivlp-mini", 5):
+    for wrong in (5, None, "", "a\0b"):
+        for use in (Index.open, lambda path: Index.create(path, model=index._model)):
+            with pytest.raises(ArgumentError, match="an index is a folder's path"):
+                use(wrong)
+    for wrong in ("hivlp-mini", 5, HiVLP):
         for use in (
             lambda wrong=wrong: Index.open(index.path, wrong),
             lambda wrong=wrong: Index.create(tmp_path / "y", model=wrong),
@@ -278,6 +295,18 @@ sys.exit(main(sys.argv[2:]))
         ("torch", ["train", "{recipe}"], "pip install torch transformers"),
         ("torch", ["adapt", "{folder}", "{folder}", "-o", "{new}"], "pip install torch transformers"),
         ("torch", ["export", "{folder}"], "pip install torch transformers"),
+        (
+            "onnx",
+            ["train", str(SOURCE.parent / "recipes" / "tiny_cpu.yaml"), "-o", "{new}"],
+            "pip install torch transformers",
+        ),
+        (
+            "matplotlib",
+            ["train", str(SOURCE.parent / "recipes" / "tiny_cpu.yaml"), "-o", "{new}"],
+            "pip install torch transformers",
+        ),
+        ("onnx", ["adapt", "{folder}", "{folder}", "-o", "{new}"], "pip install torch transformers"),
+        ("onnx", ["export", "{folder}"], "pip install torch transformers"),
         ("transformers,torch", ["export", "{folder}", "-o", "{new}"], "pip install torch transformers"),
     ],
 )

@@ -263,3 +263,55 @@ def test_changes_are_counted_by_name():
     twice = contents(("a", "1", "x"), ("a", "1", "x"), ("b", "2", "x"), ("c", "3", "x"), ("d", "4", "x"))
     assert twice.changes(before) == "1 picture added"
     assert np.unique([each.digest for each in (before, after, moved, twice)]).size == 4
+
+
+def test_pixels_that_are_damaged_are_decoded_again(tmp_path):
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for number in range(4):
+        draw_shape(folder, number)
+    tokenizer = TextTokenizer(write_tokenizer(tmp_path), tiny_config().text)
+    pairs = [(pair, 1) for pair in load_pairs(folder)]
+
+    def pixels() -> np.ndarray:
+        return np.array(build_corpus(pairs, tiny_config().picture, tokenizer, Augment(), tmp_path / "cache").pixels)
+
+    whole, store = pixels(), tmp_path / "cache" / "pixels.npy"
+    content = store.read_bytes()
+    for damaged in (b"", content[:-1], content[:100], content.replace(b"|u1", b"<u2"), content.replace(b"(4,", b"(5,")):
+        store.write_bytes(damaged)
+        assert np.array_equal(pixels(), whole)
+
+
+DAMAGED = {
+    "step": lambda about, tensors: about.update(step=-5),
+    "best": lambda about, tensors: about.update(more={"bogus": 1}),
+    "origin": lambda about, tensors: about.update(origin={"settings": 5, "data": [1]}),
+    "shape": lambda about, tensors: tensors.update({next(iter(tensors)): torch.zeros(3, 1, 2)}),
+    "missing": lambda about, tensors: tensors.pop(next(name for name in tensors if name.endswith(".weight"))),
+    "moments": lambda about, tensors: tensors.update({"optimizer.99999.exp_avg": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_checkpoint_that_is_damaged_is_refused_in_a_line(place, what):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = place / "out" / "run" / "checkpoint" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["hivlp"])
+    tensors = load_file(path)
+    DAMAGED[what](about, tensors)
+    save_file(tensors, path, metadata={"hivlp": json.dumps(about)})
+    with pytest.raises(RecipeError, match="train into a new folder, or without --resume") as refused:
+        train(load_recipe(Path("recipe.yaml")), place / "out", resume=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_log_or_cache_does_not_end_a_run(place):
+    run = place / "out" / "run"
+    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + b"\xff{\n5\n[[")
+    for name in ("pixels.json", "training-contents.json"):
+        (run / name).write_bytes(b"[" * 100_000)
+    assert train(load_recipe(Path("recipe.yaml")), place / "out", resume=True) is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from hivlp.data.pairs import Pair, load_pairs, split_of_folders, split_of_name
 from hivlp.data.values import as_text
@@ -151,6 +152,8 @@ def test_delimiters_line_ends_marks_and_headers_in_use(tmp_path: Path, content: 
         ("null", None),
         (7, "7"),
         (7.0, "7"),
+        (1e300, "1e+300"),
+        (2.0**53, "9007199254740992"),
         (2.5, "2.5"),
         (float("nan"), None),
         (True, "true"),
@@ -262,3 +265,50 @@ def test_folder_names_are_captions_only_if_asked_for_and_shard_names_never() -> 
 def test_what_no_table_holds_is_refused_before_it_costs_much(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path / "t.csv", CSV + content)
+
+
+def test_the_files_that_data_sets_come_in_are_read_as_they_are(tmp_path):
+    (tmp_path / "val2017").mkdir()
+    for name in ("1.jpg", "val2017/1.jpg", "val2017/2.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "captions.txt").write_text("image,caption\n1.jpg,A child , in pink .\n1.jpg,A girl\n")
+    (tmp_path / "results.token").write_text('1.jpg#0\tA "child" in pink .\n1.jpg#1\tA girl\n')
+    assert load_pairs(tmp_path / "captions.txt")[0].captions == ("A child , in pink .", "A girl")
+    assert load_pairs(tmp_path / "results.token")[0].captions == ('A "child" in pink .', "A girl")
+    coco = {
+        "info": {}, "licenses": [],
+        "images": [{"id": 9, "file_name": "2.jpg", "height": 8}, {"id": 4, "file_name": "1.jpg"}],
+        "annotations": [{"image_id": 4, "id": 1, "caption": "A dog"}, {"image_id": 9, "id": 2, "caption": "A cat"},
+                        {"image_id": 4, "id": 3, "caption": "It barks"}],
+    }  # fmt: skip
+    path = tmp_path / "captions_val2017.json"
+    path.write_text(json.dumps(coco))
+    pairs = load_pairs(path)
+    assert [(pair.id, pair.captions, pair.split) for pair in pairs] == [
+        ("2.jpg", ("A cat",), "val"), ("1.jpg", ("A dog", "It barks"), "val")
+    ]  # fmt: skip
+    assert pairs[0].read() == (tmp_path / "val2017" / "2.jpg").read_bytes()
+    for change, place in (
+        ({"annotations": [{"image_id": 5, "caption": "x"}]}, "annotation 0: not in COCO's layout"),
+        ({"annotations": 5}, "annotations: not in COCO's layout"),
+        ({"images": [{"id": 4, "file_name": "1.jpg"}] * 2}, "image 1: the id 4 occurs twice"),
+        ({"images": [{"id": [], "file_name": "1.jpg"}]}, "image 0: not in COCO's layout"),
+        ({"images": [5]}, "image 0: not in COCO's layout"),
+    ):
+        path.write_text(json.dumps(coco | change))
+        with pytest.raises(DataError, match=place):
+            load_pairs(path)
+    (tmp_path / "results.token").write_text("1.jpg#0\tA child\n1.jpg A girl\n")
+    with pytest.raises(DataError, match=r"results\.token, line 2: not a picture's name"):
+        load_pairs(tmp_path / "results.token")
+
+
+def test_numbers_of_few_bits_are_as_they_were_meant(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for kind, types in (("float", (pa.float32(), pa.float16())), ("double", (pa.float64(),))):
+        for held in types:
+            table = pa.table({"image": ["0.png", "1.png", "2.png"], "caption": pa.array([0.1, 7, None], held)})
+            parquet.write_table(table, tmp_path / f"{kind}.parquet")
+            assert [pair.captions for pair in load_pairs(tmp_path / f"{kind}.parquet")] == [("0.1",), ("7",)]

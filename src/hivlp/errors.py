@@ -65,9 +65,13 @@ class MissingExtraError(HivlpError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        checkout = f"in a checkout of hivlp, pip install '.[{extra}]'"
-        command = f"pip install {EXTRAS[extra]} (or, {checkout})" if extra in EXTRAS else checkout
-        super().__init__(f"{feature} needs more than is installed: {command}")
+        super().__init__(f"{feature} needs more than is installed: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """How to install an extra."""
+    checkout = f"in a checkout of hivlp, pip install '.[{extra}]'"
+    return f"pip install {EXTRAS[extra]} (or, {checkout})" if extra in EXTRAS else checkout
 
 
 def missing_module(name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -141,7 +142,6 @@ def export_image_features(model: HiVLPModel, path: Path) -> None:
 
 def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
     """The whole text graph, and one cut after each level but the last, over one file of weights."""
-    import onnx
     from onnx.external_data_helper import convert_model_to_external_data
     from onnx.utils import Extractor
 

@@ -42,17 +42,27 @@ def open_regular(path: Path, error: type[HivlpError] = DataError, what: str = "c
         error: if the file is missing, cannot be read, or is of another kind.
     """
     try:
-        # Opening a device may already do something, so look first; look again, as the name may have changed hands.
-        _must_be_regular(path.stat().st_mode)
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        file = os.fdopen(descriptor, "rb")
+        return open_file(path)
     except (OSError, ValueError) as problem:
         raise error(f"{printable(path)} {what}: {reason(problem)}") from problem
+
+
+def open_file(path: Path) -> BinaryIO:
+    """As :func:`open_regular`, for callers with their own word for what is wrong.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it is of another kind, or the path is none.
+    """
+    # Opening a device may already do something, so look first; look again, as the name may have changed hands.
+    _must_be_regular(path.stat().st_mode)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
     try:
         _must_be_regular(os.fstat(descriptor).st_mode)
-    except ValueError as problem:
+    except ValueError:
         file.close()
-        raise error(f"{printable(path)} {what}: {problem}") from problem
+        raise
     return file
 
 

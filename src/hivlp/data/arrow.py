@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hivlp.errors import DataError, HivlpError, MissingExtraError
 from hivlp.reading import one_line, open_regular, printable
 
+_SHORT_FLOATS: dict[str, Any] = {"float": np.float32, "halffloat": np.float16}
 ROWS = 16_384
 """Rows that are read at a time."""
 
@@ -80,6 +83,9 @@ def values(file: Path, batch: Any, column: str) -> list[Any]:
     """
     with arrow_errors(f"{printable(file)}: column {column} cannot be read"):
         array = batch.column(column)
+        short = _SHORT_FLOATS.get(str(plain_type(array.type)))
+        if short is not None:  # 0.1 as it was meant, not as the nearest float64 has it
+            return [None if each is None else float(str(short(each))) for each in array.to_pylist()]
         try:
             found: list[Any] = array.to_pylist()
         except (ValueError, OverflowError, NotImplementedError):

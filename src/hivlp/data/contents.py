@@ -87,7 +87,7 @@ class Contents:
         try:
             parts = json.loads(path.read_text(encoding="utf-8"))
             ids, pictures, captions = (tuple(map(str, part)) for part in parts)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
         return cls(ids, pictures, captions)
 

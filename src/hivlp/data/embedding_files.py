@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.data.arrow import arrow_errors, batches, opened, values
-from hivlp.data.npy import open_npy
 from hivlp.data.table import CAPTION_COLUMNS
 from hivlp.data.values import as_text, column_named
 from hivlp.errors import DataError
+from hivlp.npy import open_npy
 
 Raw = NDArray[np.floating]
 

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import struct
 
-from hivlp.errors import EXTRAS
+from hivlp.errors import install_command
 
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
@@ -15,7 +15,7 @@ _STILL_BRANDS = frozenset({b"mif1", b"msf1", b"miaf", b"MiHB", b"MiHE"})
 EXTRA = {"HEIC": "pillow_heif", "JPEG XL": "pillow_jxl", "RAW": "rawpy"}
 """Kinds that the `photos` extra reads, and the package that reads each."""
 
-NEEDS_EXTRA = f"needs the `photos` extra: pip install {EXTRAS['photos']}"
+NEEDS_EXTRA = f"needs more than is installed: {install_command('photos')}"
 
 _PICTURES = {
     "AVIF": ".avif",

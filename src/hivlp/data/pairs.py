@@ -113,8 +113,9 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
     ``flashcards``                        the drawings in Debian's pysiogame, with their words
     ``scenes:COUNT``                      rendered scenes, as many as wanted, with exact captions
     ``demo``                              the pictures that ship with hivlp
-    ``X.json``                            Karpathy's JSON
+    ``X.json``                            Karpathy's JSON, or COCO's own captions
     ``X.csv``, ``X.tsv``, ``X.jsonl``     a table of captions
+    ``X.txt``, ``X.token``                the same, or Flickr's ``picture.jpg#0``, a tab and a caption in each line
     ``X.parquet``, or a folder of them    a table of captions, the pictures often inside it
     ``X.tar``, or a folder of them        webdataset
     a folder                              pictures, with a caption file beside each or a table for all
@@ -175,7 +176,7 @@ def _read(source: str | Path, images: Path | None, split: str | None) -> list[Pa
     match path.suffix.lower():
         case ".json":
             return karpathy.read_karpathy(path, images)
-        case ".csv" | ".tsv" | ".jsonl":
+        case ".csv" | ".tsv" | ".jsonl" | ".txt" | ".token":
             return table.read_table(path, images)
         case ".parquet":
             return parquet.read_parquet([path], path.parent, images)

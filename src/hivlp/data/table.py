@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hivlp.reading import parse_json, printable, read_lines
 IMAGE_COLUMNS = ("image", "path", "file_name", "filename", "filepath", "file", "image_path", "image_name")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "comment")
 SPLIT_COLUMNS = ("split",)
+_NUMBERED = re.compile(r"(?P<image>[^\t]+\.\w+)#\d+\t(?P<caption>.*)")
 
 
 def read_table(path: Path, images: Path | None = None) -> Pairs:
@@ -29,7 +31,7 @@ def read_table(path: Path, images: Path | None = None) -> Pairs:
 
     Args:
         path: a ``.csv``, ``.tsv`` or ``.jsonl`` file, see :func:`hivlp.data.separated.read_separated`; UTF-8, or as its
-            byte-order mark says.
+            byte-order mark says. Or one without a header whose lines are Flickr's ``picture.jpg#0``, tab, caption.
         images: where picture paths start from; by default the table's folder.
 
     Raises:
@@ -37,7 +39,12 @@ def read_table(path: Path, images: Path | None = None) -> Pairs:
     """
     root = path.parent if images is None else images
     json_lines = path.suffix.lower() == ".jsonl"
-    rows = _json_lines(path) if json_lines else read_separated(path, IMAGE_COLUMNS, CAPTION_COLUMNS)
+    if json_lines:
+        rows = _json_lines(path)
+    elif _NUMBERED.match(next(read_lines(path), "")):
+        rows = _numbered(path)
+    else:
+        rows = read_separated(path, IMAGE_COLUMNS, CAPTION_COLUMNS)
     skips = Skips()
     pairs = merge_rows(rows, root, skips, split_of_name(path.stem))
     return skips.close(path, pairs)
@@ -120,6 +127,17 @@ def row_split(row: Mapping[str, Any], where: str) -> str | None:
     if split is None:
         raise DataError(f"{where}: there is no split {name!r:.40}")
     return split
+
+
+def _numbered(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Lines of a picture's name, the caption's number, a tab and the caption, as Flickr8k and Flickr30k have them."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            where = f"{printable(path)}, line {number}"
+            row = _NUMBERED.match(line)
+            if row is None:
+                raise DataError(f"{where}: not a picture's name, # and a number, a tab, and a caption")
+            yield where, row.groupdict()
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

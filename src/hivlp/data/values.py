@@ -16,6 +16,9 @@ from hivlp.errors import DataError
 # What programs write for a value that is not there: pandas, R, SQL, MySQL's dumps, spreadsheets.
 MISSING = frozenset({"nan", "<na>", "nat", "null", "none", "\\n", "n/a", "#n/a"})
 
+EXACT = 1e16
+"""From here on, not every whole number is a float, and digits say more than is known."""
+
 
 def as_text(value: Any) -> str | None:
     """A cell as text; None if it holds nothing.
@@ -37,7 +40,7 @@ def as_text(value: Any) -> str | None:
                 return None
             if math.isinf(value):
                 raise ValueError("holds an infinite number, not text")
-            return str(int(value)) if value == int(value) else repr(value)
+            return str(int(value)) if value == int(value) and abs(value) < EXACT else repr(value)
         case bytes() | bytearray() | memoryview():
             try:
                 return as_text(bytes(value).decode("utf-8-sig"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from hivlp.errors import ArgumentError, PictureError
 from hivlp.levels import Embeddings, Level
 
 Picture = Path | bytes | Image.Image
+T = TypeVar("T")
 
 
 def as_texts(texts: str | Iterable[str]) -> list[str]:
@@ -23,14 +24,12 @@ def as_texts(texts: str | Iterable[str]) -> list[str]:
     Raises:
         ArgumentError: if there is anything but text.
     """
+    texts = unpacked(texts)
     if isinstance(texts, str):
         return [texts]
     if isinstance(texts, (bytes, Mapping)) or not isinstance(texts, Iterable):
         raise ArgumentError(f"texts must be a str or a list of them, not {type(texts).__name__}")
-    try:
-        listed = list(texts)
-    except TypeError as error:  # an array of no dimensions
-        raise ArgumentError(f"texts must be a str or a list of them, not {texts!r:.40}") from error
+    listed = list(texts)
     for number, text in enumerate(listed, start=1):
         if not isinstance(text, str):
             raise ArgumentError(f"text {number} of {len(listed)} is no str, but {type(text).__name__} {text!r:.40}")
@@ -59,11 +58,18 @@ def as_pictures(pictures: Picture | str | Iterable[Picture | str]) -> list[Pictu
     Raises:
         PictureError: if there is anything but pictures.
     """
+    pictures = unpacked(pictures)
     if isinstance(pictures, (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
         return [as_picture(pictures)]
     if not isinstance(pictures, Iterable):
         raise PictureError(f"pictures are paths, bytes or PIL images, not {type(pictures).__name__}")
     return [as_picture(picture) for picture in pictures]
+
+
+def unpacked(given: T) -> T | Any:
+    """What an array of names, texts or objects holds: a list of them, or the only one; anything else as it is."""
+    holds = isinstance(given, np.ndarray) and (given.ndim == 0 or given.dtype.kind in "OSUT")
+    return given.tolist() if holds else given  # type: ignore[attr-defined]
 
 
 class Encoder(Protocol):
@@ -108,6 +114,7 @@ def check_encoder(model: object) -> None:
     Raises:
         ArgumentError: if not.
     """
-    if not all(hasattr(model, name) for name in ("name", "levels", "fingerprint", "encode_text")):
+    names = ("name", "levels", "fingerprint", "encode_text")
+    if isinstance(model, type) or not all(hasattr(model, name) for name in names):
         load = f": HiVLP.from_pretrained({str(model)!r}) loads it" if isinstance(model, (str, Path)) else ""
         raise ArgumentError(f"model must be a loaded model, not {type(model).__name__}{load}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder
+from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError, MissingExtraError, ModelError, QueryError
 from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.index.engine_scan import EngineScanner
@@ -89,6 +89,7 @@ class AnsweringFolder(IndexFolder):
     def _encode(
         self, query: str | None, image: Picture | str | None, vector: Mapping[str, Any] | None
     ) -> list[Vectors] | None:
+        query = unpacked(query)
         if query is not None:
             if not isinstance(query, str):
                 many = " (search_many takes many)" if isinstance(query, Iterable) else ""

@@ -76,7 +76,13 @@ class Database:
 
     @property
     def _db(self) -> sqlite3.Connection:
-        """The connection.
+        """The connection, if :meth:`check_owner` has nothing against it."""
+        self.check_owner()
+        assert self._connection is not None
+        return self._connection
+
+    def check_owner(self) -> None:
+        """Check that it is open, and used where it was opened.
 
         Raises:
             IndexFolderError: if it is closed, or of another thread or process.
@@ -86,7 +92,6 @@ class Database:
         if self._owner != (os.getpid(), threading.get_ident()):
             kind = "process" if self._owner[0] != os.getpid() else "thread"
             raise IndexFolderError(f"{self._path.parent} was opened by another {kind}: open it once in each {kind}")
-        return self._connection
 
     def _check_own(self) -> None:
         """Check that nobody has put anything into the database that acts by itself.

@@ -355,6 +355,7 @@ class IndexFolder:
     @contextmanager
     def _writer(self) -> Iterator[None]:
         """Be the only writer; nests."""
+        self.catalog.check_owner()  # a lock that was inherited, or is another thread's, cannot be taken
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:

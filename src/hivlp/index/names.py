@@ -82,7 +82,7 @@ def folder_path(path: Any) -> Path:
     Raises:
         ArgumentError: if it is none.
     """
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in str(path):
         raise ArgumentError(f"an index is a folder's path, not {path!r:.40}")
     return Path(path)
 
@@ -93,16 +93,14 @@ def each_path(paths: Any) -> Iterator[Path]:
     Raises:
         DataError: if there is anything else.
     """
+    if isinstance(paths, np.ndarray):
+        paths = paths.tolist()
     if isinstance(paths, (str, os.PathLike)):
         if not os.fspath(paths):
             raise DataError("a path is empty")
         yield Path(paths)
     elif isinstance(paths, Iterable) and not isinstance(paths, (bytes, Mapping)):
-        try:
-            listed = list(paths)
-        except TypeError as error:
-            raise DataError(f"{paths!r:.40} is not a path") from error
-        for each in listed:
+        for each in list(paths):
             yield from each_path(each)
     else:
         raise DataError(f"{paths!r:.40} is not a path, but {type(paths).__name__}")

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +65,24 @@ def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
         raise ModelError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"{source} lacks {len(missing)} of its weights, the first of them {missing[0]}")
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = out / processor.TOKENIZER
-    processor.write_tokenizer(folder, source, tokenizer)
     tower = TowerConfig("dual_encoder", _without_dtype(original.to_dict()), {"fine": "identity"})
     dim = int(original.projection_dim if family == "clip" else text.hidden_size)
-    model = HiVLPModel(
-        HiVLPConfig(
-            name=str(source) if not Path(source).is_dir() else folder.resolve().name,
-            levels=(Level("fine", dim, int(vision.num_hidden_layers), int(text.num_hidden_layers)),),
-            image_tower=tower,
-            text_tower=tower,
-            picture=picture,
-            text=processor.text_config(folder, source, tokenizer, family, int(text.max_position_embeddings)),
+    with tempfile.TemporaryDirectory() as scratch:  # what is refused leaves nothing
+        tokenizer = Path(scratch) / processor.TOKENIZER
+        processor.write_tokenizer(folder, source, tokenizer)
+        model = HiVLPModel(
+            HiVLPConfig(
+                name=str(source) if not Path(source).is_dir() else folder.resolve().name,
+                levels=(Level("fine", dim, int(vision.num_hidden_layers), int(text.num_hidden_layers)),),
+                image_tower=tower,
+                text_tower=tower,
+                picture=picture,
+                text=processor.text_config(folder, source, tokenizer, family, int(text.max_position_embeddings)),
+            )
         )
-    )
-    assert isinstance(model.image_tower, DualEncoderImageTower)
-    model.image_tower.dual.network.load_state_dict(network.state_dict())
-    model.save_pretrained(out)
+        assert isinstance(model.image_tower, DualEncoderImageTower)
+        model.image_tower.dual.network.load_state_dict(network.state_dict())
+        model.save_pretrained(out, tokenizer)
     return model.eval()
 
 

@@ -73,6 +73,8 @@ def _in_our_terms(processor: Any) -> PictureConfig:
         resize = {name: int(value) for name, value in dict(processor.size).items() if value is not None}
     if getattr(processor, "do_center_crop", None):
         fit, crop = "crop", processor.crop_size
+        if crop is None:
+            raise ValueError("do_center_crop without a crop_size")
         resize = resize or {}
         side = _square(crop["height"], crop["width"], "crop_size")
     elif resize is not None and set(resize) == {"height", "width"}:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from hivlp.card import model_card
 from hivlp.config import HiVLPConfig
 from hivlp.data.contents import PREPARED_BY, Contents, content_hash, folder_digest
-from hivlp.data.pairs import Pair, load_pairs
+from hivlp.data.pairs import SPLITS, Pair, load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.data.walk import Found, find_pictures
 from hivlp.encode import HiVLP, resolve_folder
@@ -57,7 +57,7 @@ class AdaptConfig(Checked):
         code: how they will be stored: ``float``, ``int8`` or ``binary``.
         text_layer: of the text tower that it reads; None for the last, whose projection costs next to nothing.
         steps: of learning; 0 leaves the closed form.
-        split: part of the data to learn from; None for ``train`` where there is one that is not all.
+        split: part of the data to learn from, ``train`` or ``val``; None for ``train``.
         limit: pictures, and texts, that are looked at.
         shortlist: for the recalls that are measured at the end.
         seed: of every random choice.
@@ -174,13 +174,13 @@ def read_items(data: str, config: AdaptConfig) -> Items:
             raise
         alone = [Pair(str(picture.relative_to(path)), picture, ("",)) for picture in found]
         return Items(alone[: config.limit], [], {})
-    splits = {pair.split for pair in pairs}
-    split = config.split or ("train" if "train" in splits else None)
+    split = config.split or "train"
     if split == "test":
         raise DataError("the test part is not to learn from: choose another --split")
-    learn = [pair for pair in pairs if split is None or pair.split == split][: config.limit]
+    learn = [pair for pair in pairs if pair.split == split][: config.limit]
     if not learn:
-        raise DataError(f"{data} holds no pairs of the split {split!r}")
+        present = ", ".join(name for name in SPLITS if any(pair.split == name for pair in pairs))
+        raise DataError(f"{data} holds no pairs of the split {split!r} to learn from; it has {present}")
     texts = list(dict.fromkeys(caption for pair in learn for caption in pair.captions))
     named = {"validation": "val", "test": "test"}
     held_out = {name: [pair for pair in pairs if pair.split == part] for name, part in named.items() if part != split}

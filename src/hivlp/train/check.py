@@ -32,6 +32,8 @@ from hivlp.typed import Count, build, choices, shown
 
 logger = logging.getLogger(__name__)
 LARGEST = 4096  # side of a picture
+MOST, MOST_LAYERS = 1 << 24, 1000  # of whole numbers among a tower's options
+MOST_PARAMETERS = 10**11
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,9 @@ def _check_like(where: str, options: Mapping[str, Any], known: Mapping[str, Any]
                 raise RecipeError(f"{place} must be at least 0 and below 1, not {shown(value)}")
             if isinstance(usual, int) and usual > 0 and value < 1 and not key.endswith("_id"):
                 raise RecipeError(f"{place} must be at least 1, not {shown(value)}")
+            most = MOST_LAYERS if "layers" in key else MOST
+            if value > most:  # which would take for ever to build, though it has no weights yet
+                raise RecipeError(f"{place} must be at most {most}, not {shown(value)}")
         elif isinstance(usual, str) and not isinstance(value, str):
             raise RecipeError(f"{place} must be a word, not {shown(value)}")
         elif isinstance(usual, dict):
@@ -229,9 +234,13 @@ def _check_model(recipe: Recipe) -> HiVLPModel:
             recipe.name, recipe.levels, recipe.image_tower, recipe.text_tower, recipe.picture, recipe.text
         )
         with torch.device("meta"):
-            return HiVLPModel(config)
+            model = HiVLPModel(config)
     except (HivlpError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         raise RecipeError(f"levels, image_tower, text_tower: {' '.join(str(error).split())[:300]}") from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        raise RecipeError(f"levels, image_tower, text_tower: {parameters} parameters, at most {MOST_PARAMETERS}")
+    return model
 
 
 def _check_inputs(recipe: Recipe, model: HiVLPModel) -> None:

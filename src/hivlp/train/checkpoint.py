@@ -16,6 +16,9 @@ from hivlp.train.origin import Origin
 from hivlp.train.shard import shared_like, whole_state, whole_tensor
 
 FOLDER = "checkpoint"
+UNREADABLE = "train into a new folder, or without --resume"
+# Of safetensors, JSON, and of torch where names or shapes are not the run's.
+DAMAGE = (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError)
 
 
 def save(
@@ -62,14 +65,24 @@ def load(
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["hivlp"])
         step, begun, more = int(about["step"]), dict(about["origin"]), dict(about["more"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read: train into a new folder, or without --resume") from error
-    if changes := origin.changes(begun, folder.parent):
+        if step < 0:
+            raise ValueError("a negative step")
+        changes = origin.changes(begun, folder.parent)
+    except DAMAGE as error:
+        raise RecipeError(f"{path} cannot be read: {UNREADABLE}") from error
+    if changes:
         raise RecipeError(
             f"{folder} was begun by another recipe or other data: {changes}; "
             "undo that, or train into a new folder without --resume"
         )
-    tensors = load_file(path)
+    try:
+        _restore(load_file(path), modules, optimizer)
+    except DAMAGE as error:
+        raise RecipeError(f"{path} does not hold what this run would have written: {UNREADABLE}") from error
+    return step, more
+
+
+def _restore(tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
     for prefix, module in modules.items():
         start = f"{prefix}."
         here = module.state_dict()
@@ -89,4 +102,3 @@ def load(
     whole = optimizer.state_dict()
     whole["state"] = moments
     optimizer.load_state_dict(whole)
-    return step, more

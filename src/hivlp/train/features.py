@@ -29,6 +29,7 @@ from hivlp.errors import DataError, PictureError
 from hivlp.export import export_image_features
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
+from hivlp.npy import open_npy
 from hivlp.train.augment import bare, caption_variants, plain_view, random_view
 from hivlp.train.kept import key_of, read_kept, weights_digest, write_kept
 from hivlp.train.recipe import Augment
@@ -128,7 +129,9 @@ def _decoded(
     if (known := _kept(about)) is not None and store.is_file():
         contents = Contents.of(pairs, known["pictures"] if checked else Contents.read(pairs).pictures)
         if known["key"] == key_of(master=master, contents=contents.digest, by=PREPARED_BY):
-            return np.load(store, mmap_mode="r")[: len(known["kept"])], known["kept"], contents
+            pixels = _mapped(store, (len(pairs), master.size, master.size, 3))
+            if pixels is not None:
+                return pixels[: len(known["kept"])], known["kept"], contents
     about.unlink(missing_ok=True)
     pixels = np.lib.format.open_memmap(store, "w+", np.uint8, (len(pairs), master.size, master.size, 3))
 
@@ -168,11 +171,21 @@ def _decoded(
     return pixels[: len(kept)], kept, contents
 
 
+def _mapped(store: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The pixels in a cache; None if they are damaged, or others."""
+    try:
+        pixels = open_npy(store, kinds="u", ndim=len(shape))
+    except DataError as error:
+        logger.warning("decoding the pictures again: %s", error)
+        return None
+    return pixels if pixels.dtype == np.uint8 and pixels.shape == shape else None
+
+
 def _kept(about: Path) -> dict[str, Any] | None:
     """What is known of the pixels in a cache; None if there are none."""
     try:
         known = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return known if isinstance(known, dict) and {"key", "kept", "pictures"} <= set(known) else None
 

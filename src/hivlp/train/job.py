@@ -151,7 +151,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     if main and not first:
         origin.save(run)
     if kept:
-        best = Best(**kept)
+        best = Best.of(kept)
     log = MetricLog(run, first, accelerator, recipe)
     set_training(model, recipe)
     progress = tqdm(total=steps, initial=first, desc="train", unit="step", disable=None if main else True)

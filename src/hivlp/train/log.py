@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from accelerate import Accelerator
 
 from hivlp.train.recipe import Recipe
@@ -23,8 +25,8 @@ class MetricLog:
         if accelerator.is_main_process:
             path = run / FILE
             # Steps after the checkpoint will be taken again; their lines go.
-            kept = [line for line in _lines(path) if json.loads(line)["step"] < first]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [row for row in _rows(path) if row["step"] < first]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8")
         options = {"tensorboard": {"purge_step": first}} if "tensorboard" in recipe.compute.trackers else {}
         accelerator.init_trackers(recipe.name, init_kwargs=options)
@@ -45,13 +47,11 @@ class MetricLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``."""
-    return [json.loads(line) for line in _lines(run / FILE)]
+    return _rows(run / FILE)
 
 
 def draw_curves(run: Path, out: Path, name: str) -> None:
     """A PNG of every term of the loss, and of the validation recalls by level, over the steps."""
-    import matplotlib
-
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -82,5 +82,12 @@ def draw_curves(run: Path, out: Path, name: str) -> None:
     pyplot.close(figure)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, but for those that a kill or a failing disk has left damaged."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from hivlp.data.contents import Contents, content_hash
 from hivlp.data.pairs import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode.text import TextTokenizer
-from hivlp.errors import DataError, PictureError
+from hivlp.errors import DataError, PictureError, RecipeError
 from hivlp.evaluate import score
 from hivlp.levels import Embeddings
 from hivlp.model.hivlp_model import HiVLPModel
@@ -34,6 +36,18 @@ class Best:
     recall: float = -1.0
     step: int = 0
     since: int = 0
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Best:
+        """What a checkpoint kept.
+
+        Raises:
+            RecipeError: if it is something else.
+        """
+        try:
+            return cls(float(kept["recall"]), int(kept["step"]), int(kept["since"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecipeError("the checkpoint is damaged: train into a new folder, or without --resume") from error
 
 
 class Validation:

@@ -21,13 +21,13 @@ from tqdm import tqdm
 from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
 from hivlp.bench.ann.truth import exact
 from hivlp.data.contents import Contents, content_hash
-from hivlp.data.npy import open_npy
 from hivlp.data.pairs import Pair, load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers, encode_stream
 from hivlp.errors import DataError
 from hivlp.levels import Embeddings, Vectors
+from hivlp.npy import open_npy
 from hivlp.scratch import write_whole
 
 WORDNET = Path("/usr/share/wordnet")
