@@ -254,7 +254,10 @@ class AnsweringFolder(IndexFolder):
         passing = total if allowed is None else int(np.count_nonzero(allowed))
         tiers = self._tiers(options, total, passing, watch)
         plain = options.threshold is None and options.group is False
-        rankings = [Ranking(tiers, query, allowed, total=total, without=without, overlooked=plain) for query in queries]
+        rankings = [
+            Ranking(tiers, query, allowed, total=total, passing=passing, without=without, overlooked=plain)
+            for query in queries
+        ]
         first, last = options.offset, options.offset + min(options.k, total)
         block = max([*(options.shortlists or [DEFAULT_SHORTLIST])[:1], options.k])
         if rankings:

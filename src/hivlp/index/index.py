@@ -245,15 +245,16 @@ class Index(AnsweringFolder):
             exact: rank everything by the finest level instead.
             where: SQL condition over ``id``, ``path``, ``caption`` and ``metadata`` (JSON) that hits must meet. What it
                 lets pass is kept until the next commit, so that asking the same again costs nothing.
-            offset: hits to skip; pages of the same query, ``k`` and shortlist fit together, to any depth.
-            threshold: leave out hits whose finest score is below this. The list ends with the first shortlist in which
-                no hit reaches it.
+            offset: hits to skip; pages of the same query are parts of one list, best first, to any depth. With a
+                ``shortlist`` of one's own below ``k``, pages of the same ``k`` are.
+            threshold: leave out hits whose finest score is below this.
             group: True folds hits of the same content into one; a cosine folds a hit into the first one whose finest
                 vector is that close to its own. ``k`` and ``offset`` then count groups. A hit's ``duplicates`` are all
-                items of its content, or the close ones from its own shortlist.
+                items of its content, or the close ones among the ranks near its own.
             recall: share of the ten best of the finest level to find at least, on average and with 95% confidence, by
                 what :meth:`tune` measured on this index (default: what it was tuned for). Where no setting is known to
-                find so many, everything is ranked by the finest level. An index that was not tuned, and a search with a
+                find so many, everything is ranked by the finest level; a query unlike those that were measured is
+                searched wider, as the result's ``plan`` says. An index that was not tuned, and a search with a
                 ``shortlist`` of its own, reads everything at the coarse level instead.
 
         Raises:

@@ -37,7 +37,7 @@ NOISE_OF_COMMON = (0.05, 0.35)
 SEVERAL = 6  # items in a mixture
 OTHER_MODELS = 4
 LIKE, NEAR, MANY, FAR = -1, 0, 1, 2  # regions; from the last one on, ever further
-FURTHEST = 1 << 30
+FURTHEST = 1 << 30  # a search that found fewer than ten
 ALMOST_ALL = 0.9  # of the items: what passes less is told apart by shares alone
 SAMPLED = 20_000  # items whose scores say how far down a filter reaches
 

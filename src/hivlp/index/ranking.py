@@ -13,7 +13,6 @@ that a filter lets pass, gets the exact ranking.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -147,6 +146,7 @@ class Ranking:
         allowed: Mask | None,
         *,
         total: int,
+        passing: int,
         without: int | None = None,
         overlooked: bool = True,
     ) -> None:
@@ -157,11 +157,13 @@ class Ranking:
             query: (dim,) a level.
             allowed: (rows,) bool, or None for all.
             total: rows of the index, allowed or not.
+            passing: of them, those that are allowed.
             without: a row that is left out; cheaper than a mask of one's own.
             overlooked: whether what was overlooked comes last, out of order, or is left out.
         """
         self.tiers, self.query, self.allowed = tiers, query, allowed
         self._total, self.without, self._overlooked = total, without, overlooked
+        self._passing = passing - (without is not None and (allowed is None or bool(allowed[without])))
         self.rows, self.scores = np.empty(0, np.int64), np.empty(0, np.float32)
         self._tier = 0
         self.steps: list[dict[str, Any]] = []
@@ -219,14 +221,6 @@ class Ranking:
             self.take(self.tiers[self._tier].find([self.query], asked, self.allowed, self.without)[0], asked)
             # A filter may let fewer pass than are wanted: no need to look for others everywhere.
             self._complete = self._complete or (len(self.rows) < count and len(self.rows) >= self._passing)
-
-    @cached_property
-    def _passing(self) -> int:
-        """How many rows there are to rank."""
-        if self.allowed is None:
-            return self._total - (self.without is not None)
-        left_out = self.without is not None and bool(self.allowed[self.without])
-        return int(np.count_nonzero(self.allowed)) - left_out
 
     def asks(self, count: int) -> int:
         """How many rows the present tier must find for ``count`` to be known, as far as can be told."""
