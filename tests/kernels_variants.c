@@ -1,6 +1,6 @@
 /* Every variant of the kernels beside the plain one, on random and on extreme codes; for processors that are emulated. */
-#include "../src/hivlp/engine/halves.c"
-#include "../src/hivlp/engine/kernels.c"
+#include "../src/hivlp/ann/c/halves.c"
+#include "../src/hivlp/ann/c/kernels.c"
 #include <stdio.h>
 
 int main(void) {

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import hivlp.index.scan as scan
+import hivlp.search.scan as scan
 from conftest import FakeEncoder
 from hivlp.errors import QueryError
 from hivlp.index import Index
-from hivlp.index.records import NewItem, Stamp
-from hivlp.index.scan import BatchScanner, ExhaustiveScanner
 from hivlp.levels import Embeddings
+from hivlp.search.scan import BatchScanner, ExhaustiveScanner
+from hivlp.store.records import NewItem, Stamp
 
 STAMP = Stamp(1, 2, 3, 4)
 WHERE = {

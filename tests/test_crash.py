@@ -123,7 +123,7 @@ def test_rows_that_were_written_but_not_committed_do_not_exist(tmp_path, encoder
 
 
 def test_a_create_that_was_killed_leaves_nothing_under_the_name(tmp_path, encoder, monkeypatch):
-    import hivlp.index.folder as module
+    import hivlp.store.folder as module
 
     def die(*_):
         raise KeyboardInterrupt

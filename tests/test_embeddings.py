@@ -13,10 +13,10 @@ import pytest
 
 from conftest import FakeEncoder
 from hivlp.cli import main
+from hivlp.coarse.closed import prefix
 from hivlp.data import embedding_files
 from hivlp.data.embeddings import open_embeddings, unit_rows
 from hivlp.errors import DataError, IndexFolderError, QueryError
-from hivlp.fit.closed import prefix
 from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivlp.engine import Engine, Setting, building, fit, layout, native, reference, whole
-from hivlp.engine.arrays import PACKED
+from hivlp.ann import Engine, Setting, building, layout, native, reference, whole
+from hivlp.ann import learning as fit
+from hivlp.ann.arrays import PACKED
 from hivlp.errors import IndexFolderError
 
 LIBRARY = native.load()

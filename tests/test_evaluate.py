@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from conftest import FakeEncoder
 from hivlp.cli.parser import build_parser
 from hivlp.errors import DataError
-from hivlp.evaluate import cascade_ranks, level_ranks, score
+from hivlp.evaluate.recall import cascade_ranks, level_ranks, score
 from hivlp.index import Index
-from hivlp.index.records import NewItem, Stamp
 from hivlp.levels import DEFAULT_SHORTLIST, Embeddings
+from hivlp.store.records import NewItem, Stamp
 
 
 def level(array):
@@ -148,7 +148,7 @@ def test_the_cascade_that_is_judged_is_the_search(tmp_path):
 def test_one_shortlist_wherever_none_is_given():
     from inspect import signature
 
-    from hivlp.evaluate import evaluate
+    from hivlp.evaluate.recall import evaluate
 
     assert signature(evaluate).parameters["shortlist"].default == DEFAULT_SHORTLIST
     pytest.importorskip("torch")

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hivlp.ann import Engine, Setting, bounds, layout, native
+from hivlp.ann.bounds import Bounds
 from hivlp.cli import main
-from hivlp.engine import Engine, Setting, bounds, layout, native
-from hivlp.engine.bounds import Bounds
-from hivlp.index import Index, engine_scan, tuning
-from hivlp.index.engine_scan import HEAD, EngineScanner, Passing
-from hivlp.index.exact_scan import ExactScanner
-from hivlp.index.scan import ExhaustiveScanner
+from hivlp.index import Index, tuning
+from hivlp.search import ann_scan as engine_scan
+from hivlp.search.ann_scan import HEAD, EngineScanner, Passing
+from hivlp.search.exact_scan import ExactScanner
+from hivlp.search.scan import ExhaustiveScanner
 from test_engine import cloud
 
 LIBRARY = native.load()
@@ -152,8 +153,8 @@ def test_it_is_the_ranking_of_everything(kind, count, share, few, reaching, seed
     query = asked(kind, rng)
     allowed = None if share is None else rng.random(ROWS) < share
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hivlp.index.engine_scan.FEW", few)
-        patch.setattr("hivlp.index.exact_scan.MOST_REACHING", reaching)
+        patch.setattr("hivlp.search.ann_scan.FEW", few)
+        patch.setattr("hivlp.search.exact_scan.MOST_REACHING", reaching)
         patch.setattr(bounds, "CHUNK", int(rng.integers(1, 100)))
         rows, scores = exact.top(query, count, allowed)
     # A naive ranking, by the same float32 scores, and these against float64.
@@ -185,7 +186,7 @@ def test_the_engine_may_be_wrong(monkeypatch):
     for query in cloud(10, WIDTH, 4):
         poor = everything.top(query, 1200)[0][-10:]
         monkeypatch.setattr(exact._near, "nearest", lambda *a, poor=poor: (poor[poor < BUILT], None))
-        monkeypatch.setattr("hivlp.index.exact_scan.MOST_REACHING", 1.0)
+        monkeypatch.setattr("hivlp.search.exact_scan.MOST_REACHING", 1.0)
         count = int((poor < BUILT).sum())
         rows, scores = exact.top(query, count, None)
         expected = everything.top(query, count)
@@ -232,7 +233,7 @@ def tuned(tmp_path_factory):
 def answers(folder, where=None) -> tuple[list, bool]:
     """What exact searches say, and whether there were bounds."""
     with pytest.MonkeyPatch.context() as patch, Index.open(folder) as index:
-        patch.setattr("hivlp.index.engine_scan.FEW", 10)
+        patch.setattr("hivlp.search.ann_scan.FEW", 10)
         results = [index.search(vector={"fine": query}, exact=True, where=where) for query in cloud(3000, WIDTH, 0)[:8]]
         return [[(hit.id, hit.scores) for hit in result] for result in results], index._opened.exact is not None
 

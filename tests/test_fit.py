@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from hivlp.coarse import CoarseMaps, fit_coarse
+from hivlp.coarse.closed import lean, prefix, principal, second_moment
+from hivlp.coarse.distill import distill, ranking_loss
 from hivlp.errors import DataError, IndexFolderError
-from hivlp.fit import CoarseMaps, fit_coarse
-from hivlp.fit.closed import lean, prefix, principal, second_moment
-from hivlp.fit.distill import distill, ranking_loss
 
 
 def unit(vectors):
@@ -101,7 +101,7 @@ def test_learning_beats_the_closed_form_which_beats_pca_off_distribution():
 def test_learning_that_does_not_help_is_dropped(monkeypatch):
     items, queries = off_distribution(800, 300)
     spoilt = prefix(32, 8)
-    monkeypatch.setattr("hivlp.fit.choose.distill", lambda *_, **__: spoilt)
+    monkeypatch.setattr("hivlp.coarse.choose.distill", lambda *_, **__: spoilt)
     fitted = fit_coarse(items, queries, dims=8)
     assert fitted.method == "lean"
     assert fitted.maps.fingerprint == fit_coarse(items, queries, dims=8, method="lean").maps.fingerprint

@@ -18,17 +18,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivlp import npy
+from hivlp.ann import Engine, Setting, bounds, native, whole
+from hivlp.ann.arrays import LATER
+from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.bench import fuzz
 from hivlp.bench.fuzz_mutations import forge
 from hivlp.cli import main
-from hivlp.engine import Engine, Setting, bounds, native, whole
-from hivlp.engine.arrays import LATER
-from hivlp.engine.manifest import MANIFEST, manifest_check
 from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.files import npy
 from hivlp.index import Index, tuning
-from hivlp.index.opened_engine import open_engine
-from hivlp.index.tuned import FOLDER, Tuned
+from hivlp.search.opened import open_engine
+from hivlp.search.operating_points import FOLDER, Tuned
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
 ITEMS, WIDTH, DIMS, SIGNED, LISTS, COPIES = 1200, 40, 32, 16, 11, 2
@@ -105,7 +105,7 @@ def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
         pytest.skip(watched)
     code = (
         "import sys, numpy as np\n"
-        "from hivlp.engine import native\n"
+        "from hivlp.ann import native\n"
         "native.__file__ = sys.argv[1]\n"
         "out, one = np.empty(1, np.float32), np.ones((9, 8), np.float16)\n"
         "native.load().hivlp_dot(one.ctypes.data, None, 9, out.repeat(8).ctypes.data, 8, out.ctypes.data)\n"
@@ -374,7 +374,7 @@ def _tune_again(folder: Path, moment: int) -> None:
 
 
 def test_what_processes_left_that_died_is_removed_and_what_living_ones_build_is_not(folder, tmp_path):
-    from hivlp.scratch import scratch_folder
+    from hivlp.files.scratch import scratch_folder
 
     dead, old = folder / ".engine.abcd1234.scratch", folder / ".engine.4711"
     generation = folder / "fine.9.f16"

@@ -19,7 +19,7 @@ from conftest import FakeEncoder, write_pictures
 from hivlp.errors import HivlpError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index import adding as adding_module
-from hivlp.index import vectors as vectors_module
+from hivlp.store import vectors as vectors_module
 
 
 def age(*paths: Path) -> None:

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from conftest import FakeEncoder, write_pictures
-from hivlp.engine import native
+from hivlp.ann import native
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
-from hivlp.index.half import as_stored
-from hivlp.index.records import NewItem, Stamp
 from hivlp.levels import Embeddings
+from hivlp.store.half import as_stored
+from hivlp.store.records import NewItem, Stamp
 
 TESTS = Path(__file__).parent
 

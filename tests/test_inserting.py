@@ -9,9 +9,10 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from hivlp.index import Index, catalog, inserting
-from hivlp.index.records import NewItem, Stamp
+from hivlp.index import Index
 from hivlp.levels import Embeddings
+from hivlp.store import catalog, inserting
+from hivlp.store.records import NewItem, Stamp
 
 STAMP = Stamp(1, 2, 3, 4)
 ODD_NAMES = ('it\'s "so"', "a\\b\n\t\x01\x7f", "ключ/🦊\u2028.png", "", "[1, null]", "e" * 5000, "a%sb{0}?1")

@@ -13,16 +13,16 @@ import pytest
 
 from conftest import FakeEncoder, write_pictures
 from hivlp.cli import main
+from hivlp.coarse.closed import prefix
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
-from hivlp.fit.closed import prefix
 from hivlp.index import Index
-from hivlp.index.database import _seal_meta
-from hivlp.index.records import NewItem, Stamp
-from hivlp.index.scan import ExhaustiveScanner
-from hivlp.index.schema import COLUMNS, OLD_HASHES, PART, record_crc
-from hivlp.index.vectors import Rows
-from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
+from hivlp.search.scan import ExhaustiveScanner
+from hivlp.store.database import _seal_meta
+from hivlp.store.records import NewItem, Stamp
+from hivlp.store.schema import COLUMNS, OLD_HASHES, PART, record_crc
+from hivlp.store.vectors import Rows
+from hivlp.store.verify import verify
 
 FORMAT_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -561,7 +561,7 @@ def test_widening_is_exact_for_every_finite_number():
 
 @pytest.mark.parametrize("dim", [5, 64, 300])
 def test_scores_of_float16_rows_do_not_depend_on_where_they_lie(dim, monkeypatch):
-    import hivlp.index.scan as scan
+    import hivlp.search.scan as scan
 
     monkeypatch.setattr(scan, "WIDEN_FLOATS", 7 * dim)
     rng = np.random.default_rng(0)

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from hivlp.ann import native
 from hivlp.cli import main
-from hivlp.engine import native
 from hivlp.index import Index
-from hivlp.index.likeness import FAR, LIKE, MANY, NEAR, Likeness, Region, make_probes
+from hivlp.search.likeness import FAR, LIKE, MANY, NEAR, Likeness, Region, make_probes
 
 WIDTH, ROWS = 64, 12_000
 needs_kernels = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
-from hivlp.export import export  # noqa: E402
+from hivlp.export.graphs import export  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.efficientnet import EfficientNetLite  # noqa: E402
 from hivlp.model.heads import (  # noqa: E402

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hivlp.errors import DataError, QueryError
-from hivlp.npy import HEADER_LIMIT, map_file, open_npy, parse, read_npy
+from hivlp.files.npy import HEADER_LIMIT, map_file, open_npy, parse, read_npy
 
 PREFIX = b"\x93NUMPY\x01\x00"
 

@@ -18,7 +18,7 @@ from hivlp.data.pictures import load_pixels  # noqa: E402
 from hivlp.data.preparing import fit  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
-from hivlp.export import export  # noqa: E402
+from hivlp.export.graphs import export  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.model.pretrained import import_dual_encoder  # noqa: E402
 from hivlp.model.processor import picture_config  # noqa: E402

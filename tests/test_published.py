@@ -18,7 +18,7 @@ from hivlp.data.pictures import load_pixels  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
-from hivlp.export import export  # noqa: E402
+from hivlp.export.graphs import export  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.adapt import AdaptConfig, adapt  # noqa: E402

@@ -15,9 +15,9 @@ from PIL import Image
 from conftest import FakeEncoder, write_pictures
 from hivlp.errors import HivlpError, PictureError, QueryError
 from hivlp.index import Index
-from hivlp.index.records import NewItem, Stamp
-from hivlp.index.scan import ExhaustiveScanner
 from hivlp.levels import Embeddings
+from hivlp.search.scan import ExhaustiveScanner
+from hivlp.store.records import NewItem, Stamp
 
 
 def unit(rng, rows, dim):
@@ -163,7 +163,7 @@ def test_the_scanner_equals_a_sort_whatever_its_block(seed, rows, count, masked)
     vectors = rng.integers(-2, 3, (rows, 4)).astype(np.float32)  # many equal scores
     query = rng.integers(-2, 3, 4).astype(np.float32)
     allowed = rng.random(rows) < 0.3 if masked else None
-    import hivlp.index.scan as scan
+    import hivlp.search.scan as scan
 
     before, scan.BLOCK_FLOATS = scan.BLOCK_FLOATS, 4 * 37
     try:
@@ -297,7 +297,7 @@ def test_where_limits_and_cannot_do_more(tmp_path, encoder):
 
 
 def test_a_where_that_never_ends_is_stopped(index, monkeypatch):
-    import hivlp.index.where as where
+    import hivlp.store.where as where
 
     monkeypatch.setattr(where, "WHERE_SECONDS", 0.1)
     endless = "(SELECT count(*) FROM items a, items b, items c, items d, items e, items f) > 0"

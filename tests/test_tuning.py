@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
+from hivlp.ann import Engine, native
+from hivlp.ann.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.cli import main
-from hivlp.engine import Engine, native
-from hivlp.engine.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
-from hivlp.index.tuned import Tuned
+from hivlp.search.operating_points import Tuned
 from test_engine import cloud
 
 WIDTH = 48
@@ -138,7 +138,7 @@ def test_batches_groups_and_thresholds(made, queries):
 
 @pytest.mark.parametrize("condition", ["id % 100 = 0", "id % 7 = 0", "id % 2 = 0"])
 def test_filters_starve_nobody(made, queries, monkeypatch, condition):
-    from hivlp.index import engine_scan
+    from hivlp.search import ann_scan as engine_scan
 
     monkeypatch.setattr(engine_scan, "FEW", 100)
     with Index.open(made / "index") as index:

@@ -15,10 +15,11 @@ import pytest
 
 from conftest import write_pictures
 from hivlp.errors import DamagedIndexError, HivlpError, QueryError
-from hivlp.index import Index, where
-from hivlp.index.records import NewItem, Stamp
-from hivlp.index.verify import verify
+from hivlp.index import Index
 from hivlp.levels import Embeddings
+from hivlp.store import where
+from hivlp.store.records import NewItem, Stamp
+from hivlp.store.verify import verify
 
 ITEMS = 60
 LONG = "a" * 900_000

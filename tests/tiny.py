@@ -50,7 +50,7 @@ def save_tiny(folder: Path, seed: int = 0, **changes) -> Path:
     """A tiny model folder with weights, graphs and tokenizer."""
     import torch
 
-    from hivlp.export import export
+    from hivlp.export.graphs import export
     from hivlp.model.hivlp_model import HiVLPModel
 
     torch.manual_seed(seed)

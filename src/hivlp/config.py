@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hivlp.errors import ModelError
+from hivlp.files.reading import one_line, read_json
 from hivlp.levels import Level, check_levels
-from hivlp.reading import one_line, read_json
 
 FORMAT = 1
 LARGEST_INPUT = 1 << 14

@@ -25,8 +25,8 @@ from hivlp.config import PictureConfig
 from hivlp.encode.base import Picture
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
-from hivlp.index.records import NewItem, Stamp
 from hivlp.levels import Embeddings, Level
+from hivlp.store.records import NewItem, Stamp
 
 TOO_LARGE = "file too large"
 FAULTS = ("short write", "disk full", "fsync fails", "ftruncate fails", TOO_LARGE, "killed inside")

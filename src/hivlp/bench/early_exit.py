@@ -20,7 +20,7 @@ from hivlp.data.pairs import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import encode_stream
-from hivlp.evaluate import level_ranks
+from hivlp.evaluate.recall import level_ranks
 from hivlp.levels import Embeddings, Vectors
 
 COLLECTIONS = (10_000, 100_000, 1_000_000)

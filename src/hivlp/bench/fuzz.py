@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from hivlp.ann import Engine, Setting, native
+from hivlp.ann.bounds import Bounds
 from hivlp.bench.machine import describe
-from hivlp.engine import Engine, Setting, native
-from hivlp.engine.bounds import Bounds
+from hivlp.coarse.closed import prefix
 from hivlp.errors import IndexFolderError
-from hivlp.fit.closed import prefix
 from hivlp.index import Index, tuning
-from hivlp.index.likeness import Likeness, Region
-from hivlp.index.records import NewItem, Stamp
-from hivlp.index.tuned import Point, Tuned
 from hivlp.levels import Vectors
+from hivlp.search.likeness import Likeness, Region
+from hivlp.search.operating_points import Point, Tuned
+from hivlp.store.records import NewItem, Stamp
 
 PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
 CHUNK = 50  # cases a process
-SOURCES = ("kernels.c", "bounds.c", "halves.c")
+SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 FLAGS = ("-O1", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 FOUND = 86  # exit code of a sanitizer that found something

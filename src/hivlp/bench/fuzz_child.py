@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from hivlp import npy
+from hivlp.ann import native
 from hivlp.bench.fuzz_mutations import Mutation, mutate
-from hivlp.engine import native
+from hivlp.coarse.maps import FINE
 from hivlp.errors import HivlpError
-from hivlp.fit.maps import FINE
-from hivlp.index import Index, SearchResult, engine_scan
-from hivlp.index.tuned import FOLDER
-from hivlp.index.vectors import Stored, VectorFile
+from hivlp.files import npy
+from hivlp.index import Index, SearchResult
 from hivlp.levels import Vectors
+from hivlp.search import ann_scan as engine_scan
+from hivlp.search.operating_points import FOLDER
+from hivlp.store.vectors import Stored, VectorFile
 
 K = 10
 FILTERS = (None, "id % 2 = 0", "id % 50 = 0")

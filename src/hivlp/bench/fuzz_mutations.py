@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from hivlp.engine.arrays import file_check
-from hivlp.engine.manifest import MANIFEST, manifest_check
-from hivlp.index.database import FILE
-from hivlp.index.tuned import FOLDER
+from hivlp.ann.arrays import file_check
+from hivlp.ann.manifest import MANIFEST, manifest_check
+from hivlp.search.operating_points import FOLDER
+from hivlp.store.database import FILE
 
 HEADER = 128
 INTEGERS = (0, 1, 2, 3, -1, 255, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**61, 2**63 - 1, -(2**63), -(2**31))

@@ -22,9 +22,9 @@ from hivlp.bench.machine import describe
 from hivlp.data.pictures import decode, fit
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
-from hivlp.index.folder import IndexFolder
-from hivlp.index.records import About, NewItem, Stamp
 from hivlp.levels import Embeddings, Level
+from hivlp.store.folder import IndexFolder
+from hivlp.store.records import About, NewItem, Stamp
 
 SIDE = 400
 SAMPLE = 64

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from hivlp.bench.ann.real import TESTED, TRAINED_FROM, read_real
 from hivlp.bench.machine import describe
+from hivlp.coarse.maps import FINE
 from hivlp.encode import HiVLP
-from hivlp.fit.maps import FINE
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
-from hivlp.index.search import SearchResult
 from hivlp.levels import Vectors
+from hivlp.search.results import SearchResult
 
 K = 10
 LATER = 0.2  # of the items, added when the index is tuned already

@@ -33,7 +33,7 @@ from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import chunks, encode_stream
-from hivlp.evaluate import score
+from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from hivlp.levels import Vectors as Vectors32
 from hivlp.train.recipe import SelfDistillation

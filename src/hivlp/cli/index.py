@@ -27,7 +27,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         return usage("index", f"--{fitting[0]} goes with --embeddings")
     if arguments.embeddings is not None:
         return _index_embeddings(arguments)
-    from hivlp.index.names import existing
+    from hivlp.store.names import existing
 
     for path in arguments.paths:
         if not existing(path).exists():
@@ -127,7 +127,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
 def run_remove(arguments: argparse.Namespace) -> int:
     """``hivlp remove``."""
     from hivlp.index import Index
-    from hivlp.index.names import existing
+    from hivlp.store.names import existing
 
     if arguments.id and not all(map(_is_id, arguments.items)):
         return usage("remove", "--id goes with whole numbers")
@@ -156,7 +156,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     from hivlp.index import Index
 
     if arguments.verify:
-        from hivlp.index.verify import verify
+        from hivlp.store.verify import verify
 
         with progress("rows") as follow:
             report = verify(arguments.index, follow)
@@ -172,7 +172,7 @@ def run_repair(arguments: argparse.Namespace) -> int:
     """``hivlp repair``: exit 1 only if the index cannot be used; what is not repaired is part of the result."""
     from hivlp.errors import DamagedIndexError
     from hivlp.index import Index
-    from hivlp.index.repair import beyond_repair
+    from hivlp.store.repair import beyond_repair
 
     try:
         index = Index.open(arguments.index)

@@ -15,7 +15,7 @@ from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
 from hivlp.levels import DEFAULT_SHORTLIST
 
-# As hivlp.fit.METHODS, which is slow to import.
+# As hivlp.coarse.METHODS, which is slow to import.
 FITS = ("distill", "pca", "lean", "prefix")
 
 

@@ -71,6 +71,6 @@ def _lines(name: str) -> list[str]:
 
 
 def _load_vector(path: Path) -> Any:
-    from hivlp.npy import read_npy
+    from hivlp.files.npy import read_npy
 
     return read_npy(path, kinds="fiu", limit=VECTOR_LIMIT, error=HivlpError)

@@ -13,7 +13,7 @@ from hivlp.errors import HivlpError
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """``hivlp evaluate``."""
     from hivlp.data.pairs import load_pairs
-    from hivlp.evaluate import evaluate
+    from hivlp.evaluate.recall import evaluate
 
     if arguments.shortlist < 1:
         raise HivlpError("--shortlist must be at least 1")
@@ -56,7 +56,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_adapt(arguments: argparse.Namespace) -> int:
     """``hivlp adapt``."""
     from hivlp.train.adapt import AdaptConfig, adapt
-    from hivlp.typed import build
+    from hivlp.train.typed import build
 
     names = ("dims", "code", "text_layer", "steps", "split", "limit", "shortlist")
     config = build(AdaptConfig, {name: getattr(arguments, name) for name in names})
@@ -76,7 +76,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     """``hivlp export``."""
     from hivlp.encode import HiVLP
     from hivlp.encode.hub import resolve_folder
-    from hivlp.export import export
+    from hivlp.export.graphs import export
     from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
 
     folder = resolve_folder(arguments.model) if arguments.model == DEFAULT_MODEL else Path(arguments.model)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hivlp.errors import DataError, HivlpError, MissingExtraError
-from hivlp.reading import one_line, open_regular, printable
+from hivlp.files.reading import one_line, open_regular, printable
 
 _SHORT_FLOATS: dict[str, Any] = {"float": np.float32, "halffloat": np.float16}
 ROWS = 16_384

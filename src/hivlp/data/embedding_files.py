@@ -15,7 +15,7 @@ from hivlp.data.arrow import arrow_errors, batches, opened, values
 from hivlp.data.table import CAPTION_COLUMNS
 from hivlp.data.values import as_text, column_named
 from hivlp.errors import DataError
-from hivlp.npy import open_npy
+from hivlp.files.npy import open_npy
 
 Raw = NDArray[np.floating]
 

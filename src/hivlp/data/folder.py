@@ -9,7 +9,7 @@ from hivlp.data.skips import Skips
 from hivlp.data.table import read_table
 from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.errors import DataError
-from hivlp.reading import printable, read_text
+from hivlp.files.reading import printable, read_text
 
 _TABLES = tuple(f"{stem}.{suffix}" for stem in ("captions", "metadata") for suffix in ("jsonl", "csv", "tsv"))
 

@@ -9,7 +9,7 @@ from hivlp.data.pairs import Pair, Pairs, split_named, split_of_name, within
 from hivlp.data.skips import Skips
 from hivlp.data.values import captions_of
 from hivlp.errors import DataError
-from hivlp.reading import one_line, parse_json_value, printable, read_text
+from hivlp.files.reading import one_line, parse_json_value, printable, read_text
 
 # COCO's file is mostly token lists; dropping them while parsing keeps memory to a fraction.
 _KEYS = frozenset({"images", "filename", "filepath", "split", "sentences", "raw"})

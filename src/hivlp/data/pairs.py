@@ -12,7 +12,7 @@ from typing import Protocol
 
 from hivlp.data.pictures.source import opened_source
 from hivlp.errors import DataError
-from hivlp.reading import printable
+from hivlp.files.reading import printable
 
 SPLITS = ("train", "val", "test")
 

@@ -15,7 +15,7 @@ from hivlp.data.skips import Skips
 from hivlp.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLIT_COLUMNS, find_column, merge_rows, row_split
 from hivlp.data.values import captions_of, column_named
 from hivlp.errors import DataError, PictureError
-from hivlp.reading import printable
+from hivlp.files.reading import printable
 
 PATH_LIMIT = 4096
 SAMPLE = 64  # rows that are looked at to tell paths from pictures

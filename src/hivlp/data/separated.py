@@ -15,7 +15,7 @@ from pathlib import Path
 from hivlp.data.kinds import PICTURE_SUFFIXES
 from hivlp.data.values import column_named
 from hivlp.errors import DataError
-from hivlp.reading import printable, read_lines
+from hivlp.files.reading import printable, read_lines
 
 FIELD_LIMIT = 1 << 17
 """Characters in one cell, at most."""

@@ -12,7 +12,7 @@ from hivlp.data.separated import read_separated
 from hivlp.data.skips import Skips
 from hivlp.data.values import as_text, captions_of, column_named
 from hivlp.errors import DataError
-from hivlp.reading import parse_json, printable, read_lines
+from hivlp.files.reading import parse_json, printable, read_lines
 
 IMAGE_COLUMNS = ("image", "path", "file_name", "filename", "filepath", "file", "image_path", "image_name")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "comment")

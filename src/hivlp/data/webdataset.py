@@ -15,7 +15,7 @@ from hivlp.data.table import CAPTION_COLUMNS, row_split
 from hivlp.data.tar import Member, TarDamage, members
 from hivlp.data.values import captions_of
 from hivlp.errors import DataError, PictureError
-from hivlp.reading import one_line, open_regular, parse_json, printable, reason
+from hivlp.files.reading import one_line, open_regular, parse_json, printable, reason
 
 # If a sample holds a picture twice, the first of these counts.
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", *sorted(PICTURE_SUFFIXES - {".jpg", ".jpeg", ".png", ".webp"}))

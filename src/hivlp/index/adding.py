@@ -20,9 +20,9 @@ from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
-from hivlp.index.names import Told, stored_path, told_captions, told_metadata
-from hivlp.index.records import Item, NewItem, Stamp
 from hivlp.levels import Embeddings
+from hivlp.store.names import Told, stored_path, told_captions, told_metadata
+from hivlp.store.records import Item, NewItem, Stamp
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index

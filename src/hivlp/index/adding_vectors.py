@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hivlp.coarse.maps import FINE, CoarseMaps
 from hivlp.data.embedding_files import Chunk
 from hivlp.data.embeddings import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
-from hivlp.fit.maps import FINE, CoarseMaps
 from hivlp.index.adding import AddReport, Failure
-from hivlp.index.names import stored_path
-from hivlp.index.records import NewItem, Stamp
-from hivlp.index.vectors import PIECE, Rows, check_vectors
+from hivlp.store.names import stored_path
+from hivlp.store.records import NewItem, Stamp
+from hivlp.store.vectors import PIECE, Rows, check_vectors
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index

@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from hivlp.coarse.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError, MissingExtraError, ModelError, QueryError
-from hivlp.fit.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
-from hivlp.index.engine_scan import EngineScanner
-from hivlp.index.engine_tier import EngineTier
-from hivlp.index.folder import IndexFolder
-from hivlp.index.grouping import Folding, NearDuplicates, SameContent
-from hivlp.index.opened_engine import OpenedEngine
-from hivlp.index.ranking import Exact, Ranking, Tier, cascades, reach_together
-from hivlp.index.records import State
-from hivlp.index.scan import ExhaustiveScanner, Mask, Rows, Scanner
-from hivlp.index.search import (
+from hivlp.levels import DEFAULT_SHORTLIST, Vectors
+from hivlp.search.ann_scan import EngineScanner
+from hivlp.search.ann_tier import EngineTier
+from hivlp.search.grouping import Folding, NearDuplicates, SameContent
+from hivlp.search.opened import OpenedEngine
+from hivlp.search.ranking import Exact, Ranking, Tier, cascades, reach_together
+from hivlp.search.results import (
     Duplicate,
     Hit,
     Options,
@@ -30,7 +28,9 @@ from hivlp.index.search import (
     whole_number,
     yes_or_no,
 )
-from hivlp.levels import DEFAULT_SHORTLIST, Vectors
+from hivlp.search.scan import ExhaustiveScanner, Mask, Rows, Scanner
+from hivlp.store.folder import IndexFolder
+from hivlp.store.records import State
 
 FARTHEST = 1 << 40  # offset; no index has so many items
 FEW = 2_000  # items that are ranked exactly in the time of a shortlist, unless one is asked for
@@ -214,7 +214,7 @@ class AnsweringFolder(IndexFolder):
         return sizes
 
     def _tiers(self, options: Options, rows: int, passing: int, watch: Stopwatch) -> list[Tier]:
-        """How the collection is looked at, ever further; see :mod:`hivlp.index.ranking`.
+        """How the collection is looked at, ever further; see :mod:`hivlp.search.ranking`.
 
         Args:
             options: what is asked for.

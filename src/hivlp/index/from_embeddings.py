@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hivlp.coarse.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, Fitted, Method, fit_coarse
 from hivlp.data.embeddings import has_texts, open_embeddings
 from hivlp.encode.base import Encoder
 from hivlp.errors import IndexFolderError
-from hivlp.fit.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, Fitted, Method, fit_coarse
 from hivlp.index.adding import AddReport
 from hivlp.index.index import Index
 
@@ -56,7 +56,7 @@ def index_embeddings(
         queries: vectors as they will be asked for, to fit to, likewise; default the texts of a clip-retrieval folder,
             otherwise the items themselves. An existing index keeps its coarse level.
         dims: of the coarse level, default 64; an existing index must have so many.
-        method: see :func:`hivlp.fit.fit_coarse`.
+        method: see :func:`hivlp.coarse.fit_coarse`.
         model: that made the vectors, if texts and pictures shall be searched for without naming it again.
         model_source: how to load it again (a name or folder); default its name.
         on_fit: called with how much of the learning is done, and of how much.

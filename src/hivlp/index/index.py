@@ -11,24 +11,24 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps
 from hivlp.data.embeddings import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
 from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
-from hivlp.fit.maps import EMBEDDINGS, CoarseMaps
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import AnsweringFolder, check_width
-from hivlp.index.compacting import Progress
-from hivlp.index.names import each_path, existing, folder_path
-from hivlp.index.opened_engine import stored_bytes
-from hivlp.index.records import About
-from hivlp.index.repair import RepairReport, set_damage_aside
-from hivlp.index.search import Hit, Plan, SearchResult, Stopwatch, real_number, whole_number
 from hivlp.index.tuning import DEFAULT_RECALL, tune
 from hivlp.index.tuning import Progress as TuneProgress
-from hivlp.index.verify import VerifyReport, verify_folder
 from hivlp.levels import Vectors
+from hivlp.search.opened import stored_bytes
+from hivlp.search.results import Hit, Plan, SearchResult, Stopwatch, real_number, whole_number
+from hivlp.store.compacting import Progress
+from hivlp.store.names import each_path, existing, folder_path
+from hivlp.store.records import About
+from hivlp.store.repair import RepairReport, set_damage_aside
+from hivlp.store.verify import VerifyReport, verify_folder
 
 BATCH = 256  # queries that share a pass over the vectors
 
@@ -67,7 +67,7 @@ class Index(AnsweringFolder):
 
         Args:
             path: a folder that does not exist yet, or is empty.
-            maps: what makes the coarse level (:func:`hivlp.fit.fit_coarse`); kept in the folder.
+            maps: what makes the coarse level (:func:`hivlp.coarse.fit_coarse`); kept in the folder.
             model: that made the vectors, if texts and pictures shall be searched for; its finest level is used.
             source: how to load the model again (a name or folder); default the model's name.
 

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp import npy
-from hivlp.engine import Engine, Setting, native
-from hivlp.engine.arrays import Arrays, read_array
-from hivlp.engine.bounds import Bounds
-from hivlp.engine.engine import ROUTER_QUERIES
-from hivlp.engine.manifest import read_manifest
+from hivlp.ann import Engine, Setting, native
+from hivlp.ann.ann_index import ROUTER_QUERIES
+from hivlp.ann.arrays import Arrays, read_array
+from hivlp.ann.bounds import Bounds
+from hivlp.ann.manifest import read_manifest
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.index.engine_scan import HEAD
-from hivlp.index.likeness import SAMPLED, Likeness, learn, make_probes
-from hivlp.index.scan import ExhaustiveScanner, Rows
-from hivlp.index.tuned import FOLDER, Point, Tuned, sample
-from hivlp.index.vectors import Stored
+from hivlp.files import npy
+from hivlp.files.scratch import standing
 from hivlp.levels import Vectors
-from hivlp.scratch import standing
+from hivlp.search.ann_scan import HEAD
+from hivlp.search.likeness import SAMPLED, Likeness, learn, make_probes
+from hivlp.search.operating_points import FOLDER, Point, Tuned, sample
+from hivlp.search.scan import ExhaustiveScanner, Rows
+from hivlp.store.vectors import Stored
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index

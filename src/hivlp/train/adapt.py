@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hivlp.card import model_card
 from hivlp.config import HiVLPConfig
 from hivlp.data.contents import PREPARED_BY, Contents, content_hash, folder_digest
 from hivlp.data.pairs import SPLITS, Pair, load_pairs
@@ -31,15 +30,16 @@ from hivlp.encode import HiVLP, resolve_folder
 from hivlp.encode.onnx import OnnxEncoder
 from hivlp.encode.stream import Pixels, chunks, encode_stream
 from hivlp.errors import DataError, HivlpError, ModelError
-from hivlp.evaluate import evaluate
-from hivlp.export import export
+from hivlp.evaluate.recall import evaluate
+from hivlp.export.card import model_card
+from hivlp.export.graphs import export
 from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
 from hivlp.train.fit import Side, fit_level
 from hivlp.train.kept import key_of, read_kept, write_kept
 from hivlp.train.recipe import SelfDistillation
-from hivlp.typed import Checked, Code, Count, Number
+from hivlp.train.typed import Checked, Code, Count, Number
 
 logger = logging.getLogger(__name__)
 PART = 512  # pictures or texts whose vectors are kept in one file

@@ -1,6 +1,6 @@
 """Whether a recipe can be carried out, asked before anything is decoded or trained.
 
-Keys, types and ranges are checked as a recipe is built (:mod:`hivlp.typed`). Here it is what its parts ask of each
+Keys, types and ranges are checked as a recipe is built (:mod:`hivlp.train.typed`). Here it is what its parts ask of each
 other, of the data and of what is installed.
 """
 
@@ -27,8 +27,8 @@ from hivlp.objective import HierarchicalObjective
 from hivlp.train import backbones
 from hivlp.train.recipe import Recipe, split_of
 from hivlp.train.step import steps_of_epoch
+from hivlp.train.typed import Count, build, choices, shown
 from hivlp.train.wordnet import FOLDER as WORDNET
-from hivlp.typed import Count, build, choices, shown
 
 logger = logging.getLogger(__name__)
 LARGEST = 4096  # side of a picture

@@ -26,10 +26,10 @@ from hivlp.encode.onnx import open_session
 from hivlp.encode.stream import default_workers
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError
-from hivlp.export import export_image_features
+from hivlp.export.graphs import export_image_features
+from hivlp.files.npy import open_npy
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
-from hivlp.npy import open_npy
 from hivlp.train.augment import bare, caption_variants, plain_view, random_view
 from hivlp.train.kept import key_of, read_kept, weights_digest, write_kept
 from hivlp.train.recipe import Augment

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hivlp.config import HiVLPConfig
 from hivlp.data.pairs import load_pairs
 from hivlp.errors import HivlpError
-from hivlp.evaluate import evaluate
-from hivlp.export import export
+from hivlp.evaluate.recall import evaluate
+from hivlp.export.graphs import export
 from hivlp.train.recipe import Recipe, RecipeError, split_of
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def measure(recipe: Recipe, folder: Path, splits: tuple[str, ...]) -> dict[str, 
 
 def write_card(recipe: Recipe, folder: Path, metrics: dict[str, Any]) -> None:
     """The model's README."""
-    from hivlp.card import model_card
+    from hivlp.export.card import model_card
 
     try:
         text = model_card(HiVLPConfig.load(folder), metrics, recipe.notes)

@@ -15,7 +15,7 @@ from hivlp.errors import RecipeError as RecipeError
 from hivlp.levels import DEFAULT_SHORTLIST, Level, check_levels
 from hivlp.objective import ObjectiveConfig
 from hivlp.train.plain_yaml import read_yaml
-from hivlp.typed import (
+from hivlp.train.typed import (
     Between,
     Checked,
     Code,

@@ -19,7 +19,7 @@ from hivlp.data.pairs import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError, RecipeError
-from hivlp.evaluate import score
+from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.train.features import tokenize

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
 from hivlp.bench.ann.real import TESTED, RealSet
 from hivlp.bench.ann.truth import exact
+from hivlp.files.scratch import scratch_folder
 from hivlp.levels import Vectors
-from hivlp.scratch import scratch_folder
 
 NEIGHBOURS = 8
 PARENTS = 4

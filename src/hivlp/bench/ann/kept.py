@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hivlp.scratch import write_whole
+from hivlp.files.scratch import write_whole
 
 
 class Kept:

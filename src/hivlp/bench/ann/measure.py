@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.bench.ann.truth import recall
+from hivlp.files.npy import open_npy
 from hivlp.levels import Vectors
-from hivlp.npy import open_npy
 
 K = 10
 ENOUGH = 0.997

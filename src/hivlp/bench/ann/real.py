@@ -26,9 +26,9 @@ from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers, encode_stream
 from hivlp.errors import DataError
+from hivlp.files.npy import open_npy
+from hivlp.files.scratch import write_whole
 from hivlp.levels import Embeddings, Vectors
-from hivlp.npy import open_npy
-from hivlp.scratch import write_whole
 
 WORDNET = Path("/usr/share/wordnet")
 GLOSSES, TESTED, TRAINED_FROM = 25_000, 1_000, 2_000

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann import Engine
 from hivlp.bench.ann.rivals.base import Ladder, Rows
-from hivlp.engine import Engine
 from hivlp.levels import Vectors
 
 

@@ -1,0 +1,6 @@
+"""A coarse level fitted to vectors that somebody already has, with nothing but linear algebra."""
+
+from hivlp.coarse.choose import METHODS, Fitted, Method, fit_coarse
+from hivlp.coarse.maps import CoarseMaps
+
+__all__ = ["METHODS", "CoarseMaps", "Fitted", "Method", "fit_coarse"]

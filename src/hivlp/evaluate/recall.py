@@ -1,0 +1,224 @@
+"""Recall in both directions, at each level and for the cascade.
+
+Protocol (Karpathy & Fei-Fei, 2015, as used since): image-to-text R@K is the share of pictures with at least one of
+their own captions among the K best; text-to-image R@K is the share of captions whose picture is among the K best.
+A candidate that scores exactly as high as the right one counts as ranked before it.
+
+Each level alone is judged by its float32 vectors. The cascade is judged as people search: by the scan and the
+re-ranking of :mod:`hivlp.index`, over vectors as an index stores them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hivlp.data.pairs import Pair, Pairs
+from hivlp.data.pictures import load_pixels
+from hivlp.encode.base import Encoder
+from hivlp.encode.stream import encode_stream
+from hivlp.errors import DataError
+from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Vectors
+from hivlp.search.ranking import funnel
+from hivlp.search.scan import ExhaustiveScanner, Rows
+from hivlp.store.half import as_stored
+from hivlp.store.vectors import HALF
+
+logger = logging.getLogger(__name__)
+CUTOFFS = (1, 5, 10)
+BLOCK_FLOATS = 1 << 21  # scores at once: they stay in the processor's cache, and memory stays bounded
+QUERIES = 256  # that share one scan
+# Two float32 sums of `dim` products, in whatever order, differ by some sqrt(dim) · 2^-24 of the product of the lengths
+# (Higham & Mary, 2019); four times that is never reached.
+ROUNDING = 4 * 2.0**-24
+
+
+def evaluate(
+    pairs: Sequence[Pair], model: Encoder, *, shortlist: int = DEFAULT_SHORTLIST, progress: bool = True
+) -> dict[str, Any]:
+    """Encode pictures and captions, then report recalls in the shape that the command prints.
+
+    Broken pictures are left out with a warning, and counted in ``skipped``, as are damaged parts of their source.
+
+    Args:
+        pairs: pictures with one or more captions each.
+        model: the encoder.
+        shortlist: candidates that each coarser level hands on.
+        progress: show a bar on stderr.
+
+    Raises:
+        DataError: if there is nothing to evaluate.
+    """
+    kept: list[Pair] = []
+    parts: list[Embeddings] = []
+    skipped = pairs.skipped if isinstance(pairs, Pairs) else 0
+    with tqdm(total=len(pairs), desc="pictures", disable=None if progress else True) as bar:
+        for batch in encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture)):
+            for pair, reason in batch.failures:
+                logger.warning("skipped %s: %s", pair.id, reason)
+            skipped += len(batch.failures)
+            kept += batch.jobs
+            parts.append(batch.embeddings)
+            bar.update(len(batch.jobs) + len(batch.failures))
+    if not kept:
+        raise DataError("no picture could be read")
+    texts = [caption for pair in kept for caption in pair.captions]
+    owner = np.repeat(np.arange(len(kept)), [len(pair.captions) for pair in kept])
+    result = score(Embeddings.concatenate(parts), model.encode_text(texts), owner, shortlist)
+    return {"model": model.name, "images": len(kept), "captions": len(texts), "skipped": skipped, **result}
+
+
+def score(
+    images: Embeddings, texts: Embeddings, owner: NDArray[np.int64], shortlist: int = DEFAULT_SHORTLIST
+) -> dict[str, Any]:
+    """Recalls of each level alone and of the cascade over all of them.
+
+    Args:
+        images: N pictures.
+        texts: M captions, at the same levels.
+        owner: (M,) which picture each caption describes.
+        shortlist: candidates that each coarser level hands on, at least 1.
+
+    Raises:
+        DataError: if the shortlist is empty.
+    """
+    if shortlist < 1:
+        raise DataError(f"a shortlist of {shortlist} hands on nothing: it must be at least 1")
+    names = list(images)
+    levels = {name: summary(*level_ranks(texts[name], images[name], owner)) for name in names}
+    finest = levels[names[-1]]
+    cascade: dict[str, Any] = dict(finest)
+    if len(names) > 1:
+        text_vectors, image_vectors = [texts[name] for name in names], [images[name] for name in names]
+        to_image = cascade_ranks(text_vectors, image_vectors, owner[:, None], shortlist)
+        to_text = cascade_ranks(image_vectors, text_vectors, _own_captions(owner, images.count), shortlist)
+        cascade = summary(to_image, to_text)
+    cascade["shortlist"] = shortlist
+    cascade["retained"] = {
+        direction: {
+            cutoff: round(cascade[direction][cutoff] / value, 4) if value else 1.0
+            for cutoff, value in finest[direction].items()
+        }
+        for direction in ("text_to_image", "image_to_text")
+    }
+    return {"levels": levels, "cascade": cascade}
+
+
+def level_ranks(
+    texts: Vectors, images: Vectors, owner: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rank (from 0) of each caption's picture, and of the best of each picture's captions, by one level alone.
+
+    What ranks before is counted, not sorted. One matrix product serves both directions; since BLAS rounds a score by
+    where it lies in the matrix, those too close to the right one's are computed again, each from its own two vectors:
+    equal vectors have equal scores, and a tie counts against.
+
+    Args:
+        texts: (M, D) float32.
+        images: (N, D) float32.
+        owner: (M,) which picture each caption describes.
+
+    Returns:
+        (M,) ranks among the pictures, and (N,) ranks among the captions; a picture without captions is ranked M.
+    """
+    count, total = len(texts), len(images)
+    own = _pairwise(texts, images, np.arange(count), owner)
+    best = np.full(total, -np.inf, np.float32)
+    np.maximum.at(best, owner, own)
+    lengths = (float(np.linalg.norm(side, axis=1).max(initial=0)) for side in (texts, images))
+    error = np.float32(ROUNDING * texts.shape[1] ** 0.5 * np.prod(list(lengths)) + np.finfo(np.float32).tiny)
+    to_image, to_text = np.zeros(count, np.int64), np.zeros(total, np.int64)
+    step = max(1, BLOCK_FLOATS // max(1, total))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        scores = texts[start:stop] @ images.T
+        for bar, ranks, axis in ((own[start:stop, None], to_image[start:stop], 1), (best, to_text, 0)):
+            above = scores > bar + error
+            ranks += np.count_nonzero(above, axis=axis)
+            near = np.flatnonzero((scores >= bar - error) ^ above)
+            text, image = np.divmod(near, total)
+            others = owner[start + text] != image
+            text, image = text[others], image[others]
+            exact = _pairwise(texts, images, start + text, image)
+            place = text if axis == 1 else image
+            ahead = exact >= (own[start + text] if axis == 1 else best[image])
+            ranks += np.bincount(place[ahead], minlength=len(ranks))
+    to_image[~np.isfinite(own)] = total
+    to_text[~np.isfinite(best)] = count
+    return to_image, to_text
+
+
+def cascade_ranks(
+    queries: Sequence[Vectors], items: Sequence[Vectors], own: NDArray[np.int64], shortlist: int
+) -> NDArray[np.int64]:
+    """Rank (from 0) of each query's best own item in a search; the number of items if the cascade lost all of them.
+
+    Args:
+        queries: (Q, D) float32 a level, coarse to fine, at least two.
+        items: (N, D) float32 a level, coarse to fine.
+        own: (Q, C) the items that belong to each query, padded with -1.
+        shortlist: items that the coarsest level hands on.
+
+    Returns:
+        (Q,) ranks; a tie with an item that is not the query's own counts against it, at the shortlist's edge too.
+    """
+    total = len(items[0])
+    scanners = [ExhaustiveScanner(as_stored(vectors, HALF)) for vectors in items]
+    ranks = np.full(len(own), total, np.int64)
+    is_own = np.zeros(total, bool)
+    for start in range(0, len(own), QUERIES):
+        found = scanners[0].top_many(queries[0][start : start + QUERIES], shortlist)
+        for number, (rows, coarse) in enumerate(found, start):
+            mine = own[number][own[number] >= 0]
+            is_own[mine] = True
+            if (coarse[is_own[rows]] == coarse[-1:]).any() and len(rows) < total:
+                rows = _unlucky(scanners[0].rescore(queries[0][number], np.arange(total)), is_own, shortlist)
+            query = [level[number] for level in queries[1:]]
+            rows, scores = funnel(scanners[1:], query, [shortlist] * (len(scanners) - 2), rows)
+            right = is_own[rows]
+            if right.any() and np.isfinite(best := scores[right].max()):
+                ranks[number] = np.count_nonzero(scores[~right] >= best)
+            is_own[mine] = False
+    return ranks
+
+
+def _unlucky(scores: Vectors, is_own: NDArray[np.bool_], shortlist: int) -> Rows:
+    """The shortlist in which own items go last among equals: a tie at its edge counts against them."""
+    rows: Rows = np.lexsort((is_own, -scores))[:shortlist]
+    return rows
+
+
+def _pairwise(texts: Vectors, images: Vectors, text: Rows, image: Rows) -> Vectors:
+    """(n,) scores of the given pairs, each depending on its own two vectors alone."""
+    scores = np.empty(len(text), np.float32)
+    step = max(1, BLOCK_FLOATS // max(1, texts.shape[1]))
+    for start in range(0, len(text), step):
+        part = slice(start, start + step)
+        scores[part] = np.einsum("ij,ij->i", texts[text[part]], images[image[part]])
+    return scores
+
+
+def summary(to_image: NDArray[np.int64], to_text: NDArray[np.int64]) -> dict[str, Any]:
+    """R@K in percent for both directions, their sum, and their mean (AR)."""
+    directions = {
+        name: {f"R@{cutoff}": round(float(100 * (ranks < cutoff).mean()), 2) for cutoff in CUTOFFS}
+        for name, ranks in (("text_to_image", to_image), ("image_to_text", to_text))
+    }
+    rsum = sum(value for recalls in directions.values() for value in recalls.values())
+    return {**directions, "AR": round(rsum / 6, 2), "rsum": round(rsum, 2)}
+
+
+def _own_captions(owner: NDArray[np.int64], images: int) -> NDArray[np.int64]:
+    """(N, C) caption numbers of each picture, padded with -1."""
+    counts = np.bincount(owner, minlength=images)
+    table = np.full((images, int(counts.max())), -1, np.int64)
+    seen = np.zeros(images, np.int64)
+    for caption, image in enumerate(owner):
+        table[image, seen[image]] = caption
+        seen[image] += 1
+    return table

@@ -1,0 +1,171 @@
+"""From weights to the two graphs that search needs: ``image.onnx`` and ``text.onnx``, one output a level."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hivlp.encode.onnx import IMAGE_GRAPH, TEXT_GRAPH, TEXT_WEIGHTS, text_graph
+from hivlp.export.quantize import compress_tables, quantize_image
+from hivlp.files.scratch import scratch_folder
+from hivlp.model.hivlp_model import HiVLPModel
+
+OPSET = 17
+
+
+class _ImageGraph(nn.Module):
+    """Preparation and towers in one graph, so that callers hand over plain uint8 pixels."""
+
+    def __init__(self, model: HiVLPModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.encode_image(pixels).values())
+
+
+class _FeatureGraph(nn.Module):
+    def __init__(self, model: HiVLPModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.image_features(pixels)[layer] for layer in self.model.image_layers)
+
+
+class _TextGraph(nn.Module):
+    def __init__(self, model: HiVLPModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.encode_text(input_ids, attention_mask).values())
+
+
+def export(
+    folder: Path,
+    *,
+    calibration: NDArray[np.uint8] | None = None,
+    quantize_text: bool = False,
+) -> None:
+    """Write a model folder's graphs, beside its weights.
+
+    ``text.onnx`` computes every level. Beside it, ``text.LEVEL.onnx`` stops at a coarser level, for each level but
+    the last; all of them share the weights in ``text.bin``, so an early stop costs a few kilobytes.
+
+    Args:
+        folder: a model folder with ``config.json`` and ``model.safetensors``.
+        calibration: (N, S, S, 3) uint8 pictures, any S, whose ranges set the int8 scales of the image graph; without
+            them it stays float32.
+        quantize_text: int8 weights for the text graph, computed with as float.
+
+    Raises:
+        ModelError: if the folder has no weights.
+    """
+    model = HiVLPModel.from_pretrained(folder)
+    names = [level.name for level in model.config.levels]
+    size = model.config.picture.size
+    batch = {0: "batch"}
+    steps = 2 + (calibration is not None) + quantize_text
+    with (
+        scratch_folder(folder / "graphs") as scratch,
+        tqdm(total=steps, desc="export", unit="graph", leave=False, disable=None) as progress,
+        _quiet(),
+    ):
+        image, text = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH
+        torch.onnx.export(
+            _ImageGraph(model).eval(),
+            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+            str(image),
+            input_names=["pixels"],
+            output_names=names,
+            dynamic_axes={"pixels": batch, **dict.fromkeys(names, batch)},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        progress.update()
+        tokens = torch.ones(2, model.config.text.max_tokens if model.config.text.pad_to_max else 8, dtype=torch.int64)
+        sequence = {0: "batch", 1: "tokens"}
+        torch.onnx.export(
+            _TextGraph(model).eval(),
+            (tokens, tokens),
+            str(text),
+            input_names=["input_ids", "attention_mask"],
+            output_names=names,
+            dynamic_axes={"input_ids": sequence, "attention_mask": sequence, **dict.fromkeys(names, batch)},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        progress.update()
+        if calibration is not None:
+            from hivlp.train.augment import plain_view
+
+            views = np.stack([plain_view(pixels, size) for pixels in calibration])
+            image = quantize_image(image, views, model.config.picture)
+            progress.update()
+        if quantize_text:
+            text = compress_tables(text)
+            progress.update()
+        image.replace(folder / IMAGE_GRAPH)
+        _write_text_graphs(text, folder, names)
+
+
+def export_image_features(model: HiVLPModel, path: Path) -> None:
+    """Write the image tower alone as a graph, one output (``layer7``, …) a layer that a level reads.
+
+    On a CPU, ONNX Runtime runs a frozen tower several times as fast as torch does.
+    """
+    size = model.config.picture.size
+    names = [f"layer{layer}" for layer in model.image_layers]
+    with _quiet():
+        torch.onnx.export(
+            _FeatureGraph(model).eval(),
+            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+            str(path),
+            input_names=["pixels"],
+            output_names=names,
+            dynamic_axes={"pixels": {0: "batch"}, **{name: {0: "batch"} for name in names}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
+    """The whole text graph, and one cut after each level but the last, over one file of weights."""
+    from onnx.external_data_helper import convert_model_to_external_data
+    from onnx.utils import Extractor
+
+    whole = onnx.load(str(path))
+    del whole.graph.value_info[:]  # shapes of inner values, which ONNX Runtime infers again
+    convert_model_to_external_data(whole, location=TEXT_WEIGHTS, size_threshold=1024)
+    (folder / TEXT_WEIGHTS).write_bytes(b"")  # onnx appends to what is there, and writes none for a tiny model
+    onnx.save(whole, str(folder / TEXT_GRAPH))
+    whole = onnx.load(str(folder / TEXT_GRAPH), load_external_data=False)
+    inputs = [value.name for value in whole.graph.input]  # SigLIP's graph has no mask
+    for count in range(1, len(levels)):
+        cut = Extractor(whole).extract_model(inputs, levels[:count])
+        onnx.save(cut, str(folder / text_graph(levels[count - 1])))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer warns of every Python branch on a shape; ours depend on constants alone."""
+    root = logging.getLogger()
+    level = root.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            root.setLevel(level)

@@ -1,0 +1,1 @@
+"""Reading strangers' files safely, and writing whole files or none."""

@@ -1,0 +1,1 @@
+"""How a collection is searched: the plan, its stages, and their results."""

@@ -1,0 +1,1 @@
+"""What is on disk: the folder, its catalog and its vector files."""
