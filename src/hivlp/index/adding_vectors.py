@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +17,14 @@ from hivlp.data.embedding_files import Chunk
 from hivlp.data.embeddings import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.index.adding import AddReport, Failure
+from hivlp.store.folder import Store
 from hivlp.store.names import stored_path
 from hivlp.store.records import NewItem, Stamp
 from hivlp.store.vectors import PIECE, Rows, check_vectors
 
-if TYPE_CHECKING:
-    from hivlp.index.index import Index
-
 
 def add_vectors(
-    index: Index,
+    store: Store,
     maps: CoarseMaps,
     source: EmbeddingSource,
     *,
@@ -44,12 +42,14 @@ def add_vectors(
         raise DataError(f"vectors of {source.dim} dims for an index of {width}: they must come from the same model")
     report = AddReport()
     checked = time.time_ns()
-    for batch in _read_ahead(source, maps, np.dtype(index.catalog.state().dtype)):
-        _add_batch(index, batch, checked, report)
+    with store.reading() as reader:
+        dtype = np.dtype(reader.state.dtype)
+    for batch in _read_ahead(source, maps, dtype):
+        _add_batch(store, batch, checked, report)
         if on_progress is not None:
             on_progress(report)
     report.failed += [Failure(stored_path(file), why) for file, why in source.damaged.items()]
-    report.items = len(index)
+    report.items = len(store)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -119,15 +119,16 @@ def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any])
             yield batch
 
 
-def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> None:
+def _add_batch(store: Store, batch: _Batch, checked: int, report: AddReport) -> None:
     chunk, paths = batch.chunk, batch.paths
     # The time of this run, not of this row: an item with it was stored by a row of this same run.
     stamp = Stamp.of(chunk.file.stat())._replace(checked=checked)
-    stored = index.catalog.at_paths(paths)
+    with store.reading() as reader:
+        stored = reader.at_paths(paths)
     if not stored and not batch.refused and len(set(paths)) == len(paths):
         columns = ((told.caption for told in chunk.told), (told.metadata for told in chunk.told))
         items = list(map(NewItem._make, zip(paths, batch.hashes, *columns, repeat(stamp), strict=False)))
-        index.append(items, batch.vectors, new=True)
+        store.append(items, batch.vectors, new=True)
         report.added += len(paths)
         return
     new: dict[str, tuple[int, NewItem]] = {}
@@ -152,6 +153,6 @@ def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> 
     if new:
         rows, changed = zip(*new.values(), strict=True)
         vectors = {name: ready[list(rows)] for name, ready in batch.vectors.items()}
-        updated = index.append(changed, vectors, new=not stored)
+        updated = store.append(changed, vectors, new=not stored)
         report.updated += updated
         report.added += len(changed) - updated

@@ -1,51 +1,21 @@
-"""Finding the best rows of one level by looking at all of them.
-
-This is the engine that a faster one replaces: anything with the two functions of :class:`Scanner` will do, and one that
-answers many queries in one pass also has the third, of :class:`BatchScanner`.
-"""
+"""Exhaustive scan: the top-k rows of one level by their inner products with a query."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import native
 from hivlp.levels import Vectors
+from hivlp.search.filters import Mask, Rows
 from hivlp.store.vectors import Stored
 
-Rows = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 BLOCK_FLOATS = 1 << 22  # 16 MB of vectors, or scores, at once: memory stays bounded, whatever the size of the index
 WIDEN_FLOATS = 1 << 18  # float16 is widened in pieces that stay in the processor's cache
 SPARSE = 0.2  # of a block's rows: below this, copying them out costs less than scoring them all
-
-
-class Scanner(Protocol):
-    """An engine over the vectors of one level."""
-
-    def top(self, query: Vectors, count: int, allowed: Mask | None) -> tuple[Rows, Vectors]:
-        """The ``count`` best rows, best first, with their scores; equal scores in row order."""
-
-    def rescore(self, query: Vectors, rows: Rows) -> Vectors:
-        """(len(rows),) scores of the given rows."""
-
-
-@runtime_checkable
-class BatchScanner(Scanner, Protocol):
-    """An engine that looks at each vector once for many queries."""
-
-    def top_many(self, queries: Vectors, count: int, allowed: Mask | None) -> list[tuple[Rows, Vectors]]:
-        """What :meth:`top` gives for each of the (queries, dim) vectors."""
-
-
-def top_many(scanner: Scanner, queries: Vectors, count: int, allowed: Mask | None) -> list[tuple[Rows, Vectors]]:
-    """What :meth:`Scanner.top` gives for each of the (queries, dim) vectors, in one pass if the engine can."""
-    if len(queries) > 1 and isinstance(scanner, BatchScanner):
-        return scanner.top_many(queries, count, allowed)
-    return [scanner.top(query, count, allowed) for query in queries]
 
 
 def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
@@ -55,13 +25,23 @@ def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
 
 
 class ExhaustiveScanner:
-    """Dot products with every row of a (rows, dim) array of float32 or float16, memory-mapped or not."""
+    """Exhaustive scan of a (rows, dim) array of float32 or float16, memory-mapped or not."""
 
     def __init__(self, vectors: Stored) -> None:
         self._vectors = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
 
+    def vectors(self, rows: Rows) -> Stored:
+        """(n, dim) stored vectors of the given rows."""
+        return self._vectors[rows]
+
+    def search(self, queries: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[Rows, Vectors]]:
+        """Top rows of each of the (queries, dim) vectors; see :meth:`top`."""
+        if len(queries) == 1:
+            return [self.top(queries[0], count, allowed)]
+        return self.top_many(queries, count, allowed)
+
     def top(self, query: Vectors, count: int, allowed: Mask | None = None) -> tuple[Rows, Vectors]:
-        """The best rows among those allowed.
+        """Top ``count`` of the rows allowed.
 
         Args:
             query: (dim,) float32.
