@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.ann import Engine, Setting, native
+from hivlp.ann import AnnIndex, SearchParams, native
 from hivlp.ann.ann_index import ROUTER_QUERIES
 from hivlp.ann.arrays import Arrays, read_array
 from hivlp.ann.bounds import Bounds
@@ -77,7 +77,7 @@ def tune(
         most = max(MOST_QUERIES, min(ROUTER_QUERIES, len(vectors) // ROWS_A_QUERY))
         asked = asked[np.random.default_rng(0).permutation(len(asked))[:most]]
         held_out, known = _split(asked)
-        engine = Engine.build(vectors, queries=known, on_progress=tell)
+        engine = AnnIndex.build(vectors, queries=known, on_progress=tell)
         bounds = Bounds.build(engine, known, tell)
         tuned = _measure(engine, alive, held_out, recall, source, generation, len(vectors), tell)
         _store(index, engine, bounds, tuned, asked)
@@ -109,9 +109,9 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
         held_out, known = _split(asked)
         learnt = tuned.learnt_rows
         if arrays is None or len(vectors) >= RELEARN * learnt:
-            engine, learnt = Engine.build(vectors, queries=known, on_progress=tell), len(vectors)
+            engine, learnt = AnnIndex.build(vectors, queries=known, on_progress=tell), len(vectors)
         else:
-            engine = Engine.extend(arrays, vectors, on_progress=tell)
+            engine = AnnIndex.extend(arrays, vectors, on_progress=tell)
         bounds = Bounds.build(engine, known, tell)
         again = _measure(engine, alive, held_out, tuned.recall, tuned.queries, generation, learnt, tell)
         _store(index, engine, bounds, again, asked)
@@ -219,7 +219,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 def _measure(
-    engine: Engine,
+    engine: AnnIndex,
     alive: NDArray[np.bool_] | None,
     asked: Vectors,
     recall: float,
@@ -233,7 +233,7 @@ def _measure(
     tell("truth", 1, 1)
     bits = None if alive is None else np.packbits(alive, bitorder="little")
     points: list[Point] = []
-    settings = list(dict.fromkeys(replace(each, last=engine.least_last(each, HEAD)) for each in engine.settings()))
+    settings = list(dict.fromkeys(replace(each, rerank=engine.min_rerank(each, HEAD)) for each in engine.params_grid()))
     for number, setting in enumerate(settings):
         shares = _found(engine, asked, answers, setting, bits)
         spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
@@ -243,17 +243,17 @@ def _measure(
         points.append(Point(setting, float(shares.mean()), float(shares.mean()) - error, p50, p99))
         tell("settings", number + 1, len(settings))
     best = tuple(frontier(points))
-    ladder = tuple(dict.fromkeys([*(point.setting for point in best), engine.thorough(HEAD)]))
+    ladder = tuple(dict.fromkeys([*(point.setting for point in best), engine.thorough_params(HEAD)]))
     likeness = _likeness(engine, alive, asked, answers, ladder, bits, tell)
     return Tuned(generation, len(engine.fine), learnt_rows, source, recall, best, ladder, likeness)
 
 
 def _likeness(
-    engine: Engine,
+    engine: AnnIndex,
     alive: NDArray[np.bool_] | None,
     asked: Vectors,
     answers: Sequence[tuple[Rows, Vectors]],
-    ladder: Sequence[Setting],
+    ladder: Sequence[SearchParams],
     bits: NDArray[np.uint8] | None,
     tell: Progress,
 ) -> Likeness:
@@ -279,10 +279,10 @@ def _ten(scores: Vectors) -> Vectors:
 
 
 def _found(
-    engine: Engine,
+    engine: AnnIndex,
     asked: Vectors,
     truth: Sequence[tuple[Rows, Vectors]],
-    setting: Setting,
+    setting: SearchParams,
     bits: NDArray[np.uint8] | None,
 ) -> NDArray[np.float64]:
     """(queries,) the share of each one's exact ten best that a setting finds."""
@@ -295,7 +295,9 @@ def _found(
     )
 
 
-def _times(engine: Engine, asked: Vectors, setting: Setting, bits: NDArray[np.uint8] | None) -> tuple[float, float]:
+def _times(
+    engine: AnnIndex, asked: Vectors, setting: SearchParams, bits: NDArray[np.uint8] | None
+) -> tuple[float, float]:
     times = []
     for number in range(TIMED):
         query = asked[number % len(asked)][None]
@@ -314,7 +316,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
+def _store(index: Index, engine: AnnIndex, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
     extra = {QUERIES: asked.astype(np.float16), **({} if bounds is None else bounds.files())}
     try:
         tuned = replace(tuned, sample=sample(engine.fine))
@@ -323,7 +325,7 @@ def _store(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, as
         raise IndexFolderError(f"{index.path / FOLDER} cannot be written: {error.strerror}") from error
 
 
-def _report(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, seconds: float) -> dict[str, Any]:
+def _report(index: Index, engine: AnnIndex, bounds: Bounds | None, tuned: Tuned, seconds: float) -> dict[str, Any]:
     chosen = tuned.setting(tuned.recall)
     held = engine.bytes_per_vector + (0 if bounds is None else bounds.bytes_per_vector)
     known = {name: value for name, value in tuned.to_json().items() if name != "sample"}
@@ -331,7 +333,7 @@ def _report(index: Index, engine: Engine, bounds: Bounds | None, tuned: Tuned, s
         "index": str(index.path),
         **known,
         "chosen": next((point.to_json() for point in tuned.frontier if point.setting == chosen), None),
-        "lists": engine.lists,
+        "nlist": engine.nlist,
         "dims": engine.dims,
         "bytes_per_vector": round(held, 1),
         "memory_mb": round(held * len(engine.fine) / 1e6, 1),
@@ -368,17 +370,17 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def format_text(report: dict[str, Any]) -> str:
     """The frontier as a table for people."""
-    lines = [f"{'recall':>8} {'at least':>9} {'p50 ms':>8} {'p99 ms':>8}   lists margin slack last"]
+    lines = [f"{'recall':>8} {'at least':>9} {'p50 ms':>8} {'p99 ms':>8}   nprobe margin slack rerank"]
     for point in report["frontier"]:
         mark = "  <- chosen" if point == report["chosen"] else ""
         lines.append(
             f"{point['recall']:8.4f} {point['at_least']:9.4f} {point['p50_ms']:8.3f} {point['p99_ms']:8.3f}"
-            f"   {point['lists']:5} {point['margin'] or '':>6} {point['slack']:5} {point['last']:4}{mark}"
+            f"   {point['nprobe']:6} {point['margin'] or '':>6} {point['slack']:5} {point['rerank']:6}{mark}"
         )
     if report["chosen"] is None:
         lines.append(f"no setting is known to reach {report['recall']}: such searches read everything")
     lines.append(
-        f"{report['rows']:,} items, {report['lists']} lists, {report['bytes_per_vector']} bytes a vector "
+        f"{report['rows']:,} items, {report['nlist']} lists, {report['bytes_per_vector']} bytes a vector "
         f"({report['memory_mb']} MB); queries: {report['queries']}; {report['seconds']} s"
     )
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.ann import Engine, Setting
+from hivlp.ann import AnnIndex, SearchParams
 from hivlp.levels import Vectors
 from hivlp.search.scan import ExhaustiveScanner, Mask, Rows, best_first
 from hivlp.store.vectors import Stored
@@ -25,7 +25,7 @@ MOST_EFFORT = 8.0
 class EngineScanner:
     """What the engine finds among the rows of a commit, those included that were added after it was built."""
 
-    def __init__(self, engine: Engine, built: int, vectors: Stored) -> None:
+    def __init__(self, engine: AnnIndex, built: int, vectors: Stored) -> None:
         """A scanner for one commit.
 
         Args:
@@ -47,7 +47,7 @@ class EngineScanner:
         return rows[:HEAD], scores[:HEAD]
 
     def nearest(
-        self, queries: Vectors, count: int, setting: Setting, allowed: Mask | None
+        self, queries: Vectors, count: int, setting: SearchParams, allowed: Mask | None
     ) -> list[tuple[Rows, Vectors]]:
         """The best of the rows that the engine knows for each query, as far as it finds them."""
         bits = None
@@ -59,7 +59,7 @@ class EngineScanner:
             effort = min(1 / passing.share, MOST_EFFORT)
             # The router's scores are logarithms: so many times as many lists are worth reading.
             margin = setting.margin + math.log(effort)
-            setting = replace(setting, lists=int(setting.lists * effort), margin=margin)
+            setting = replace(setting, nprobe=int(setting.nprobe * effort), margin=margin)
         found, products = self._engine.search(queries, count, setting, allowed=bits)
         held = found >= 0
         return [(rows[some], scores[some]) for rows, scores, some in zip(found, products, held, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hivlp.ann import Setting
+from hivlp.ann import SearchParams
 from hivlp.levels import Vectors
 from hivlp.search.ann_scan import HEAD, EngineScanner
 from hivlp.search.likeness import FURTHEST, LIKE, MANY, NEAR, K
@@ -34,7 +34,7 @@ class EngineTier:
         scanner: EngineScanner,
         tuned: Tuned,
         recall: float,
-        setting: Setting,
+        setting: SearchParams,
         exact: Callable[[], Scanner],
         watch: Stopwatch,
     ) -> None:
@@ -79,17 +79,17 @@ class EngineTier:
             known.region(float(scores[0]), float(scores[K - 1])) if len(scores) >= K else FURTHEST for _, scores in near
         ]
 
-    def _again(self, queries: Vectors, setting: Setting | None, allowed: Mask | None) -> list[Found]:
+    def _again(self, queries: Vectors, setting: SearchParams | None, allowed: Mask | None) -> list[Found]:
         if setting is None:
             return [Found(*each, {"stage": "exact"}) for each in top_many(self._exact(), queries, HEAD, allowed)]
         near = self._scanner.nearest(queries, HEAD, setting, allowed)
         return [self._found(query, each, setting, allowed) for query, each in zip(queries, near, strict=True)]
 
-    def _found(self, query: Vectors, near: tuple[Rows, Vectors], setting: Setting, allowed: Mask | None) -> Found:
+    def _found(self, query: Vectors, near: tuple[Rows, Vectors], setting: SearchParams, allowed: Mask | None) -> Found:
         return Found(*self._scanner.with_later(query, *near, allowed), dict(_step(setting, self._recall)))
 
 
 @lru_cache(maxsize=256)
-def _step(setting: Setting, recall: float) -> Mapping[str, Any]:
+def _step(setting: SearchParams, recall: float) -> Mapping[str, Any]:
     """What a result says of a search with this setting."""
     return {"stage": "engine", "recall": recall, **setting_to_json(setting)}

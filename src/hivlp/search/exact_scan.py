@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hivlp.ann import Setting
+from hivlp.ann import SearchParams
 from hivlp.ann.bounds import Bounds
 from hivlp.levels import Vectors
 from hivlp.search.ann_scan import EngineScanner
@@ -12,7 +12,7 @@ from hivlp.search.scan import ExhaustiveScanner, Mask, Rows
 from hivlp.store.vectors import Stored
 
 # How the engine finds rows whose scores are hard to beat; it decides the time an answer takes, not the answer.
-SETTING = Setting(64, 8.0, 1.0, 60)
+SETTING = SearchParams(64, 8.0, 1.0, 60)
 # Rows wanted, of those that there are, from which on everything is read: the bar is too low to leave much out.
 MOST_WANTED = 0.01
 # Rows that reach the bar, of those that there are, likewise: read one by one they take as long as all.
@@ -35,7 +35,7 @@ class ExactScanner:
             bounds: of the rows that the engine knows, the first ones.
             vectors: (rows, dim) float16, all rows of the commit.
         """
-        self._near, self._bounds, self._built = near, bounds, bounds.engine.arrays.count
+        self._near, self._bounds, self._built = near, bounds, bounds.engine.count
         self._all = ExhaustiveScanner(vectors)
         self._tail = ExhaustiveScanner(vectors[self._built :])
         self._rows = len(vectors)

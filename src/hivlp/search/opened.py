@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hivlp.ann import Engine, bounds, native, whole
+from hivlp.ann import AnnIndex, bounds, native, whole
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.errors import IndexFolderError
@@ -48,7 +48,7 @@ class OpenedEngine:
         self._identity: Identity | None = None
         self._refused: Identity | None = None
         self._vectors: Stored | None = None
-        self._engine: Engine | None = None
+        self._engine: AnnIndex | None = None
         self._bounds: Bounds | None = None
         self._exact: ExactScanner | None = None
         self.tuned: Tuned | None = None
@@ -89,7 +89,7 @@ class OpenedEngine:
         self._identity, self._vectors = identity, vectors
         plain = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
         if tuned is not None and engine is not None and tuned.generation == generation and tuned.rows <= len(plain):
-            engine = Engine(engine.arrays, plain)  # of the same generation, rows only come in addition
+            engine = AnnIndex(engine.arrays, plain)  # of the same generation, rows only come in addition
             self._use(tuned, engine, None if bound is None else bound.over(engine))
             return
         for _ in range(LOOKS):
@@ -110,9 +110,9 @@ class OpenedEngine:
                 self._use(*opened)
             return
 
-    def _use(self, tuned: Tuned, engine: Engine, bound: Bounds | None) -> None:
+    def _use(self, tuned: Tuned, engine: AnnIndex, bound: Bounds | None) -> None:
         self.tuned, self._engine, self._bounds = tuned, engine, bound
-        self.scanner = EngineScanner(engine, engine.arrays.count, engine.fine)
+        self.scanner = EngineScanner(engine, engine.count, engine.fine)
         self._exact = None if bound is None else ExactScanner(self.scanner, bound, engine.fine)
 
     def _refuse(self, reason: IndexFolderError) -> None:
@@ -131,7 +131,7 @@ class OpenedEngine:
         return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def open_engine(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, Engine, Bounds | None] | None:
+def open_engine(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, AnnIndex, Bounds | None] | None:
     """What ``hivlp tune`` left in an index folder; None if it knows the rows by other numbers.
 
     Args:
@@ -150,10 +150,10 @@ def open_engine(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, 
         raise RefusedEngineError(place, MANIFEST, str(error)) from error
     if tuned.generation != generation:
         return None
-    engine = Engine.load(place, vectors)
-    if engine.arrays.count != tuned.rows:
-        raise RefusedEngineError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {engine.arrays.count}")
-    if engine.arrays.count > whole.MOST and any(point.setting.lists == 0 for point in tuned.frontier):
+    engine = AnnIndex.load(place, vectors)
+    if engine.count != tuned.rows:
+        raise RefusedEngineError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {engine.count}")
+    if engine.count > whole.MOST and any(point.setting.nprobe == 0 for point in tuned.frontier):
         raise RefusedEngineError(place, MANIFEST, f"it has {tuned.rows} rows, too many to be read whole")
     if tuned.sample not in (-1, sample(vectors[: tuned.rows])):
         raise RefusedEngineError(place, MANIFEST, "it is of other vectors")
