@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivlp.ann import Engine, Setting, bounds, layout, native
+from hivlp.ann import AnnIndex, SearchParams, bounds, layout, native
 from hivlp.ann.bounds import Bounds
 from hivlp.cli import main
 from hivlp.index import Index, tuning
@@ -18,7 +18,7 @@ from hivlp.search import ann_scan as engine_scan
 from hivlp.search.ann_scan import HEAD, EngineScanner, Passing
 from hivlp.search.exact_scan import ExactScanner
 from hivlp.search.scan import ExhaustiveScanner
-from test_engine import cloud
+from test_ann import cloud
 
 LIBRARY = native.load()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
@@ -58,7 +58,7 @@ KINDS = ("cloud", "twins", "isotropic", "line", "wild")
 @cache
 def scanners(kind: str) -> tuple[np.ndarray, ExactScanner, ExhaustiveScanner]:
     items = collection(kind, np.random.default_rng(5))
-    engine = Engine.build(items[:BUILT], queries=cloud(1100, WIDTH, 3), dims=48, signed=32, lists=30)
+    engine = AnnIndex.build(items[:BUILT], queries=cloud(1100, WIDTH, 3), dims=48, sign_dims=32, nlist=30)
     bound = Bounds.build(engine, cloud(1100, WIDTH, 3))
     assert bound is not None
     return items, ExactScanner(EngineScanner(engine, BUILT, items), bound, items), ExhaustiveScanner(items)
@@ -72,7 +72,7 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
 
 
-@pytest.mark.parametrize("setting", [Setting(6, 5.0, 1.0, 60), Setting(0, np.inf, 0.0, 60)])
+@pytest.mark.parametrize("setting", [SearchParams(6, 5.0, 1.0, 60), SearchParams(0, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
 def test_the_engine_answers_many_as_one_by_one(monkeypatch, setting, passing):
     """Also with rows that it does not know."""
@@ -207,7 +207,7 @@ def test_many_at_once():
 
 def test_no_bounds_where_there_can_be_none():
     items = cloud(400, 32, 0).astype(np.float16)
-    engine = Engine.build(items, dims=16, lists=4)
+    engine = AnnIndex.build(items, dims=16, nlist=4)
     items[7, 3] = np.inf
     assert Bounds.build(engine, cloud(50, 32, 1)) is None
     items[7, 3] = np.nan
@@ -219,10 +219,10 @@ def tuned(tmp_path_factory):
     """A tuned index of 3,000 vectors, to copy."""
     folder = tmp_path_factory.mktemp("exact")
     np.save(folder / "v.npy", cloud(3000, WIDTH, 0))
-    every = Engine.settings
+    every = AnnIndex.params_grid
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "TIMED", 3)
-        patch.setattr(Engine, "settings", lambda engine: every(engine)[1::8])
+        patch.setattr(AnnIndex, "params_grid", lambda engine: every(engine)[1::8])
         arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
         assert main(["index", *arguments]) == 0
         with Index.open(folder / "index") as index:

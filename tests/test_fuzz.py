@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivlp.ann import Engine, Setting, bounds, native, whole
+from hivlp.ann import AnnIndex, SearchParams, bounds, native, whole
 from hivlp.ann.arrays import LATER
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.bench import fuzz
@@ -166,8 +166,8 @@ def test_what_no_engine_holds_is_refused_before_a_kernel_reads_it(folder, querie
 
 
 NUMBERS = {
-    ("frontier", 0, "last"): (2**61, 0, -1, True, "60", 60.0, None, 10**40),
-    ("frontier", 0, "lists"): (-1, 2**61, 1.5, [], None),
+    ("frontier", 0, "rerank"): (2**61, 0, -1, True, "60", 60.0, None, 10**40),
+    ("frontier", 0, "nprobe"): (-1, 2**61, 1.5, [], None),
     ("frontier", 0, "margin"): (float("nan"), float("inf"), -1, "x", 1e300),
     ("frontier", 0, "slack"): (float("-inf"), None, False, {}),
     ("frontier", 0, "tolerance"): (-0.5, float("nan"), "None"),
@@ -213,7 +213,7 @@ def test_a_setting_that_reads_all_of_a_large_collection_is_refused(folder, queri
     monkeypatch.setattr(whole, "MOST", ITEMS - 1)
     file = folder / FOLDER / MANIFEST
     manifest = json.loads(file.read_text())
-    manifest["about"]["frontier"][0]["lists"] = 0
+    manifest["about"]["frontier"][0]["nprobe"] = 0
     del manifest["check"]
     file.write_text(json.dumps({**manifest, "check": manifest_check(manifest)}))
     check_refused(folder, queries[:1], caplog, MANIFEST)
@@ -292,7 +292,7 @@ def test_callers_cannot_lead_a_kernel_out_of_its_arrays(made):
         index.search(vector={"fine": np.ones(WIDTH)})
         engine = index._engine._engine
         exact = index._opened.exact._bounds
-    query, setting = np.ones((1, WIDTH), np.float32), Setting(4, np.inf, 1.0, 60)
+    query, setting = np.ones((1, WIDTH), np.float32), SearchParams(4, np.inf, 1.0, 60)
     for allowed in (np.zeros(9, np.uint8), np.zeros(ITEMS, bool), np.zeros(2 * ITEMS, np.uint8)[::2]):
         with pytest.raises(ValueError, match="bytes of bits"):
             engine.search(query, 5, setting, allowed=allowed)
@@ -309,13 +309,13 @@ def test_callers_cannot_lead_a_kernel_out_of_its_arrays(made):
     with pytest.raises(ValueError, match="does not fit"):
         native.half_dot(np.asarray(engine.fine), query[0, :-1])
     with pytest.raises(ValueError, match="do not fit the engine"):
-        Engine(engine.arrays, engine.fine[:-1])
+        AnnIndex(engine.arrays, engine.fine[:-1])
     with pytest.raises(ValueError, match="do not fit the engine"):
-        Engine(engine.arrays, np.asfortranarray(engine.fine))
+        AnnIndex(engine.arrays, np.asfortranarray(engine.fine))
     for effort in ((2**61, np.inf, 1.0, 2**61), (-5, -1.0, np.nan, -5), (0, np.inf, 0.0, 2**61), (3, np.nan, 1.0, 0)):
-        rows, scores = engine.search(np.repeat(query, 9, 0), 7, Setting(*effort, np.nan))
+        rows, scores = engine.search(np.repeat(query, 9, 0), 7, SearchParams(*effort, np.nan))
         assert rows.shape == scores.shape == (9, 7)
-    rows, scores = engine.search(query, ITEMS + 3, Setting(LISTS, np.inf, 9.0, 1))
+    rows, scores = engine.search(query, ITEMS + 3, SearchParams(LISTS, np.inf, 9.0, 1))
     assert sorted(rows[0, :ITEMS].tolist()) == list(range(ITEMS)) and (rows[0, ITEMS:] == -1).all()
     assert len(engine.search_rows(query[0], np.arange(9), 2**62, 2**62)[0]) == 9
     for bad in (np.full((1, WIDTH), np.nan), np.full((1, WIDTH), np.inf), np.full((1, WIDTH), 1e38)):
@@ -473,6 +473,6 @@ def test_an_engine_without_bounds_is_one(folder, queries, caplog):
 
 def test_an_engine_is_loaded_from_its_folder_or_refused(folder, tmp_path):
     with pytest.raises(IndexFolderError, match="cannot be read"):
-        Engine.load(tmp_path / "none", np.zeros((5, WIDTH), np.float16))
+        AnnIndex.load(tmp_path / "none", np.zeros((5, WIDTH), np.float16))
     with pytest.raises(IndexFolderError, match="other vectors"):
-        Engine.load(folder / FOLDER, np.zeros((ITEMS, WIDTH + 1), np.float16))
+        AnnIndex.load(folder / FOLDER, np.zeros((ITEMS, WIDTH + 1), np.float16))

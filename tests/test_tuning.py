@@ -10,14 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from hivlp.ann import Engine, native
+from hivlp.ann import AnnIndex, native
 from hivlp.ann.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
 from hivlp.search.operating_points import Tuned
-from test_engine import cloud
+from test_ann import cloud
 
 WIDTH = 48
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -56,10 +56,10 @@ def folder(made, tmp_path):
 @pytest.fixture(autouse=True, scope="module")
 def quick():
     """Few settings, timed a few times: what is tested here does not depend on them."""
-    every = Engine.settings
+    every = AnnIndex.params_grid
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "TIMED", 10)
-        patch.setattr(Engine, "settings", lambda engine: every(engine)[1::4])
+        patch.setattr(AnnIndex, "params_grid", lambda engine: every(engine)[1::4])
         yield
 
 

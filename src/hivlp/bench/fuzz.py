@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hivlp.ann import Engine, Setting, native
+from hivlp.ann import AnnIndex, SearchParams, native
 from hivlp.ann.bounds import Bounds
 from hivlp.bench.machine import describe
 from hivlp.coarse.closed import prefix
@@ -39,7 +39,7 @@ SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 FLAGS = ("-O1", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 FOUND = 86  # exit code of a sanitizer that found something
-SETTINGS = Setting(6, 6.0, 1.0, 60, 4.0), Setting(4, np.inf, 0.5, 50), Setting(0, np.inf, 0.0, 60)
+SETTINGS = SearchParams(6, 6.0, 1.0, 60, 4.0), SearchParams(4, np.inf, 0.5, 50), SearchParams(0, np.inf, 0.0, 60)
 
 # Items, dims of the vectors, of the codes, with signs, lists, copies; whether there are bounds, and rows behind them.
 SHAPES = (
@@ -126,7 +126,9 @@ def make_index(
         built = items - 50 if late else items
         _append(index, vectors[:built], 0)
         fine = np.asarray(_stored(index))
-        engine = Engine.build(fine, queries=vectors[:1200], dims=dims, signed=signed, lists=lists, copies=copies)
+        engine = AnnIndex.build(
+            fine, queries=vectors[:1200], dims=dims, sign_dims=signed, nlist=lists, assignments=copies
+        )
         bounds = Bounds.build(engine, vectors[:300]) if bounded else None
         setting = SETTINGS[seed % len(SETTINGS)]
         points = (Point(setting, 1.0, 0.999, 0.1, 0.2), Point(SETTINGS[0], 0.95, 0.9, 0.05, 0.1))

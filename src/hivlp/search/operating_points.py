@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hivlp.ann import Setting
+from hivlp.ann import SearchParams
 from hivlp.ann.manifest import Manifest, Number, read_manifest, read_numbers
 from hivlp.errors import IndexFolderError
 from hivlp.files import npy
@@ -22,10 +22,10 @@ FOLDER = ENGINE
 NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), ())
 # What may stand in a manifest.
 SETTING = {
-    "lists": Number(0, 1 << 31, whole=True),
+    "nprobe": Number(0, 1 << 31, whole=True),
     "margin": Number(0, 1e6, absent=math.inf),
     "slack": Number(-1e6, 1e6),
-    "last": Number(1, 1 << 31, whole=True),
+    "rerank": Number(1, 1 << 31, whole=True),
     "tolerance": Number(0, 1e6, absent=math.inf),
 }
 MEASURED = {"recall": Number(0, 1), "at_least": Number(-10, 1), "p50_ms": Number(0, 1e9), "p99_ms": Number(0, 1e9)}
@@ -52,7 +52,7 @@ class Point:
         p99_ms: 99th percentile.
     """
 
-    setting: Setting
+    setting: SearchParams
     recall: float
     at_least: float
     p50_ms: float
@@ -73,18 +73,18 @@ class Point:
         return cls(setting_of_json(data), **read_numbers(data, MEASURED))
 
 
-def setting_to_json(setting: Setting) -> dict[str, Any]:
+def setting_to_json(setting: SearchParams) -> dict[str, Any]:
     """Infinite numbers become None, which JSON has."""
     return {name: None if value == math.inf else value for name, value in asdict(setting).items()}
 
 
-def setting_of_json(data: Any) -> Setting:
+def setting_of_json(data: Any) -> SearchParams:
     """The inverse of :func:`setting_to_json`.
 
     Raises:
         ValueError: likewise.
     """
-    return Setting(**read_numbers(data, SETTING))
+    return SearchParams(**read_numbers(data, SETTING))
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ class Tuned:
     queries: str
     recall: float
     frontier: tuple[Point, ...]
-    ladder: tuple[Setting, ...]
+    ladder: tuple[SearchParams, ...]
     likeness: Likeness
     sample: int = -1
 
-    def widened(self, region: int, recall: float, setting: Setting) -> Setting | None:
+    def widened(self, region: int, recall: float, setting: SearchParams) -> SearchParams | None:
         """What to search with in a region of queries where ``setting`` may find less than ``recall``.
 
         Returns:
@@ -122,7 +122,7 @@ class Tuned:
             return None
         return self.ladder[max(place, self.ladder.index(setting))]
 
-    def setting(self, recall: float) -> Setting | None:
+    def setting(self, recall: float) -> SearchParams | None:
         """The fastest setting that finds so much at least, with 95% confidence; None if none is known to."""
         good = [point for point in self.frontier if point.at_least >= recall]
         return min(good, key=lambda point: point.p50_ms).setting if good else None

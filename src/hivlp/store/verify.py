@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.ann import Engine
+from hivlp.ann import AnnIndex
 from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.coarse.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
@@ -205,7 +205,7 @@ def _check_engine(folder: Path, fine: tuple[Stored, int] | None) -> list[Damage]
         return []
     try:
         what = "is not as it was written; `hivlp tune` builds the engine again"
-        damaged = [Damage("engine", f"{ENGINE_FOLDER}/{name}", what) for name in Engine.damage(place)]
+        damaged = [Damage("engine", f"{ENGINE_FOLDER}/{name}", what) for name in AnnIndex.damage(place)]
         if not damaged and (fine is None or open_engine(folder, *fine) is None):
             Arrays.load(place)  # by itself: the vectors were given other rows since it was built
             if fine is not None and Tuned.of_manifest(read_manifest(place)).generation > fine[1]:
