@@ -23,10 +23,11 @@ from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.snapshots import Snapshots
-from hivlp.index.tuning import DEFAULT_RECALL, TuneReport, refresh, tune
-from hivlp.index.tuning import Progress as TuneProgress
+from hivlp.index.tune_report import TuneReport
+from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
 from hivlp.index.verify import verify_index
 from hivlp.levels import Embeddings, Level, Vectors
+from hivlp.search.calibration import Progress as TuneProgress
 from hivlp.search.opened import stored_bytes
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import Duplicate, Hit, SearchResult
@@ -314,9 +315,7 @@ class Index:
             self.refresh(on_tune)
         return freed
 
-    def merge(
-        self, other: Path | str, on_progress: Progress | None = None, on_tune: TuneProgress | None = None
-    ) -> int:
+    def merge(self, other: Path | str, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
         """Add another index's items, except those whose path is here already.
 
         Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +177,9 @@ def _queries(
             return _encode(encoder, captions, tell), "the captions of the index"
         words = _vocabulary(encoder.model)
         if words:
-            return _encode(encoder, captions + words[: ENCODED - len(captions)], tell), "words of the model's vocabulary"
+            return _encode(
+                encoder, captions + words[: ENCODED - len(captions)], tell
+            ), "words of the model's vocabulary"
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.choice(len(vectors), min(len(vectors), ENCODED), replace=False))
     return _unit(np.asarray(vectors[chosen], np.float32)), "the items themselves"

@@ -108,7 +108,9 @@ def _recalls(
     )
 
 
-def _times(index: AnnIndex, asked: Vectors, params: SearchParams, bits: NDArray[np.uint8] | None) -> tuple[float, float]:
+def _times(
+    index: AnnIndex, asked: Vectors, params: SearchParams, bits: NDArray[np.uint8] | None
+) -> tuple[float, float]:
     times = []
     for number in range(TIMED):
         query = asked[number % len(asked)][None]

@@ -107,7 +107,9 @@ class AnnFolder:
                 self._opened = None
                 return None, None
             opened = self._opened
-            fits = opened is not None and opened.tuned.generation == state.generation and opened.index.count <= len(plain)
+            fits = (
+                opened is not None and opened.tuned.generation == state.generation and opened.index.count <= len(plain)
+            )
             if opened is None or opened.identity != identity or not fits:
                 failure: IndexFolderError | None = None
                 try:

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hivlp.levels import Level
+from hivlp.search.approximate import HEAD
 from hivlp.search.collection import Collection
 from hivlp.search.options import Options
-from hivlp.search.stages import HEAD, Ann, Asked, Candidates, Exact, Rerank, Scan, Stage
+from hivlp.search.stages import Ann, Asked, Candidates, Exact, Rerank, Scan, Stage
 from hivlp.search.timing import Stopwatch
 
 FEW = 2_000

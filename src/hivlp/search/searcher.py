@@ -72,7 +72,8 @@ def search(
             rows, finest = ranking.page(first, last)
         else:
             folding = _folding(collection, options.group, contents, allowed, excluded)
-            rows, finest = (part[first:] for part in ranking.listed(last, options.threshold, folding, block))
+            rows, finest = ranking.listed(last, options.threshold, folding, block)
+            rows, finest = rows[first:], finest[first:]
             if folding is not None:
                 duplicates = [folding.duplicates(row) for row in rows.tolist()]
         coarser = zip(collection.scanners[:-1], query[:-1], strict=True)

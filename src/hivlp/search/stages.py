@@ -44,7 +44,8 @@ class Candidates(NamedTuple):
     steps: tuple[Step, ...]
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked:
     """What the stages of one look at the collection are asked.
 
     Attributes:
