@@ -29,15 +29,15 @@ from hivlp.store.vectors import Stored
 
 QUERIES = "queries.npy"
 DEFAULT_RECALL = 0.99
-LEAST_ROWS = 1000  # below this, reading everything is as fast
-LEAST_DIMS = 16  # likewise; an engine has no fewer
-HELD_OUT = 400  # queries that settings are measured with, if there are three times as many
-MOST_HELD_OUT = 1000  # or a tenth of them: the better a recall is known, the faster a setting that is sure to reach it
+LEAST_ROWS = 1000  # below this, an exhaustive scan is as fast
+LEAST_DIMS = 16  # an approximate index has no fewer
+HELD_OUT = 400  # queries that operating points are measured with, if there are three times as many
+MOST_HELD_OUT = 1000  # or a tenth of them: the better a recall is known, the faster the parameters that surely reach it
 MOST_QUERIES = 20_000  # that are learnt from; of a large index, one for so many rows, as there are more lists to teach
 ROWS_A_QUERY = 100
 ENCODED = 6_000  # texts that are encoded to learn from, at most
-GROWTH = 1.1  # from how many times the rows on the engine takes in what was added
-RELEARN = 2.0  # from how many times the rows on it learns anew
+GROWTH = 1.1  # from how many times the rows on the approximate index takes in what was added
+RELEARN = 2.0  # from how many times the rows on it is trained anew
 
 
 def tune(

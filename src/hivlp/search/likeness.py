@@ -1,15 +1,15 @@
 """Likeness of a query to those that an approximate index was tuned with, and what to do where there is none.
 
 The recall of search parameters is measured with a sample of queries, and says little of others: an index that finds 99%
-for texts may find 75% for random directions, 95% for the items themselves. How hard a query is shows in the scores of what was
-found. The ten best of a query that the collection has no answer to are hardly better than the rest, and lie in lists
-that nobody would look at for that; a query that is an item, or nearly one, has one far better answer than others; one
-that says what all items have in common has many good answers, spread over all lists.
+for texts may find 75% for random directions, 95% for the items themselves. How hard a query is shows in the scores of
+what was found. The ten best of a query that the collection has no answer to are hardly better than the rest, and lie in
+lists that nobody would probe for that; a query that is an item, or nearly one, has one far better answer than others;
+one that says what all items have in common has many good answers, spread over all lists.
 
 So queries of many kinds are made from the sample and the items, and sorted into *regions* by their best and tenth
 scores: like the sample, nearer to one item than the sample ever is, nearer to many, and further from everything, in
-steps. For each region it is measured which settings find how much. A search that lands in another region than the
-sample's is done again with a setting that finds enough there, or by reading everything where none is known to.
+steps. In each region the recall of the tuned search parameters is measured. A search that lands in another region than
+the sample's is done again with parameters that reach the recall there, or exactly where none are known to.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ SAMPLED = 20_000  # items whose scores say how far down a filter reaches
 
 @dataclass(frozen=True)
 class Region:
-    """Where queries that are unlike the sample are, and how much of the ten best each setting finds for them.
+    """Where queries that are unlike the sample are, and and recall@10 of the ladder's search parameters for them.
 
     Attributes:
         least: the tenth best score of those that belong here; of the two near regions, 0.
-        recalls: by setting, in the order of the ladder: the least of the region's mean and of its kinds' (see
+        recalls: recall@10 of each rung of the ladder: the least of the region's mean and of its kinds' (see
             :data:`LENIENCE`); 0 where too few queries were there to tell.
     """
 
@@ -100,7 +100,7 @@ class Likeness:
         )
 
     def rung(self, region: int, recall: float) -> int | None:
-        """Number of the first search parameters of the ladder that find so much there; None if only an exact search does."""
+        """The first rung of the ladder that finds so much there; None if only an exact search does."""
         if region >= len(self.regions):
             return None
         recall = (1 + recall) / 2  # there are more kinds of queries than one can think of
@@ -242,7 +242,7 @@ def learn(
         sample_best: (m, 10) their best scores, best first.
         probes: of other kinds.
         probes_best: (n, 10) their best scores, best first.
-        found: for each setting of the ladder, (n,) the share of each probe's ten best that it finds.
+        found: for each rung of the ladder, (n,) the share of each probe's ten best that it finds.
         items: (n, dim) some of the items.
         count: of all items.
     """

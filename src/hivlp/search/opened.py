@@ -40,6 +40,10 @@ class _Opened:
     sound: bool | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def fits(self, generation: int, rows: int) -> bool:
+        """Whether a commit's rows are those that it knows, and perhaps some more."""
+        return self.tuned.generation == generation and self.index.count <= rows
+
     def is_sound(self) -> bool:
         """Whether all that exact answers depend on is as it was written; summed up once, before the first of them."""
         with self._lock:
@@ -107,10 +111,7 @@ class AnnFolder:
                 self._opened = None
                 return None, None
             opened = self._opened
-            fits = (
-                opened is not None and opened.tuned.generation == state.generation and opened.index.count <= len(plain)
-            )
-            if opened is None or opened.identity != identity or not fits:
+            if opened is None or opened.identity != identity or not opened.fits(state.generation, len(plain)):
                 failure: IndexFolderError | None = None
                 try:
                     opened = self._open(identity, plain, state.generation)

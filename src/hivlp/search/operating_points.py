@@ -167,7 +167,7 @@ class Tuned:
             raise ValueError("it does not say what to do with other queries")
         ladder = (*(point.params for point in frontier), *map(params_of_json, thorough))
         if any(len(region.recalls) != len(ladder) for region in likeness.regions):
-            raise ValueError("what was measured with other queries is not of these settings")
+            raise ValueError("what was measured with other queries is not of these search parameters")
         return cls(**known, queries=queries, frontier=frontier, ladder=ladder, likeness=likeness)
 
     def to_json(self) -> dict[str, Any]:
