@@ -124,11 +124,11 @@ def test_scores_tell_the_region(best, tenth, passing, region):
     assert known().at(1000, passing).region(best, tenth) == region
 
 
-def test_more_is_asked_of_a_setting_than_was_promised():
+def test_more_is_asked_of_search_parameters_than_was_promised():
     likeness = known()
-    assert likeness.setting(NEAR, 0.6) == 0
-    assert likeness.setting(NEAR, 0.9) == likeness.setting(FAR, 0.9) == 1  # what just reaches it is not sure to
-    assert likeness.setting(MANY, 0.9) is likeness.setting(FAR + 1, 0.9) is likeness.setting(FAR + 3, 0.1) is None
+    assert likeness.rung(NEAR, 0.6) == 0
+    assert likeness.rung(NEAR, 0.9) == likeness.rung(FAR, 0.9) == 1  # what just reaches it is not sure to
+    assert likeness.rung(MANY, 0.9) is likeness.rung(FAR + 1, 0.9) is likeness.rung(FAR + 3, 0.1) is None
 
 
 def test_it_is_read_back_as_it_was_written():

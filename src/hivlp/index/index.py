@@ -22,7 +22,7 @@ from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
-from hivlp.index.snapshots import Snapshots
+from hivlp.index.snapshots import Snapshot, Snapshots
 from hivlp.index.tune_report import TuneReport
 from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
 from hivlp.index.verify import verify_index
@@ -137,6 +137,11 @@ class Index:
             IndexFolderError: if the index was made with another model.
         """
         self._queries.attach(model)
+
+    def snapshot(self) -> Snapshot:
+        """The last commit as searches see it: its collection, and the approximate index that it is searched with."""
+        with self.store.reading() as reader:
+            return self._snapshots.of(reader)
 
     def close(self) -> None:
         """Let go of the files; nothing is wrong with doing so twice."""
@@ -276,7 +281,7 @@ class Index:
             DamagedIndexError: if they are not as they were written.
         """
         with self.store.reading() as reader:
-            return reader.embeddings(self._item(reader, item).row)
+            return reader.embeddings([self._item(reader, item).row], check=True)
 
     def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
         """Remove items by id or path; a folder's path removes everything in it.
@@ -477,7 +482,7 @@ class Index:
             excluded = None
             if encoded is None:
                 excluded = self._item(reader, like).row
-                encoded = self._queries.of_vectors(reader.embeddings_of([excluded]))
+                encoded = self._queries.of_vectors(reader.embeddings([excluded]))
             (result,) = self._answer(reader, [encoded], options, watch, excluded)
         return replace(result, timings_ms=watch.finish())
 

@@ -36,7 +36,14 @@ class Approximate:
         count: rows that the index knows, the first ones of the level.
     """
 
-    def __init__(self, index: AnnIndex, tuned: Tuned, bounds: Bounds | None, is_sound: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        index: AnnIndex,
+        tuned: Tuned,
+        bounds: Bounds | None = None,
+        is_sound: Callable[[], bool] = lambda: True,
+        few: int = FEW,
+    ) -> None:
         """An approximate index for one commit.
 
         Args:
@@ -44,11 +51,12 @@ class Approximate:
             tuned: its operating points.
             bounds: on the inner products with the rows that it knows; None where there are none.
             is_sound: tells, and says why not, whether all that exact answers depend on is as it was written.
+            few: rows passing a filter up to which their codes are read one by one.
         """
         self.tuned, self.count = tuned, index.count
-        self._index, self._is_sound, self._rows = index, is_sound, len(index.fine)
+        self._index, self._is_sound, self._rows, self._few = index, is_sound, len(index.fine), few
         self._tail = ExhaustiveScanner(index.fine[self.count :])
-        self._bounded = None if bounds is None else BoundedScanner(index, bounds, self.search, self._tail)
+        self._bounded = None if bounds is None else BoundedScanner(index, bounds, self.search, self._tail, few=few)
 
     def search(
         self, queries: Vectors, k: int, params: SearchParams, allowed: Filter | None
@@ -67,7 +75,7 @@ class Approximate:
         bits = None
         if allowed is not None:
             passing = allowed.head(self.count)
-            if passing.count <= FEW:
+            if passing.count <= self._few:
                 return [self._index.search_rows(query, passing.rows, k, RERANKED * k) for query in queries]
             bits = passing.bits
             effort = min(1 / passing.share, MOST_EFFORT)
@@ -90,7 +98,7 @@ class Approximate:
 
     def scores_all(self, passing: IndexedFilter, k: int) -> bool:
         """Whether so few rows pass that a search for ``k`` of them re-ranks every one."""
-        return passing.count <= min(FEW, RERANKED * k)
+        return passing.count <= min(self._few, RERANKED * k)
 
     def bounded(self) -> BoundedScanner | None:
         """Exact ranking by bounds; None without bounds, or if what they depend on is damaged."""

@@ -18,8 +18,6 @@ MOST_WANTED = 0.01
 """Share of the rows wanted from which on everything is scanned: the threshold is too low to leave much out."""
 MOST_REACHING = 0.25
 """Share of the rows reaching the threshold from which on everything is scanned: one by one they take as long as all."""
-FEW = 5_000
-"""Rows passing a filter up to which they are scanned: there are too few to bound."""
 
 NearSearch = Callable[[Vectors, int, SearchParams, Filter | None], list[tuple[Rows, Vectors]]]
 
@@ -32,7 +30,16 @@ class BoundedScanner:
     bound reaches the threshold are scored.
     """
 
-    def __init__(self, index: AnnIndex, bounds: Bounds, near: NearSearch, tail: ExhaustiveScanner) -> None:
+    def __init__(
+        self,
+        index: AnnIndex,
+        bounds: Bounds,
+        near: NearSearch,
+        tail: ExhaustiveScanner,
+        *,
+        few: int,
+        most_reaching: float = MOST_REACHING,
+    ) -> None:
         """A scanner for one commit.
 
         Args:
@@ -40,7 +47,10 @@ class BoundedScanner:
             bounds: on the inner products with the rows that it knows.
             near: finds good rows, as :meth:`hivlp.search.approximate.Approximate.search` does.
             tail: scans the rows that the index does not know.
+            few: rows passing a filter up to which they are scanned: there are too few to bound.
+            most_reaching: share of the rows reaching the threshold from which on everything is scanned.
         """
+        self._few, self._most_reaching = few, most_reaching
         self._bounds, self._near, self._count, self._rows = bounds, near, index.count, len(index.fine)
         self._all, self._tail = ExhaustiveScanner(index.fine), tail
 
@@ -58,14 +68,14 @@ class BoundedScanner:
         if k > MOST_WANTED * self._count:
             return None
         passing = None if allowed is None else allowed.head(self._count)
-        if passing is not None and passing.count <= FEW:
+        if passing is not None and passing.count <= self._few:
             return None
         good = np.unique(self._near(query[None], k, PARAMS, allowed)[0][0])
         if len(good) < k:
             return None
         threshold = self._all.rescore(query, good).min()
         bits = None if passing is None else passing.bits
-        reaching = self._bounds.reaching(query, float(threshold), int(MOST_REACHING * self._count), bits)
+        reaching = self._bounds.reaching(query, float(threshold), int(self._most_reaching * self._count), bits)
         if reaching is None:
             return None
         rows, bounds = reaching
