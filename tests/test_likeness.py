@@ -68,7 +68,7 @@ def test_what_was_done_for_an_unlike_query_is_said(made, capsys):
         asked = kinds(clusters(ROWS, 0))
         usual = [index.search(vector={"fine": query}).plan for query in asked["the sample's"]]
         assert sum("widened" in step for plan in usual for step in plan) <= 8
-        assert usual[0][0]["stage"] == "engine" and usual[0][0]["recall"] == 0.95
+        assert usual[0][0]["stage"] == "ann" and usual[0][0]["recall"] == 0.95
         for query in asked["random"][:20]:
             result = index.search(vector={"fine": query})
             assert "further from all items" in result.plan[0]["widened"]

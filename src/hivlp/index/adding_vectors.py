@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from hivlp.data.embedding_files import Chunk
 from hivlp.data.embeddings import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.index.adding import AddReport, Failure
+from hivlp.store.codec import VectorCodec
 from hivlp.store.folder import Store
 from hivlp.store.names import stored_path
 from hivlp.store.records import NewItem, Stamp
@@ -43,8 +43,8 @@ def add_vectors(
     report = AddReport()
     checked = time.time_ns()
     with store.reading() as reader:
-        dtype = np.dtype(reader.state.dtype)
-    for batch in _read_ahead(source, maps, dtype):
+        codecs = {file.level.name: file.codec for file in reader.files()}
+    for batch in _read_ahead(source, maps, codecs):
         _add_batch(store, batch, checked, report)
         if on_progress is not None:
             on_progress(report)
@@ -73,14 +73,14 @@ class _Batch:
     refused: dict[int, str]
 
 
-def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any]) -> Iterator[_Batch]:
+def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, codecs: dict[str, VectorCodec]) -> Iterator[_Batch]:
     """One batch is read, hashed, mapped and made ready on another core while the one before is being stored.
 
     A batch's vectors are good until the next one is asked for.
     """
     chunks, levels = source.chunks(), maps.levels
     # The system clears memory before it gives it: two rooms in turn cost less than a new one for each.
-    rooms = [{level.name: Rows.room(0, level.dim, dtype) for level in levels}] * 2
+    rooms = [{level.name: Rows.room(0, level.dim, codecs[level.name]) for level in levels}] * 2
     scratch = np.empty((PIECE, source.dim), np.float32)
 
     def prepare() -> _Batch | None:
@@ -90,7 +90,7 @@ def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any])
         count, file = len(chunk.vectors), stored_path(chunk.file)
         rooms.reverse()
         if len(rooms[0][FINE]) < count:
-            rooms[0] = {level.name: Rows.room(count, level.dim, dtype) for level in levels}
+            rooms[0] = {level.name: Rows.room(count, level.dim, codecs[level.name]) for level in levels}
         paths = [told.path or f"{file}#{chunk.first + row}" for row, told in enumerate(chunk.told)]
         hashes: list[bytes] = []
         refused: dict[int, str] = {}

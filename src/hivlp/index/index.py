@@ -22,6 +22,7 @@ from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
+from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.snapshots import Snapshot, Snapshots
 from hivlp.index.tune_report import TuneReport
 from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
@@ -34,11 +35,11 @@ from hivlp.search.results import Duplicate, Hit, SearchResult
 from hivlp.search.searcher import Page, search
 from hivlp.search.stages import Query
 from hivlp.search.timing import Stopwatch
-from hivlp.store.folder import Progress, Store
+from hivlp.store.compacting import Progress
+from hivlp.store.folder import Store
 from hivlp.store.names import composed, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
-from hivlp.store.repair import RepairReport, set_damage_aside
 from hivlp.store.verify import VerifyReport
 
 BATCH = 256

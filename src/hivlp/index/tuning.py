@@ -24,8 +24,8 @@ from hivlp.index.tune_report import TuneReport
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress, measure
 from hivlp.search.operating_points import FOLDER, Tuned, sample
+from hivlp.store.codec import Stored
 from hivlp.store.folder import Store
-from hivlp.store.vectors import Stored
 
 QUERIES = "queries.npy"
 DEFAULT_RECALL = 0.99

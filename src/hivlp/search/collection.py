@@ -8,7 +8,7 @@ from hivlp.levels import Level
 from hivlp.search.approximate import Approximate
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Filter
-from hivlp.store.vectors import Stored
+from hivlp.store.codec import Stored
 
 
 @dataclass(frozen=True)

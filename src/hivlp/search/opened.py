@@ -18,8 +18,8 @@ from hivlp.errors import IndexFolderError
 from hivlp.files.scratch import standing
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import FOLDER, Tuned, sample
+from hivlp.store.codec import Stored
 from hivlp.store.records import State
-from hivlp.store.vectors import Stored
 
 logger = logging.getLogger(__name__)
 Identity = tuple[int, int, int]

@@ -137,7 +137,8 @@ class Ranking:
     def _take(self, found: Candidates, asked: int) -> None:
         """Take in what the present look found when it was asked for so many ranks."""
         rows, scores, steps = found
-        self.steps += [step for step in steps if step not in self.steps]
+        if self.steps[-len(steps) :] != list(steps):  # the exact look may be asked for more ranks
+            self.steps += steps
         reach = self._looks[self._look].reach
         if reach is None:
             self._complete = len(rows) < asked or asked >= self._total

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Filter, Rows
@@ -93,4 +91,4 @@ def _folding(
         return None
     if group is True:
         return SameContent(contents, allowed, excluded)
-    return NearDuplicates(lambda rows: np.asarray(collection.scanners[-1].vectors(rows)), group)
+    return NearDuplicates(collection.scanners[-1].vectors, group)
