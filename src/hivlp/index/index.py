@@ -484,7 +484,8 @@ class Index:
             if encoded is None:
                 excluded = self._item(reader, like).row
                 encoded = self._queries.of_vectors(reader.embeddings([excluded]))
-            (result,) = self._answer(reader, [encoded], options, watch, excluded)
+            snapshot = self._snapshots.of(reader)
+            (result,) = self._answer(snapshot, reader, [encoded], options, watch, excluded)
         return replace(result, timings_ms=watch.finish())
 
     def search_many(
@@ -536,8 +537,9 @@ class Index:
         watch.lap("encode")
         results: list[SearchResult] = []
         with self.store.reading() as reader:
+            snapshot = self._snapshots.of(reader)
             for chunk in chunks(encoded, BATCH):
-                results += self._answer(reader, chunk, options, watch)
+                results += self._answer(snapshot, reader, chunk, options, watch)
         times = watch.finish()
         share = {name: round(value / len(results), 3) for name, value in times.items()} if results else {}
         return [replace(result, timings_ms=dict(share)) for result in results]
@@ -549,10 +551,15 @@ class Index:
         return found
 
     def _answer(
-        self, reader: Reader, queries: Sequence[Query], options: Options, watch: Stopwatch, excluded: int | None = None
+        self,
+        snapshot: Snapshot,
+        reader: Reader,
+        queries: Sequence[Query],
+        options: Options,
+        watch: Stopwatch,
+        excluded: int | None = None,
     ) -> list[SearchResult]:
         """The results of queries, in one commit; without their times."""
-        snapshot = self._snapshots.of(reader)
         allowed = self._snapshots.allowed(snapshot, reader, options.where)
         plan, pages = search(
             snapshot.collection, queries, options, watch, contents=reader, allowed=allowed, excluded=excluded

@@ -68,7 +68,7 @@ def tune(
         asked, source = _queries(store, encoder, queries, vectors, tell)
         most = max(MOST_QUERIES, min(ROUTER_QUERIES, len(vectors) // ROWS_A_QUERY))
         asked = asked[np.random.default_rng(0).permutation(len(asked))[:most]]
-        held_out, known = _split(asked)
+        held_out, known = split(asked)
         index = AnnIndex.build(vectors, queries=known, on_progress=tell)
         bounds = Bounds.build(index, known, tell)
         front, ladder, likeness = measure(index, alive, held_out, tell)
@@ -94,7 +94,7 @@ def refresh(store: Store, on_progress: Progress | None = None) -> bool:
         asked = _remembered(store.path, vectors.shape[1])
         if asked is None:
             return False
-        held_out, known = _split(asked)
+        held_out, known = split(asked)
         learnt = before.learnt_rows
         if arrays is None or len(vectors) >= RELEARN * learnt:
             index, learnt = AnnIndex.build(vectors, queries=known, on_progress=tell), len(vectors)
@@ -128,7 +128,7 @@ def _remembered(folder: Path, width: int) -> Vectors | None:
         return None
 
 
-def _split(asked: Vectors) -> tuple[Vectors, Vectors]:
+def split(asked: Vectors) -> tuple[Vectors, Vectors]:
     """The queries that settings are measured with, and those to learn from."""
     held_out = max(1, min(HELD_OUT, len(asked) // 3), min(MOST_HELD_OUT, len(asked) // 10))
     return asked[:held_out], asked[held_out:]
@@ -175,7 +175,7 @@ def _queries(
             captions = reader.captions(ENCODED)
         if len(captions) >= ENCODED // 4:
             return _encode(encoder, captions, tell), "the captions of the index"
-        words = _vocabulary(encoder.model)
+        words = vocabulary(encoder.model)
         if words:
             return _encode(
                 encoder, captions + words[: ENCODED - len(captions)], tell
@@ -185,7 +185,7 @@ def _queries(
     return _unit(np.asarray(vectors[chosen], np.float32)), "the items themselves"
 
 
-def _vocabulary(model: Any) -> list[str]:
+def vocabulary(model: Any) -> list[str]:
     """Words, and pairs of words, of a model's tokenizer: what its text side can say without knowing the pictures."""
     if not hasattr(model, "vocabulary"):
         return []

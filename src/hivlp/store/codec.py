@@ -125,16 +125,12 @@ FLOAT16: VectorCodec = _Float("float16", "<f2", "f16")
 FLOAT32: VectorCodec = _Float("float32", "<f4", "f32")
 INT8: VectorCodec = _Int8()
 CODECS = {codec.name: codec for codec in (FLOAT16, FLOAT32, INT8)}
+BY_DTYPE = {codec.dtype: codec for codec in CODECS.values()}
 
 
 def codec_of(stored: Stored) -> VectorCodec:
     """The codec that stored these rows."""
-    if stored.dtype.names:
-        return INT8
-    return FLOAT16 if stored.dtype == np.float16 else FLOAT32
-
-
-BY_DTYPE = {codec.dtype: codec for codec in CODECS.values()}
+    return BY_DTYPE["int8" if stored.dtype.names else stored.dtype.str]
 
 
 def row_checksums(stored: Stored) -> Checksums:
