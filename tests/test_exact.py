@@ -71,7 +71,7 @@ class Made:
     bounds: Bounds
     everything: ExhaustiveScanner
 
-    def near(self, few: int = FEW) -> Approximate:
+    def near(self, few: int | None = None) -> Approximate:
         nothing = Likeness(np.inf, np.inf, (1.0,), (-np.inf,), ())
         tuned = Tuned(0, BUILT, BUILT, "", 0.99, (), (), nothing)
         return Approximate(self.index, tuned, self.bounds, few=few)

@@ -27,7 +27,7 @@ from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files import npy
 from hivlp.index import Index, tuning
-from hivlp.search.opened import open_engine
+from hivlp.search.opened import open_ann
 from hivlp.search.operating_points import FOLDER, Tuned
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -58,7 +58,9 @@ def answers(folder: Path, queries: np.ndarray, **options) -> tuple[list, bool]:
     """What searches say, and whether they had an engine."""
     with Index.open(folder) as index:
         found = [index.search(vector={"fine": query}, **options) for query in queries]
-        return [[(hit.id, hit.scores) for hit in result] for result in found], index._engine is not None
+        return [
+            [(hit.id, hit.scores) for hit in result] for result in found
+        ], index.snapshot().collection.ann is not None
 
 
 def true_answers(folder: Path, queries: np.ndarray) -> list:
@@ -77,7 +79,7 @@ def check_refused(folder: Path, queries: np.ndarray, caplog, *names: str) -> Non
             exact = index.search(vector={"fine": query}, exact=True)
             assert [(hit.id, hit.scores) for hit in exact] == answer
             assert len(index.search(vector={"fine": query})) == 10
-        assert index._engine is None
+        assert index.snapshot().collection.ann is None
         (line,) = [record.getMessage() for record in caplog.records]
         assert any(name in line for name in names) and "hivlp tune" in line and "\n" not in line
         damage = index.verify().damage
@@ -290,8 +292,8 @@ def test_bounds_that_leave_out_what_they_should_not_are_not_believed(folder, que
 def test_callers_cannot_lead_a_kernel_out_of_its_arrays(made):
     with Index.open(made) as index:
         index.search(vector={"fine": np.ones(WIDTH)})
-        engine = index._engine._engine
-        exact = index._opened.exact._bounds
+        ann = index.snapshot().collection.ann
+        engine, exact = ann.index, ann.bounds
     query, setting = np.ones((1, WIDTH), np.float32), SearchParams(4, np.inf, 1.0, 60)
     for allowed in (np.zeros(9, np.uint8), np.zeros(ITEMS, bool), np.zeros(2 * ITEMS, np.uint8)[::2]):
         with pytest.raises(ValueError, match="bytes of bits"):
@@ -338,7 +340,7 @@ def test_a_tune_that_is_killed_leaves_an_engine_that_works(folder, queries):
         with Index.open(folder) as index:
             assert index.verify().ok
             index.search(vector={"fine": queries[0]})
-            ids.add(index._opened.tuned.queries)
+            ids.add(index.snapshot().collection.ann.tuned.queries)
         if finished == 0:
             break
     assert moment > 40 and len(ids) > 2
@@ -351,9 +353,9 @@ def _tune_again(folder: Path, moment: int) -> None:
     from dataclasses import replace
 
     try:
-        with Index.open(folder) as index, index._store.writer():
-            vectors, _, generation = tuning._fine(index)
-            tuned, engine, bound = open_engine(folder, vectors, generation)
+        with Index.open(folder) as index, index.store.writer():
+            vectors, _, generation = tuning.finest(index.store)
+            tuned, engine, bound = open_ann(folder, vectors, generation)
             left = [moment]
 
             def count(event: str, arguments: tuple) -> None:
@@ -365,7 +367,7 @@ def _tune_again(folder: Path, moment: int) -> None:
                         os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(count)
-            tuning._store(index, engine, bound, replace(tuned, queries=f"of moment {moment}"), np.ones((9, WIDTH)))
+            tuning.save(index.store, engine, bound, replace(tuned, queries=f"of moment {moment}"), np.ones((9, WIDTH)))
             left[0] = 10**9
         os._exit(0)
     except BaseException:
@@ -402,15 +404,15 @@ def test_an_engine_is_put_in_the_place_of_whatever_is_there(folder, tmp_path, qu
     else:
         place.symlink_to(elsewhere if how == "a link" else tmp_path / "nowhere")
     with Index.open(folder) as index:
-        vectors, _, generation = tuning._fine(index)
+        vectors, _, generation = tuning.finest(index.store)
         (tmp_path / "copy").mkdir()
         shutil.copytree(elsewhere, tmp_path / "copy" / FOLDER)
-        tuned, engine, bound = open_engine(tmp_path / "copy", vectors, generation)
+        tuned, engine, bound = open_ann(tmp_path / "copy", vectors, generation)
         for _ in range(2):
-            with index._store.writer():
-                tuning._store(index, engine, bound, tuned, queries)
+            with index.store.writer():
+                tuning.save(index.store, engine, bound, tuned, queries)
             index.search(vector={"fine": queries[0]})
-            assert index._engine is not None and not place.is_symlink()
+            assert index.snapshot().collection.ann is not None and not place.is_symlink()
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
     assert (elsewhere / MANIFEST).exists()
 
@@ -419,14 +421,14 @@ def test_readers_find_the_engine_in_the_middle_of_a_replacement(folder, queries)
     expected, _ = answers(folder, queries, exact=True)
     with Index.open(folder) as reader:
         reader.search(vector={"fine": queries[0]})
-        before = reader._engine
+        before = reader.snapshot().collection.ann
         (folder / FOLDER).rename(folder / ".engine.old")
         reader.search(vector={"fine": queries[0]})
-        assert reader._engine is before
+        assert reader.snapshot().collection.ann is before
         assert answers(folder, queries, exact=True) == (expected, True)
         assert reader.info().engine_bytes > 0 and reader.verify().ok
         reader.remove([5])
-        assert tuning.refresh(reader) is False
+        assert reader.refresh() is False
         assert Tuned.load(folder).rows == ITEMS
 
 

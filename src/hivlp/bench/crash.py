@@ -184,7 +184,7 @@ def _check(
         yield from (str(damage).splitlines()[0] for damage in report.damage)
         if not report.ok:
             return
-        items = {item.path: item for item in index.catalog.all_items()}
+        items = {item.path: item for item in index.items()}
         held = {path: int.from_bytes(item.hash) for path, item in items.items()}
         if held not in either:
             missing = {path for path in contents if held.get(path) != contents[path]}

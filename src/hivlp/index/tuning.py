@@ -56,7 +56,7 @@ def tune(
         raise IndexFolderError("the kernels are not compiled here: install a C compiler, then hivlp again")
     started = time.perf_counter()
     with store.writer():
-        vectors, alive, generation = _fine(store)
+        vectors, alive, generation = finest(store)
         if len(vectors) < LEAST_ROWS:
             raise IndexFolderError(
                 f"{store.path} has {len(vectors)} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
@@ -74,7 +74,7 @@ def tune(
         front, ladder, likeness = measure(index, alive, held_out, tell)
         rows = len(vectors)
         tuned = Tuned(generation, rows, rows, source, recall, front, ladder, likeness, sample(index.fine))
-        _save(store, index, bounds, tuned, asked)
+        save(store, index, bounds, tuned, asked)
     return TuneReport.of(store.path, index, bounds, tuned, time.perf_counter() - started)
 
 
@@ -85,7 +85,7 @@ def refresh(store: Store, on_progress: Progress | None = None) -> bool:
         return False
     tell: Progress = on_progress or (lambda what, done, total: None)
     with store.writer():
-        vectors, alive, generation = _fine(store)
+        vectors, alive, generation = finest(store)
         arrays = _arrays(store.path)
         grown = len(vectors) >= GROWTH * before.rows or len(vectors) < before.rows
         stale = grown or generation != before.generation or arrays is None
@@ -105,7 +105,7 @@ def refresh(store: Store, on_progress: Progress | None = None) -> bool:
         tuned = Tuned(
             generation, len(vectors), learnt, before.queries, before.recall, *measured, sample(index.fine)
         )  # fmt: skip
-        _save(store, index, bounds, tuned, asked)
+        save(store, index, bounds, tuned, asked)
     return True
 
 
@@ -134,7 +134,7 @@ def split(asked: Vectors) -> tuple[Vectors, Vectors]:
     return asked[:held_out], asked[held_out:]
 
 
-def _fine(store: Store) -> tuple[Stored, NDArray[np.bool_] | None, int]:
+def finest(store: Store) -> tuple[Stored, NDArray[np.bool_] | None, int]:
     """Stored vectors of the finest level, which of them are alive, and the generation of their file."""
     with store.reading() as reader:
         vectors = np.asarray(reader.vectors()[-1])
@@ -216,7 +216,8 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
-def _save(store: Store, index: AnnIndex, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
+def save(store: Store, index: AnnIndex, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
+    """Put an approximate index into its folder, whole or not at all, with its operating points and their queries."""
     extra = {QUERIES: asked.astype(np.float16), **({} if bounds is None else bounds.files())}
     place = store.path / FOLDER
     try:

@@ -32,6 +32,8 @@ class Approximate:
     Immutable but for what is worked out once; shared by searches in any thread.
 
     Attributes:
+        index: over all (rows, dim) vectors of the commit, of which it knows the first.
+        bounds: on the inner products with the rows that it knows; None where there are none.
         tuned: its operating points.
         count: rows that the index knows, the first ones of the level.
     """
@@ -42,7 +44,7 @@ class Approximate:
         tuned: Tuned,
         bounds: Bounds | None = None,
         is_sound: Callable[[], bool] = lambda: True,
-        few: int = FEW,
+        few: int | None = None,
     ) -> None:
         """An approximate index for one commit.
 
@@ -51,12 +53,15 @@ class Approximate:
             tuned: its operating points.
             bounds: on the inner products with the rows that it knows; None where there are none.
             is_sound: tells, and says why not, whether all that exact answers depend on is as it was written.
-            few: rows passing a filter up to which their codes are read one by one.
+            few: rows passing a filter up to which their codes are read one by one; default :data:`FEW`.
         """
         self.tuned, self.count = tuned, index.count
-        self._index, self._is_sound, self._rows, self._few = index, is_sound, len(index.fine), few
+        self.index, self.bounds = index, bounds
+        self._is_sound, self._rows, self._few = is_sound, len(index.fine), FEW if few is None else few
         self._tail = ExhaustiveScanner(index.fine[self.count :])
-        self._bounded = None if bounds is None else BoundedScanner(index, bounds, self.search, self._tail, few=few)
+        self._bounded = (
+            None if bounds is None else BoundedScanner(index, bounds, self.search, self._tail, few=self._few)
+        )
 
     def search(
         self, queries: Vectors, k: int, params: SearchParams, allowed: Filter | None
@@ -76,12 +81,12 @@ class Approximate:
         if allowed is not None:
             passing = allowed.head(self.count)
             if passing.count <= self._few:
-                return [self._index.search_rows(query, passing.rows, k, RERANKED * k) for query in queries]
+                return [self.index.search_rows(query, passing.rows, k, RERANKED * k) for query in queries]
             bits = passing.bits
             effort = min(1 / passing.share, MOST_EFFORT)
             # The router's scores are logarithms: so many times as many lists are worth probing.
             params = replace(params, nprobe=int(params.nprobe * effort), margin=params.margin + math.log(effort))
-        found, products = self._index.search(queries, k, params, allowed=bits)
+        found, products = self.index.search(queries, k, params, allowed=bits)
         held = found >= 0
         return [(rows[some], scores[some]) for rows, scores, some in zip(found, products, held, strict=True)]
 
