@@ -261,7 +261,8 @@ def test_any_search_is_the_oracles(seed, dims, steps, asked, like):
         found = told(result, asked.group is not False)
         assert found == expected(made.items, query, made.names, asked, Stored(made.index).state().rows, without)
         shown = [hit.scores[made.names[-1]] for hit in result]
-        if asked.offset + asked.k < len(made.items) // 2 or asked.group is not False or asked.threshold is not None:
+        # The plain list of a poor shortlist ends, out of order, with what the shortlist overlooked.
+        if asked.exact or asked.group is not False or asked.threshold is not None:
             assert shown == sorted(shown, reverse=True)
         assert [hit.rank for hit in result] == list(range(asked.offset + 1, asked.offset + 1 + len(result)))
 

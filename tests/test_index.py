@@ -44,7 +44,7 @@ def check_consistent(index: Index, encoder: FakeEncoder) -> None:
     for item in Stored(index).all_items():
         expected = encoder.encode_image([Path(item.path)])
         for level in index.levels:
-            stored = index.embeddings(item.row)[level.name]
+            stored = index.store.embeddings(item.row)[level.name]
             np.testing.assert_allclose(stored, expected[level.name], rtol=1e-3, atol=1e-6)  # float16
 
 

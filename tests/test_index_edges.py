@@ -64,7 +64,7 @@ def test_a_condition_is_one_bounded_expression(index, condition):
 def test_a_condition_may_look_into_json_lists(index):
     item = Stored(index).get(1)
     index.store.append(
-        [NewItem(item.path, item.hash, None, {"tags": ["red", "old"]}, item.stamp)], index.embeddings(item.row)
+        [NewItem(item.path, item.hash, None, {"tags": ["red", "old"]}, item.stamp)], index.store.embeddings(item.row)
     )
     found = index.search("x", where="'red' IN (SELECT value FROM json_each(metadata, '$.tags'))")
     assert [hit.id for hit in found] == [1]
@@ -156,7 +156,9 @@ def test_a_linked_folder_leads_to_the_same_items(index, pictures, tmp_path):
 
 def test_what_was_known_of_a_picture_outlives_its_content(index, pictures, tmp_path):
     item = Stored(index).at(str(pictures / "00000.png"))
-    index.store.append([NewItem(item.path, item.hash, "a fox", {"by": "me"}, item.stamp)], index.embeddings(item.row))
+    index.store.append(
+        [NewItem(item.path, item.hash, "a fox", {"by": "me"}, item.stamp)], index.store.embeddings(item.row)
+    )
     shutil.copyfile(write_pictures(tmp_path / "other", 1, start=77)[0], item.path)
     assert index.add(pictures).updated == 1
     changed = Stored(index).at(item.path)
@@ -262,7 +264,7 @@ def test_half_precision_is_what_numpy_gives_bit_for_bit(kernels, monkeypatch):
 def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(index):
     before = [(item.id, item.path, item.hash, item.row) for item in Stored(index).all_items()]
     known = before[7][1]
-    vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.embeddings(0).items()})
+    vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.store.embeddings(0).items()})
     for paths in (["/new/a", known, "/new/b"], ["/new/a", "/new/b", known]):
         items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in paths]
         with pytest.raises(IndexFolderError, match="unique"):

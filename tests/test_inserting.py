@@ -63,7 +63,7 @@ def test_items_with_something_of_their_own_keep_it(tmp_path, encoder):
     with Index.create(tmp_path / "index", model=encoder) as index:
         vectors = Embeddings({level.name: np.eye(4, level.dim, dtype="<f4") for level in encoder.levels})
         for place, item in enumerate(own):
-            index.append([*alike[:place], item, *alike[place + 1 :]], vectors)
+            index.store.append([*alike[:place], item, *alike[place + 1 :]], vectors)
             found = Stored(index).at(item.path)
             assert NewItem(found.path, found.hash, found.caption, found.metadata, found.stamp) == item
             index.remove([each.path for each in alike])

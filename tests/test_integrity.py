@@ -530,7 +530,7 @@ def test_rows_that_were_made_ready_are_for_files_of_their_dtype_and_width(tmp_pa
             index.store.append(items, {**ready, "fine": Rows.of(vectors["fine"], FLOAT32)})
         assert len(index) == 0 and index.verify().ok
         assert index.store.append(items, ready) == 0
-        np.testing.assert_array_equal(index.embeddings(5)["fine"], vectors["fine"][5:6].astype(half))
+        np.testing.assert_array_equal(index.store.embeddings(5)["fine"], vectors["fine"][5:6].astype(half))
         assert len(index) == 8 and index.verify().ok
 
 
@@ -544,7 +544,7 @@ def test_a_path_that_comes_twice_or_is_known_is_one_item(tmp_path, encoder):
             (2, "/p/1.png", 1), (3, "/p/3.png", 4), (1, "/p/0.png", 5)
         ]  # fmt: skip
         assert index.info().dead == 3 and index.verify().ok
-        np.testing.assert_array_equal(index.embeddings(5)["fine"], vectors["fine"][5:].astype(np.float16))
+        np.testing.assert_array_equal(index.store.embeddings(5)["fine"], vectors["fine"][5:].astype(np.float16))
 
 
 # float16.
@@ -559,7 +559,7 @@ def test_widening_is_exact_for_every_finite_number():
 
 @pytest.mark.parametrize("dim", [5, 64, 300])
 def test_scores_of_float16_rows_do_not_depend_on_where_they_lie(dim, monkeypatch):
-    import hivlp.search.scan as scan
+    import hivlp.search.exhaustive as scan
 
     monkeypatch.setattr(scan, "WIDEN_FLOATS", 7 * dim)
     rng = np.random.default_rng(0)

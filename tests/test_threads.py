@@ -138,6 +138,6 @@ def test_items_are_listed_and_fetched(index):
     assert list(index.items(after=ROWS)) == [] and list(index.items(limit=0)) == []
     assert index.get(7) == listed[6] and index.get(listed[6].path) == listed[6]
     assert index.get(ROWS + 1) is None and index.get("nothing.npy#3") is None
-    np.testing.assert_allclose(index.embeddings(7)["fine"][0], unit(ROWS, 0)[6], atol=1e-3)
+    np.testing.assert_allclose(index.vectors(7)["fine"][0], unit(ROWS, 0)[6], atol=1e-3)
     with pytest.raises(QueryError, match="no item"):
-        index.embeddings(ROWS + 1)
+        index.vectors(ROWS + 1)

@@ -201,7 +201,7 @@ def _check(
         vectors = ENCODER.vectors(list(held.values()))
         stored = Embeddings({name: array.astype(np.float16).astype(np.float32) for name, array in vectors.items()})
         for number, (path, item) in enumerate(items.items()):
-            found = index.embeddings(item.row)
+            found = index.vectors(item.id)
             if any((found[name][0] != stored[name][number]).any() for name in found):
                 yield f"{path} has the vectors of something else"
         yield from _check_search(index, held, stored, rng)

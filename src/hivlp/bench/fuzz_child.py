@@ -156,7 +156,7 @@ def queries(base: Path) -> Vectors:
 def fine(base: Path) -> Vectors:
     """(items, dim) the finest vectors by id, which are as they were added."""
     with Index.open(base) as index:
-        return np.concatenate([index.embeddings(item.id)[FINE] for item in index.items()])
+        return np.concatenate([index.vectors(item.id)[FINE] for item in index.items()])
 
 
 @cache

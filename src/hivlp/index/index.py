@@ -274,7 +274,7 @@ class Index:
             after = page[-1].id
             left = None if left is None else left - len(page)
 
-    def embeddings(self, item: int) -> Embeddings:
+    def vectors(self, item: int) -> Embeddings:
         """The stored vectors of an item, given by its id, (1, dim) float32 a level.
 
         Raises:

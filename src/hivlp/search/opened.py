@@ -92,8 +92,9 @@ class AnnFolder:
                 return None
         identity = status.st_mtime_ns, status.st_ino, status.st_size
         opened = self._opened
-        damaged = opened is not None and opened.identity == identity and opened.sound is False
-        return None if damaged or identity == self._refused else identity
+        if opened is not None and opened.identity == identity and opened.sound is False:
+            self._refused = identity  # damage that an exact search has found
+        return None if identity == self._refused else identity
 
     def open(self, vectors: Stored, state: State) -> tuple[Identity | None, Approximate | None]:
         """The approximate index that is there now, over the rows of a commit, and which one it is.
