@@ -6,7 +6,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -31,9 +30,10 @@ from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
 from hivlp.search.opened import stored_bytes
 from hivlp.search.options import Options, real_number, whole_number
+from hivlp.search.plan import Plan
 from hivlp.search.results import Duplicate, Hit, SearchResult
 from hivlp.search.searcher import Page, search
-from hivlp.search.stages import Query
+from hivlp.search.stages import Query, Step
 from hivlp.search.timing import Stopwatch
 from hivlp.store.compacting import Progress
 from hivlp.store.folder import Store
@@ -485,8 +485,8 @@ class Index:
                 excluded = self._item(reader, like).row
                 encoded = self._queries.of_vectors(reader.embeddings([excluded]))
             snapshot = self._snapshots.of(reader)
-            (result,) = self._answer(snapshot, reader, [encoded], options, watch, excluded)
-        return replace(result, timings_ms=watch.finish())
+            plan, ((hits, steps),) = self._answer(snapshot, reader, [encoded], options, watch, excluded)
+        return SearchResult(hits, watch.finish(), steps, plan)
 
     def search_many(
         self,
@@ -535,14 +535,14 @@ class Index:
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
         watch.lap("encode")
-        results: list[SearchResult] = []
+        plan, answers = None, []
         with self.store.reading() as reader:
             snapshot = self._snapshots.of(reader)
             for chunk in chunks(encoded, BATCH):
-                results += self._answer(snapshot, reader, chunk, options, watch)
-        times = watch.finish()
-        share = {name: round(value / len(results), 3) for name, value in times.items()} if results else {}
-        return [replace(result, timings_ms=dict(share)) for result in results]
+                plan, found = self._answer(snapshot, reader, chunk, options, watch)
+                answers += found
+        share = {name: round(value / max(1, len(answers)), 3) for name, value in watch.finish().items()}
+        return [SearchResult(hits, dict(share), steps, plan) for hits, steps in answers]
 
     def _item(self, reader: Reader, item: Any) -> Item:
         found = reader.get(whole_number("like", item))
@@ -558,14 +558,14 @@ class Index:
         options: Options,
         watch: Stopwatch,
         excluded: int | None = None,
-    ) -> list[SearchResult]:
-        """The results of queries, in one commit; without their times."""
+    ) -> tuple[Plan, list[tuple[list[Hit], list[Step]]]]:
+        """The plan for queries of one commit, the hits of each, and what was done to find them."""
         allowed = self._snapshots.allowed(snapshot, reader, options.where)
         plan, pages = search(
             snapshot.collection, queries, options, watch, contents=reader, allowed=allowed, excluded=excluded
         )
         hits = self._hits(reader, pages, options.offset)
-        return [SearchResult(each, {}, page.steps, plan) for each, page in zip(hits, pages, strict=True)]
+        return plan, [(each, page.steps) for each, page in zip(hits, pages, strict=True)]
 
     def _hits(self, reader: Reader, pages: Sequence[Page], offset: int) -> list[list[Hit]]:
         """What is known of the rows of each page, and of those folded into them."""
