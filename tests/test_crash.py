@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, write_pictures
+from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.bench import crash
 from hivlp.bench.crash_child import NumberEncoder, store
 from hivlp.errors import IndexFolderError
@@ -50,7 +50,7 @@ def writer(index: Path, pictures: Path, job: str) -> subprocess.Popen:
 
 def check(index: Index, encoder: FakeEncoder) -> int:
     """Every item has its own vectors and is found; returns how many there are."""
-    items = list(index.catalog.all_items())
+    items = list(Stored(index).all_items())
     assert len({item.path for item in items}) == len(items)
     for item in items[:: max(1, len(items) // 25)]:
         expected = encoder.encode_image([Path(item.path)])
@@ -123,12 +123,12 @@ def test_rows_that_were_written_but_not_committed_do_not_exist(tmp_path, encoder
 
 
 def test_a_create_that_was_killed_leaves_nothing_under_the_name(tmp_path, encoder, monkeypatch):
-    import hivlp.store.folder as module
+    from hivlp.store import schema
 
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Catalog, "create", die)
+    monkeypatch.setattr(schema, "make_tables", die)
     with pytest.raises(KeyboardInterrupt):
         Index.create(tmp_path / "x", model=encoder)
     assert not (tmp_path / "x").exists()

@@ -351,7 +351,7 @@ def _tune_again(folder: Path, moment: int) -> None:
     from dataclasses import replace
 
     try:
-        with Index.open(folder) as index, index._writer():
+        with Index.open(folder) as index, index._store.writer():
             vectors, _, generation = tuning._fine(index)
             tuned, engine, bound = open_engine(folder, vectors, generation)
             left = [moment]
@@ -407,7 +407,7 @@ def test_an_engine_is_put_in_the_place_of_whatever_is_there(folder, tmp_path, qu
         shutil.copytree(elsewhere, tmp_path / "copy" / FOLDER)
         tuned, engine, bound = open_engine(tmp_path / "copy", vectors, generation)
         for _ in range(2):
-            with index._writer():
+            with index._store.writer():
                 tuning._store(index, engine, bound, tuned, queries)
             index.search(vector={"fine": queries[0]})
             assert index._engine is not None and not place.is_symlink()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import FakeEncoder, write_pictures
+from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.errors import HivlpError, PictureError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
@@ -187,7 +187,7 @@ def index(tmp_path, encoder, pictures):
 
 def test_search_by_text_picture_item_and_vector_agree(index, encoder, pictures):
     path = pictures / "00004.png"
-    item = index.catalog.at(str(path))
+    item = Stored(index).at(str(path))
     by_file = index.search(image=path, k=5)
     assert by_file[0].id == item.id and by_file[0].scores["fine"] == pytest.approx(1, abs=1e-3)
     ids = [hit.id for hit in by_file]

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from conftest import Stored
 from hivlp.ann import Engine, native
 from hivlp.ann.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.cli import main
@@ -119,7 +120,7 @@ def test_whoever_asks_for_everything_gets_the_exact_ranking(made, queries):
         query = {"fine": queries[3]}
         everything = ids(index.search(vector=query, k=10**6))
         assert everything == ids(index.search(vector=query, k=10**6, exact=True))
-        assert sorted(everything) == sorted({item.id for item in index.catalog.all_items()})
+        assert sorted(everything) == sorted({item.id for item in Stored(index).all_items()})
         paged = [i for at in range(0, 3500, 500) for i in ids(index.search(vector=query, k=500, offset=at))]
         assert sorted(paged) == sorted(everything), "page by page, nothing is lost either"
 
@@ -284,10 +285,10 @@ def test_damage_is_found_and_does_no_harm(folder, queries):
         (path / name).write_bytes(data)
     (path / "signs.npy").unlink()
     with Index.open(folder / "index") as index:
-        generation = index.catalog.state().generation
+        generation = Stored(index).state().generation
         index.repair()
         assert index.verify().ok
-        assert index.catalog.state().generation == generation  # the vectors were whole and are left alone
+        assert Stored(index).state().generation == generation  # the vectors were whole and are left alone
         assert Tuned.load(index.path) is None
 
 

@@ -24,6 +24,7 @@ from hivlp.bench.machine import describe
 from hivlp.errors import HivlpError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
+from hivlp.store.folder import reading
 
 LONGEST_LIFE = 0.2
 """Seconds after which a child is killed at the latest; twice that if it waits for a fault to strike."""
@@ -184,7 +185,8 @@ def _check(
         yield from (str(damage).splitlines()[0] for damage in report.damage)
         if not report.ok:
             return
-        items = {item.path: item for item in index.catalog.all_items()}
+        with reading(index.path) as reader:
+            items = {item.path: item for item in reader.all_items()}
         held = {path: int.from_bytes(item.hash) for path, item in items.items()}
         if held not in either:
             missing = {path for path in contents if held.get(path) != contents[path]}

@@ -26,6 +26,7 @@ from hivlp.encode.base import Picture
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
 from hivlp.levels import Embeddings, Level
+from hivlp.store.folder import reading
 from hivlp.store.records import NewItem, Stamp
 
 TOO_LARGE = "file too large"
@@ -76,7 +77,8 @@ def store(index: Index, contents: dict[str, int]) -> None:
 
 def choose(rng: random.Random, index: Index) -> Operation:
     """What to do next, in full, so that another process can tell what must have come of it."""
-    known = [item.path for item in index.catalog.all_items()]
+    with reading(index.path) as reader:
+        known = [item.path for item in reader.all_items()]
     kind = rng.choices(["add", "update", "remove", "compact", "merge"], [4, 3, 3, 1, 1])[0]
     if len(known) > MOST_ITEMS:
         kind = "remove"

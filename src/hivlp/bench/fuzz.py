@@ -31,6 +31,7 @@ from hivlp.index import Index, tuning
 from hivlp.levels import Vectors
 from hivlp.search.likeness import Likeness, Region
 from hivlp.search.operating_points import Point, Tuned
+from hivlp.store.folder import reading
 from hivlp.store.records import NewItem, Stamp
 
 PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
@@ -133,7 +134,8 @@ def make_index(
         ladder = tuple(point.setting for point in points)
         regions = Region(0.0, (1.0, 1.0)), Region(0.0, (0.5, 1.0)), Region(0.3, (0.5, 1.0))
         likeness = Likeness(0.99, 0.6, (10 / built, 1.0), (0.4, -1.0), regions)
-        state = index.catalog.state()
+        with reading(index.path) as reader:
+            state = reader.state
         tuned = Tuned(state.generation, built, built, "the items themselves", 0.99, points, ladder, likeness)
         tuning._store(index, engine, bounds, tuned, vectors[:200])
         if late:
@@ -150,9 +152,8 @@ def _append(index: Index, vectors: Vectors, first: int) -> None:
 
 
 def _stored(index: Index) -> Any:
-    with index.catalog.reading() as state:
-        index._refresh(state)
-        return index._maps[-1]
+    with reading(index.path) as reader:
+        return reader.vectors()[-1]
 
 
 def sanitized(folder: Path) -> tuple[dict[str, str], str]:

@@ -22,7 +22,9 @@ from hivlp.index import Index, SearchResult
 from hivlp.levels import Vectors
 from hivlp.search import ann_scan as engine_scan
 from hivlp.search.operating_points import FOLDER
-from hivlp.store.vectors import Stored, VectorFile
+from hivlp.store.codec import Stored
+from hivlp.store.folder import reading
+from hivlp.store.vectors import VectorFile
 
 K = 10
 FILTERS = (None, "id % 2 = 0", "id % 50 = 0")
@@ -154,8 +156,8 @@ def queries(base: Path) -> Vectors:
 @cache
 def fine(base: Path) -> Vectors:
     """(items, dim) the finest vectors by id, which are as they were added."""
-    with Index.open(base) as index:
-        return np.concatenate([index.embeddings(item.row)[FINE] for item in index.catalog.all_items()])
+    with reading(base) as reader:
+        return reader.embeddings([item.row for item in reader.all_items()])[FINE]
 
 
 @cache

@@ -156,7 +156,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     from hivlp.index import Index
 
     if arguments.verify:
-        from hivlp.store.verify import verify
+        from hivlp.index.verify import verify
 
         with progress("rows") as follow:
             report = verify(arguments.index, follow)

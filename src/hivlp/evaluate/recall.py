@@ -26,8 +26,7 @@ from hivlp.errors import DataError
 from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Vectors
 from hivlp.search.ranking import funnel
 from hivlp.search.scan import ExhaustiveScanner, Rows
-from hivlp.store.half import as_stored
-from hivlp.store.vectors import HALF
+from hivlp.store.codec import FLOAT16
 
 logger = logging.getLogger(__name__)
 CUTOFFS = (1, 5, 10)
@@ -168,7 +167,7 @@ def cascade_ranks(
         (Q,) ranks; a tie with an item that is not the query's own counts against it, at the shortlist's edge too.
     """
     total = len(items[0])
-    scanners = [ExhaustiveScanner(as_stored(vectors, HALF)) for vectors in items]
+    scanners = [ExhaustiveScanner(FLOAT16.encode(vectors)) for vectors in items]
     ranks = np.full(len(own), total, np.int64)
     is_own = np.zeros(total, bool)
     for start in range(0, len(own), QUERIES):

@@ -11,7 +11,7 @@ import numpy as np
 from hivlp.coarse.maps import COARSE, EMBEDDINGS, FINE, CoarseMaps
 from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError, MissingExtraError, ModelError, QueryError
-from hivlp.levels import DEFAULT_SHORTLIST, Vectors
+from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Vectors
 from hivlp.search.ann_scan import EngineScanner
 from hivlp.search.ann_tier import EngineTier
 from hivlp.search.grouping import Folding, NearDuplicates, SameContent
@@ -29,28 +29,34 @@ from hivlp.search.results import (
     yes_or_no,
 )
 from hivlp.search.scan import ExhaustiveScanner, Mask, Rows, Scanner
-from hivlp.store.folder import IndexFolder
-from hivlp.store.records import State
+from hivlp.store.codec import Stored
+from hivlp.store.folder import Store
+from hivlp.store.reader import Reader
+from hivlp.store.records import NewItem, Stamp
+from hivlp.store.vectors import Rows as RowsOfLevel
 
 FARTHEST = 1 << 40  # offset; no index has so many items
 FEW = 2_000  # items that are ranked exactly in the time of a shortlist, unless one is asked for
 CONDITIONS = 8  # of which it is kept what they let pass
 
 
-class AnsweringFolder(IndexFolder):
-    """An index folder that can be asked; beneath :class:`hivlp.index.Index`, as the storage is beneath this."""
+class AnsweringFolder:
+    """A store that can be asked; beneath :class:`hivlp.index.Index`."""
 
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open; see :meth:`hivlp.index.Index.open`."""
-        super().__init__(path)
+        self._store = Store(path)
+        self.path, self.levels = self._store.path, self._store.levels
+        self._reader: Reader | None = None
+        self._maps: tuple[Stored, ...] = ()
         self._scanners: list[Scanner] = []
         self._opened = OpenedEngine(self.path)
         self._passing: dict[str, Mask] = {}  # the least recently asked first
         self._model: Encoder | None = None
         self._coarse: CoarseMaps | None = None
         try:
-            if self.catalog.about.model == EMBEDDINGS:
-                self._coarse = CoarseMaps.load(self.path, self.catalog.about.fingerprint)
+            if self._store.about.model == EMBEDDINGS:
+                self._coarse = CoarseMaps.load(self.path, self._store.about.fingerprint)
             if model is not None:
                 self.attach(model)
         except (IndexFolderError, ArgumentError):
@@ -64,7 +70,7 @@ class AnsweringFolder(IndexFolder):
             IndexFolderError: if the index was made with another model.
         """
         check_encoder(model)
-        about = self.catalog.about
+        about = self._store.about
         if self._coarse is not None:
             check_width(model, self._coarse)
             self._model = model
@@ -82,7 +88,31 @@ class AnsweringFolder(IndexFolder):
         self._scanners = []
         self._opened.close()
         self._passing.clear()
-        super().close()
+        self._maps, self._reader = (), None
+        self._store.close()
+
+    def append(
+        self,
+        items: Sequence[NewItem],
+        embeddings: Embeddings | Mapping[str, RowsOfLevel] | None,
+        *,
+        restamp: Iterable[tuple[int, Stamp]] = (),
+        new: bool = False,
+    ) -> int:
+        """Commit items with their vectors; see :meth:`hivlp.store.folder.Store.append`."""
+        return self._store.append(items, embeddings, restamp=restamp, new=new)
+
+    def embeddings(self, row: int) -> Embeddings:
+        """The stored vectors of one row, (1, dim) float32 a level."""
+        return self._store.embeddings(row)
+
+    @property
+    def model_source(self) -> str:
+        """Name or folder from which the index's model can be loaded again."""
+        return self._store.about.source
+
+    def __len__(self) -> int:
+        return len(self._store)
 
     # The vectors of what is asked.
 
@@ -165,12 +195,14 @@ class AnsweringFolder(IndexFolder):
 
     # The hits.
 
-    def _refresh(self, state: State) -> None:
-        if state != self._state:
+    def _refresh(self, reader: Reader) -> None:
+        self._reader = reader
+        maps = reader.vectors()
+        if maps is not self._maps:
             self._passing.clear()
-            super()._refresh(state)
-            self._scanners = [ExhaustiveScanner(vectors) for vectors in self._maps]
-        self._opened.refresh(self._maps[-1], state.generation)
+            self._maps = maps
+            self._scanners = [ExhaustiveScanner(vectors) for vectors in maps]
+        self._opened.refresh(self._maps[-1], reader.state.generation)
 
     @property
     def _engine(self) -> EngineScanner | None:
@@ -249,8 +281,9 @@ class AnsweringFolder(IndexFolder):
 
         Called inside a read transaction, after :meth:`_refresh`.
         """
-        assert self._state is not None
-        allowed, total = self._alive if options.where is None else self._where(options.where), self._state.rows
+        assert self._reader is not None
+        allowed = self._reader.alive() if options.where is None else self._where(options.where)
+        total = self._reader.state.rows
         passing = total if allowed is None else int(np.count_nonzero(allowed))
         tiers = self._tiers(options, total, passing, watch)
         plain = options.threshold is None and options.group is False
@@ -286,7 +319,8 @@ class AnsweringFolder(IndexFolder):
         """What is known of the rows of each page, and of those folded into them."""
         wanted = {row for page, _ in pages for row in page.tolist()}
         wanted.update(row for groups in folded for group in groups or () for row in group)
-        items = {item.row: item for item in self.catalog.in_rows(list(wanted))}
+        assert self._reader is not None
+        items = {item.row: item for item in self._reader.in_rows(list(wanted))}
         answers = []
         for query, (page, finest), groups in zip(queries, pages, folded, strict=True):
             coarser = zip(self._scanners[:-1], query[:-1], strict=True)
@@ -305,9 +339,9 @@ class AnsweringFolder(IndexFolder):
         passing = self._passing.pop(condition, None)
         changing = False
         if passing is None:
-            assert self._state is not None
-            rows, changing = self.catalog.rows_where(condition)
-            passing = np.zeros(self._state.rows, bool)
+            assert self._reader is not None
+            rows, changing = self._reader.rows_where(condition)
+            passing = np.zeros(self._reader.state.rows, bool)
             if not all(isinstance(row, int) and 0 <= row < len(passing) for row in rows):
                 raise DamagedIndexError(f"{self.path} is damaged: an item has no vectors; run `hivlp repair`")
             passing[rows] = True
@@ -321,7 +355,8 @@ class AnsweringFolder(IndexFolder):
         if group is False:
             return None
         if group is True:
-            return SameContent(self.catalog, allowed, without)
+            assert self._reader is not None
+            return SameContent(self._reader, allowed, without)
         return NearDuplicates(lambda rows: self._maps[-1][rows], group)
 
 

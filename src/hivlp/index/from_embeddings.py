@@ -13,6 +13,7 @@ from hivlp.encode.base import Encoder
 from hivlp.errors import IndexFolderError
 from hivlp.index.adding import AddReport
 from hivlp.index.index import Index
+from hivlp.store.folder import Store
 
 DIMS = 64
 
@@ -75,7 +76,7 @@ def index_embeddings(
                     f"{out} has a coarse level of {index.levels[0].dim} dims, not {dims}: make a new index for that"
                 )
             return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress), None)
-    Index.check_free(Path(out))  # before minutes go into the fit
+    Store.check_free(Path(out))  # before minutes go into the fit
     if queries is None and has_texts(source):
         queries = source
     asked = None

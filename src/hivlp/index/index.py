@@ -19,16 +19,18 @@ from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import AnsweringFolder, check_width
+from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.tuning import DEFAULT_RECALL, tune
 from hivlp.index.tuning import Progress as TuneProgress
+from hivlp.index.verify import verify_index
 from hivlp.levels import Vectors
 from hivlp.search.opened import stored_bytes
 from hivlp.search.results import Hit, Plan, SearchResult, Stopwatch, real_number, whole_number
 from hivlp.store.compacting import Progress
+from hivlp.store.folder import Store
 from hivlp.store.names import each_path, existing, folder_path
-from hivlp.store.records import About
-from hivlp.store.repair import RepairReport, set_damage_aside
-from hivlp.store.verify import VerifyReport, verify_folder
+from hivlp.store.records import About, Item
+from hivlp.store.verify import VerifyReport
 
 BATCH = 256  # queries that share a pass over the vectors
 
@@ -56,7 +58,7 @@ class Index(AnsweringFolder):
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        cls.make(folder_path(path), about)
+        Store.make(folder_path(path), about)
         return cls(Path(path), model)
 
     @classmethod
@@ -79,7 +81,7 @@ class Index(AnsweringFolder):
             check_encoder(model)
             check_width(model, maps)
         about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
-        cls.make(folder_path(path), about, maps.arrays())
+        Store.make(folder_path(path), about, maps.arrays())
         return cls(Path(path), model)
 
     @classmethod
@@ -136,14 +138,41 @@ class Index(AnsweringFolder):
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
         model = self._need_model()
         roots = [existing(path) for path in each_path(paths)]
-        with self._writer():
+        with self._store.writer():
             try:
                 self.info()  # adding to a damaged index would hide the damage
                 return add_pictures(
-                    self, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
+                    self._store,
+                    model,
+                    roots,
+                    captions=captions,
+                    metadata=metadata,
+                    on_progress=on_progress,
+                    workers=workers,
                 )
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
+
+    @staticmethod
+    def exists(path: Path | str) -> bool:
+        """Whether there is an index in this folder."""
+        return Store.exists(path)
+
+    def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
+        """Remove items by id or path; see :meth:`hivlp.store.folder.Store.remove`."""
+        return self._store.remove(items)
+
+    def named(self, path: str) -> list[Item]:
+        """The item that a person calls by this path, or the items in the folder of that name."""
+        return self._store.named(path)
+
+    def compact(self, on_progress: Progress | None = None) -> int:
+        """Rewrite the vector files; see :meth:`hivlp.store.folder.Store.compact`."""
+        return self._store.compact(on_progress)
+
+    def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
+        """Add another index's items; see :meth:`hivlp.store.folder.Store.merge`."""
+        return self._store.merge(other, on_progress)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, and whether its files are as long as they must be.
@@ -153,7 +182,7 @@ class Index(AnsweringFolder):
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        info, engine = super().info(), stored_bytes(self.path)
+        info, engine = self._store.info(), stored_bytes(self.path)
         return {**info, "bytes": info["bytes"] + engine, "engine_bytes": engine}
 
     def verify(self) -> VerifyReport:
@@ -162,7 +191,7 @@ class Index(AnsweringFolder):
         Raises:
             IndexFolderError: if a file may not be read. Damage is not raised, but reported.
         """
-        return verify_folder(self)
+        return verify_index(self._store)
 
     def repair(self, on_progress: Progress | None = None) -> RepairReport:
         """Save what can be saved of a damaged index.
@@ -177,12 +206,13 @@ class Index(AnsweringFolder):
             DamagedIndexError: if ``items.db`` is damaged beyond repair.
             IndexFolderError: if another process is writing, or the disk fails.
         """
-        with self._writer():
-            report = set_damage_aside(self, on_progress)
+        with self._store.writer():
+            report = set_damage_aside(self._store, on_progress)
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
             if there and self._model is not None and self._coarse is None:
                 report.failed = self.add(there).failed
-                lost = self.catalog.integrity.lost()[0]
+                with self._store.reading() as reader:
+                    lost = reader.integrity.lost()[0]
                 report.restored, report.lost = len(report.lost) - len(lost), lost
                 report.items = len(self)
         return report
@@ -209,10 +239,10 @@ class Index(AnsweringFolder):
                     f"embeddings come from a file or folder, not {type(source).__name__}: numpy.save it first"
                 )
             source = open_embeddings(source)
-        with self._writer():
+        with self._store.writer():
             try:
                 self.info()  # adding to a damaged index would hide the damage
-                return add_vectors(self, self._coarse, source, on_progress=on_progress)
+                return add_vectors(self._store, self._coarse, source, on_progress=on_progress)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
@@ -267,14 +297,14 @@ class Index(AnsweringFolder):
         watch = Stopwatch()
         encoded = self._encode(query, image, vector)
         watch.lap("encode")
-        with self.catalog.reading() as state:
-            self._refresh(state)
+        with self._store.reading() as reader:
+            self._refresh(reader)
             without = None
             if like is not None:
-                item = self.catalog.get(whole_number("like", like))
+                item = reader.get(whole_number("like", like))
                 if item is None:
                     raise QueryError(f"{self.path} has no item {like}")
-                encoded, without = self._check(self._rows([item.row])), item.row
+                encoded, without = self._check(reader.embeddings([item.row])), item.row
             assert encoded is not None
             ((hits, plan),) = self._answer([encoded], options, watch, without)
         return SearchResult(hits, watch.finish(), plan)
@@ -324,8 +354,8 @@ class Index(AnsweringFolder):
         encoded = self._encode_many(queries, vectors)
         watch.lap("encode")
         answers: list[tuple[list[Hit], Plan]] = []
-        with self.catalog.reading() as state:
-            self._refresh(state)
+        with self._store.reading() as reader:
+            self._refresh(reader)
             for chunk in chunks(encoded, BATCH):
                 answers += self._answer(chunk, options, watch)
         share = {name: round(value / len(answers), 3) for name, value in watch.finish().items()} if answers else {}

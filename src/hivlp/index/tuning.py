@@ -25,7 +25,7 @@ from hivlp.search.ann_scan import HEAD
 from hivlp.search.likeness import SAMPLED, Likeness, learn, make_probes
 from hivlp.search.operating_points import FOLDER, Point, Tuned, sample
 from hivlp.search.scan import ExhaustiveScanner, Rows
-from hivlp.store.vectors import Stored
+from hivlp.store.codec import Stored
 
 if TYPE_CHECKING:
     from hivlp.index.index import Index
@@ -63,7 +63,7 @@ def tune(
     if native.load() is None:
         raise IndexFolderError("the kernels are not compiled here: install a C compiler, then hivlp again")
     started = time.perf_counter()
-    with index._writer():
+    with index._store.writer():
         vectors, alive, generation = _fine(index)
         if len(vectors) < LEAST_ROWS:
             raise IndexFolderError(
@@ -96,7 +96,7 @@ def refresh(index: Index, on_progress: Progress | None = None) -> bool:
     if tuned is None or native.load() is None:
         return False
     tell: Progress = on_progress or (lambda what, done, total: None)
-    with index._writer():
+    with index._store.writer():
         vectors, alive, generation = _fine(index)
         arrays = _arrays(index.path)
         grown = len(vectors) >= GROWTH * tuned.rows or len(vectors) < tuned.rows
@@ -144,12 +144,11 @@ def _split(asked: Vectors) -> tuple[Vectors, Vectors]:
 
 
 def _fine(index: Index) -> tuple[Stored, NDArray[np.bool_] | None, int]:
-    with index.catalog.reading() as state:
-        index._refresh(state)
-        vectors = np.asarray(index._maps[-1])
+    with index._store.reading() as reader:
+        vectors = np.asarray(reader.vectors()[-1])
         if vectors.dtype != np.float16:
             raise IndexFolderError(f"{index.path} is of an old format: `hivlp compact` it first")
-        return vectors, index._alive, state.generation
+        return vectors, reader.alive(), reader.state.generation
 
 
 def _queries(
@@ -176,7 +175,8 @@ def _queries(
             raise QueryError("tuning needs at least two queries")
         return _encode(index, list(given)[:MOST_QUERIES], tell), "given texts"
     if index._model is not None:
-        captions = index.catalog.captions(ENCODED)
+        with index._store.reading() as reader:
+            captions = reader.captions(ENCODED)
         if len(captions) >= ENCODED // 4:
             return _encode(index, captions, tell), "the captions of the index"
         words = _vocabulary(index._model)

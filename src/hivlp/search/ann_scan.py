@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hivlp.ann import Engine, Setting
 from hivlp.levels import Vectors
 from hivlp.search.scan import ExhaustiveScanner, Mask, Rows, best_first
-from hivlp.store.vectors import Stored
+from hivlp.store.codec import Stored
 
 # Ranks that come from the engine; what lies behind them is ranked by reading everything.
 HEAD = 50

@@ -9,7 +9,7 @@ from hivlp.ann.bounds import Bounds
 from hivlp.levels import Vectors
 from hivlp.search.ann_scan import EngineScanner
 from hivlp.search.scan import ExhaustiveScanner, Mask, Rows
-from hivlp.store.vectors import Stored
+from hivlp.store.codec import Stored
 
 # How the engine finds rows whose scores are hard to beat; it decides the time an answer takes, not the answer.
 SETTING = Setting(64, 8.0, 1.0, 60)

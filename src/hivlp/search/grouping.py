@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.search.scan import Mask, Rows
-from hivlp.store.catalog import Catalog
+from hivlp.store.reader import Reader
 from hivlp.store.records import Item
 
 CHUNK = 256  # rows compared with each other at once
@@ -29,14 +29,14 @@ class Folding(Protocol):
 class SameContent:
     """Groups of equal files."""
 
-    def __init__(self, catalog: Catalog, allowed: Mask | None, without: int | None) -> None:
-        self._catalog, self._allowed, self._without = catalog, allowed, without
+    def __init__(self, reader: Reader, allowed: Mask | None, without: int | None) -> None:
+        self._reader, self._allowed, self._without = reader, allowed, without
         self._seen: set[bytes] = set()
 
     def fold(self, rows: Rows) -> Rows:
         """Those whose content was not met before."""
         kept = []
-        for row, content in zip(rows.tolist(), self._catalog.hashes(rows.tolist()), strict=True):
+        for row, content in zip(rows.tolist(), self._reader.hashes(rows.tolist()), strict=True):
             if content not in self._seen:
                 self._seen.add(content)
                 kept.append(row)
@@ -47,7 +47,7 @@ class SameContent:
         return [item.row for item in self._copies(row) if item.row not in (row, self._without)]
 
     def _copies(self, row: int) -> list[Item]:
-        copies = self._catalog.copies(self._catalog.hashes([row])[0])
+        copies = self._reader.copies(self._reader.hashes([row])[0])
         return [item for item in copies if self._allowed is None or self._allowed[item.row]]
 
 

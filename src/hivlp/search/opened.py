@@ -17,7 +17,7 @@ from hivlp.files.scratch import standing
 from hivlp.search.ann_scan import EngineScanner
 from hivlp.search.exact_scan import ExactScanner
 from hivlp.search.operating_points import FOLDER, Tuned, sample
-from hivlp.store.vectors import Stored
+from hivlp.store.codec import Stored
 
 logger = logging.getLogger(__name__)
 Identity = tuple[int, int, int]

@@ -15,8 +15,8 @@ from hivlp.errors import IndexFolderError
 from hivlp.files import npy
 from hivlp.files.scratch import standing
 from hivlp.search.likeness import Likeness
+from hivlp.store.codec import Stored
 from hivlp.store.folder import ENGINE
-from hivlp.store.vectors import Stored
 
 FOLDER = ENGINE
 NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), ())

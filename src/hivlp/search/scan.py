@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hivlp.ann import native
 from hivlp.levels import Vectors
-from hivlp.store.vectors import Stored
+from hivlp.store.codec import Stored
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
