@@ -249,9 +249,9 @@ def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypa
     good = np.delete(np.arange(1500), bad)
     with Index.create_from_embeddings(tmp_path / "index", prefix(WIDTH, 8)) as index:
         if stored == "<f4":  # as in an index that is older than float16
-            for file in index.path.glob("*.f16"):
-                file.rename(file.with_suffix(".f32"))
             with Stored(index).changing() as writer:
+                for file in index.path.glob("*.f16"):
+                    file.rename(file.with_suffix(".f32"))
                 writer.set_rows(0, dtype=stored)
         report = index.add_embeddings(save(tmp_path / "v.npy", given))
         assert (report.added, len(report.failed)) == (len(good), len(bad))

@@ -539,7 +539,7 @@ def test_a_path_that_comes_twice_or_is_known_is_one_item(tmp_path, encoder):
     with Index.create(tmp_path / "x", model=encoder) as index:
         assert index.store.append(items[:2], Embeddings(vectors).rows(slice(0, 2))) == 0
         twice = [items[0], items[3], items[3], items[0]]
-        assert index.append(twice, Embeddings(vectors).rows([2, 3, 4, 5])) == 3
+        assert index.store.append(twice, Embeddings(vectors).rows([2, 3, 4, 5])) == 3
         assert [(item.id, item.path, item.row) for item in Stored(index).all_items()] == [
             (2, "/p/1.png", 1), (3, "/p/3.png", 4), (1, "/p/0.png", 5)
         ]  # fmt: skip
