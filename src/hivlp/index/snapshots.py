@@ -56,6 +56,15 @@ class Snapshots:
             self._snapshot = None
             self._ann.close()
 
+    def look_again(self) -> None:
+        """See at the next search which approximate index is there."""
+        self._ann.look_again()
+
+    def newest(self) -> Snapshot | None:
+        """The snapshot that was made last, of a commit that may no longer be the last one; None if there is none."""
+        snapshot = self._snapshot
+        return snapshot if snapshot is not None and snapshot.ann == self._ann.identity() else None
+
     def of(self, reader: Reader) -> Snapshot:
         """The snapshot of the commit that a reader sees."""
         snapshot = self._snapshot
