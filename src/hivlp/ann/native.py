@@ -197,7 +197,7 @@ def load_short() -> ctypes.PyDLL | None:
 
 
 def unit(vector: Vectors) -> tuple[Vectors, float]:
-    """A (dim,) float32 vector in C order at unit length, and its length before; a length of 0 or inf voids the vector."""
+    """A (dim,) float32 vector in C order at unit length, and its length before; that of 0 or inf voids the vector."""
     library, result = load_short(), np.empty_like(vector)
     if library is not None:
         return result, float(library.hivlp_unit(pointer(vector), len(vector), pointer(result)))
@@ -245,8 +245,8 @@ def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | No
     out = np.empty(len(vectors) if which is None else len(which), np.float32)
     short = load_short() if len(out) * vectors.shape[1] <= SHORT else None
     (short or library).hivlp_dot(
-        vectors.ctypes.data, None if which is None else which.ctypes.data, len(out), query.ctypes.data,
-        vectors.shape[1], out.ctypes.data,
+        pointer(vectors), None if which is None else pointer(which), len(out), pointer(query),
+        vectors.shape[1], pointer(out),
     )  # fmt: skip
     return out
 

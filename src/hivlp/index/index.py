@@ -32,7 +32,7 @@ from hivlp.search.filters import Filter
 from hivlp.search.grouping import Contents
 from hivlp.search.opened import stored_bytes
 from hivlp.search.options import Options, real_number, whole_number
-from hivlp.search.plan import Plan, choose
+from hivlp.search.plan import Plan
 from hivlp.search.results import Duplicate, Hit, SearchResult
 from hivlp.search.searcher import Page, search
 from hivlp.search.stages import Query, Step
@@ -69,7 +69,7 @@ class Index:
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open an existing index; see :meth:`open`."""
         self.store = Store(path)
-        self._snapshots = Snapshots(self.store.path)
+        self._snapshots = Snapshots(self.store)
         try:
             about = self.store.about
             maps = CoarseMaps.load(self.store.path, about.fingerprint) if about.model == EMBEDDINGS else None
@@ -557,15 +557,15 @@ class Index:
     def _answer(self, queries: Sequence[Query], options: Options, watch: Stopwatch) -> Answer:
         """The answer to queries, all of one commit.
 
-        The last snapshot is searched without a transaction. If a commit has come in between, the lookup of the hits
-        tells, and the search is made again inside one.
+        The last snapshot is searched without a transaction. If a commit comes in between, the lookup of the hits tells,
+        and the search is made again inside one.
         """
         snapshot = self._snapshots.newest()
         known = snapshot is not None and (options.where is None or options.where in snapshot.filters)
         if snapshot is not None and known and options.group is not True:
             allowed = snapshot.collection.alive if options.where is None else snapshot.filters[options.where]
             plan, pages = self._pages(snapshot, queries, options, watch, allowed)
-            items = self.store.look_up(_rows(pages), snapshot.state.commits)
+            items = self._snapshots.shown(snapshot, _rows(pages))
             if items is not None:
                 return plan, self._hits(pages, items, options.offset)
         with self.store.reading() as reader:
@@ -597,7 +597,7 @@ class Index:
         contents: Contents | None = None,
     ) -> tuple[Plan, list[Page]]:
         """The plan of a search in a snapshot, and a page of each query's ranking."""
-        plan = choose(snapshot.collection, options, snapshot.collection.rows if allowed is None else allowed.count)
+        plan = snapshot.plan(options, allowed)
         pages: list[Page] = []
         for chunk in chunks(queries, BATCH):
             pages += search(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 from hivlp.search.collection import Collection
@@ -16,8 +16,7 @@ from hivlp.search.stages import Query, Step
 from hivlp.search.timing import Stopwatch
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """A page of one query's ranking.
 
     Attributes:

@@ -55,14 +55,17 @@ class Store:
         """
         self.path = path.absolute()
         file = path / FILE
-        self._connections = Connections(file)
         try:
             if not file.is_file():
                 raise IndexFolderError(f"{path} is not an index: it has no {FILE}")
-            with self._connections.borrow() as db:
-                self.about = _check(path, db)
+            self._connections = Connections(file)
         except OSError as error:
             raise IndexFolderError(f"{file} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise DamagedIndexError(f"{file} is damaged: it is shorter than a database's header") from error
+        try:
+            with self._connections.borrow() as db:
+                self.about = _check(path, db)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             self._connections.close()
             if _passing(error):
@@ -141,13 +144,13 @@ class Store:
         self._connections.close()
         self._views.clear()
 
-    def check_open(self) -> None:
-        """Check that the store is open, and used in the process that opened it.
+    def changes(self) -> bytes:
+        """Change counter of the catalog: another one after a commit, whoever made it; read without a lock.
 
         Raises:
-            IndexFolderError: if not.
+            IndexFolderError: if the store is closed, or belongs to another process.
         """
-        self._connections.check()
+        return self._connections.changes()
 
     def __len__(self) -> int:
         with self.reading() as reader:
