@@ -108,7 +108,7 @@ class _Int8(VectorCodec):
         stored = self.empty(len(vectors), vectors.shape[1]) if out is None else out
         wide = np.asarray(vectors, np.float32)
         largest = np.abs(wide).max(axis=1, initial=0)
-        codes = np.rint(wide * (MAX_CODE / np.maximum(largest, np.finfo(np.float32).tiny))[:, None])
+        codes = np.rint(wide * (MAX_CODE / np.where(largest > 0, largest, 1))[:, None])
         lengths = np.sqrt(np.einsum("ij,ij->i", codes, codes))
         stored["codes"] = codes
         stored["scale"] = np.sqrt(np.einsum("ij,ij->i", wide, wide)) / np.maximum(lengths, 1)
