@@ -52,7 +52,7 @@ class Store:
             IndexFolderError: if it is not an index, is damaged, or of another format.
         """
         self.path = path.absolute()
-        file = path / FILE
+        file = self.path / FILE
         self._connections = Connections(file)
         try:
             if not file.is_file():

@@ -21,22 +21,94 @@ GRACE_SECONDS = 0.5
 """What it has to stop after that, before it is left to itself: SQLite cannot be stopped inside one function."""
 WHERE_TABLES = ("items", "json_each", "json_tree")
 # What a condition may call: nothing here makes values much longer than those it is given, or reads anything but them.
-# fmt: off
-CONSTANT = frozenset([
-    "->", "->>", "abs", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "avg", "ceil", "ceiling",
-    "coalesce", "composed", "cos", "cosh", "count", "degrees", "exp", "floor", "glob", "if", "ifnull", "iif", "instr",
-    "json_array_length", "json_each", "json_extract", "json_tree", "json_type", "json_valid", "length", "likelihood",
-    "like", "likely", "ln", "log", "log10", "log2", "lower", "ltrim", "max", "min", "mod", "nullif", "octet_length",
-    "pi", "pow", "power", "radians", "round", "rtrim", "sign", "sin", "sinh", "sqrt", "substr", "substring", "sum",
-    "tan", "tanh", "total", "trim", "trunc", "typeof", "unicode", "unlikely", "upper",
-])
-# fmt: on
-# fmt: off
-CHANGING = frozenset([
-    "current_date", "current_time", "current_timestamp", "date", "datetime", "julianday", "random", "strftime",
-    "time", "timediff", "unixepoch",
-])
-# fmt: on
+CONSTANT = frozenset(
+    [
+        "->",
+        "->>",
+        "abs",
+        "acos",
+        "acosh",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "avg",
+        "ceil",
+        "ceiling",
+        "coalesce",
+        "composed",
+        "cos",
+        "cosh",
+        "count",
+        "degrees",
+        "exp",
+        "floor",
+        "glob",
+        "if",
+        "ifnull",
+        "iif",
+        "instr",
+        "json_array_length",
+        "json_each",
+        "json_extract",
+        "json_tree",
+        "json_type",
+        "json_valid",
+        "length",
+        "likelihood",
+        "like",
+        "likely",
+        "ln",
+        "log",
+        "log10",
+        "log2",
+        "lower",
+        "ltrim",
+        "max",
+        "min",
+        "mod",
+        "nullif",
+        "octet_length",
+        "pi",
+        "pow",
+        "power",
+        "radians",
+        "round",
+        "rtrim",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "substr",
+        "substring",
+        "sum",
+        "tan",
+        "tanh",
+        "total",
+        "trim",
+        "trunc",
+        "typeof",
+        "unicode",
+        "unlikely",
+        "upper",
+    ]
+)
+CHANGING = frozenset(
+    [
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "date",
+        "datetime",
+        "julianday",
+        "random",
+        "strftime",
+        "time",
+        "timediff",
+        "unixepoch",
+    ]
+)
 """Functions that may say one thing now and another later."""
 CALLS = 250  # of functions in one condition: between two of its loops SQLite looks at no clock, and keeps values
 TRIMMED = 64  # characters that trim(text, characters) takes
