@@ -1,4 +1,4 @@
-"""How a person spells the name of a file, and how it is stored."""
+"""File names: as people type them, and as they are stored."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def composed(value: T) -> T | str:
 
 
 def stored_path(path: Path | str) -> str:
-    """The one path under which a file is stored: its folder resolved, so that links lead to one item, itself not."""
+    """The path that a file is stored under: its folder with links resolved, its own name as it is."""
     # os.path, because a Path for every file is slow.
     folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
     return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
 
 
 def existing(path: Path | str) -> Path:
-    """The file or folder that is meant: as typed, in the home folder for ``~``, or spelt otherwise in Unicode.
+    """The file or folder that a typed path means: that very name, or ``~`` expanded, or another spelling in Unicode.
 
-    What there is under the very name that was typed comes first; what does not exist is given back as it is.
+    A path that does not exist is given back as it is.
     """
     typed = Path(path)
     for place in (typed, at_home(typed)):
