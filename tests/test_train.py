@@ -22,8 +22,7 @@ from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.augment import bare, caption_variants, random_view  # noqa: E402
 from hivlp.train.recipe import Augment, RecipeError, load_recipe  # noqa: E402
-from shapes import shapes_recipe  # noqa: E402
-from tiny import BERT  # noqa: E402
+from synthetic import BERT, shapes_recipe  # noqa: E402
 
 pytestmark = pytest.mark.train
 SOURCE = Path(__file__).resolve().parent.parent / "src"
