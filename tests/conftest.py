@@ -19,3 +19,11 @@ def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     write_pictures(folder, 30)
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Logs of file names that are no UTF-8 are escaped: pytest-xdist cannot send them from one process to another."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_what_the_towers_said_is_kept(tmp_path, pictures, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("hivlp.train.adapt.encode_stream", never)
-        patched.setattr("hivlp.train.adapt.evaluate", lambda *_, **__: {})
+        patched.setattr("hivlp.train.adapt.evaluate", lambda *_, **__: SimpleNamespace(to_json=dict))
         patched.setattr("hivlp.train.adapt.model_card", lambda *_: "")
         again = adapt(str(source), str(pictures), tmp_path / "out", QUICK)
     assert again["pictures"] == first["pictures"]

@@ -31,7 +31,7 @@ def test_a_hand_written_matrix():
     owner = np.array([0, 0, 1, 2, 2])
     to_image, to_text = level_ranks(texts, images, owner)
     assert to_image.tolist() == [0, 1, 0, 0, 1] and to_text.tolist() == [0, 1, 0]
-    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 3)
+    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 3).to_json()
     assert result["levels"]["fine"]["text_to_image"] == {"R@1": 60.0, "R@5": 100.0, "R@10": 100.0}
     # Picture 0: caption 0 first. Picture 1: caption 1 (not its own) first, then its own. Picture 2: caption 3.
     assert result["levels"]["fine"]["image_to_text"]["R@1"] == round(200 / 3, 2)
@@ -42,7 +42,7 @@ def test_ties_count_against_us():
     images = level(np.ones((4, 2)) / 2**0.5)
     texts = level(np.ones((4, 2)) / 2**0.5)
     owner = np.arange(4)
-    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 2)
+    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 2).to_json()
     assert result["levels"]["fine"]["text_to_image"]["R@1"] == 0
     assert level_ranks(texts, images, owner)[0].tolist() == [3, 3, 3, 3]
     # A tie at the edge of the shortlist loses the item altogether.
@@ -105,9 +105,7 @@ def test_counted_ranks_are_those_of_sorting(seed, images, captions, block):
     owner = rng.integers(0, images, captions)  # in any order, and some pictures have no caption
     own = [[t for t in range(captions) if owner[t] == i] for i in range(images)]
     table = np.array([row + [-1] * (captions - len(row)) for row in own])
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hivlp.evaluate.recall.BLOCK_FLOATS", block)
-        to_image, to_text = level_ranks(texts, pictures, owner)
+    to_image, to_text = level_ranks(texts, pictures, owner, block)
     assert to_image.tolist() == naive_ranks([texts], [pictures], owner[:, None], None)
     assert to_text.tolist() == naive_ranks([pictures], [texts], table, None)
 
@@ -172,7 +170,7 @@ def test_a_shortlist_of_everything_is_the_fine_level(seed, images, extra):
     coarse, fine = (
         Embeddings({"c": half(rng.normal(size=(images, 3))), "f": half(rng.normal(size=(images, 6)))}) for _ in range(2)
     )
-    result = score(coarse, fine, np.arange(images), images + extra)
+    result = score(coarse, fine, np.arange(images), images + extra).to_json()
     assert result["cascade"]["text_to_image"] == result["levels"]["f"]["text_to_image"]
     assert result["cascade"]["image_to_text"] == result["levels"]["f"]["image_to_text"]
     assert set(result["cascade"]["retained"]["text_to_image"].values()) == {1.0}
