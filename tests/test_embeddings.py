@@ -14,8 +14,8 @@ import pytest
 from conftest import FakeEncoder
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
-from hivlp.data import embedding_files
-from hivlp.data.embeddings import open_embeddings, unit_rows
+from hivlp.data.vectors import files as embedding_files
+from hivlp.data.vectors.source import open_embeddings, unit_rows
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings

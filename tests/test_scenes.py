@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hivlp.data.pairs import load_pairs
+from hivlp.data.load import load_pairs
 from hivlp.data.pictures import decode
-from hivlp.data.scenes import COLOURS, RADII, SHAPES, SIDE, Scene, Things, scenes
 from hivlp.errors import DataError
+from hivlp.mini.scenes import COLOURS, RADII, SHAPES, SIDE, Scene, Things, scenes
 
 
 def shapes_of(pixels: np.ndarray, colour: str) -> list[tuple[float, float, int]]:

@@ -9,18 +9,18 @@ torch = pytest.importorskip("torch")
 
 
 from hivlp.config import TextConfig, TowerConfig  # noqa: E402
-from hivlp.data.stamps import comparable  # noqa: E402
 from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import DataError, ModelError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
+from hivlp.mini.stamps import comparable  # noqa: E402
 from hivlp.model.heads import build_head  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.objective.codes import quantize  # noqa: E402
-from hivlp.train import selfdistill  # noqa: E402
-from hivlp.train.directions import ridge, score_directions, score_factors, sign_rotation  # noqa: E402
-from hivlp.train.fit import Side, fit_level, neighbours  # noqa: E402
-from hivlp.train.recipe import Recipe, RecipeError, SelfDistillation, load_recipe  # noqa: E402
-from hivlp.train.selfdistill import distil  # noqa: E402
+from hivlp.train.distillation import self_distillation  # noqa: E402
+from hivlp.train.distillation.closed_form import ridge, score_directions, score_factors, sign_rotation  # noqa: E402
+from hivlp.train.distillation.level import Side, fit_level, neighbours  # noqa: E402
+from hivlp.train.distillation.self_distillation import distil  # noqa: E402
+from hivlp.train.recipe import Recipe, SelfDistillation, load_recipe  # noqa: E402
 from tiny import BERT, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -210,10 +210,12 @@ def test_wordnet_teaches_too_but_nothing_that_is_tested(model, tmp_path, monkeyp
         )
     )
     monkeypatch.setenv("HIVLP_WORDNET", str(tmp_path))
-    monkeypatch.setattr(selfdistill, "held_out_comparable", lambda: frozenset({"blue", "square on white"}))
+    monkeypatch.setattr("hivlp.mini.phrases.held_out_comparable", lambda: frozenset({"blue", "square on white"}))
     asked = []
-    real = selfdistill.text_features
-    monkeypatch.setattr(selfdistill, "text_features", lambda m, t, texts: asked.extend(texts) or real(m, t, texts))
+    real = self_distillation.text_features
+    monkeypatch.setattr(
+        self_distillation, "text_features", lambda m, t, texts: asked.extend(texts) or real(m, t, texts)
+    )
     tokenizer = TextTokenizer(write_tokenizer(tmp_path / "t"), TextConfig())
     views = [{8: torch.randn(9, model.image_tower.widths[7])}] * 2
     distil(model, tokenizer, texts(50, 1), views, recipe(texts=99, steps=3))

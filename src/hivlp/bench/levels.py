@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from hivlp.model.heads import ProjectionHead
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig
 from hivlp.objective.codes import quantize
-from hivlp.train.directions import score_factors, sign_rotation
-from hivlp.train.fit import Side, fit_level
+from hivlp.train.distillation.closed_form import score_factors, sign_rotation
+from hivlp.train.distillation.level import Side, fit_level
 from hivlp.train.recipe import SelfDistillation
 
 WARMUP = 30
@@ -185,7 +185,7 @@ def linear_maps(fine: Vectors, train: Tensor, dim: int, seed: int) -> dict[str, 
 
 
 def ours(fine: Vectors, train: Tensor, dim: int, settings: SelfDistillation, seed: int) -> Vectors:
-    """The coarse level that :func:`hivlp.train.fit.fit_level` fits to the fine one."""
+    """The coarse level that :func:`hivlp.train.distillation.level.fit_level` fits to the fine one."""
     width = fine.images.shape[1]
     image_head, text_head = ProjectionHead(width, dim), ProjectionHead(width, dim)
     sides = [Side(vectors[train], vectors[train], torch.ones(len(train))) for vectors in (fine.images, fine.texts)]

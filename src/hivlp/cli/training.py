@@ -12,7 +12,7 @@ from hivlp.errors import HivlpError
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """``hivlp evaluate``."""
-    from hivlp.data.pairs import load_pairs
+    from hivlp.data.load import load_pairs
     from hivlp.evaluate.recall import evaluate
 
     if arguments.shortlist < 1:
@@ -33,7 +33,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe)
     out = arguments.out or Path("runs") / recipe.name
     if arguments.plan:
-        from hivlp.train.plan import format_plan, plan
+        from hivlp.train.recipe.plan import format_plan, plan
 
         planned = plan(recipe, out)
         print_result(arguments, lambda: planned, lambda: format_plan(planned))
@@ -56,7 +56,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_adapt(arguments: argparse.Namespace) -> int:
     """``hivlp adapt``."""
     from hivlp.train.adapt import AdaptConfig, adapt
-    from hivlp.train.typed import build
+    from hivlp.typed import build
 
     names = ("dims", "code", "text_layer", "steps", "split", "limit", "shortlist")
     config = build(AdaptConfig, {name: getattr(arguments, name) for name in names})
@@ -77,13 +77,14 @@ def run_export(arguments: argparse.Namespace) -> int:
     from hivlp.encode import HiVLP
     from hivlp.encode.hub import resolve_folder
     from hivlp.export.graphs import export
-    from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
+    from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
 
     folder = resolve_folder(arguments.model) if arguments.model == DEFAULT_MODEL else Path(arguments.model)
     if not folder.is_dir() or is_transformers_folder(folder):
         if arguments.out is None:
             raise HivlpError(f"{arguments.model} is not a hivlp model folder; to import it, say where to with -o DIR")
-        import_dual_encoder(arguments.model, arguments.out)
+        name = "" if folder.is_dir() else arguments.model
+        import_dual_encoder(resolve_folder(folder if folder.is_dir() else name, FILES), arguments.out, name)
         folder = arguments.out
     export(folder)
     model = HiVLP.from_pretrained(folder)

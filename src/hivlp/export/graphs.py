@@ -65,7 +65,7 @@ def export(
 
     Args:
         folder: a model folder with ``config.json`` and ``model.safetensors``.
-        calibration: (N, S, S, 3) uint8 pictures, any S, whose ranges set the int8 scales of the image graph; without
+        calibration: (N, size, size, 3) uint8 pictures, whose ranges set the int8 scales of the image graph; without
             them it stays float32.
         quantize_text: int8 weights for the text graph, computed with as float.
 
@@ -108,10 +108,7 @@ def export(
         )
         progress.update()
         if calibration is not None:
-            from hivlp.train.augment import plain_view
-
-            views = np.stack([plain_view(pixels, size) for pixels in calibration])
-            image = quantize_image(image, views, model.config.picture)
+            image = quantize_image(image, calibration, model.config.picture)
             progress.update()
         if quantize_text:
             text = compress_tables(text)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps
-from hivlp.data.embeddings import EmbeddingSource, open_embeddings
+from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
 from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
@@ -193,7 +193,7 @@ class Index(AnsweringFolder):
         """Add vectors that come from elsewhere; those that are there already and unchanged are skipped.
 
         Args:
-            source: a file or folder, or what :func:`hivlp.data.embeddings.open_embeddings` made of it.
+            source: a file or folder, or what :func:`hivlp.data.vectors.source.open_embeddings` made of it.
             on_progress: called after each commit with what is stored by then.
 
         Raises:

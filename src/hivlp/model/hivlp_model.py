@@ -52,7 +52,7 @@ class HiVLPModel(nn.Module):
                 if layer > tower.depth:
                     raise ModelError(f"level {level.name} reads layer {layer} of a tower of {tower.depth}")
                 kind, width = settings.heads.get(level.name, "linear"), tower.widths[layer - 1]
-                if getattr(HEADS.get(kind), "reads_finest", False):
+                if reads_finest(HEADS.get(kind)):
                     if level == finest or layer != last:
                         raise ModelError(f"level {level.name}: a {kind} is of a finer level, at that level's layer")
                     width = finest.dim

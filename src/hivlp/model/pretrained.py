@@ -18,7 +18,7 @@ from hivlp.model import processor
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.towers import DualEncoderImageTower
 
-FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", *processor.FILES]
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *processor.FILES)
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -29,15 +29,16 @@ def is_transformers_folder(folder: Path) -> bool:
         return False
 
 
-def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
+def import_dual_encoder(folder: Path, out: Path, name: str = "") -> HiVLPModel:
     """Write a ``transformers`` dual encoder as a hivlp model folder (weights, configuration, tokenizer).
 
     Pictures and texts are prepared as the checkpoint's own processor does it; weights of any precision become float32.
 
     Args:
-        source: a folder with ``config.json``, safetensors weights (also in shards) and the processor's files, or the
-            hub id of one.
+        folder: with ``config.json``, safetensors weights (also in shards) and the processor's files
+            (:data:`FILES` of a repository on the hub).
         out: where to write; graphs are added by :func:`hivlp.export.export`.
+        name: what people call the model; default the folder's.
 
     Raises:
         ModelError: if a file is missing, or the model is not a dual encoder that hivlp knows, or its processor does
@@ -45,7 +46,7 @@ def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
     """
     from transformers import AutoConfig, AutoModel
 
-    folder = Path(source) if Path(source).is_dir() else _download(str(source))
+    source = name or folder
     try:
         original = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a configuration's class makes of the file
@@ -72,7 +73,7 @@ def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
         processor.write_tokenizer(folder, source, tokenizer)
         model = HiVLPModel(
             HiVLPConfig(
-                name=str(source) if not Path(source).is_dir() else folder.resolve().name,
+                name=name or folder.resolve().name,
                 levels=(Level("fine", dim, int(vision.num_hidden_layers), int(text.num_hidden_layers)),),
                 image_tower=tower,
                 text_tower=tower,
@@ -93,9 +94,3 @@ def _without_dtype(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if key not in ("dtype", "torch_dtype")
     }
-
-
-def _download(hub_id: str) -> Path:
-    from hivlp.encode.hub import download
-
-    return download(hub_id, FILES)

@@ -1,7 +1,8 @@
 """A coarse level for a model that is already trained, which itself stays as it is.
 
-The towers run once over pictures and texts, which need not belong together; what comes out is kept, and the coarse
-level's heads are fitted to it (:mod:`hivlp.train.fit`). The finest level is the original embedding, to the bit.
+The towers run once over pictures and texts, which need not belong together; their vectors are kept, and the coarse
+level's heads are fitted to them (:mod:`hivlp.train.distillation.level`). The finest level is the original embedding, to
+the bit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from hivlp.config import HiVLPConfig
 from hivlp.data.contents import PREPARED_BY, Contents, content_hash, folder_digest
-from hivlp.data.pairs import SPLITS, Pair, load_pairs
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import SPLITS, Pair
 from hivlp.data.pictures import load_pixels
 from hivlp.data.walk import Found, find_pictures
 from hivlp.encode import HiVLP, resolve_folder
@@ -35,11 +37,11 @@ from hivlp.export.card import model_card
 from hivlp.export.graphs import export
 from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
-from hivlp.train.fit import Side, fit_level
-from hivlp.train.kept import key_of, read_kept, write_kept
+from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
+from hivlp.train.distillation.level import Side, fit_level
 from hivlp.train.recipe import SelfDistillation
-from hivlp.train.typed import Checked, Code, Count, Number
+from hivlp.train.state.kept import key_of, read_kept, write_kept
+from hivlp.typed import Checked, Code, Count, Number
 
 logger = logging.getLogger(__name__)
 PART = 512  # pictures or texts whose vectors are kept in one file
@@ -90,7 +92,7 @@ def adapt(source: str, data: str, out: Path, config: AdaptConfig) -> dict[str, A
 
     Args:
         source: a ``transformers`` dual encoder or a hivlp model with weights, as a folder or a hub id.
-        data: pairs as :func:`hivlp.data.pairs.load_pairs` reads them, a folder of pictures, or a ``.txt`` file with a
+        data: pairs as :func:`hivlp.data.load.load_pairs` reads them, a folder of pictures, or a ``.txt`` file with a
             text in each line.
         out: the model folder to write; ``out/run`` keeps the towers' answers.
         config: which level.
@@ -196,7 +198,7 @@ def prepare_original(source: str, out: Path) -> Path:
         HivlpError: if ``out`` holds something else.
     """
     folder, marker = out / "run" / "original", out / "run" / "source.json"
-    known = resolve_folder(source)
+    known = resolve_folder(source, FILES)
     name = str(Path(source).resolve()) if Path(source).exists() else source
     about = {"source": name, "contents": folder_digest(known)}
     before = _read_marker(marker)
@@ -211,7 +213,7 @@ def prepare_original(source: str, out: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     marker.unlink(missing_ok=True)
     if is_transformers_folder(known):
-        import_dual_encoder(source, folder)
+        import_dual_encoder(known, folder, "" if Path(source).is_dir() else source)
     else:
         whole = HiVLPModel.from_pretrained(known)
         one = HiVLPModel(replace(whole.config, levels=whole.config.levels[-1:]))

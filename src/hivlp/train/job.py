@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,31 +18,27 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from hivlp.config import HiVLPConfig
 from hivlp.data.contents import content_hash
-from hivlp.encode import resolve_folder
-from hivlp.encode.text import TextTokenizer
-from hivlp.errors import HivlpError, ModelError
+from hivlp.errors import HivlpError, RecipeError
 from hivlp.model.batchnorm import share_statistics
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.towers import tokenizer_path
 from hivlp.objective import HierarchicalObjective
-from hivlp.train import backbones, checkpoint
-from hivlp.train.check import check_data, check_folder, check_recipe
-from hivlp.train.features import build_corpus, frozen_image_features, frozen_text_features
-from hivlp.train.held_out import rows_apart
-from hivlp.train.kept import weights_digest
+from hivlp.train.distillation.self_distillation import distil
+from hivlp.train.inputs.features import build_corpus, frozen_image_features, frozen_text_features
+from hivlp.train.inputs.held_out import rows_apart
 from hivlp.train.log import MetricLog, draw_curves
-from hivlp.train.origin import Origin
 from hivlp.train.pretext import Matching, TrainingModel
 from hivlp.train.publish import publish
-from hivlp.train.recipe import Recipe, RecipeError
+from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.check import check_data, check_folder, check_recipe
 from hivlp.train.schedule import parameter_groups, set_learning_rates
-from hivlp.train.selfdistill import distil
-from hivlp.train.shard import clip_gradients, shard, whole_copy
+from hivlp.train.state import checkpoint
+from hivlp.train.state.kept import weights_digest
+from hivlp.train.state.origin import Origin
+from hivlp.train.state.shard import clip_gradients, shard, whole_copy
 from hivlp.train.step import FAILED, Inputs, Losses, backward, batches, share_of, steps_of_epoch
-from hivlp.train.warmstart import warm_start
 from hivlp.train.watch import Best, Validation, keep_best, load_best
+from hivlp.train.weights import build_model, warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +104,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     if broadcast_object_list([corpus.contents.digest])[0] != corpus.contents.digest:
         raise RecipeError(f"process {accelerator.process_index} reads other pictures or captions than the first one")
     if recipe.init.warm_start:
-        warm_start(model, tokenizer)
+        warm_start().apply(model, tokenizer)
     taught = recipe.levels if recipe.self_distillation is None else recipe.levels[-1:]
     objective = HierarchicalObjective(tuple(level.name for level in taught), recipe.objective)
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
@@ -250,32 +245,3 @@ def set_training(model: HiVLPModel, recipe: Recipe) -> None:
 def _ema(decay: float) -> Callable[..., None]:
     average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return average
-
-
-def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, TextTokenizer, Path]:
-    """The recipe's model with its initial weights, and its tokenizer, as an object and as a file."""
-    path, text_tower, text_state = run / "tokenizer.json", recipe.text_tower, None
-    if recipe.init.text == "registry":
-        kept = backbones.slim_vocabulary(tokenizer_path(backbones.minilm_folder()), path)
-        positions = recipe.text.max_tokens
-        sizes = {"vocab_size": len(kept), "max_position_embeddings": positions}
-        text_tower = replace(text_tower, options={**text_tower.options, **sizes})
-        text_state = backbones.minilm_state(kept, positions)
-    else:
-        shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer)), path)
-    model = HiVLPModel(
-        HiVLPConfig(recipe.name, recipe.levels, recipe.image_tower, text_tower, recipe.picture, recipe.text)
-    )
-    if recipe.init.image == "registry":
-        _load(model.image_tower, backbones.efficientnet_state(), "image")
-    if text_state is not None:
-        _load(model.text_tower, text_state, "text")
-    return model, TextTokenizer(path, recipe.text), path
-
-
-def _load(tower: nn.Module, state: dict[str, torch.Tensor], side: str) -> None:
-    try:
-        tower.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"init.{side}: the registry's weights do not fit {side}_tower.options: {reason}") from error

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.config import HiVLPConfig
-from hivlp.data.pairs import load_pairs
-from hivlp.errors import HivlpError
+from hivlp.data.load import load_pairs
+from hivlp.errors import HivlpError, RecipeError
 from hivlp.evaluate.recall import evaluate
 from hivlp.export.graphs import export
-from hivlp.train.recipe import Recipe, RecipeError, split_of
+from hivlp.train.inputs.augment import plain_view
+from hivlp.train.recipe import Recipe, split_of
 
 logger = logging.getLogger(__name__)
 QUANTIZATION_LOSS = 0.5
@@ -54,7 +55,8 @@ def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[n
     best = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
     seen = {"float32": best}
     chosen: dict[str, Any] = {}
-    options: dict[str, dict[str, Any]] = {"image": {"calibration": calibration}, "text": {"quantize_text": True}}
+    views = np.stack([plain_view(pixels, recipe.picture.size) for pixels in calibration])
+    options: dict[str, dict[str, Any]] = {"image": {"calibration": views}, "text": {"quantize_text": True}}
     for tower, option in options.items():
         tried = {**chosen, **option}
         export(folder, **tried)

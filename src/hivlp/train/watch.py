@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hivlp.data.contents import Contents, content_hash
-from hivlp.data.pairs import load_pairs
+from hivlp.data.load import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError, RecipeError
 from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.train.features import tokenize
+from hivlp.train.inputs.features import tokenize
 from hivlp.train.recipe import Recipe, split_of
 
 logger = logging.getLogger(__name__)
