@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 
 from tokenizers import Tokenizer  # noqa: E402
 
+from hivlp.errors import RecipeError  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig  # noqa: E402
 from hivlp.train.pretext import MaskedLanguage, Matching, TrainingModel  # noqa: E402

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from hivlp.config import TextConfig, TowerConfig  # noqa: E402
 from hivlp.encode.text import TextTokenizer  # noqa: E402
-from hivlp.errors import DataError, ModelError  # noqa: E402
+from hivlp.errors import DataError, ModelError, RecipeError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.mini.stamps import comparable  # noqa: E402
 from hivlp.model.heads import build_head  # noqa: E402

@@ -19,6 +19,7 @@ from hivlp.config import HiVLPConfig, PictureConfig  # noqa: E402
 from hivlp.data.pairs import Pair  # noqa: E402
 from hivlp.demo import pictures_folder  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
+from hivlp.errors import RecipeError  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.inputs.augment import bare, caption_variants, random_view  # noqa: E402
 from hivlp.train.recipe import Augment, load_recipe  # noqa: E402

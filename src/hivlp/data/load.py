@@ -85,8 +85,9 @@ def family_of(source: str) -> str:
 
 
 def _named(source: str) -> Reader | None:
-    name = source.partition(":")[0]
-    return READERS.get(name) if name.isidentifier() else None
+    name, colon, _ = source.partition(":")
+    reader = READERS.get(name) if name.isidentifier() else None
+    return reader if reader is not None and bool(reader.argument) == bool(colon) else None
 
 
 def _read(source: str | Path, images: Path | None, split: str | None) -> Sequence[Pair]:

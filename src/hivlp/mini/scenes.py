@@ -241,4 +241,4 @@ def _round(radii: list[float]) -> tuple[tuple[float, float], ...]:
     return tuple((r * math.sin(turn * number), -r * math.cos(turn * number)) for number, r in enumerate(radii))
 
 
-READER = Reader(lambda source: read_scenes(source.argument), family="scenes")
+READER = Reader(lambda source: read_scenes(source.argument), argument="COUNT", family="scenes")

@@ -35,10 +35,12 @@ class Reader:
     Attributes:
         read: its pairs, in an order that is the same every time; :class:`~hivlp.data.pairs.Pairs` if some were skipped.
         shards: suffixes of the files that make a folder a data set of this format; empty if one file is all of it.
+        argument: what a named data set's name is followed by, as ``COUNT`` in ``scenes:COUNT``; empty for nothing.
         family: named data sets of one family share no picture with each other's validation and test parts; empty for
             data sets of which that is not known.
     """
 
     read: Callable[[Source], Sequence[Pair]]
     shards: tuple[str, ...] = ()
+    argument: str = ""
     family: str = ""
