@@ -24,7 +24,7 @@ from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.adapt import AdaptConfig, adapt  # noqa: E402
 from hivlp.train.inputs.augment import plain_view  # noqa: E402
 from hivlp.train.inputs.features import build_corpus, frozen_text_features, text_features  # noqa: E402
-from hivlp.train.recipe import Augment, Recipe  # noqa: E402
+from hivlp.train.recipe.schema import Augment, Recipe  # noqa: E402
 from hivlp.train.step import Inputs  # noqa: E402
 from tiny import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
 

@@ -221,7 +221,7 @@ def test_a_recipe_does_not_train_on_copies_of_what_it_evaluates_on(tmp_path, cap
     pytest.importorskip("torch")
     from hivlp.errors import RecipeError
     from hivlp.train.inputs.held_out import rows_apart
-    from hivlp.train.recipe import Source, load_recipe
+    from hivlp.train.recipe.schema import Source, load_recipe
 
     for number in range(6):
         save(tmp_path / "train", f"{number}.png", drawing(number), f"Thing {number}.")
@@ -258,7 +258,7 @@ def test_a_recipe_does_not_train_on_copies_of_what_it_evaluates_on(tmp_path, cap
 def test_data_sets_that_keep_themselves_apart_are_not_read_once_more(name, monkeypatch):
     pytest.importorskip("torch")
     from hivlp.train.inputs import held_out
-    from hivlp.train.recipe import load_recipe
+    from hivlp.train.recipe.schema import load_recipe
 
     def refuse(*_, **__):
         raise AssertionError("pictures were compared")

@@ -12,15 +12,16 @@ from hivlp.config import TextConfig, TowerConfig  # noqa: E402
 from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import DataError, ModelError, RecipeError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
+from hivlp.linalg import lean_vec  # noqa: E402
 from hivlp.mini.stamps import comparable  # noqa: E402
 from hivlp.model.heads import build_head  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.objective.codes import quantize  # noqa: E402
 from hivlp.train.distillation import self_distillation  # noqa: E402
-from hivlp.train.distillation.closed_form import ridge, score_directions, score_factors, sign_rotation  # noqa: E402
+from hivlp.train.distillation.closed_form import ridge, score_directions, sign_rotation  # noqa: E402
 from hivlp.train.distillation.level import Side, fit_level, neighbours  # noqa: E402
 from hivlp.train.distillation.self_distillation import distil  # noqa: E402
-from hivlp.train.recipe import Recipe, SelfDistillation, load_recipe  # noqa: E402
+from hivlp.train.recipe.schema import Recipe, SelfDistillation, load_recipe  # noqa: E402
 from tiny import BERT, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -173,11 +174,12 @@ def test_score_directions_span_the_left_factor_of_all_scores():
     assert torch.allclose(basis @ basis.T, expected @ expected.T, atol=1e-3)
 
 
-def test_score_factors_are_the_best_low_rank_scores():
+def test_lean_vec_gives_the_best_low_rank_scores():
     rng = torch.Generator().manual_seed(0)
     texts = torch.randn(300, 8, generator=rng, dtype=torch.float64) * torch.tensor([9.0, 5, 1, 1, 1, 1, 1, 0.1])
     pictures = torch.randn(200, 8, generator=rng, dtype=torch.float64) @ torch.randn(8, 8, generator=rng).double()
-    image_map, text_map = score_factors(texts, torch.ones(300, dtype=torch.float64), pictures, 3)
+    maps = lean_vec((pictures.T @ pictures / 200).numpy(), (texts.T @ texts / 300).numpy())
+    image_map, text_map = (torch.from_numpy(matrix[:, :3]) for matrix in maps)
     left, values, right = torch.linalg.svd(texts @ pictures.T, full_matrices=False)
     best = (left[:, :3] * values[:3]) @ right[:3]
     assert torch.allclose((texts @ text_map) @ (pictures @ image_map).T, best, atol=1e-6 * best.abs().max())

@@ -24,7 +24,7 @@ from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.adapt import picture_vectors, prepare_original, text_vectors  # noqa: E402
 from hivlp.train.inputs.features import build_corpus, frozen_image_features  # noqa: E402
 from hivlp.train.job import train  # noqa: E402
-from hivlp.train.recipe import Augment, load_recipe  # noqa: E402
+from hivlp.train.recipe.schema import Augment, load_recipe  # noqa: E402
 from shapes import draw_shape, shapes_recipe  # noqa: E402
 from tiny import save_tiny, tiny_config, write_tokenizer  # noqa: E402
 

@@ -15,7 +15,7 @@ from hivlp.bench.machine import describe
 from hivlp.bench.objective import summary
 from hivlp.bench.scenes import COARSE, FINE, scenes_recipe, train_on_scenes
 from hivlp.objective import ObjectiveConfig
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 SCENES, EPOCHS = 8000, 8
 ALONE, OURS = "one level", "two levels, hivlp"

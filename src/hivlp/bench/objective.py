@@ -38,7 +38,7 @@ from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from hivlp.levels import Vectors as Vectors32
 from hivlp.mini.wordnet import read_synsets
-from hivlp.train.recipe import SelfDistillation
+from hivlp.train.recipe.schema import SelfDistillation
 
 DIMS = (16, 32, 64, 128)
 SHARE, TOP = 0.05, 10

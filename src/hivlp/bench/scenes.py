@@ -9,7 +9,7 @@ from hivlp.config import PictureConfig, TextConfig, TowerConfig
 from hivlp.levels import Level
 from hivlp.objective import ObjectiveConfig
 from hivlp.train.job import train
-from hivlp.train.recipe import Augment, Compute, Init, Optim, Recipe, Source
+from hivlp.train.recipe.schema import Augment, Compute, Init, Optim, Recipe, Source
 
 COARSE, FINE = Level("coarse", 32, 4, 1), Level("fine", 256, 4, 2)
 

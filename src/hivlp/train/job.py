@@ -29,8 +29,8 @@ from hivlp.train.inputs.held_out import rows_apart
 from hivlp.train.log import MetricLog, draw_curves
 from hivlp.train.pretext import Matching, TrainingModel
 from hivlp.train.publish import publish
-from hivlp.train.recipe import Recipe
 from hivlp.train.recipe.check import check_data, check_folder, check_recipe
+from hivlp.train.recipe.schema import Recipe
 from hivlp.train.schedule import parameter_groups, set_learning_rates
 from hivlp.train.state import checkpoint
 from hivlp.train.state.kept import weights_digest

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from accelerate import Accelerator
 
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 FILE = "metrics.jsonl"
 

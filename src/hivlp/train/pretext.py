@@ -21,7 +21,7 @@ from hivlp.model.tower import Features
 from hivlp.model.towers import BertTextTower
 from hivlp.objective import gather
 from hivlp.objective.computed import Computed, exact
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 Masked = tuple[Tensor, Tensor]
 """(B, T) token ids with some replaced, and what each of these counts, 0 for the others."""

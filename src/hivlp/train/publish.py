@@ -17,7 +17,7 @@ from hivlp.errors import HivlpError, RecipeError
 from hivlp.evaluate.recall import evaluate
 from hivlp.export.graphs import export
 from hivlp.train.inputs.augment import plain_view
-from hivlp.train.recipe import Recipe, split_of
+from hivlp.train.recipe.schema import Recipe, split_of
 
 logger = logging.getLogger(__name__)
 QUANTIZATION_LOSS = 0.5

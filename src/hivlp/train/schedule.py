@@ -10,7 +10,7 @@ from torch import nn
 
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.objective import HierarchicalObjective
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 
 def parameter_groups(

@@ -19,7 +19,7 @@ from hivlp.objective.gather import total
 from hivlp.train.inputs.augment import random_view
 from hivlp.train.inputs.features import Corpus
 from hivlp.train.pretext import Masked, MaskedLanguage, Matching
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 Images = Tensor | Features
 Texts = tuple[Tensor, Tensor] | Features

@@ -23,7 +23,7 @@ from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.train.inputs.features import tokenize
-from hivlp.train.recipe import Recipe, split_of
+from hivlp.train.recipe.schema import Recipe, split_of
 
 logger = logging.getLogger(__name__)
 BATCH = 64

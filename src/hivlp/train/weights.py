@@ -11,51 +11,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hivlp.config import HiVLPConfig
 from hivlp.encode import resolve_folder
 from hivlp.encode.text import TextTokenizer
-from hivlp.errors import ModelError
+from hivlp.errors import ModelError, RecipeError
+from hivlp.files.reading import one_line
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.towers import tokenizer_path
 from hivlp.plugins import Registry
 from hivlp.train.recipe.schema import Recipe
+from hivlp.typed import choices, shown
 
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class ImageWeights:
-    """Weights of an image tower that has been trained already.
+class TowerWeights:
+    """Weights of a tower that has been trained already, and a text tower's tokenizer.
 
     Attributes:
         fits: ``kind`` and options of the towers that they belong to.
         require: raises a :class:`ModelError` if they are not installed.
-        state: the tower's state dict.
+        prepare: given where a text tower's tokenizer is to be written and how many tokens a text may have, options
+            that take the place of the recipe's, and the tower's state dict.
+        positions: tokens of the longest text; 0 for pictures.
     """
 
     fits: Mapping[str, object]
-    require: Callable[[], None]
-    state: Callable[[], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class TextWeights:
-    """Weights of a text tower that has been trained already, and its tokenizer.
-
-    Attributes:
-        fits: ``kind`` and options of the towers that they belong to.
-        require: raises a :class:`ModelError` if they are not installed.
-        positions: tokens of the longest text.
-        prepare: writes the tokenizer to a path; from that and the longest text of the recipe, in tokens, it gives
-            options that replace the recipe's, and the tower's state dict.
-    """
-
-    fits: Mapping[str, object]
-    require: Callable[[], None]
-    positions: int
-    prepare: Callable[[Path, int], tuple[dict[str, int], dict[str, Tensor]]]
+    require: Callable[[], object]
+    prepare: Callable[[Path, int], tuple[Mapping[str, int], dict[str, Tensor]]]
+    positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,63 +56,54 @@ class WarmStart:
     """
 
     heads: tuple[tuple[str, str], ...]
-    require: Callable[[], None]
+    require: Callable[[], object]
     apply: Callable[[HiVLPModel, TextTokenizer], None]
 
 
-WEIGHTS: Registry[ImageWeights | TextWeights | WarmStart] = Registry("hivlp.weights", {})
+WEIGHTS: Registry[TowerWeights | WarmStart] = Registry("hivlp.weights", {})
 
 
-def image_weights(name: str) -> ImageWeights | None:
-    """What ``init.image`` names; None for random weights and unknown names."""
-    found = WEIGHTS.get(f"image.{name}")
-    return found if isinstance(found, ImageWeights) else None
+def tower_weights(recipe: Recipe, side: str) -> TowerWeights | None:
+    """What ``init.image`` or ``init.text`` names; None for random weights.
 
-
-def text_weights(name: str) -> TextWeights | None:
-    """What ``init.text`` names; None for random weights and unknown names."""
-    found = WEIGHTS.get(f"text.{name}")
-    return found if isinstance(found, TextWeights) else None
+    Raises:
+        RecipeError: if no installed package registers the name.
+    """
+    name = getattr(recipe.init, side)
+    found = WEIGHTS.get(f"{side}.{name}")
+    if isinstance(found, TowerWeights) or name == RANDOM:
+        return found if isinstance(found, TowerWeights) else None
+    known = [other.removeprefix(f"{side}.") for other in WEIGHTS.names() if other.startswith(f"{side}.")]
+    raise RecipeError(f"init.{side} is {shown(name)}{choices(name, [RANDOM, *known])}")
 
 
 def warm_start() -> WarmStart:
     """What ``init.warm_start`` asks for.
 
     Raises:
-        ModelError: if no installed package has it.
+        RecipeError: if no installed package registers it.
     """
     found = WEIGHTS.get("warm_start")
     if not isinstance(found, WarmStart):
-        raise ModelError("no installed package registers a warm start")
+        raise RecipeError("init.warm_start: no installed package has one")
     return found
-
-
-def known_weights(side: str) -> list[str]:
-    """Words that ``init.image`` or ``init.text`` may be."""
-    return [RANDOM, *(name.removeprefix(f"{side}.") for name in WEIGHTS.names() if name.startswith(f"{side}."))]
 
 
 def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, TextTokenizer, Path]:
     """The recipe's model with its initial weights, and its tokenizer, as an object and as a file in ``run``."""
-    path, text_tower, state = run / "tokenizer.json", recipe.text_tower, None
-    if (texts := text_weights(recipe.init.text)) is not None:
-        options, state = texts.prepare(path, recipe.text.max_tokens)
-        text_tower = replace(text_tower, options={**text_tower.options, **options})
-    else:
+    path, towers, states = run / "tokenizer.json", {}, {}
+    for side, tower in (("image", recipe.image_tower), ("text", recipe.text_tower)):
+        options: Mapping[str, int] = {}
+        if (weights := tower_weights(recipe, side)) is not None:
+            options, states[side] = weights.prepare(path, recipe.text.max_tokens)
+        towers[side] = replace(tower, options={**tower.options, **options})
+    if "text" not in states:
         shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer)), path)
-    model = HiVLPModel(
-        HiVLPConfig(recipe.name, recipe.levels, recipe.image_tower, text_tower, recipe.picture, recipe.text)
-    )
-    if (images := image_weights(recipe.init.image)) is not None:
-        _load(model.image_tower, images.state(), "image")
-    if state is not None:
-        _load(model.text_tower, state, "text")
+    config = HiVLPConfig(recipe.name, recipe.levels, towers["image"], towers["text"], recipe.picture, recipe.text)
+    model = HiVLPModel(config)
+    for side, state in states.items():
+        try:
+            (model.image_tower if side == "image" else model.text_tower).load_state_dict(state)
+        except RuntimeError as error:
+            raise ModelError(f"init.{side}: the weights do not fit {side}_tower.options: {one_line(error)}") from error
     return model, TextTokenizer(path, recipe.text), path
-
-
-def _load(tower: nn.Module, state: dict[str, Tensor], side: str) -> None:
-    try:
-        tower.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"init.{side}: the weights do not fit {side}_tower.options: {reason}") from error

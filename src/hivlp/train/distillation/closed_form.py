@@ -1,18 +1,18 @@
-"""Closed forms in which the learning of a coarse level starts."""
+"""Closed forms that a coarse level starts from: directions of scores, ridge regression, a rotation for signs (ITQ)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from hivlp.linalg import lean_vec
+
 
 def score_directions(texts: Tensor, weights: Tensor, pictures: Tensor, count: int) -> Tensor:
-    """Orthonormal directions of pictures on which the scores of texts depend most.
+    """Orthonormal directions of pictures on which the scores of texts depend most: the span of LeanVec's item map.
 
-    The singular value decomposition of all scores ``texts @ pictures.T`` without forming it, from second moments
-    (uncentred: vectors are compared by their angle to the origin). Where texts and pictures spread differently this
-    keeps more of a ranking than either's own principal directions; LeanVec-OOD (Tepper et al., 2024) builds on the same
-    observation.
+    Where texts and pictures spread differently this keeps more of a ranking than the principal directions of either.
+    Moments are uncentred, since vectors are compared by their angle to the origin.
 
     Args:
         texts: (M, D).
@@ -23,12 +23,11 @@ def score_directions(texts: Tensor, weights: Tensor, pictures: Tensor, count: in
     Returns:
         (D, count).
     """
-    text_moment = (texts * (weights / weights.sum())[:, None]).T @ texts
-    values, vectors = torch.linalg.eigh(pictures.T @ pictures / len(pictures))
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    leading = torch.linalg.eigh(root @ text_moment @ root).eigenvectors.flip(1)[:, :count]
-    basis: Tensor = torch.linalg.qr(text_moment @ root @ leading).Q
-    return basis
+    of_texts = (texts * (weights / weights.sum())[:, None]).T @ texts
+    of_pictures = pictures.T @ pictures / len(pictures)
+    items, _ = lean_vec(of_pictures.double().numpy(), of_texts.double().numpy())
+    basis: Tensor = torch.linalg.qr(torch.from_numpy(items[:, :count])).Q
+    return basis.to(texts.dtype)
 
 
 def ridge(inputs: Tensor, outputs: Tensor, strength: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -47,35 +46,6 @@ def ridge(inputs: Tensor, outputs: Tensor, strength: float, weights: Tensor | No
     gram += strength * gram.diagonal().mean() * torch.eye(inputs.shape[1])
     weight = torch.linalg.solve(gram, (share * centred).T @ (outputs - mean_out)).T
     return weight.contiguous(), mean_out - weight @ mean_in
-
-
-def score_factors(texts: Tensor, weights: Tensor, pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """One linear map for pictures and one for texts whose dot products approximate all scores best.
-
-    The truncated singular value decomposition of ``texts @ pictures.T``, again from second moments, its singular values
-    shared evenly; what LeanVec-OOD (Tepper et al., 2024) approximates by alternating steps.
-
-    Args:
-        texts: (M, D).
-        weights: (M,) how much each text counts.
-        pictures: (N, D).
-        count: how many dimensions.
-
-    Returns:
-        (D, count) for pictures, and (D, count) for texts.
-    """
-    text_root, text_inverse = _roots((texts * (weights / weights.sum())[:, None]).T @ texts)
-    picture_root, picture_inverse = _roots(pictures.T @ pictures / len(pictures))
-    left, values, right = torch.linalg.svd(text_root @ picture_root)
-    share = values[:count].sqrt()
-    return picture_inverse @ right[:count].T * share, text_inverse @ left[:, :count] * share
-
-
-def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric square root of a second moment, and its inverse."""
-    values, vectors = torch.linalg.eigh(moment)
-    roots = values.clamp(min=values[-1] * 1e-9).sqrt()
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
 def sign_rotation(vectors: Tensor, rounds: int = 50, seed: int = 0) -> Tensor:

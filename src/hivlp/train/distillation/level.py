@@ -20,7 +20,7 @@ from hivlp.model.heads import FittedHead
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig
 from hivlp.objective.config import MAX_SCALE, MIN_SCALE
 from hivlp.train.distillation.closed_form import ridge, score_directions, sign_rotation
-from hivlp.train.recipe import SelfDistillation
+from hivlp.train.recipe.schema import SelfDistillation
 from hivlp.train.schedule import matrices_and_vectors
 
 RIDGE = 0.001  # relative to the mean squared feature

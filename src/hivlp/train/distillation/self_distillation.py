@@ -24,7 +24,7 @@ from hivlp.model.tower import Features
 from hivlp.plugins import Registry
 from hivlp.train.distillation.level import Side, fit_level
 from hivlp.train.inputs.features import text_features
-from hivlp.train.recipe import Recipe, SelfDistillation
+from hivlp.train.recipe.schema import Recipe, SelfDistillation
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TextSource:
         read: all of them, whose order may depend on a seed.
     """
 
-    require: Callable[[], None]
+    require: Callable[[], object]
     read: Callable[[int], Sequence[str]]
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from hivlp.data.pairs import Pair
-from hivlp.train.recipe import Augment
+from hivlp.train.recipe.schema import Augment
 
 ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 

@@ -31,7 +31,7 @@ from hivlp.files.npy import open_npy
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
 from hivlp.train.inputs.augment import bare, caption_variants, plain_view, random_view
-from hivlp.train.recipe import Augment
+from hivlp.train.recipe.schema import Augment
 from hivlp.train.state.kept import key_of, read_kept, weights_digest, write_kept
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from hivlp.data.load import family_of, load_pairs
 from hivlp.data.pairs import Pair, Pairs
 from hivlp.data.same_picture import looks_of, nearest, same_as
 from hivlp.errors import RecipeError
-from hivlp.train.recipe import Recipe, split_of
+from hivlp.train.recipe.schema import Recipe, split_of
 
 logger = logging.getLogger(__name__)
 _NAMED = 3

@@ -16,28 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from hivlp.config import HiVLPConfig
+from hivlp.config import HiVLPConfig, TowerConfig
 from hivlp.data.load import load_pairs
 from hivlp.data.pairs import SPLITS, Pair
 from hivlp.encode import resolve_folder
 from hivlp.errors import DataError, HivlpError, ModelError, RecipeError
+from hivlp.files.reading import one_line
 from hivlp.model.heads import HEADS
 from hivlp.model.hivlp_model import HiVLPModel
+from hivlp.model.tower import Tower
 from hivlp.model.towers import DUAL_ENCODER, IMAGE_TOWERS, TEXT_TOWERS, BertTextTower, tokenizer_path
 from hivlp.objective import HierarchicalObjective
+from hivlp.plugins import Registry
 from hivlp.train.distillation.self_distillation import TextSource, more_texts
 from hivlp.train.recipe.schema import Recipe, split_of
 from hivlp.train.step import steps_of_epoch
-from hivlp.train.weights import (
-    RANDOM,
-    ImageWeights,
-    TextWeights,
-    WarmStart,
-    image_weights,
-    known_weights,
-    text_weights,
-    warm_start,
-)
+from hivlp.train.weights import TowerWeights, WarmStart, tower_weights, warm_start
 from hivlp.typed import build, choices, shown
 
 logger = logging.getLogger(__name__)
@@ -54,8 +48,8 @@ def check_recipe(recipe: Recipe) -> HiVLPModel:
     """
     _check_name(recipe)
     _check_towers(recipe)
-    for side in ("image", "text"):
-        _check_weights(recipe, side)
+    _check_weights(recipe, "image", recipe.image_tower, IMAGE_TOWERS)
+    _check_weights(recipe, "text", recipe.text_tower, TEXT_TOWERS)
     model = _check_model(recipe)
     _check_inputs(recipe, model)
     _check_learning(recipe, model)
@@ -228,7 +222,7 @@ def _check_model(recipe: Recipe) -> HiVLPModel:
         with torch.device("meta"):
             model = HiVLPModel(config)
     except (HivlpError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-        raise RecipeError(f"levels, image_tower, text_tower: {' '.join(str(error).split())[:300]}") from error
+        raise RecipeError(f"levels, image_tower, text_tower: {one_line(error, 300)}") from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > MOST_PARAMETERS:
         raise RecipeError(f"levels, image_tower, text_tower: {parameters} parameters, at most {MOST_PARAMETERS}")
@@ -251,7 +245,7 @@ def _check_inputs(recipe: Recipe, model: HiVLPModel) -> None:
             model.eval().image_features(torch.zeros(1, size, size, 3, dtype=torch.uint8, device="meta"))
     except (ValueError, RuntimeError, TypeError) as error:
         raise RecipeError(f"picture.size is {size}, which the image tower does not take: {error}") from error
-    weights = text_weights(recipe.init.text)
+    weights = tower_weights(recipe, "text")
     positions = _positions(model) if weights is None else weights.positions
     if not 3 <= text.max_tokens <= positions:
         raise RecipeError(
@@ -304,29 +298,24 @@ def _check_learning(recipe: Recipe, model: HiVLPModel) -> None:
         raise RecipeError("objective.hard_negatives needs two levels: the coarsest one picks them for the others")
 
 
-def _check_weights(recipe: Recipe, side: str) -> None:
-    """Whether ``init.image`` or ``init.text`` is known, and its weights are those of the tower."""
-    name = getattr(recipe.init, side)
-    weights = image_weights(name) if side == "image" else text_weights(name)
+def _check_weights(recipe: Recipe, side: str, tower: TowerConfig, towers: Registry[type[Tower]]) -> None:
+    """Whether the weights that ``init`` names are those of the tower."""
+    weights = tower_weights(recipe, side)
     if weights is None:
-        if name != RANDOM:
-            raise RecipeError(f"init.{side} is {shown(name)}{choices(name, known_weights(side))}")
         return
-    tower = recipe.image_tower if side == "image" else recipe.text_tower
-    options = getattr((IMAGE_TOWERS if side == "image" else TEXT_TOWERS).get(tower.kind), "options", None)
-    usual = {} if options is None else asdict(build(options, {}))
-    given = {**usual, **tower.options, "kind": tower.kind}
+    options = getattr(towers.get(tower.kind), "options", None)
+    given = {**({} if options is None else asdict(build(options, {}))), **tower.options, "kind": tower.kind}
     for key, value in weights.fits.items():
         if given.get(key) != value:
-            place = key if key == "kind" else f"options.{key}"
+            name, place = getattr(recipe.init, side), key if key == "kind" else f"options.{key}"
             raise RecipeError(f"init.{side}: {name} has the weights of {place}: {value}, not {shown(given.get(key))}")
 
 
 def _check_installed(recipe: Recipe) -> None:
     """Whether packages, texts and the tokenizer are there."""
-    needed: dict[str, ImageWeights | TextWeights | WarmStart | TextSource | None] = {
-        "init.image": image_weights(recipe.init.image),
-        "init.text": text_weights(recipe.init.text),
+    needed: dict[str, TowerWeights | WarmStart | TextSource | None] = {
+        "init.image": tower_weights(recipe, "image"),
+        "init.text": tower_weights(recipe, "text"),
         "init.warm_start": warm_start() if recipe.init.warm_start else None,
     }
     if recipe.self_distillation is not None and recipe.self_distillation.texts:
