@@ -26,7 +26,7 @@ from hivlp.train.adapt import (  # noqa: E402
     temperature_for,
     with_coarse_level,
 )
-from tiny import save_checkpoint, save_tiny, tiny_config  # noqa: E402
+from synthetic import save_checkpoint, save_tiny, tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.train
 QUICK = AdaptConfig(dims=4, steps=40)

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import FakeEncoder
 from hivlp.cli.parser import build_parser
 from hivlp.errors import DataError
 from hivlp.evaluate.recall import cascade_ranks, level_ranks, score
 from hivlp.index import Index
 from hivlp.levels import DEFAULT_SHORTLIST, Embeddings
-from hivlp.store.records import NewItem, Stamp
+from synthetic import FakeEncoder, fill, unit
 
 
 def level(array):
@@ -107,7 +106,7 @@ def test_counted_ranks_are_those_of_sorting(seed, images, captions, block):
     own = [[t for t in range(captions) if owner[t] == i] for i in range(images)]
     table = np.array([row + [-1] * (captions - len(row)) for row in own])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hivlp.evaluate.BLOCK_FLOATS", block)
+        patched.setattr("hivlp.evaluate.recall.BLOCK_FLOATS", block)
         to_image, to_text = level_ranks(texts, pictures, owner)
     assert to_image.tolist() == naive_ranks([texts], [pictures], owner[:, None], None)
     assert to_text.tolist() == naive_ranks([pictures], [texts], table, None)
@@ -131,14 +130,13 @@ def test_the_cascade_that_is_judged_is_the_search(tmp_path):
     centres = rng.normal(size=(images, 24))
     owner = np.repeat(np.arange(images), 2)
     fine = {"pictures": centres, "texts": centres[owner] + 1.3 * rng.normal(size=(captions, 24))}
-    unit = {kind: level(rows / np.linalg.norm(rows, axis=1, keepdims=True)) for kind, rows in fine.items()}
-    coarse = {kind: rows[:, :6] / np.linalg.norm(rows[:, :6], axis=1, keepdims=True) for kind, rows in unit.items()}
-    got = cascade_ranks([coarse["texts"], unit["texts"]], [coarse["pictures"], unit["pictures"]], owner[:, None], k)
-    items = [NewItem(f"/{i}.png", i.to_bytes(32), None, {}, Stamp(1, 2, 3, 4)) for i in range(images)]
+    fine = {kind: unit(rows) for kind, rows in fine.items()}
+    coarse = {kind: unit(rows[:, :6]) for kind, rows in fine.items()}
+    got = cascade_ranks([coarse["texts"], fine["texts"]], [coarse["pictures"], fine["pictures"]], owner[:, None], k)
     with Index.create(tmp_path / "x", model=FakeEncoder(dims=(6, 24))) as index:
-        index.append(items, Embeddings({"coarse": coarse["pictures"], "fine": unit["pictures"]}))
+        fill(index, {"coarse": coarse["pictures"], "fine": fine["pictures"]})
         for number in range(captions):
-            vector = {"coarse": coarse["texts"][number], "fine": unit["texts"][number]}
+            vector = {"coarse": coarse["texts"][number], "fine": fine["texts"][number]}
             seen = [hit.id - 1 for hit in index.search(vector=vector, k=k, shortlist=k)]
             rank = seen.index(owner[number]) if owner[number] in seen else images
             assert got[number] == rank

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from hivlp.ann import Engine, Setting, bounds, layout, native
 from hivlp.ann.bounds import Bounds
-from hivlp.cli import main
 from hivlp.index import Index, tuning
 from hivlp.search import ann_scan as engine_scan
 from hivlp.search.ann_scan import HEAD, EngineScanner, Passing
 from hivlp.search.exact_scan import ExactScanner
 from hivlp.search.scan import ExhaustiveScanner
-from test_engine import cloud
+from synthetic import cloud, make_tuned_index
 
 LIBRARY = native.load()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
@@ -217,17 +216,8 @@ def test_no_bounds_where_there_can_be_none():
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     """A tuned index of 3,000 vectors, to copy."""
-    folder = tmp_path_factory.mktemp("exact")
-    np.save(folder / "v.npy", cloud(3000, WIDTH, 0))
-    every = Engine.settings
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "TIMED", 3)
-        patch.setattr(Engine, "settings", lambda engine: every(engine)[1::8])
-        arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
-        assert main(["index", *arguments]) == 0
-        with Index.open(folder / "index") as index:
-            index.tune(cloud(300, WIDTH, 3))
-    return folder / "index"
+    place = tmp_path_factory.mktemp("exact") / "index"
+    return make_tuned_index(place, cloud(3000, WIDTH, 0), cloud(300, WIDTH, 3))
 
 
 def answers(folder, where=None) -> tuple[list, bool]:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import FakeEncoder, write_pictures
 from hivlp.ann import native
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.store.half import as_stored
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
+from synthetic import STAMP, FakeEncoder, fill, random_unit, write_pictures
 
 TESTS = Path(__file__).parent
 
@@ -35,13 +35,9 @@ def index(tmp_path, encoder, pictures):
 def test_pages_are_sorted_by_the_scores_they_show_and_twins_keep_their_order(tmp_path, dim):
     rng = np.random.default_rng(0)
     encoder = FakeEncoder(dims=(16, dim))
-    vectors = {}
-    for level in encoder.levels:
-        unique = rng.normal(size=(40, level.dim)).astype(np.float32)
-        vectors[level.name] = np.repeat(unique / np.linalg.norm(unique, axis=1, keepdims=True), 3, axis=0)
-    items = [NewItem(f"/p/{n}", bytes([n]), None, {}, Stamp(1, 2, 3, 4)) for n in range(120)]
+    vectors = {level.name: np.repeat(random_unit(rng, 40, level.dim), 3, axis=0) for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
-        index.append(items, Embeddings(vectors))
+        fill(index, vectors)
         for _ in range(20):
             query = {level.name: rng.normal(size=level.dim) for level in encoder.levels}
             for options in ({"exact": True}, {"shortlist": 200}):
@@ -80,8 +76,7 @@ def test_ids_that_no_item_can_have_are_unknown(index):
 def test_damage_inside_the_catalog_is_told_in_a_sentence(tmp_path, encoder):
     vectors = {level.name: np.eye(level.dim, dtype=np.float32)[np.zeros(900, int)] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
-        items = [NewItem(f"/p/{n}", n.to_bytes(32), "words " * 9, {}, Stamp(1, 2, 3, 4)) for n in range(900)]
-        index.append(items, Embeddings(vectors))
+        fill(index, vectors, captions=["words " * 9] * 900)
     file = tmp_path / "x" / "items.db"
     data = bytearray(file.read_bytes())
     data[len(data) // 3 :] = b"\x5a" * (len(data) - len(data) // 3)
@@ -97,7 +92,7 @@ UNPRIVILEGED = """
 import mmap, os, sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from conftest import FakeEncoder
+from synthetic import FakeEncoder
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
 encoder, place = FakeEncoder(), Path(sys.argv[3])
@@ -199,7 +194,7 @@ def test_a_caption_is_never_a_link_or_a_pipe(tmp_path, encoder):
     # A process of its own: opening the pipe would never return.
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from conftest import FakeEncoder; from hivlp.index import Index\n"
+        "from synthetic import FakeEncoder; from hivlp.index import Index\n"
         "with Index.create(sys.argv[3], model=FakeEncoder()) as index: index.add(sys.argv[4])\n"
     )
     arguments = [str(TESTS), str(TESTS.parent / "src"), str(tmp_path / "x"), str(tmp_path / "p")]
@@ -266,11 +261,11 @@ def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(ind
     known = before[7][1]
     vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.embeddings(0).items()})
     for paths in (["/new/a", known, "/new/b"], ["/new/a", "/new/b", known]):
-        items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in paths]
+        items = [NewItem(path, bytes(32), None, {}, STAMP) for path in paths]
         with pytest.raises(IndexFolderError, match="unique"):
             index.append(items, vectors, new=True)
         assert [(item.id, item.path, item.hash, item.row) for item in index.catalog.all_items()] == before
         assert index.verify().ok
-    items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in ("/new/a", "/new/a", "/new/b")]
+    items = [NewItem(path, bytes(32), None, {}, STAMP) for path in ("/new/a", "/new/a", "/new/b")]
     assert index.append(items, vectors, new=True) == 1  # which comes twice is seen all the same
     assert index.verify().ok and len(index) == len(before) + 2

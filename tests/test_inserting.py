@@ -12,9 +12,9 @@ import pytest
 from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.store import catalog, inserting
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
+from synthetic import STAMP
 
-STAMP = Stamp(1, 2, 3, 4)
 ODD_NAMES = ('it\'s "so"', "a\\b\n\t\x01\x7f", "ключ/🦊\u2028.png", "", "[1, null]", "e" * 5000, "a%sb{0}?1")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, write_pictures
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
@@ -19,10 +18,11 @@ from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.search.scan import ExhaustiveScanner
 from hivlp.store.database import _seal_meta
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
 from hivlp.store.schema import COLUMNS, OLD_HASHES, PART, record_crc
 from hivlp.store.vectors import Rows
 from hivlp.store.verify import verify
+from synthetic import FakeEncoder, make_index, new_items, random_levels, write_pictures
 
 FORMAT_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -374,10 +374,8 @@ def test_info_verify_and_repair_on_the_command_line(index, encoder, capsys, monk
 
 @pytest.fixture
 def given(tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)
-    np.save(tmp_path / "v.npy", vectors)
-    with Index.create_from_embeddings(tmp_path / "given", prefix(24, 8)) as index:
-        assert index.add_embeddings(tmp_path / "v.npy").added == 40
+    with make_index(tmp_path / "given", np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)) as index:
+        assert len(index) == 40
         yield index
 
 
@@ -416,8 +414,8 @@ def test_given_vectors_that_are_damaged_come_back_when_they_are_given_again(give
     flip(given.path / "fine.0.f16", 7, 24)
     with Index.open(given.path) as index:
         (lost,) = index.repair().lost
-        assert lost[1].endswith("v.npy#7") and len(index) == 39
-        assert index.add_embeddings(tmp_path / "v.npy").added == 1
+        assert lost[1].endswith("given.npy#7") and len(index) == 39
+        assert index.add_embeddings(tmp_path / "given.npy").added == 1
         assert index.catalog.get(lost[0]).path == lost[1] and index.verify().ok and not index.verify().lost
 
 
@@ -477,12 +475,7 @@ def test_damage_to_an_index_of_format_1(index, encoder, pictures):
 
 
 def some(count: int, encoder: FakeEncoder) -> tuple[list[NewItem], dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    items = [NewItem(f"/p/{n}.png", n.to_bytes(32), None, {}, Stamp(1, 2, 3, 4)) for n in range(count)]
-    vectors = {level.name: rng.normal(size=(count, level.dim)) for level in encoder.levels}
-    return items, {
-        name: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for name, v in vectors.items()
-    }
+    return new_items(count), random_levels(encoder.levels, count)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from hivlp.train.distillation.closed_form import ridge, score_directions, sign_r
 from hivlp.train.distillation.level import Side, fit_level, neighbours  # noqa: E402
 from hivlp.train.distillation.self_distillation import distil  # noqa: E402
 from hivlp.train.recipe.schema import Recipe, SelfDistillation, load_recipe  # noqa: E402
-from tiny import BERT, tiny_config, write_tokenizer  # noqa: E402
+from synthetic import BERT, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 

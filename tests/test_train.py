@@ -23,8 +23,7 @@ from hivlp.errors import RecipeError  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.inputs.augment import bare, caption_variants, random_view  # noqa: E402
 from hivlp.train.recipe.schema import Augment, load_recipe  # noqa: E402
-from shapes import shapes_recipe  # noqa: E402
-from tiny import BERT  # noqa: E402
+from synthetic import BERT, shapes_recipe  # noqa: E402
 
 pytestmark = pytest.mark.train
 SOURCE = Path(__file__).resolve().parent.parent / "src"
