@@ -19,7 +19,7 @@ from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.objective.codes import quantize  # noqa: E402
 from hivlp.train.distillation import self_distillation  # noqa: E402
 from hivlp.train.distillation.closed_form import ridge, score_directions, sign_rotation  # noqa: E402
-from hivlp.train.distillation.level import Side, fit_level, neighbours  # noqa: E402
+from hivlp.train.distillation.level import Side, distill_level, neighbours  # noqa: E402
 from hivlp.train.distillation.self_distillation import distil  # noqa: E402
 from hivlp.train.recipe.schema import Recipe, SelfDistillation, load_recipe  # noqa: E402
 from synthetic import BERT, tiny_config, write_tokenizer  # noqa: E402
@@ -60,7 +60,7 @@ def lesson(model: HiVLPModel, count: int, extra: torch.Tensor | None = None, cod
         weights = torch.cat([weights, torch.zeros(len(extra))])
     with torch.no_grad():
         teacher = model.text_heads["fine"](features[3])
-    fit_level(
+    distill_level(
         model.image_heads["coarse"],
         model.text_heads["coarse"],
         Side(pictures, pictures, torch.ones(300)),
@@ -133,7 +133,7 @@ def test_a_level_that_is_stored_as_signs_learns_signs_that_rank():
     for code, steps in (("float", 0), ("binary", 0), ("binary", 300)):
         heads = build_head("projection", 32, 16), build_head("projection", 32, 16)
         settings = SelfDistillation(steps=steps, batch_size=128, code=code, learn_projections=True, shortlist=0.3)
-        fit_level(*heads, *sides, settings, seed=0)
+        distill_level(*heads, *sides, settings, seed=0)
         results[code, steps] = kept(heads)
     assert results["float", 0] < results["binary", 0] < results["binary", 300]
 
@@ -252,7 +252,7 @@ def test_other_heads_cannot_be_fitted():
         text_tower=TowerConfig("bert", BERT, {"coarse": "residual"})))  # fmt: skip
     side = Side(torch.randn(9, 16), torch.randn(9, 16), torch.ones(9))
     with pytest.raises(ModelError, match="a ResidualHead cannot be fitted"):
-        fit_level(model.image_heads["coarse"], model.text_heads["coarse"], side, side, SelfDistillation(), 0)
+        distill_level(model.image_heads["coarse"], model.text_heads["coarse"], side, side, SelfDistillation(), 0)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "projection"])

@@ -21,7 +21,7 @@ from hivlp.model.heads import ProjectionHead
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig
 from hivlp.objective.codes import quantize
 from hivlp.train.distillation.closed_form import sign_rotation
-from hivlp.train.distillation.level import Side, fit_level
+from hivlp.train.distillation.level import Side, distill_level
 from hivlp.train.recipe.schema import SelfDistillation
 
 WARMUP = 30
@@ -187,11 +187,11 @@ def linear_maps(fine: Vectors, train: Tensor, dim: int, seed: int) -> dict[str, 
 
 
 def ours(fine: Vectors, train: Tensor, dim: int, settings: SelfDistillation, seed: int) -> Vectors:
-    """The coarse level that :func:`hivlp.train.distillation.level.fit_level` fits to the fine one."""
+    """The coarse level that :func:`hivlp.train.distillation.level.distill_level` fits to the fine one."""
     width = fine.images.shape[1]
     image_head, text_head = ProjectionHead(width, dim), ProjectionHead(width, dim)
     sides = [Side(vectors[train], vectors[train], torch.ones(len(train))) for vectors in (fine.images, fine.texts)]
-    fit_level(image_head, text_head, sides[0], sides[1], settings, seed)
+    distill_level(image_head, text_head, sides[0], sides[1], settings, seed)
     with torch.no_grad():
         return Vectors(image_head(fine.images), text_head(fine.texts))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hivlp.cli.models import DEFAULT_MODEL, load_model
 from hivlp.cli.output import print_result, recall_table
@@ -33,23 +35,21 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe)
     out = arguments.out or Path("runs") / recipe.name
     if arguments.plan:
-        from hivlp.train.recipe.plan import format_plan, plan
+        from hivlp.train.recipe.plan import plan
 
         planned = plan(recipe, out)
-        print_result(arguments, lambda: planned, lambda: format_plan(planned))
+        print_result(arguments, planned.to_json, planned.to_text)
         return 0
     from hivlp.train.job import train
 
-    metrics = train(recipe, out, resume=arguments.resume)
-
-    if metrics is None:  # one of several processes, and not the one that speaks for them
+    result = train(recipe, out, resume=arguments.resume)
+    if result is None:  # one of several processes, and not the one that speaks for them
         return 0
 
     def text() -> str:
-        tables = [f"{split}\n{recall_table(metrics[split])}" for split in ("validation", "test") if split in metrics]
-        return "\n".join([*tables, f"model written to {out} ({metrics['seconds']:.0f} s)"])
+        return f"{_tables(result.recalls)}model written to {out} ({result.seconds:.0f} s)"
 
-    print_result(arguments, lambda: {"model": str(out), **metrics}, text)
+    print_result(arguments, lambda: {"model": str(out), **result.to_json()}, text)
     return 0
 
 
@@ -63,12 +63,10 @@ def run_adapt(arguments: argparse.Namespace) -> int:
     result = adapt(arguments.model, arguments.data, arguments.out, config)
 
     def text() -> str:
-        parts = ("validation", "test", "train")
-        tables = [f"{part}\n{recall_table(result[part])}" for part in parts if part in result]
-        learned = f"learned from {result['pictures']} pictures and {result['texts']} texts"
-        return "\n".join([*tables, f"{learned}; model written to {arguments.out} ({result['seconds']:.0f} s)"])
+        learned = f"learned from {result.pictures} pictures and {result.texts} texts"
+        return f"{_tables(result.recalls)}{learned}; model written to {arguments.out} ({result.seconds:.0f} s)"
 
-    print_result(arguments, lambda: result, text)
+    print_result(arguments, result.to_json, text)
     return 0
 
 
@@ -92,3 +90,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
     print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")
     return 0
+
+
+def _tables(recalls: Mapping[str, Any]) -> str:
+    return "".join(f"{part}\n{recall_table(found)}\n" for part, found in recalls.items())

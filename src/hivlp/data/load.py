@@ -73,8 +73,7 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
         return pairs
     chosen = pairs.of(split)
     if not chosen:
-        present = ", ".join(name for name in SPLITS if any(pair.split == name for pair in pairs)) or "none at all"
-        raise DataError(f"{source} holds no pairs of the split {split!r}; it has {present}")
+        raise DataError(f"{source} holds no pairs of the split {split!r}; it has {pairs.splits()}")
     return chosen
 
 

@@ -100,8 +100,12 @@ class Pairs(list[Pair]):
         self.skipped = skipped
 
     def of(self, split: str) -> Pairs:
-        """Those of one split."""
+        """The pairs of one split."""
         return Pairs((pair for pair in self if pair.split == split), self.skipped)
+
+    def splits(self) -> str:
+        """The splits that there are, for a message."""
+        return ", ".join(name for name in SPLITS if any(pair.split == name for pair in self)) or "none at all"
 
 
 def split_named(name: str) -> str | None:

@@ -172,15 +172,20 @@ class HiVLPModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(self.config.to_json(), encoding="utf-8")
-        # A dual encoder is one module seen from two towers; a tensor with two names is stored under the first.
-        seen: dict[int, str] = {}
-        state = {}
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            if seen.setdefault(id(tensor), name) == name:
-                state[name] = tensor.detach().contiguous()
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(distinct_state(self), folder / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None and tokenizer.resolve() != (folder / "tokenizer.json").resolve():
             shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+
+def distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """A state dict in which a tensor with two names, as a dual encoder's two towers have them, is under the first."""
+    names: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in state.items()
+        if names.setdefault(id(tensor), name) == name
+    }
 
 
 def _throttled(features: Tensor, share: float) -> Tensor:

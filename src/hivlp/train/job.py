@@ -28,7 +28,7 @@ from hivlp.train.inputs.features import build_corpus, frozen_image_features, fro
 from hivlp.train.inputs.held_out import rows_apart
 from hivlp.train.log import MetricLog, draw_curves
 from hivlp.train.pretext import Matching, TrainingModel
-from hivlp.train.publish import publish
+from hivlp.train.publish import TrainResult, publish
 from hivlp.train.recipe.check import check_data, check_folder, check_recipe
 from hivlp.train.recipe.schema import Recipe
 from hivlp.train.schedule import parameter_groups, set_learning_rates
@@ -43,7 +43,7 @@ from hivlp.train.weights import build_model, warm_start
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] | None:
+def train(recipe: Recipe, out: Path, *, resume: bool = False) -> TrainResult | None:
     """Run a recipe and leave a model folder with graphs, card and metrics.
 
     Every random choice is a function of the seed and the step, so a resumed run repeats the uninterrupted one exactly,
@@ -56,23 +56,22 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
             to start from, with any number of processes.
 
     Returns:
-        The validation metrics (and test metrics, if the recipe names a test set) with timings; None from every process
-        but the first.
+        What was measured; None from every process but the first.
 
     Raises:
         HivlpError: if the recipe cannot be carried out, data or backbones are missing, the folder holds another run, or
             a loss or gradient is no number.
     """
     groups: list[Any] = []
-    metrics = _train(recipe, out, resume, groups)
+    result = _train(recipe, out, resume, groups)
     # Only now, when everything else that holds it is gone: the group of processes waits for its threads, and these for
     # Python's lock to let go of their tensors. Its own object does not keep that lock meanwhile; that of the gradients'
     # reducer does, and would wait for ever now and then (torch 2.13, Gloo).
     groups.clear()
-    return metrics
+    return result
 
 
-def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[str, Any] | None:
+def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainResult | None:
     """:func:`train`, which leaves the group of processes, if there is one, in ``groups``."""
     started = time.perf_counter()
     run = out / "run"
@@ -105,8 +104,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
         raise RecipeError(f"process {accelerator.process_index} reads other pictures or captions than the first one")
     if recipe.init.warm_start:
         warm_start().apply(model, tokenizer)
-    taught = recipe.levels if recipe.self_distillation is None else recipe.levels[-1:]
-    objective = HierarchicalObjective(tuple(level.name for level in taught), recipe.objective)
+    objective = HierarchicalObjective([level.name for level in recipe.taught], recipe.objective)
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
     data = {"training": corpus.contents} | ({"validation": validation.contents} if validation is not None else {})
     origin = Origin(recipe.settings(), weights, content_hash(tokenizer_file.read_bytes()), data)
@@ -206,10 +204,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     model.save_pretrained(out, tokenizer_file)
     draw_curves(run, out / "curves.png", recipe.name)
     calibration = corpus.pixels[np.random.default_rng(recipe.seed).permutation(len(corpus))[:128]]
-    facts: dict[str, Any] = {"pairs": len(corpus)}
-    if patience:
-        facts["best_step"] = best.step
-    return publish(recipe, out, calibration, facts, started)
+    return publish(recipe, out, calibration, len(corpus), best.step if patience else None, started)
 
 
 BEST = "best.safetensors"

@@ -51,7 +51,7 @@ class Side:
         return rows.clip(max=len(self.inputs) - 1)
 
 
-def fit_level(
+def distill_level(
     image_head: nn.Module, text_head: nn.Module, pictures: Side, texts: Side, config: SelfDistillation, seed: int
 ) -> None:
     """Fit a level's two heads to the finest level, which stays as it is.

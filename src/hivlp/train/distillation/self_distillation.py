@@ -22,7 +22,7 @@ from hivlp.model.heads import reads_finest
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
 from hivlp.plugins import Registry
-from hivlp.train.distillation.level import Side, fit_level
+from hivlp.train.distillation.level import Side, distill_level
 from hivlp.train.inputs.features import text_features
 from hivlp.train.recipe.schema import Recipe, SelfDistillation
 
@@ -90,7 +90,7 @@ def distil(
         image_head, text_head = model.image_heads[level.name], model.text_heads[level.name]
         image_inputs = pictures if reads_finest(image_head) else images[level.image_layer]
         text_inputs = teacher if reads_finest(text_head) else texts[level.text_layer]
-        fit_level(
+        distill_level(
             image_head,
             text_head,
             Side(image_inputs, pictures, torch.ones(len(pictures))),

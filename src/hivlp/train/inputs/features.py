@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hivlp.config import PictureConfig, TextConfig
-from hivlp.data.contents import PREPARED_BY, Contents, content_hash
+from hivlp.data.contents import PREPARED_BY, Contents, read_pixels
 from hivlp.data.pairs import Pair
-from hivlp.data.pictures import load_pixels
 from hivlp.encode.onnx import open_session
 from hivlp.encode.stream import default_workers
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError
 from hivlp.export.graphs import export_image_features
 from hivlp.files.npy import open_npy
+from hivlp.files.scratch import write_whole
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
 from hivlp.train.inputs.augment import bare, caption_variants, plain_view, random_view
@@ -37,6 +37,7 @@ from hivlp.train.state.kept import key_of, read_kept, weights_digest, write_kept
 logger = logging.getLogger(__name__)
 MASTER = 256  # side, in pixels, at which decoded pictures are kept for augmentation
 BATCH, TEXT_BATCH = 8, 128
+Tokenize = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 @dataclass
@@ -135,15 +136,6 @@ def _decoded(
     about.unlink(missing_ok=True)
     pixels = np.lib.format.open_memmap(store, "w+", np.uint8, (len(pairs), master.size, master.size, 3))
 
-    def decode(pair: Pair) -> tuple[str, NDArray[np.uint8] | PictureError]:
-        content = ""
-        try:
-            data = pair.read()
-            content = content_hash(data)
-            return content, load_pixels(data, master)
-        except PictureError as error:
-            return content, error
-
     kept: list[int] = []
     hashes: list[str] = []
     with (
@@ -152,7 +144,7 @@ def _decoded(
     ):
         for start in range(0, len(pairs), 256):
             part = pairs[start : start + 256]
-            for number, (content, loaded) in enumerate(pool.map(decode, part), start):
+            for number, (content, loaded) in enumerate(pool.map(lambda pair: read_pixels(pair, master), part), start):
                 hashes.append(content)
                 if isinstance(loaded, PictureError):
                     logger.warning("skipped %s: %s", pairs[number].id, loaded)
@@ -165,9 +157,8 @@ def _decoded(
     pixels.flush()
     contents = Contents.of(pairs, hashes)
     key = key_of(master=master, contents=contents.digest, by=PREPARED_BY)
-    temporary = about.with_suffix(".partial")
-    temporary.write_text(json.dumps({"key": key, "kept": kept, "pictures": hashes}), encoding="utf-8")
-    temporary.replace(about)
+    note = json.dumps({"key": key, "kept": kept, "pictures": hashes})
+    write_whole(about, lambda place: place.write_text(note, encoding="utf-8"))
     return pixels[: len(kept)], kept, contents
 
 
@@ -252,15 +243,17 @@ def _view_features(
 
 def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
     """``layer -> (M, width)`` for every caption variant."""
-    return _text_features(model, corpus.ids, corpus.mask)
+    return _text_features(model, corpus.ids, corpus.mask, model.text_layers)
 
 
-def text_features(model: HiVLPModel, tokenizer: TextTokenizer, texts: Sequence[str]) -> Features:
-    """``layer -> (M, width)`` of any texts."""
-    return _text_features(model, *tokenize(tokenizer, texts))
+def text_features(
+    model: HiVLPModel, tokenizer: Tokenize, texts: Sequence[str], layers: tuple[int, ...] | None = None
+) -> Features:
+    """``layer -> (M, width)`` of any texts; by default of the layers that levels read."""
+    return _text_features(model, *tokenize(tokenizer, texts), layers or model.text_layers)
 
 
-def tokenize(tokenizer: TextTokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def tokenize(tokenizer: Tokenize, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Ids and mask, (M, T) int64."""
     ids, mask = tokenizer(texts)
     return torch.from_numpy(ids), torch.from_numpy(mask)
@@ -272,15 +265,15 @@ def token_lengths(mask: Tensor, config: TextConfig) -> Tensor:
 
 
 @torch.no_grad()
-def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor) -> Features:
-    parts: dict[int, list[Tensor]] = {layer: [] for layer in model.text_layers}
+def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor, layers: tuple[int, ...]) -> Features:
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     # Texts of like length together: a batch is as long as its longest.
     lengths = token_lengths(mask, model.config.text)
     order = lengths.argsort(stable=True)
     with tqdm(total=len(ids), desc="text features", unit="text", delay=1, disable=None) as progress:
         for rows in torch.split(order, TEXT_BATCH):
             length = int(lengths[rows].max())
-            for layer, features in model.text_features(ids[rows, :length], mask[rows, :length]).items():
+            for layer, features in model.text_tower(ids[rows, :length], mask[rows, :length], layers).items():
                 parts[layer].append(features)
             progress.update(len(rows))
     back = order.argsort()

@@ -283,8 +283,7 @@ def _check_learning(recipe: Recipe, model: HiVLPModel) -> None:
         raise RecipeError(
             f"init.warm_start needs image and text heads of level {finest} that are {wanted}, not {' and '.join(heads)}"
         )
-    taught = recipe.levels if distilled is None else recipe.levels[-1:]
-    names = tuple(level.name for level in taught)
+    names = tuple(level.name for level in recipe.taught)
     for key in ("contrastive", "codes"):
         for level in getattr(recipe.objective, key):
             if level not in names:
@@ -294,7 +293,7 @@ def _check_learning(recipe: Recipe, model: HiVLPModel) -> None:
                 )
     if not HierarchicalObjective(names, recipe.objective).terms and not recipe.pretext.matching:
         raise RecipeError("objective: every term has the weight 0, so there is nothing to learn")
-    if recipe.objective.hard_negatives and len(taught) < 2:
+    if recipe.objective.hard_negatives and len(names) < 2:
         raise RecipeError("objective.hard_negatives needs two levels: the coarsest one picks them for the others")
 
 

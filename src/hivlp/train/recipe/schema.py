@@ -294,6 +294,11 @@ class Recipe(Checked):
             if unknown := set(getattr(self.optim, option)) - set(known):
                 raise ValueError(f"optim.{option}: no level {', '.join(sorted(unknown))} among {', '.join(known)}")
 
+    @property
+    def taught(self) -> tuple[Level, ...]:
+        """The levels that learn from the pairs: all of them, or with ``self_distillation`` the finest alone."""
+        return self.levels if self.self_distillation is None else self.levels[-1:]
+
     def settings(self) -> dict[str, Any]:
         """All that the recipe says, as JSON has it, but for how it is computed; what a run is resumed by."""
         content = dataclasses.asdict(self)

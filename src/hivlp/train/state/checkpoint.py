@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hivlp.errors import RecipeError
+from hivlp.files.scratch import write_whole
 from hivlp.train.state.origin import Origin
 from hivlp.train.state.shard import shared_like, whole_state, whole_tensor
 
-FOLDER = "checkpoint"
+FOLDER, FILE = "checkpoint", "checkpoint.safetensors"
 UNREADABLE = "train into a new folder, or without --resume"
 # Of safetensors, JSON, and of torch where names or shapes are not the run's.
 DAMAGE = (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError)
@@ -42,12 +43,8 @@ def save(
             tensors[f"optimizer.{index}.{key}"] = whole_tensor(torch.as_tensor(value)).clone()
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "checkpoint.partial"
-    save_file(
-        tensors, temporary, metadata={"hivlp": json.dumps({"step": step, "origin": origin.about(), "more": more})}
-    )
-    temporary.replace(folder / "checkpoint.safetensors")
+    about = {"hivlp": json.dumps({"step": step, "origin": origin.about(), "more": more})}
+    write_whole(folder / FILE, lambda place: save_file(tensors, place, metadata=about))
 
 
 def load(
@@ -58,7 +55,7 @@ def load(
     Raises:
         RecipeError: if the checkpoint is damaged, or was begun with another recipe, data or first weights.
     """
-    path = folder / "checkpoint.safetensors"
+    path = folder / FILE
     if not path.is_file():
         return 0, {}
     try:

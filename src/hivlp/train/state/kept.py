@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hivlp.files.scratch import write_whole
+
 
 def key_of(**parts: Any) -> str:
     """One digest of everything that a result depends on."""
@@ -31,9 +33,8 @@ def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
 
 def write_kept(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
     """Keep tensors in place of what the file held."""
-    temporary = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"key": key})
-    temporary.replace(path)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda place: save_file(whole, place, metadata={"key": key}))
 
 
 def weights_digest(module: nn.Module) -> str:
