@@ -20,7 +20,7 @@ from hivlp.mini.heads import (  # noqa: E402
     AnchoredResidualHead,
     PrototypeHead,
 )
-from hivlp.model.heads import ResidualHead, build_head  # noqa: E402
+from hivlp.model.heads import ResidualHead  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.model.towers import BertTextTower  # noqa: E402
 from synthetic import BERT, save_tiny, tiny_config, write_tokenizer  # noqa: E402
@@ -78,12 +78,8 @@ def test_the_text_tower_is_the_transformers_model_and_ignores_padding():
         assert torch.allclose(features[layer][1:], alone[layer], atol=1e-5)
 
 
-def test_heads_give_unit_vectors_and_start_as_documented():
+def test_heads_start_as_documented():
     features = torch.randn(5, 8)
-    for kind, dim in (("linear", 3), ("mlp", 3), ("residual", 8), ("anchored_residual", 16), ("identity", 8)):
-        out = build_head(kind, 8, dim)(features)
-        assert out.shape == (5, dim)
-        assert torch.allclose(out.norm(dim=1), torch.ones(5), atol=1e-5)
     unit = torch.nn.functional.normalize(features, dim=-1)
     assert torch.allclose(ResidualHead(8, 8)(features), unit, atol=1e-6)
     head = PrototypeHead(8, 3, classes=4)
@@ -177,16 +173,6 @@ def test_int8_graphs_stay_close(tmp_path_factory, tmp_path, normalisation, fed):
     nodes = onnx.load(str(tmp_path / "image.onnx")).graph.node
     assert "Pad" not in {node.op_type for node in nodes}
     assert [node.op_type for node in nodes if "pixels" in node.input] == [fed]
-
-
-def test_encoding_in_batches_and_out_of_order_changes_nothing(folder):
-    encoder = HiVLP.from_pretrained(folder)
-    texts = ["red", "a very long text " * 9, "blue square", "", "the white circle on a square"] * 30
-    whole = encoder.encode_text(texts)
-    alone = np.concatenate([encoder.encode_text([text]).fine for text in texts[:5]])
-    np.testing.assert_allclose(whole.fine[:5], alone, atol=2e-5)
-    np.testing.assert_allclose(whole.fine[145:], alone, atol=2e-5)
-    assert encoder.encode_text([]).fine.shape == (0, 16)
 
 
 def test_broken_folders_are_refused_in_a_sentence(tmp_path, folder):
