@@ -61,19 +61,6 @@ def test_every_shape_looks_different():
     assert len(set(pictures.values())) == len(SHAPES)
 
 
-def test_wrong_captions_are_wrong_in_one_thing():
-    for scene in scenes(50):
-        wrong = scene.wrong_captions()
-        assert len(wrong) == len(set(wrong)) == (21 if scene.others is None else 43)
-        assert scene.caption not in wrong
-        single = (scene.caption.replace("to the left of", "L").replace("to the right of", "R")).split()
-        for caption in wrong:
-            words = (caption.replace("to the left of", "L").replace("to the right of", "R")).split()
-            changed = [(a, b) for a, b in zip(single, words, strict=True) if a != b]
-            # A count from or to one also changes the shape's ending.
-            assert len(changed) == 1 or (len(changed) == 2 and "a" in changed[0])
-
-
 def test_the_same_scenes_every_time_and_a_longer_list_begins_with_the_shorter():
     some, more = scenes(40), scenes(80)
     assert some == more[:40] and scenes(40, seed=1) != some

@@ -1,4 +1,4 @@
-"""Rendered scenes: any number of pictures whose captions are exact, and captions that are wrong by one word.
+"""Rendered scenes: any number of pictures whose captions are exact.
 
 "Two small red hearts above a large blue ring": counts, sizes, colours, shapes and relations, which is what models
 trained on clip-art and photographs do not learn. Some combinations of colour and shape occur in the test or validation
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -79,17 +79,9 @@ class Scene:
         return f"{self.things.phrase} {self.relation} {self.others.phrase}"
 
     def split(self) -> str:
-        """``test`` if any of its combinations is held out for the test, else ``val`` likewise, else ``train``."""
+        """The split of its combinations of colour and shape: ``test`` before ``val`` before ``train``."""
         parts = {self.things.split()} | ({self.others.split()} if self.others else set())
         return next(split for split in ("test", "val", "train") if split in parts)
-
-    def wrong_captions(self) -> list[str]:
-        """Captions that differ in one count, size, colour, shape or relation, and are false."""
-        wrong: list[Scene] = [replace(self, things=things) for things in _changed(self.things)]
-        if self.others is not None and self.relation is not None:
-            wrong += [replace(self, others=others) for others in _changed(self.others)]
-            wrong.append(replace(self, relation=_OPPOSITE[self.relation]))
-        return [scene.caption for scene in wrong]
 
     def read(self) -> bytes:
         """The picture as a PNG of 128×128 pixels."""
@@ -150,15 +142,6 @@ def _random_things(rng: np.random.Generator) -> Things:
         colours[rng.integers(len(colours))],
         SHAPES[rng.integers(len(SHAPES))],
     )
-
-
-def _changed(things: Things) -> list[Things]:
-    return [
-        *(replace(things, count=count) for count in NUMBERS if count != things.count),
-        *(replace(things, size=size) for size in RADII if size != things.size),
-        *(replace(things, colour=colour) for colour in COLOURS if colour != things.colour),
-        *(replace(things, shape=shape) for shape in SHAPES if shape != things.shape),
-    ]
 
 
 def _plural(shape: str, count: int) -> str:

@@ -46,27 +46,22 @@ class FittedHead(nn.Module):
 class LinearHead(FittedHead):
     """One linear map."""
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, width: int, dim: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.project = nn.Linear(width, dim)
+        self.project = nn.Linear(width, dim, bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, dim), rows of unit length."""
         return F.normalize(self.project(features), dim=-1)
 
 
-class ProjectionHead(FittedHead):
-    """Fewer dimensions of the finest level's own vector."""
+class ProjectionHead(LinearHead):
+    """Fewer dimensions of the finest level's own vector, by a matrix."""
 
     reads_finest = True
 
     def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(width, dim, bias=False)
-
-    def forward(self, finest: Tensor) -> Tensor:
-        """(B, width) -> (B, dim), rows of unit length."""
-        return F.normalize(self.project(finest), dim=-1)
+        super().__init__(width, dim, bias=False)
 
 
 class PrefixHead(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 
 from hivlp.config import HiVLPConfig, TowerConfig
 from hivlp.errors import ModelError
+from hivlp.files.reading import one_line
 from hivlp.levels import Level
 from hivlp.model import processor
 from hivlp.model.hivlp_model import HiVLPModel
@@ -50,7 +51,7 @@ def import_dual_encoder(folder: Path, out: Path, name: str = "") -> HiVLPModel:
     try:
         original = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a configuration's class makes of the file
-        raise ModelError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(f"{source} cannot be loaded: {one_line(error, 300)}") from error
     family = original.model_type
     if family not in ("clip", "siglip"):
         raise ModelError(f"{source} is a {family} model; hivlp imports the clip and siglip families (SigLIP2 included, "
@@ -63,7 +64,7 @@ def import_dual_encoder(folder: Path, out: Path, name: str = "") -> HiVLPModel:
             folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # of files, of safetensors, of torch
-        raise ModelError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(f"{source} cannot be loaded: {one_line(error, 300)}") from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"{source} lacks {len(missing)} of its weights, the first of them {missing[0]}")
     tower = TowerConfig("dual_encoder", _without_dtype(original.to_dict()), {"fine": "identity"})

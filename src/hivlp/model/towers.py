@@ -75,19 +75,26 @@ class DualEncoder(nn.Module):
         self.is_siglip = "siglip" in config.model_type
 
 
-class DualEncoderImageTower(Tower):
+class _Half(Tower):
+    """One of the two towers of a :class:`DualEncoder`."""
+
+    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
+
+    def __init__(self, dual: DualEncoder, config: Any) -> None:
+        super().__init__()
+        self.dual = dual
+        self.depth = int(config.num_hidden_layers)
+        self.widths = [int(config.hidden_size)] * (self.depth - 1) + [dual.embedding_dim]
+
+
+class DualEncoderImageTower(_Half):
     """The vision half of a :class:`DualEncoder`."""
 
     owned = ("dual.network.vision_model.", "dual.network.visual_projection.")
-    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
     first = ("dual.network.vision_model.embeddings.", "dual.network.vision_model.pre_layrnorm.")
 
     def __init__(self, dual: DualEncoder) -> None:
-        super().__init__()
-        self.dual = dual
-        config = dual.network.config.vision_config
-        self.depth = int(config.num_hidden_layers)
-        self.widths = [int(config.hidden_size)] * (self.depth - 1) + [dual.embedding_dim]
+        super().__init__(dual, dual.network.config.vision_config)
 
     def forward(self, pixels: Tensor, layers: tuple[int, ...]) -> Features:
         """Layers below the last give the class token (CLIP) or the mean patch (SigLIP), the last the embedding."""
@@ -104,19 +111,15 @@ class DualEncoderImageTower(Tower):
         return features
 
 
-class DualEncoderTextTower(Tower):
+class DualEncoderTextTower(_Half):
     """The text half of a :class:`DualEncoder`."""
 
     owned = ("dual.network.text_model.", "dual.network.text_projection.")
-    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
     first = ("dual.network.text_model.embeddings.",)
 
     def __init__(self, dual: DualEncoder) -> None:
-        super().__init__()
-        self.dual, self.sees_padding = dual, dual.is_siglip
-        config = dual.network.config.text_config
-        self.depth = int(config.num_hidden_layers)
-        self.widths = [int(config.hidden_size)] * (self.depth - 1) + [dual.embedding_dim]
+        super().__init__(dual, dual.network.config.text_config)
+        self.sees_padding = dual.is_siglip
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, layers: tuple[int, ...]) -> Features:
         """Layers below the last give the mean token, the last the model's own text embedding."""

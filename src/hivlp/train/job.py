@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from hivlp.data.contents import content_hash
 from hivlp.errors import HivlpError, RecipeError
+from hivlp.files.reading import one_line
 from hivlp.model.batchnorm import share_statistics
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.objective import HierarchicalObjective
@@ -225,7 +226,7 @@ def start(recipe: Recipe, run: Path) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
-        raise RecipeError(f"compute: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"compute: {one_line(error)}") from error
 
 
 def set_training(model: HiVLPModel, recipe: Recipe) -> None:

@@ -116,21 +116,10 @@ def plain_type(kind: Any) -> Any:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether an arrow type is one of those of strings."""
-    import pyarrow as pa
-
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(plain_type(kind)) for test in tests)
+    """Whether an arrow type is one of strings."""
+    return str(plain_type(kind)) in ("string", "large_string", "string_view")
 
 
 def is_bytes(kind: Any) -> bool:
-    """Whether an arrow type is one of those of bytes."""
-    import pyarrow as pa
-
-    tests = (
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-        pa.types.is_fixed_size_binary,
-    )
-    return any(test(plain_type(kind)) for test in tests)
+    """Whether an arrow type is one of bytes."""
+    return str(plain_type(kind)).startswith(("binary", "large_binary", "fixed_size_binary"))

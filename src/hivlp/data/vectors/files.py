@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,30 +61,14 @@ class Chunk:
     refused: Mapping[int, str]
 
 
-class Part(Protocol):
-    """One file of vectors."""
-
-    @property
-    def file(self) -> Path:
-        """Where they lie."""
-
-    @property
-    def dim(self) -> int:
-        """Length of every vector."""
-
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-
-    def chunks(self) -> Iterator[Chunk]:
-        """All rows in order, at most ``CHUNK`` at a time."""
-
-    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
-        """At most so many rows drawn at random, in pieces, not checked."""
-
-
 class NpyFile:
-    """Vectors in a memory-mapped array, with what metadata says of each."""
+    """Vectors in a memory-mapped array, with what metadata says of each.
+
+    Attributes:
+        file: that holds them.
+        rows: how many there are.
+        dim: length of each.
+    """
 
     def __init__(self, file: Path, metadata: Path | None = None) -> None:
         self.file = file
@@ -103,7 +87,7 @@ class NpyFile:
                 )
 
     def chunks(self) -> Iterator[Chunk]:
-        """See :class:`Part`."""
+        """All rows in order, at most ``CHUNK`` at a time."""
         told = _told(self._metadata) if self._metadata else None
         for first in range(0, self.rows, CHUNK):
             vectors = np.asarray(self._array[first : first + CHUNK])
@@ -113,14 +97,14 @@ class NpyFile:
             yield Chunk(self.file, first, vectors, known, refused)
 
     def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
-        """See :class:`Part`."""
+        """At most so many rows drawn at random, in pieces, not checked."""
         rows = np.sort(rng.choice(self.rows, count, replace=False))
         for first in range(0, count, CHUNK):
             yield np.asarray(self._array[rows[first : first + CHUNK]])
 
 
 class ParquetColumn:
-    """Vectors in a column of lists."""
+    """Vectors in a column of lists; attributes as of :class:`NpyFile`."""
 
     def __init__(self, file: Path, column: str | None) -> None:
         self.file = file
@@ -153,7 +137,7 @@ class ParquetColumn:
         return 0
 
     def chunks(self) -> Iterator[Chunk]:
-        """See :class:`Part`."""
+        """See :class:`NpyFile`."""
         first = 0
         with opened(self.file) as parquet:
             for batch in batches(self.file, parquet, [self._column, *self._others], size=CHUNK):
@@ -163,7 +147,7 @@ class ParquetColumn:
                 first += len(vectors)
 
     def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
-        """See :class:`Part`."""
+        """See :class:`NpyFile`."""
         groups, held = [], 0
         for group in rng.permutation(len(self._groups)).tolist():
             if held < SAMPLE_EXCESS * count:
@@ -180,6 +164,10 @@ class ParquetColumn:
     def _matrix(self, column: Any) -> tuple[Raw, dict[int, str]]:
         with arrow_errors(f"{self.file} is damaged"):
             return _matrix(column, self.dim)
+
+
+Part = NpyFile | ParquetColumn
+"""One file of vectors."""
 
 
 def _is_vector(kind: Any) -> bool:

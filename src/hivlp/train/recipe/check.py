@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ def check_data(recipe: Recipe, processes: int = 1) -> list[tuple[Pair, int]]:
         raise RecipeError(f"watch.every is {recipe.watch.every}, but the run has {steps} steps")
     if recipe.optim.warmup_steps >= steps:
         logger.warning("optim.warmup_steps is %d: in %d steps no peak is reached", recipe.optim.warmup_steps, steps)
-    seen = {key: _held_out(key, source) for key, source in _held_out_sources(recipe)}
+    named = {"validation": recipe.validation, "test": recipe.test}
+    seen = {key: _held_out(key, source) for key, source in named.items() if source is not None}
     learned = {_picture(pair) for pair, _ in pairs}
     if shared := len(learned & seen.get("test", set())):
         raise RecipeError(f"test: {shared} of its pictures are trained on")
@@ -246,14 +247,16 @@ def _check_inputs(recipe: Recipe, model: HiVLPModel) -> None:
     except (ValueError, RuntimeError, TypeError) as error:
         raise RecipeError(f"picture.size is {size}, which the image tower does not take: {error}") from error
     weights = tower_weights(recipe, "text")
-    positions = _positions(model) if weights is None else weights.positions
+    positions = _text_config(model).max_position_embeddings if weights is None else weights.positions
     if not 3 <= text.max_tokens <= positions:
         raise RecipeError(
             f"text.max_tokens must be at least 3 and at most {positions}, the positions of the text tower, "
             f"not {text.max_tokens}"
         )
-    if not 0 <= text.pad_id < _words(model):
-        raise RecipeError(f"text.pad_id must be at least 0 and below the {_words(model)} words of the text tower")
+    if not 0 <= text.pad_id < _text_config(model).vocab_size:
+        raise RecipeError(
+            f"text.pad_id must be at least 0 and below the {_text_config(model).vocab_size} words of the text tower"
+        )
 
 
 def _check_learning(recipe: Recipe, model: HiVLPModel) -> None:
@@ -341,16 +344,10 @@ def _check_tokenizer(recipe: Recipe) -> None:
         raise RecipeError(f"init.tokenizer: {path} cannot be read: {error}") from error
     model = _check_model(recipe)
     known = max(tokenizer.get_vocab().values(), default=0) + 1
-    if known > (words := _words(model)):
+    if known > (words := _text_config(model).vocab_size):
         raise RecipeError(f"init.tokenizer: {recipe.init.tokenizer} has {known} words, the text tower {words}")
     if recipe.pretext.masked_language and tokenizer.token_to_id("[MASK]") is None:
         raise RecipeError(f"pretext.masked_language needs a tokenizer with [MASK]; {recipe.init.tokenizer} has none")
-
-
-def _held_out_sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    for key in ("validation", "test"):
-        if (source := getattr(recipe, key)) is not None:
-            yield key, source
 
 
 def _held_out(key: str, source: str) -> set[object]:
@@ -379,16 +376,6 @@ def _picture(pair: Pair) -> object:
     if isinstance(pair.picture, Path):
         return pair.picture.resolve()
     return pair.picture
-
-
-def _positions(model: HiVLPModel) -> int:
-    """Tokens of the longest text."""
-    return int(_text_config(model).max_position_embeddings)
-
-
-def _words(model: HiVLPModel) -> int:
-    """Tokens that there are."""
-    return int(_text_config(model).vocab_size)
 
 
 def _text_config(model: HiVLPModel) -> Any:
