@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hivlp.data.pairs import Pair, load_pairs, split_of_folders, split_of_name
-from hivlp.data.values import as_text
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair, split_of_folders, split_of_name
+from hivlp.data.readers.values import as_text
 from hivlp.errors import DataError
-from hivlp.train.augment import caption_variants
-from hivlp.train.recipe import Augment
+from hivlp.train.inputs.augment import caption_variants
+from hivlp.train.recipe.schema import Augment
 
 
 def read(path: Path, content: str | bytes) -> list[tuple[str, tuple[str, ...]]]:
