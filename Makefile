@@ -22,7 +22,7 @@ lint: .venv-dev/.dev
 
 # The site: a broken link, an unknown name or a page that no menu names fails.
 docs: .venv-dev/.docs
-	.venv-dev/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-dev/bin/mkdocs build --strict
 
 # System packages for the tests: pictures to evaluate on, and a browser for the page. Without root or apt-get the tests
 # that need them are skipped, and say so.
