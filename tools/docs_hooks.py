@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils.meta import get_data
@@ -43,6 +44,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return markdown
     markdown = re.sub(r"(\]\([^)]*)\.ipynb\)", r"\1.md)", markdown)
     return re.sub(r"<!-- table: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that loads anything from another host: the site is read offline."""
+    loaded = re.findall(r'(?:\ssrc=|<link[^>]*\shref=)"((?:https?:)?//[^"]+)"', output)
+    if loaded:
+        raise PluginError(f"{page.file.src_uri} loads from another host: {loaded[0]}")
+    return output
 
 
 def notebook(path: Path) -> str:
