@@ -90,11 +90,10 @@ def floors() -> str:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "FLOORS"
     )
-    there = {path.stem for path in count_lines.ROOT.iterdir()}
-    rows = [[room for room in rooms if room in there] for rooms in found]
+    there = {path.stem for path in count_lines.ROOT.iterdir()} - {"__init__", "__main__"}
+    rows = ["  ".join(room for room in rooms if room in there) for rooms in found]
     rows = [row for row in rows if row]
-    lines = [f"| {len(rows) - at} | " + " ".join(f"`{room}`" for room in row) + " |" for at, row in enumerate(rows)]
-    return "\n".join(["| floor | rooms |", "|---:|---|", *lines])
+    return "\n".join(["```text", *(f"{len(rows) - at:2}  {row}" for at, row in enumerate(rows)), "```"])
 
 
 def verbs() -> str:
