@@ -46,6 +46,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return re.sub(r"<!-- table: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Show what docstrings name, such as :class:`Name`, as code."""
+    return re.sub(r":(?:class|meth|func|data|mod|attr):<code>~?", "<code>", html)
+
+
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Refuse a page that loads anything from another host: the site is read offline."""
     loaded = re.findall(r'(?:\ssrc=|<link[^>]*\shref=)"((?:https?:)?//[^"]+)"', output)
