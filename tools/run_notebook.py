@@ -23,13 +23,14 @@ def run_cells(cells: list[dict[str, Any]]) -> list[str]:
     for number, cell in enumerate(cells, 1):
         tree = ast.parse("".join(cell["source"]), f"cell {number}")
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        with contextlib.redirect_stdout(io.StringIO()) as shown:
+        shown = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)  # as the real one, also for bytes
+        with contextlib.redirect_stdout(shown):
             exec(compile(tree, f"cell {number}", "exec"), names)
             if last is not None:
                 value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
                 if value is not None:
                     print(value)
-        printed.append(shown.getvalue())
+        printed.append(shown.buffer.getvalue().decode())
     return printed
 
 
