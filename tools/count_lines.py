@@ -16,7 +16,8 @@ def counted(root: Path = ROOT) -> dict[str, dict[str, int]]:
         if path.suffix not in SUFFIXES or not path.is_file():
             continue
         inner = path.relative_to(root)
-        room = rooms.setdefault(inner.parts[0] if len(inner.parts) > 1 else "(top)", dict.fromkeys(("files", "Python", "C"), 0))
+        name = inner.parts[0] if len(inner.parts) > 1 else "(top)"
+        room = rooms.setdefault(name, dict.fromkeys(("files", "Python", "C"), 0))
         room["files"] += 1
         room[SUFFIXES[path.suffix]] += len(path.read_text(encoding="utf-8").splitlines())
     return rooms

@@ -38,8 +38,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fill in `<!-- table: NAME -->`, and put date, question and verdict below an experiment's title."""
     if "verdict" in page.meta:
         title, rest = markdown.split("\n", 1)
-        head = f"\n*{page.meta['date']}*\n\n**Question.** {page.meta['question']}\n\n**Verdict.** {page.meta['verdict']}\n"
-        markdown = title + "\n" + head + rest
+        said = f"**Question.** {page.meta['question']}\n\n**Verdict.** {page.meta['verdict']}"
+        markdown = f"{title}\n\n*{page.meta['date']}*\n\n{said}\n{rest}"
     if page.file.src_uri.startswith("tutorials/"):
         return markdown
     markdown = re.sub(r"(\]\([^)]*)\.ipynb\)", r"\1.md)", markdown)
@@ -81,9 +81,8 @@ def experiments() -> str:
     for path in sorted((ROOT / "docs" / "experiments").glob("20*.md"), reverse=True):
         text, meta = get_data(path.read_text(encoding="utf-8"))
         title = re.search(r"^# (.+)$", text, re.M)
-        rows.append(
-            f"| {meta['date']} | [{title[1] if title else path.stem}]({path.name}) | {meta['question']} | {meta['verdict']} |"
-        )
+        link = f"[{title[1] if title else path.stem}]({path.name})"
+        rows.append(f"| {meta['date']} | {link} | {meta['question']} | {meta['verdict']} |")
     return "\n".join(["| date | experiment | question | verdict |", "|---|---|---|---|", *rows])
 
 
@@ -111,7 +110,8 @@ def verbs() -> str:
 
     parser = build_parser()
     choices = next(each.choices for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-    return "\n\n".join(f"## hivlp {name}\n\n```text\n{sub.format_help().rstrip()}\n```" for name, sub in choices.items())
+    helps = {name: sub.format_help().rstrip() for name, sub in choices.items()}
+    return "\n\n".join(f"## hivlp {name}\n\n```text\n{text}\n```" for name, text in helps.items())
 
 
 TABLES = {

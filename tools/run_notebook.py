@@ -27,7 +27,7 @@ def run_cells(cells: list[dict[str, Any]]) -> list[str]:
         with contextlib.redirect_stdout(shown):
             exec(compile(tree, f"cell {number}", "exec"), names)
             if last is not None:
-                value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
+                value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)  # noqa: S307
                 if value is not None:
                     print(value)
         printed.append(shown.buffer.getvalue().decode())

@@ -1,7 +1,7 @@
 """The worked query of docs/ann.md: what one search of the approximate index reads, stage by stage.
 
-`python tools/worked_query.py` indexes WordNet's words by hivlp-mini's fine level and asks with a gloss, in about a minute
-(and some more the first time, when words and glosses are encoded). It needs WordNet: `apt-get install wordnet-base`.
+`python tools/worked_query.py` indexes WordNet's words by hivlp-mini's fine level and asks with a gloss, in about a
+minute (and some more the first time, when words and glosses are encoded). It needs WordNet: `apt-get install wordnet-base`.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ def main() -> None:
     tried += [replace(PARAMS, slack=value) for value in (0.5, 2.0)]
     tried += [replace(PARAMS, tolerance=value) for value in (2.0, np.inf)]
     print(f"\nmeans of {len(test):,} queries")
-    print("| margin | slack | rerank | tolerance | lists | sign codes | refinement codes | float16 vectors | recall@10 |")
+    print("| margin | slack | rerank | tolerance", end=" | ")
+    print("lists | sign codes | refinement codes | float16 vectors | recall@10 |")
     print("|---|---|---|---|---|---|---|---|---|")
     for params in tried:
         rows, _, counts = read(index, test, params)
         recall = np.mean([len({*found} & {*right}) / K for found, right in zip(rows, truth, strict=True)])
-        numbers = " | ".join(f"{count:,.0f}" for count in counts)
-        print(f"| {params.margin:g} | {params.slack:g} | {params.rerank} | {params.tolerance:g} | {numbers} | {recall:.4f} |")
+        asked = (f"{value:g}" for value in (params.margin, params.slack, params.rerank, params.tolerance))
+        print(f"| {' | '.join([*asked, *(f'{count:,.0f}' for count in counts)])} | {recall:.4f} |")
 
 
 if __name__ == "__main__":
