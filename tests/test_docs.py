@@ -46,10 +46,10 @@ def test_every_experiment_says_when_what_and_with_which_verdict():
 def test_lines_are_counted_by_room(tmp_path):
     (tmp_path / "room" / "c").mkdir(parents=True)
     (tmp_path / "top.py").write_text("a = 1\n")
-    (tmp_path / "room" / "one.py").write_text("a = 1\nb = 2\n")
-    (tmp_path / "room" / "c" / "two.h").write_text("int a;\n")
+    (tmp_path / "room" / "one.py").write_text('"""Two\nlines."""\n\n# A comment.\nb = """\ntext"""  # code\n')
+    (tmp_path / "room" / "c" / "two.h").write_text("/* Two\n * lines. */\nint a; /* code */\n")
     (tmp_path / "room" / "page.html").write_text("<p>\n")
     assert tool("count_lines").counted(tmp_path) == {
-        "room": {"files": 2, "Python": 2, "C": 1},
-        "(top)": {"files": 1, "Python": 1, "C": 0},
+        "room": {"files": 2, "lines": 9, "code": 3, "Python": 6, "C": 3},
+        "(top)": {"files": 1, "lines": 1, "code": 1, "Python": 1},
     }

@@ -105,7 +105,7 @@ def verbs() -> str:
     import argparse
     import os
 
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "88"
     from hivlp.cli.parser import build_parser
 
     parser = build_parser()

@@ -1,7 +1,7 @@
 """The worked query of docs/ann.md: what one search of the approximate index reads, stage by stage.
 
-`python tools/worked_query.py` indexes WordNet's words by hivlp-mini's fine level and asks with a gloss, in about a minute,
-and a few more the first time, when words and glosses are encoded. It needs WordNet: `apt-get install wordnet-base`.
+`python tools/worked_query.py` indexes WordNet's words by hivlp-mini's fine level and asks with a gloss, in a minute
+(the first time in a few, since words and glosses are encoded). It needs WordNet: `apt-get install wordnet-base`.
 """
 
 from __future__ import annotations
