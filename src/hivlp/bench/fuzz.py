@@ -35,7 +35,7 @@ from hivlp.store.records import NewItem, Stamp
 
 PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
 CHUNK = 50  # cases a process
-SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c")
+SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c", "c/query.c")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 FLAGS = ("-O1", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 FOUND = 86  # exit code of a sanitizer that found something

@@ -28,6 +28,8 @@ from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
 from hivlp.index.verify import verify_index
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
+from hivlp.search.filters import Filter
+from hivlp.search.grouping import Contents
 from hivlp.search.opened import stored_bytes
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.plan import Plan
@@ -37,6 +39,7 @@ from hivlp.search.stages import Query, Step
 from hivlp.search.timing import Stopwatch
 from hivlp.store.compacting import Progress
 from hivlp.store.folder import Store
+from hivlp.store.lookup import Shown
 from hivlp.store.names import composed, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
@@ -46,6 +49,10 @@ BATCH = 256
 """Queries that share a pass over the vectors."""
 PAGE = 1000
 """Items that are listed from one commit."""
+
+
+Answer = tuple[Plan, list[tuple[list[Hit], list[Step]]]]
+"""The plan of a search, and of each query its hits and what was done to find them."""
 
 
 class Index:
@@ -62,7 +69,7 @@ class Index:
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open an existing index; see :meth:`open`."""
         self.store = Store(path)
-        self._snapshots = Snapshots(self.store.path)
+        self._snapshots = Snapshots(self.store)
         try:
             about = self.store.about
             maps = CoarseMaps.load(self.store.path, about.fingerprint) if about.model == EMBEDDINGS else None
@@ -349,7 +356,9 @@ class Index:
         Returns:
             Whether there was something to do.
         """
-        return refresh(self.store, on_progress)
+        refreshed = refresh(self.store, on_progress)
+        self._snapshots.look_again()
+        return refreshed
 
     def verify(self, on_progress: Progress | None = None) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
@@ -479,13 +488,13 @@ class Index:
         watch = Stopwatch()
         encoded = None if like is not None else self._queries.of_one(query, image, vector)
         watch.lap("encode")
-        with self.store.reading() as reader:
-            excluded = None
-            if encoded is None:
-                excluded = self._item(reader, like).row
-                encoded = self._queries.of_vectors(reader.embeddings([excluded]))
-            snapshot = self._snapshots.of(reader)
-            plan, ((hits, steps),) = self._answer(snapshot, reader, [encoded], options, watch, excluded)
+        if encoded is not None:
+            plan, ((hits, steps),) = self._answer([encoded], options, watch)
+        else:
+            with self.store.reading() as reader:
+                row = self._item(reader, like).row
+                encoded = self._queries.of_vectors(reader.embeddings([row]))
+                plan, ((hits, steps),) = self._answer_in(reader, [encoded], options, watch, row)
         return SearchResult(hits, watch.finish(), steps, plan)
 
     def search_many(
@@ -535,12 +544,7 @@ class Index:
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
         watch.lap("encode")
-        plan, answers = None, []
-        with self.store.reading() as reader:
-            snapshot = self._snapshots.of(reader)
-            for chunk in chunks(encoded, BATCH):
-                plan, found = self._answer(snapshot, reader, chunk, options, watch)
-                answers += found
+        plan, answers = self._answer(encoded, options, watch)
         share = {name: round(value / max(1, len(answers)), 3) for name, value in watch.finish().items()}
         return [SearchResult(hits, dict(share), steps, plan) for hits, steps in answers]
 
@@ -550,28 +554,61 @@ class Index:
             raise QueryError(f"{self.path} has no item {item}")
         return found
 
-    def _answer(
+    def _answer(self, queries: Sequence[Query], options: Options, watch: Stopwatch) -> Answer:
+        """The answer to queries, all of one commit.
+
+        The last snapshot is searched without a transaction. If a commit comes in between, the lookup of the hits tells,
+        and the search is made again inside one.
+        """
+        snapshot = self._snapshots.newest()
+        known = snapshot is not None and (options.where is None or options.where in snapshot.filters)
+        if snapshot is not None and known and options.group is not True:
+            allowed = snapshot.collection.alive if options.where is None else snapshot.filters[options.where]
+            plan, pages = self._pages(snapshot, queries, options, watch, allowed)
+            items = self._snapshots.shown(snapshot, _rows(pages))
+            if items is not None:
+                return plan, self._hits(pages, items, options.offset)
+        with self.store.reading() as reader:
+            return self._answer_in(reader, queries, options, watch)
+
+    def _answer_in(
         self,
-        snapshot: Snapshot,
         reader: Reader,
         queries: Sequence[Query],
         options: Options,
         watch: Stopwatch,
         excluded: int | None = None,
-    ) -> tuple[Plan, list[tuple[list[Hit], list[Step]]]]:
-        """The plan for queries of one commit, the hits of each, and what was done to find them."""
+    ) -> Answer:
+        """The answer to queries in the commit that a reader sees."""
+        snapshot = self._snapshots.of(reader)
         allowed = self._snapshots.allowed(snapshot, reader, options.where)
-        plan, pages = search(
-            snapshot.collection, queries, options, watch, contents=reader, allowed=allowed, excluded=excluded
-        )
-        hits = self._hits(reader, pages, options.offset)
-        return plan, [(each, page.steps) for each, page in zip(hits, pages, strict=True)]
+        plan, pages = self._pages(snapshot, queries, options, watch, allowed, excluded, reader)
+        items = {item.row: item for item in reader.in_rows(_rows(pages))}
+        return plan, self._hits(pages, items, options.offset)
 
-    def _hits(self, reader: Reader, pages: Sequence[Page], offset: int) -> list[list[Hit]]:
-        """What is known of the rows of each page, and of those folded into them."""
-        wanted = {row for page in pages for row in page.rows.tolist()}
-        wanted.update(row for page in pages for group in page.duplicates or () for row in group)
-        items = {item.row: item for item in reader.in_rows(list(wanted))}
+    def _pages(
+        self,
+        snapshot: Snapshot,
+        queries: Sequence[Query],
+        options: Options,
+        watch: Stopwatch,
+        allowed: Filter | None,
+        excluded: int | None = None,
+        contents: Contents | None = None,
+    ) -> tuple[Plan, list[Page]]:
+        """The plan of a search in a snapshot, and a page of each query's ranking."""
+        plan = snapshot.plan(options, allowed)
+        pages: list[Page] = []
+        for chunk in chunks(queries, BATCH):
+            pages += search(
+                snapshot.collection, plan, chunk, options, watch, contents=contents, allowed=allowed, excluded=excluded
+            )
+        return plan, pages
+
+    def _hits(
+        self, pages: Sequence[Page], items: Mapping[int, Item | Shown], offset: int
+    ) -> list[tuple[list[Hit], list[Step]]]:
+        """The hits of each page, and what was done to find them."""
         names, answers = [level.name for level in self.levels], []
         for page in pages:
             hits = []
@@ -582,7 +619,7 @@ class Index:
                     same = [Duplicate(items[each].id, items[each].path) for each in page.duplicates[place]]
                 known = dict(zip(names, by_level, strict=True))
                 hits.append(Hit(offset + place + 1, item.id, item.path, item.caption, known, item.metadata, same))
-            answers.append(hits)
+            answers.append((hits, page.steps))
         return answers
 
     def tune(
@@ -616,7 +653,16 @@ class Index:
         elif isinstance(queries, Iterable) and not (isinstance(queries, np.ndarray) and queries.dtype.kind not in "UO"):
             queries = as_texts(queries)
         recall = real_number("recall", recall)
-        return tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
+        report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
+        self._snapshots.look_again()
+        return report
+
+
+def _rows(pages: Sequence[Page]) -> list[int]:
+    """The rows of each page, and those folded into them, each once."""
+    rows = {row for page in pages for row in page.rows.tolist()}
+    rows.update(row for page in pages for group in page.duplicates or () for row in group)
+    return list(rows)
 
 
 def _loaded_from(model: Encoder, source: str | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hivlp.ann import native
 from hivlp.coarse.maps import COARSE, FINE, CoarseMaps
 from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
 from hivlp.errors import ArgumentError, IndexFolderError, MissingExtraError, ModelError, QueryError
@@ -131,8 +132,14 @@ class QueryEncoder:
         levels = self._about.levels
         if self.maps is not None and COARSE not in vectors:
             (fine,) = unit_vectors(vectors, levels[-1:])
-            return [self.maps.of_queries(fine[None])[COARSE][0], fine]
+            return [self._coarse(fine), fine]
         return unit_vectors(vectors, levels)
+
+    def _coarse(self, fine: Vectors) -> Vectors:
+        """The (m,) coarse vector of a (dim,) fine one: as the maps have it, without letting go of the lock."""
+        assert self.maps is not None
+        coarse, length = native.unit(native.project(self.maps.query, fine))
+        return coarse if 0 < length < math.inf else self.maps.of_queries(fine[None])[COARSE][0]
 
     def _by_level(self, vectors: Any) -> Mapping[str, Any]:
         """What was given as vectors, by level; where the finest one is enough, it need not be named."""
@@ -173,18 +180,17 @@ def unit_vectors(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Ve
             if given.dtype.kind not in "fiu":
                 raise TypeError(given.dtype)
             vector = given
-            if given.dtype != np.float32:
+            if given.dtype != np.float32 or not given.flags.c_contiguous:
                 with np.errstate(over="ignore"):
-                    vector = given.astype(np.float32)
+                    vector = np.ascontiguousarray(given, np.float32)
         except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
             raise QueryError(f"level {level.name}: not a vector of numbers") from error
         if vector.shape == (1, level.dim):
             vector = vector[0]
         if vector.shape != (level.dim,):
             raise QueryError(f"level {level.name}: a vector of shape {vector.shape} where ({level.dim},) is needed")
-        wide = vector.astype(np.float64)  # squares of float32 may not fit float32
-        norm = math.sqrt(wide @ wide)
-        if not math.isfinite(norm) or norm == 0:
-            raise QueryError(f"level {level.name}: the vector is {'zero' if norm == 0 else 'not finite'}")
-        checked.append((wide / norm).astype(np.float32))
+        unit, length = native.unit(vector)
+        if not 0 < length < math.inf:
+            raise QueryError(f"level {level.name}: the vector is {'zero' if length == 0 else 'not finite'}")
+        checked.append(unit)
     return checked

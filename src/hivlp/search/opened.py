@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,8 @@ from hivlp.store.records import State
 logger = logging.getLogger(__name__)
 Identity = tuple[int, int, int]
 """Of a manifest: time of its last change in ns, inode, bytes."""
+LOOK_SECONDS = 0.05
+"""Time within which a look at the folder is good; what lies open stays valid in any case."""
 LOOKS = 3
 """Times that files are read which another process may be replacing, before they are done without."""
 
@@ -74,13 +78,24 @@ class AnnFolder:
         self._manifest = str(folder / FOLDER / MANIFEST)
         self._opened: _Opened | None = None
         self._refused: Identity | None = None
+        self._looked = -math.inf
+        self._found: Identity | None = None
 
     def close(self) -> None:
         """Let go of the files."""
         self._opened = None
 
     def identity(self) -> Identity | None:
-        """Which approximate index is there now; None without one of use. Asked at every search."""
+        """Which approximate index is there now, or was :data:`LOOK_SECONDS` ago; None without one of use."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._found, self._looked = self._look(), now
+        identity, opened = self._found, self._opened
+        if opened is not None and opened.identity == identity and opened.sound is False:
+            self._refused = identity  # damage that an exact search has found
+        return None if identity == self._refused else identity
+
+    def _look(self) -> Identity | None:
         if native.load() is None:  # without kernels, scanning everything is the faster way
             return None
         try:
@@ -90,11 +105,11 @@ class AnnFolder:
                 status = (standing(self._folder / FOLDER) / MANIFEST).stat()
             except OSError:
                 return None
-        identity = status.st_mtime_ns, status.st_ino, status.st_size
-        opened = self._opened
-        if opened is not None and opened.identity == identity and opened.sound is False:
-            self._refused = identity  # damage that an exact search has found
-        return None if identity == self._refused else identity
+        return status.st_mtime_ns, status.st_ino, status.st_size
+
+    def look_again(self) -> None:
+        """Look at the folder at the next search, however soon that is."""
+        self._looked = -math.inf
 
     def open(self, vectors: Stored, state: State) -> tuple[Identity | None, Approximate | None]:
         """The approximate index that is there now, over the rows of a commit, and which one it is.
@@ -107,6 +122,7 @@ class AnnFolder:
         """
         plain = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
         for _ in range(LOOKS):
+            self.look_again()
             identity = self.identity()
             if identity is None:
                 self._opened = None
@@ -118,6 +134,7 @@ class AnnFolder:
                     opened = self._open(identity, plain, state.generation)
                 except IndexFolderError as error:
                     opened, failure = None, error
+                self.look_again()
                 if identity != self.identity():  # what is known of one may have been read of the other
                     continue
                 self._opened = opened

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,31 +80,55 @@ class Options:
             QueryError: if a value is out of its range, or two contradict each other.
             ArgumentError: if one is of another type.
         """
-        if recall is not None and (exact or shortlist is not None):
-            raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
-        if where is not None and not isinstance(where, str):
-            raise ArgumentError(f"where must be a condition in SQL, not {where!r:.40}")
-        return cls(
-            k=whole_number("k", k),
-            shortlists=_shortlists(shortlist, levels),
-            exact=yes_or_no("exact", exact),
-            where=where,
-            offset=min(whole_number("offset", offset), FARTHEST),
-            threshold=None if threshold is None else real_number("threshold", threshold),
-            group=bool(group) if isinstance(group, (bool, np.bool_)) else real_number("group", group),
-            recall=None if recall is None else real_number("recall", recall),
-            own_shortlist=shortlist is not None,
-        )
+        given = (k, exact, where, offset, threshold, group, recall)
+        if shortlist is None and {*map(type, given)} <= PLAIN:
+            return _checked(len(levels), None, *given)
+        return _check(len(levels), shortlist, *given)
 
 
-def _shortlists(shortlist: int | Sequence[int] | None, levels: Sequence[Level]) -> tuple[int, ...]:
-    stages = len(levels) - 1
+PLAIN = {int, bool, float, str, type(None)}
+"""Types of options that are as good as their checked selves, whose check is remembered."""
+
+
+def _check(
+    levels: int,
+    shortlist: int | Sequence[int] | None,
+    k: int,
+    exact: bool,
+    where: str | None,
+    offset: int,
+    threshold: float | None,
+    group: bool | float,
+    recall: float | None,
+) -> Options:
+    if recall is not None and (exact or shortlist is not None):
+        raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
+    if where is not None and not isinstance(where, str):
+        raise ArgumentError(f"where must be a condition in SQL, not {where!r:.40}")
+    return Options(
+        k=whole_number("k", k),
+        shortlists=_shortlists(shortlist, levels),
+        exact=yes_or_no("exact", exact),
+        where=where,
+        offset=min(whole_number("offset", offset), FARTHEST),
+        threshold=None if threshold is None else real_number("threshold", threshold),
+        group=bool(group) if isinstance(group, (bool, np.bool_)) else real_number("group", group),
+        recall=None if recall is None else real_number("recall", recall),
+        own_shortlist=shortlist is not None,
+    )
+
+
+_checked = lru_cache(maxsize=256, typed=True)(_check)
+
+
+def _shortlists(shortlist: int | Sequence[int] | None, levels: int) -> tuple[int, ...]:
+    stages = levels - 1
     if not isinstance(shortlist, Iterable) or np.ndim(shortlist) == 0:
         size = DEFAULT_SHORTLIST if shortlist is None else whole_number("shortlist", shortlist)
         return (size,) * stages
     sizes = tuple(whole_number("shortlist", size) for size in shortlist)
     if len(sizes) != stages:
-        raise QueryError(f"{len(sizes)} shortlists for {len(levels)} levels: one for each but the finest")
+        raise QueryError(f"{len(sizes)} shortlists for {levels} levels: one for each but the finest")
     return sizes
 
 

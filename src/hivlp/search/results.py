@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hivlp.search.plan import Plan, stage_text
 from hivlp.search.stages import Step
 
 
-@dataclass(frozen=True)
-class Duplicate:
+class Duplicate(NamedTuple):
     """An item that is shown with another one instead of by itself."""
 
     id: int
@@ -23,8 +22,7 @@ class Duplicate:
         return {"id": self.id, "path": _printable(self.path)}
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """One found item.
 
     Attributes:

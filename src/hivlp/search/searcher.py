@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 from hivlp.search.collection import Collection
@@ -11,13 +11,12 @@ from hivlp.search.filters import Filter, Rows
 from hivlp.search.grouping import Contents, Folding, NearDuplicates, SameContent
 from hivlp.search.options import Options
 from hivlp.search.paging import Ranking
-from hivlp.search.plan import Plan, choose
+from hivlp.search.plan import Plan
 from hivlp.search.stages import Query, Step
 from hivlp.search.timing import Stopwatch
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """A page of one query's ranking.
 
     Attributes:
@@ -35,27 +34,28 @@ class Page:
 
 def search(
     collection: Collection,
+    plan: Plan,
     queries: Sequence[Query],
     options: Options,
     watch: Stopwatch,
     *,
-    contents: Contents,
+    contents: Contents | None,
     allowed: Filter | None,
     excluded: int | None = None,
-) -> tuple[Plan, list[Page]]:
-    """A page of each query's ranking, and the plan that all of them share.
+) -> list[Page]:
+    """A page of each query's ranking.
 
     Args:
         collection: of one commit.
+        plan: that is carried out.
         queries: (dim,) float32 unit vectors, one a level.
         options: what is asked.
         watch: that stages are charged to.
-        contents: content hashes of that commit's rows, for grouping.
+        contents: content hashes of that commit's rows, for grouping by content.
         allowed: filter mask, which leaves tombstones out; None for all rows.
         excluded: a row that is left out.
     """
     total = collection.rows
-    plan = choose(collection, options, total if allowed is None else allowed.count)
     rankings = [
         Ranking(plan, collection, query, watch, allowed=allowed, excluded=excluded, overlooked=options.plain)
         for query in queries
@@ -77,18 +77,19 @@ def search(
         coarser = zip(collection.scanners[:-1], query[:-1], strict=True)
         scores = *(scanner.rescore(vector, rows) for scanner, vector in coarser), finest
         pages.append(Page(rows, scores, duplicates, ranking.steps))
-    return plan, pages
+    return pages
 
 
 def _folding(
     collection: Collection,
     group: bool | float,
-    contents: Contents,
+    contents: Contents | None,
     allowed: Filter | None,
     excluded: int | None,
 ) -> Folding | None:
     if group is False:
         return None
     if group is True:
+        assert contents is not None
         return SameContent(contents, allowed, excluded)
     return NearDuplicates(collection.scanners[-1].vectors, group)

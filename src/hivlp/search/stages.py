@@ -98,7 +98,7 @@ class Scan:
     def run(self, collection: Collection, asked: Asked, before: Sequence[Candidates]) -> list[Candidates]:
         """See :class:`Stage`."""
         place, step = collection.place(self.level), (self.to_json(),)
-        queries = np.stack([query[place] for query in asked.queries])
+        queries = _stacked(asked.queries, place)
         keep = self.keep + (asked.excluded is not None)
         found = collection.scanners[place].search(queries, keep, mask_of(asked.allowed))
         if asked.excluded is None:
@@ -155,7 +155,7 @@ class Exact:
 
     def run(self, collection: Collection, asked: Asked, before: Sequence[Candidates]) -> list[Candidates]:
         """See :class:`Stage`."""
-        queries = np.stack([query[-1] for query in asked.queries])
+        queries = _stacked(asked.queries, -1)
         found = self._top(collection, queries, asked.count + (asked.excluded is not None), asked.allowed)
         return [Candidates(rows, scores, (self.to_json(),)) for rows, scores in found]
 
@@ -202,7 +202,7 @@ class Ann:
         """See :class:`Stage`."""
         assert collection.ann is not None
         ann, allowed = collection.ann, asked.allowed
-        queries = np.stack([query[-1] for query in asked.queries])
+        queries = _stacked(asked.queries, -1)
         near = ann.search(queries, HEAD, self.params, allowed)
         regions = self._regions(collection, near, allowed)
         step = (step_of(self.level, self.recall, self.params),)
@@ -229,7 +229,7 @@ class Ann:
             return Exact(self.level).run(collection, Asked(queries, HEAD, asked.allowed), ())
         assert collection.ann is not None
         step = (step_of(self.level, self.recall, params),)
-        near = collection.ann.search(np.stack([query[-1] for query in queries]), HEAD, params, asked.allowed)
+        near = collection.ann.search(_stacked(queries, -1), HEAD, params, asked.allowed)
         return [
             Candidates(*collection.ann.with_tail(query[-1], rows, scores, HEAD, asked.allowed), step)
             for query, (rows, scores) in zip(queries, near, strict=True)
@@ -251,6 +251,11 @@ class Ann:
     def to_json(self) -> dict[str, Any]:
         """See :class:`Stage`."""
         return dict(step_of(self.level, self.recall, self.params))
+
+
+def _stacked(queries: Sequence[Query], place: int) -> Vectors:
+    """(queries, dim) vectors of one level; of a single query without a copy."""
+    return queries[0][place][None] if len(queries) == 1 else np.stack([query[place] for query in queries])
 
 
 @lru_cache(maxsize=256)
