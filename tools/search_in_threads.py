@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tools/search_in_threads.py INDEX QUERIES.npy [--shared] [--seconds 2]
 
 INDEX is a tuned index of given vectors, QUERIES.npy (n, dim) float32. One JSON line a kind of search and number of
-threads: queries a second (best of ten runs), and whether every answer was that of one thread.
+threads: queries a second (best of seven runs), and whether every answer was that of one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,16 @@ import numpy as np
 
 from hivlp.index import Index
 
-KINDS: dict[str, dict[str, Any]] = {"tuned": {}, "filtered": {"where": "id % 2 = 0"}, "cascade": {"shortlist": 200}, "exact": {"exact": True}}
-REPEATS = 10
+KINDS: dict[str, dict[str, Any]] = {"tuned": {}, "filtered": {"where": "id % 2 = 0"}, "cascade": {"shortlist": 200}}
+REPEATS = 7
 
 
 def answers(index: Index, queries: Any, options: dict[str, Any], level: str) -> list[list[tuple[int, float]]]:
     """Ids and finest scores of each query's ten best."""
-    return [[(hit.id, hit.scores[level]) for hit in index.search(vector={level: query}, k=10, **options)] for query in queries]
+    return [
+        [(hit.id, hit.scores[level]) for hit in index.search(vector={level: query}, k=10, **options)]
+        for query in queries
+    ]
 
 
 def warm(folder: Path, queries: Any, options: dict[str, Any], level: str) -> Index:
@@ -39,8 +42,8 @@ def warm(folder: Path, queries: Any, options: dict[str, Any], level: str) -> Ind
     return index
 
 
-def together(tasks: list[Callable[[Any], Any]], ready: list[Callable[[], Any]]) -> tuple[list[Any], float]:
-    """What each task returns for what made it ready, in a thread of its own; seconds from the common start to the end."""
+def together(tasks: Sequence[Callable[[Any], Any]], ready: Sequence[Callable[[], Any]]) -> tuple[list[Any], float]:
+    """What each task returns for what made it ready, a thread each; seconds from the common start to the end."""
     results: list[Any] = [None] * len(tasks)
     gate = threading.Barrier(len(tasks) + 1)
 
@@ -73,7 +76,7 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="one Index for all threads, not one each")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one run on one thread, roughly")
     given = parser.parse_args()
-    queries = np.load(given.queries).astype(np.float32)[:400]
+    queries = np.load(given.queries).astype(np.float32)[:200]
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     with Index.open(given.index) as index:
         level = index.levels[-1].name
@@ -92,7 +95,9 @@ def main() -> None:
                     return [answers(index, turned, options, level) for _ in range(rounds)]
 
                 tasks = [partial(task, place=place) for place in range(count)]
-                ready = [partial(nullcontext, index) if given.shared else partial(warm, given.index, queries, options, level)] * count
+                ready = [
+                    partial(nullcontext, index) if given.shared else partial(warm, given.index, queries, options, level)
+                ] * count
                 best, correct, failures = 0.0, True, set()
                 for _ in range(REPEATS):
                     results, seconds = together(tasks, ready)
@@ -100,11 +105,29 @@ def main() -> None:
                         if isinstance(result, Exception):
                             failures.add(f"{type(result).__name__}: {result}"[:200])
                             continue
-                        wanted = expected[kind][place * 97 % len(queries) :] + expected[kind][: place * 97 % len(queries)]
+                        wanted = (
+                            expected[kind][place * 97 % len(queries) :] + expected[kind][: place * 97 % len(queries)]
+                        )
                         correct &= all(each == wanted for each in result)
                     best = max(best, count * rounds * len(queries) / seconds)
-                row = {"kind": kind, "threads": count, "qps": None if failures else round(best), "equal": correct and not failures}
-                print(json.dumps({"python": sys.version.split()[0], "gil": gil, "shared": given.shared, **row, "failures": sorted(failures)}), flush=True)
+                row = {
+                    "kind": kind,
+                    "threads": count,
+                    "qps": None if failures else round(best),
+                    "equal": correct and not failures,
+                }
+                print(
+                    json.dumps(
+                        {
+                            "python": sys.version.split()[0],
+                            "gil": gil,
+                            "shared": given.shared,
+                            **row,
+                            "failures": sorted(failures),
+                        }
+                    ),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
