@@ -82,7 +82,7 @@ def experiments() -> str:
         text, meta = get_data(path.read_text(encoding="utf-8"))
         title = re.search(r"^# (.+)$", text, re.M)
         link = f"[{title[1] if title else path.stem}]({path.name})"
-        rows.append(f"| {meta['date']} | {link} | {meta['question']} | {meta['verdict']} |")
+        rows.append(f"| <span class='date'>{meta['date']}</span> | {link} | {meta['question']} | {meta['verdict']} |")
     return "\n".join(["| date | experiment | question | verdict |", "|---|---|---|---|", *rows])
 
 
