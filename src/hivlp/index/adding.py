@@ -20,9 +20,10 @@ from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
+from hivlp.index.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
 from hivlp.store.folder import Store
-from hivlp.store.names import Told, stored_path, told_captions, told_metadata
+from hivlp.store.names import stored_path
 from hivlp.store.records import Item, NewItem, Stamp
 
 COMMIT_ITEMS = 256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ BLOCK = 4096
 """Rows that are decoded at once where a whole array is checked."""
 
 
-class VectorCodec(ABC):
-    """A way to store float vectors of unit length, row by row.
+class VectorCodec:
+    """Storage of float vectors of unit length, row by row: here, as numbers of a float type, rounded to nearest.
 
     Attributes:
         name: what people call it: ``float16``, ``float32``, ``int8``.
@@ -30,29 +29,35 @@ class VectorCodec(ABC):
         suffix: of its vector files.
     """
 
-    name: str
-    dtype: str
-    suffix: str
+    def __init__(self, name: str, dtype: str, suffix: str) -> None:
+        self.name, self.dtype, self.suffix = name, dtype, suffix
 
-    @abstractmethod
     def row(self, dim: int) -> np.dtype[Any]:
         """One stored row of ``dim`` numbers as a numpy dtype; its ``itemsize`` is the bytes a row."""
+        return np.dtype((self.dtype, (dim,)))
 
-    @abstractmethod
     def dim(self, stored: Stored) -> int:
         """Length of the vectors that stored rows stand for."""
-
-    @abstractmethod
-    def encode(self, vectors: NDArray[np.floating[Any]], out: Stored | None = None) -> Stored:
-        """Stored rows of (n, dim) float vectors, contiguous; written to ``out`` if that is given."""
-
-    @abstractmethod
-    def decode(self, stored: Stored) -> Vectors:
-        """(n, dim) float32 vectors of stored rows."""
+        return int(stored.shape[1])
 
     def empty(self, count: int, dim: int) -> Stored:
         """Uninitialised stored rows."""
         return np.empty(count, self.row(dim))
+
+    def encode(self, vectors: NDArray[np.floating[Any]], out: Stored | None = None) -> Stored:
+        """Stored rows of (n, dim) float vectors, contiguous; written to ``out`` if that is given."""
+        stored = self.empty(*vectors.shape) if out is None else out
+        if vectors.dtype == np.float32 and self.dtype == "<f2":
+            numbers = np.ascontiguousarray(vectors)
+            if native.to_half(numbers.reshape(-1), stored.reshape(-1).view("<u2")):
+                return stored
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored[...] = vectors
+        return stored
+
+    def decode(self, stored: Stored) -> Vectors:
+        """(n, dim) float32 vectors of stored rows."""
+        return stored.astype(np.float32)
 
     def not_unit(self, stored: Stored) -> NDArray[np.int64]:
         """Rows that no unit vector can be: not finite, zero, or of another length."""
@@ -60,43 +65,12 @@ class VectorCodec(ABC):
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-class _Float(VectorCodec):
-    """Numbers of one float type, rounded to nearest, ties to even."""
-
-    def __init__(self, name: str, dtype: str, suffix: str) -> None:
-        self.name, self.dtype, self.suffix = name, dtype, suffix
-
-    def row(self, dim: int) -> np.dtype[Any]:
-        return np.dtype((self.dtype, (dim,)))
-
-    def dim(self, stored: Stored) -> int:
-        return int(stored.shape[1])
-
-    def encode(self, vectors: NDArray[np.floating[Any]], out: Stored | None = None) -> Stored:
-        if vectors.dtype == np.float32 and self.dtype == "<f2":
-            numbers = np.ascontiguousarray(vectors)
-            stored = np.empty(numbers.shape, self.dtype) if out is None else out
-            if native.to_half(numbers.reshape(-1), stored.reshape(-1).view("<u2")):
-                return stored
-            out = stored
-        if out is None:
-            return np.ascontiguousarray(vectors, self.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            out[...] = vectors
-        return out
-
-    def decode(self, stored: Stored) -> Vectors:
-        return stored.astype(np.float32)
-
-
 class _Int8(VectorCodec):
-    """Symmetric int8 codes of a row, ``codes`` (dim,), and a float32 ``scale`` that keeps the row's length.
+    """Symmetric int8 ``codes`` (dim,) of a row, and a float32 ``scale`` that keeps the row's length.
 
     Codes are rounded multiples of max|x| / 127. The stored scale is |x| / |codes|, near max|x| / 127: so the decoded
     vector is as long as the encoded one, and its dot products are cosines.
     """
-
-    name, dtype, suffix = "int8", "int8", "i8"
 
     def row(self, dim: int) -> np.dtype[Any]:
         return np.dtype([("codes", "i1", (dim,)), ("scale", "<f4")])
@@ -105,13 +79,13 @@ class _Int8(VectorCodec):
         return int(stored.dtype["codes"].shape[0])
 
     def encode(self, vectors: NDArray[np.floating[Any]], out: Stored | None = None) -> Stored:
-        stored = self.empty(len(vectors), vectors.shape[1]) if out is None else out
+        stored = self.empty(*vectors.shape) if out is None else out
         wide = np.asarray(vectors, np.float32)
         largest = np.abs(wide).max(axis=1, initial=0)
-        codes = np.rint(wide * (MAX_CODE / np.maximum(largest, np.finfo(np.float32).tiny))[:, None])
-        lengths = np.sqrt(np.einsum("ij,ij->i", codes, codes))
+        codes = np.rint(wide * (MAX_CODE / np.where(largest > 0, largest, 1))[:, None])
         stored["codes"] = codes
-        stored["scale"] = np.sqrt(np.einsum("ij,ij->i", wide, wide)) / np.maximum(lengths, 1)
+        lengths, coded = (np.sqrt(np.einsum("ij,ij->i", each, each)) for each in (wide, codes))
+        stored["scale"] = lengths / np.maximum(coded, 1)
         return stored
 
     def decode(self, stored: Stored) -> Vectors:
@@ -121,9 +95,9 @@ class _Int8(VectorCodec):
         return vectors
 
 
-FLOAT16: VectorCodec = _Float("float16", "<f2", "f16")
-FLOAT32: VectorCodec = _Float("float32", "<f4", "f32")
-INT8: VectorCodec = _Int8()
+FLOAT16 = VectorCodec("float16", "<f2", "f16")
+FLOAT32 = VectorCodec("float32", "<f4", "f32")
+INT8: VectorCodec = _Int8("int8", "int8", "i8")
 CODECS = {codec.name: codec for codec in (FLOAT16, FLOAT32, INT8)}
 BY_DTYPE = {codec.dtype: codec for codec in CODECS.values()}
 

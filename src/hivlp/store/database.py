@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hivlp.errors import IndexFolderError
+from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.store import schema
 from hivlp.store.changes import ChangeCounter
 from hivlp.store.names import composed
+from hivlp.store.records import About
 from hivlp.store.schema import record_crc
 
 FILE = "items.db"
+META_DAMAGED = "the table meta is not as it was written"
 BUSY_SECONDS = 30.0
 PASSING = (
     sqlite3.SQLITE_BUSY,
@@ -28,7 +31,6 @@ PASSING = (
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
 )
-"""Errors of SQLite that say nothing of the file itself."""
 READ_CACHE_KIB = 16_384
 # Hashes come in no order: a large addition touches most pages of their index, and must not write them out twice.
 WRITE_CACHE_KIB = 65_536
@@ -48,6 +50,35 @@ def connect(file: Path) -> sqlite3.Connection:
     db.create_function("record_crc", -1, record_crc, deterministic=True)
     db.create_function("composed", 1, composed, deterministic=True)
     return db
+
+
+def check_own(folder: Path, db: sqlite3.Connection) -> About:
+    """What an index was made with, once nothing is against opening it.
+
+    Raises:
+        IndexFolderError: if it is of another format.
+        DamagedIndexError: if it holds what hivlp does not make, such as a trigger, which would act by itself.
+        ValueError: if the table ``meta`` is damaged.
+    """
+    meta, strange = schema.read_meta(db), schema.differences(db, exact=False)
+    if db.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        strange.append("a write-ahead log")
+    if strange:
+        raise DamagedIndexError(
+            f"{folder / FILE} is damaged, or was changed by others: {strange[0]} is not as hivlp makes it"
+        )
+    if meta.get("format") not in schema.FORMATS:
+        raise IndexFolderError(
+            f"{folder} has index format {meta.get('format')}, this hivlp reads {schema.CODEC_FORMAT}: upgrade"
+        )
+    if not schema.meta_is_whole(db):
+        raise ValueError(META_DAMAGED)
+    return About.of(meta)
+
+
+def passing(error: Exception) -> bool:
+    """Whether SQLite could not get at the file, which says nothing of what is in it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING
 
 
 class Connections:

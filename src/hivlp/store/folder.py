@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,18 +18,18 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hivlp.encode.stream import chunks
-from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
+from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
 from hivlp.store import schema
 from hivlp.store.codec import CODECS, FLOAT16
 from hivlp.store.compacting import Progress, rewrite
-from hivlp.store.database import FILE, PASSING, WRITE_CACHE_KIB, Connections, connect
+from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
 from hivlp.store.lookup import AT_ONCE, Shown, look_up
-from hivlp.store.names import composed, each_item, places
+from hivlp.store.names import each_item
 from hivlp.store.reader import Reader, Views
 from hivlp.store.records import About, Item, NewItem, Stamp, State, format_of
-from hivlp.store.vectors import CHUNK, Rows, check_vectors, drop_old_files, vector_files
+from hivlp.store.vectors import CHUNK, Rows, drop_old_files, vector_files
 from hivlp.store.writer import Writer
 
 LOCK = "lock"
@@ -54,7 +53,7 @@ class Store:
             IndexFolderError: if it is not an index, is damaged, or of another format.
         """
         self.path = path.absolute()
-        file = path / FILE
+        file = self.path / FILE
         try:
             if not file.is_file():
                 raise IndexFolderError(f"{path} is not an index: it has no {FILE}")
@@ -65,10 +64,10 @@ class Store:
             raise DamagedIndexError(f"{file} is damaged: it is shorter than a database's header") from error
         try:
             with self._connections.borrow() as db:
-                self.about = _check(path, db)
+                self.about = check_own(path, db)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             self._connections.close()
-            if _passing(error):
+            if passing(error):
                 raise IndexFolderError(f"{file} cannot be read: {error}") from error
             raise DamagedIndexError(f"{file} is damaged: {error}") from error
         except IndexFolderError:
@@ -175,7 +174,7 @@ class Store:
                     if db.in_transaction:
                         db.execute("COMMIT")
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            kind = IndexFolderError if _passing(error) else DamagedIndexError
+            kind = IndexFolderError if passing(error) else DamagedIndexError
             raise kind(f"{self.path / FILE} cannot be read: {error}") from error
         finally:
             self._mine.reading -= 1
@@ -261,22 +260,8 @@ class Store:
             IndexFolderError: if the disk is full or fails; the index is then as it was.
             VectorError: if a vector is not finite, not of unit length, or not of its level's shape; nothing is stored.
         """
-        updated = 0
         with self.changing() as writer:
-            if items and embeddings is not None:
-                paths, rows = [item.path for item in items], writer.reader.state.rows
-                for level in self.levels:
-                    check_vectors(level, embeddings.get(level.name), paths)
-                files = writer.reader.files()
-                for file in files:
-                    file.map(rows)  # refuses to build on a damaged file
-                with ThreadPoolExecutor(1, "hivlp-write") as pool:
-                    writes = [pool.submit(file.write, rows, embeddings[file.level.name]) for file in files]
-                    # Meanwhile; what counts is that all vectors are on disk before the commit.
-                    updated = writer.put(items, rows, new=new)
-                for file, write in zip(files, writes, strict=True):
-                    writer.add_block(file.level.name, rows, write.result())
-                writer.set_rows(rows + len(items))
+            updated = writer.append(items, embeddings, new=new) if items and embeddings is not None else 0
             writer.restamp(restamp)
         return updated
 
@@ -294,24 +279,7 @@ class Store:
             QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
         with self.changing() as writer:
-            chosen: dict[int, Item] = {}
-            given_up: set[int] = set()
-            set_aside = writer.reader.integrity.lost()[0]
-            for wanted in each_item(items):
-                if isinstance(wanted, int):
-                    item = writer.reader.get(wanted)
-                    found = [] if item is None else [item]
-                    lost = {item_id for item_id, _ in set_aside if item_id == wanted}
-                else:
-                    found = writer.reader.named(wanted)
-                    lost = {item_id for item_id, path in set_aside if composed(path) in map(composed, places(wanted))}
-                if not found and not lost:
-                    raise QueryError(f"{self.path} has no item {wanted}")
-                chosen.update({item.id: item for item in found})
-                given_up.update(lost if not found else ())
-            writer.delete((item.id, item.row) for item in chosen.values())
-            writer.forget(given_up)
-        return len(chosen) + len(given_up)
+            return writer.remove(each_item(items))
 
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
@@ -479,39 +447,6 @@ def reading(path: Path | str) -> Iterator[Reader]:
     """
     with closing(Store(Path(path))) as store, store.reading() as reader:
         yield reader
-
-
-META_DAMAGED = "the table meta is not as it was written"
-
-
-def _check(path: Path, db: sqlite3.Connection) -> About:
-    """What an index was made with, once nothing is against opening it.
-
-    Raises:
-        IndexFolderError: if it is of another format.
-        DamagedIndexError: if it holds what hivlp does not make, such as a trigger, which would act by itself.
-        ValueError: if the table ``meta`` is damaged.
-    """
-    meta = schema.read_meta(db)
-    strange = schema.strange(db)
-    if db.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-        strange.append("a write-ahead log")
-    if strange:
-        raise DamagedIndexError(
-            f"{path / FILE} is damaged, or was changed by others: {strange[0]} is not as hivlp makes it"
-        )
-    if meta.get("format") not in {str(known) for known in schema.FORMATS}:
-        raise IndexFolderError(
-            f"{path} has index format {meta.get('format')}, this hivlp reads {schema.CODEC_FORMAT}: upgrade"
-        )
-    if not schema.meta_is_whole(db):
-        raise ValueError(META_DAMAGED)
-    return About.of(meta)
-
-
-def _passing(error: Exception) -> bool:
-    """Whether SQLite could not get at the file, which says nothing of what is in it."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hivlp.errors import DamagedIndexError
 from hivlp.store import schema
 from hivlp.store.codec import Checksums, Stored, row_checksums
+from hivlp.store.database import META_DAMAGED
 from hivlp.store.records import Item, State
 from hivlp.store.schema import BLOCK, ITEM, LOST, ItemRecord, LostRecord, record_crc, unpack_path
 from hivlp.store.vectors import VectorFile
@@ -34,9 +35,10 @@ class Integrity:
         with self._lenient():
             found = [text for (text,) in self._db.execute("PRAGMA integrity_check") if text != "ok"]
             if self._state.has_checksums:
-                found += [f"the definition of {name!r} is not as it was written" for name in schema.altered(self._db)]
+                differing = schema.differences(self._db, exact=True)
+                found += [f"the definition of {what} is not as it was written" for what in differing]
         if not schema.meta_is_whole(self._db):
-            found.append("the table meta is not as it was written")
+            found.append(META_DAMAGED)
         return found
 
     # Records.

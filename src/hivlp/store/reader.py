@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,23 +61,35 @@ class View:
 
 
 class Views:
-    """The view of the newest commit that was read: made by the first of its readers, kept until the next commit."""
+    """Cache of the view of the newest commit that was read: made by its first reader, kept until the next commit."""
 
     def __init__(self) -> None:
         self._newest: View | None = None
         self._lock = threading.Lock()
 
-    def of(self, state: State, make: Callable[[], View]) -> View:
-        """The view of a commit."""
+    def of(self, reader: Reader) -> View:
+        """The view of a reader's commit.
+
+        Raises:
+            IndexFolderError: if a vector file is missing or too short.
+            DamagedIndexError: if an item is in a row that there is not.
+        """
         view = self._newest
-        if view is not None and view.state == state:
+        if view is not None and view.state == reader.state:
             return view
         with self._lock:
-            view = self._newest
-            if view is None or view.state != state:
-                view = make()
-                if self._newest is None or self._newest.state.commits <= state.commits:
-                    self._newest = view
+            newest, state = self._newest, reader.state
+            if newest is not None and newest.state == state:
+                return newest
+            vectors = tuple(file.map(state.rows) for file in reader.files())
+            reader.integrity.check_rows()
+            dead, alive = reader.dead(), None
+            if dead:
+                alive = np.ones(state.rows, bool)
+                alive[dead] = False
+            view = View(state, vectors, alive)
+            if newest is None or newest.state.commits < state.commits:
+                self._newest = view
         return view
 
     def clear(self) -> None:
@@ -122,29 +134,14 @@ class Reader:
     def vectors(self) -> tuple[Stored, ...]:
         """Memory-mapped stored rows of each level, coarse to fine; the same objects until the next commit.
 
-        The codec of each is that of :meth:`files`: (rows, dim) float16 or float32, or (rows,) records of int8.
-
-        Raises:
-            IndexFolderError: if a file is missing or too short.
-            DamagedIndexError: if an item is in a row that there is not.
+        Each is as the codec of its file has it: (rows, dim) float16 or float32, or (rows,) records of int8. Errors are
+        those of :meth:`Views.of`.
         """
-        return self._view().vectors
+        return self._views.of(self).vectors
 
     def alive(self) -> NDArray[np.bool_] | None:
-        """(rows,) whether a row belongs to an item; None if all do. Errors are those of :meth:`vectors`."""
-        return self._view().alive
-
-    def _view(self) -> View:
-        return self._views.of(self.state, self._make_view)
-
-    def _make_view(self) -> View:
-        vectors = tuple(file.map(self.state.rows) for file in self.files())
-        self.integrity.check_rows()
-        dead, alive = self.dead(), None
-        if dead:
-            alive = np.ones(self.state.rows, bool)
-            alive[dead] = False
-        return View(self.state, vectors, alive)
+        """(rows,) whether a row belongs to an item; None if all do. Errors are those of :meth:`Views.of`."""
+        return self._views.of(self).alive
 
     def embeddings(self, rows: Sequence[int] | NDArray[np.int64], *, check: bool = False) -> Embeddings:
         """The vectors of some rows, (n, dim) float32 a level.

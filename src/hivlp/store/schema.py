@@ -11,6 +11,7 @@ import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 FORMAT = 2
@@ -19,7 +20,7 @@ OLD_FORMAT = 1
 CODEC_FORMAT = 3
 """As :data:`FORMAT`, with a finest level in another codec than float16; the number makes earlier versions refuse it in
 words, which would take an unknown dtype for damage."""
-FORMATS = (OLD_FORMAT, FORMAT, CODEC_FORMAT)
+FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT)))
 
 
 class ItemRecord(NamedTuple):
@@ -76,15 +77,6 @@ COMMON = (
 # Hashes come in no order, so that an addition rewrites most of what they are put into: that is only the last part.
 HASHES = f"CREATE INDEX items_hash ON items (id >> {PART}, substr(hash, 1, 8))"
 OLD_HASHES = "CREATE INDEX items_hash ON items (substr(hash, 1, 8))"  # in one part; read as it is, too
-FORMAT_1 = (
-    """CREATE TABLE items (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path NOT NULL UNIQUE, hash BLOB NOT NULL, caption TEXT,
-    metadata TEXT NOT NULL DEFAULT '{}', row INTEGER NOT NULL,
-    size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, checked INTEGER NOT NULL
-)""",
-    "CREATE INDEX items_row ON items (row)",
-    "CREATE INDEX items_hash ON items (hash)",
-)
 SINCE_2 = (
     """CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -109,6 +101,8 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
 )
+CRC = ",\n    crc INTEGER NOT NULL                -- of all columns before"
+FORMAT_1 = (SINCE_2[0].replace(CRC, ""), SINCE_2[1], "CREATE INDEX items_hash ON items (hash)")
 
 Definition = tuple[str, str, str | None]  # of a table or index: type, its table, SQL
 
@@ -215,46 +209,35 @@ def part_hashes(db: sqlite3.Connection) -> None:
         db.execute(HASHES)
 
 
-def altered(db: sqlite3.Connection) -> list[str]:
-    """Names of the tables and indexes whose definition is not the one of :data:`FORMAT`."""
-    wanted, found = _definitions(), _found(db)
-    if found.get("items_hash") == ("index", "items", OLD_HASHES):
-        del wanted["items_hash"]
-    return [name for name, rest in wanted.items() if found.get(name) != rest]
+def differences(db: sqlite3.Connection, *, exact: bool) -> list[str]:
+    """Tables and indexes that a database lacks, holds beside those of its format, or defines in another way.
 
+    Args:
+        db: of any format.
+        exact: whether comments and line breaks count, in which versions of format 1 differ, and what is missing.
 
-def strange(db: sqlite3.Connection) -> list[str]:
-    """What a database holds beside the tables and indexes of its format, or defines in another way: type and name.
-
-    A trigger, a view, a default or a check would run with the rights of whoever opens the folder.
+    Returns:
+        Type and name of each, such as ``trigger 't'``: that would run with the rights of whoever opens the folder.
     """
-    found = _found(db)
-    known = _definitions() if "blocks" in found else _definitions((*COMMON, *FORMAT_1))
-    allowed = {name: {_meaning(definition)} for name, definition in known.items()}
-    allowed["items_hash"].add(("index", "items", OLD_HASHES))
-    return [
-        f"{definition[0]} {name!r}"
-        for name, definition in found.items()
-        if _meaning(definition) not in allowed.get(name, ())
-    ]
+    found = _definitions(db)
+    with closing(sqlite3.connect(":memory:")) as model:
+        for statement in (*COMMON, *(SINCE_2 if "blocks" in found else FORMAT_1)):
+            model.execute(statement)
+        wanted = _definitions(model)
+    if found.get("items_hash") == ("index", "items", OLD_HASHES):
+        wanted["items_hash"] = found["items_hash"]
+    if not exact:
+        found, wanted = ({name: _meaning(each) for name, each in side.items()} for side in (found, wanted))
+    names = [*found, *(wanted.keys() - found.keys() if exact else ())]
+    return [f"{(found.get(name) or wanted[name])[0]} {name!r}" for name in names if found.get(name) != wanted.get(name)]
 
 
-def _found(db: sqlite3.Connection) -> dict[str, Definition]:
+def _definitions(db: sqlite3.Connection) -> dict[str, Definition]:
     rows = db.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")
     return {name: (kind, table, sql) for name, kind, table, sql in rows}
 
 
-def _definitions(statements: Sequence[str] = (*COMMON, *SINCE_2)) -> dict[str, Definition]:
-    model = sqlite3.connect(":memory:")
-    try:
-        for statement in statements:
-            model.execute(statement)
-        return _found(model)
-    finally:
-        model.close()
-
-
 def _meaning(definition: Definition) -> Definition:
-    """A definition without its comments and line breaks, in which those of format 1 differ."""
+    """A definition without its comments and line breaks."""
     kind, table, sql = definition
     return kind, table, sql if not isinstance(sql, str) else " ".join(re.sub(r"\s*--[^\n]*", "", sql).split())

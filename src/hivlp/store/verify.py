@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError
-from hivlp.store.codec import row_checksums
+from hivlp.store.codec import Checksums, Stored, row_checksums
 from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
 from hivlp.store.folder import Store
@@ -155,7 +155,7 @@ def verify_store(store: Store, on_progress: Progress | None = None) -> VerifyRep
                 report.damage.append(Damage("structure", FILE, what))
                 return report
             owners = _check_records(reader, report, follow)
-            checks = [_LevelCheck(reader, file) for file in reader.files()]
+            checks = [_LevelCheck.of(reader, file) for file in reader.files()]
         # Committed rows never change, so that they can be read without keeping writers waiting.
         found = [damage for check in checks for damage in check.damage(follow)]
         with store.reading() as reader:
@@ -218,44 +218,52 @@ def _known(reader: Reader, ids: NDArray[np.int64]) -> tuple[tuple[int, str], ...
     return tuple((item_id, reader.integrity.path_of(item_id)) for item_id in sorted({*ids.tolist()} - {0}))
 
 
+@dataclass(frozen=True)
 class _LevelCheck:
-    """One level's file, and what the catalog says of it. Made inside the transaction in which the two agree."""
+    """One level's file, and what the catalog says of it, taken in the transaction in which the two agree."""
 
-    def __init__(self, reader: Reader, file: VectorFile) -> None:
-        self._file, self._rows = file, reader.state.rows
-        self._crcs, self._known = reader.integrity.checksums(file.level.name, 0, self._rows)
-        self._has_checksums = reader.state.has_checksums
-        self._vectors = None
+    file: VectorFile
+    rows: int
+    sealed: bool
+    crcs: Checksums
+    known: NDArray[np.bool_]
+    vectors: Stored | None
+
+    @classmethod
+    def of(cls, reader: Reader, file: VectorFile) -> _LevelCheck:
+        rows, vectors = reader.state.rows, None
         with suppress(DamagedIndexError):
             # A later compaction may delete the file, but not what is mapped.
-            self._vectors = file.map(min(file.held(), self._rows))
+            vectors = file.map(min(file.held(), rows))
+        sums = reader.integrity.checksums(file.level.name, 0, rows)
+        return cls(file, rows, reader.state.has_checksums, *sums, vectors)
 
     def damage(self, follow: Callable[[int], None]) -> Iterator[tuple[Kind, str, str, list[int], str]]:
         """What is wrong: kind, file, words, rows, level; ``follow`` is told of each block of vectors."""
-        name, level = self._file.path.name, self._file.level.name
-        if self._has_checksums and not self._known.all():
-            rows = np.flatnonzero(~self._known).tolist()
+        name, level = self.file.path.name, self.file.level.name
+        if self.sealed and not self.known.all():
+            rows = np.flatnonzero(~self.known).tolist()
             yield "checksums", FILE, f"the checksums of {name} are not what was written", rows, level
-        if self._vectors is None:
-            yield "vectors", name, "the file is missing", list(range(self._rows)), level
+        if self.vectors is None:
+            yield "vectors", name, "the file is missing", list(range(self.rows)), level
             return
-        held = len(self._vectors)
-        if held < self._rows:
-            what = f"the file ends after {held} of {self._rows} vectors"
-            yield "vectors", name, what, list(range(held, self._rows)), level
+        held = len(self.vectors)
         differing: list[int] = []
         impossible: list[int] = []
         for start in range(0, held, CHUNK):
-            block = np.asarray(self._vectors[start : start + CHUNK])
-            known, crcs = self._known[start : start + len(block)], self._crcs[start : start + len(block)]
+            block = np.asarray(self.vectors[start : start + CHUNK])
+            known, crcs = self.known[start : start + len(block)], self.crcs[start : start + len(block)]
             differing += (start + np.flatnonzero(known & (row_checksums(block) != crcs))).tolist()
-            odd = self._file.codec.not_unit(block)
+            odd = self.file.codec.not_unit(block)
             impossible += (start + odd[~known[odd]]).tolist()
             follow(len(block))
-        if differing:
-            yield "vectors", name, "vectors are not what was written", differing, level
-        if impossible:
-            yield "vectors", name, "vectors are not of unit length", impossible, level
+        for what, rows in (
+            (f"the file ends after {held} of {self.rows} vectors", list(range(held, self.rows))),
+            ("vectors are not what was written", differing),
+            ("vectors are not of unit length", impossible),
+        ):
+            if rows:
+                yield "vectors", name, what, rows, level
 
 
 def items_to_json(items: Iterable[tuple[int, str]]) -> list[dict[str, Any]]:

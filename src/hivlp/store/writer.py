@@ -6,15 +6,19 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from hivlp.errors import QueryError
+from hivlp.levels import Embeddings
 from hivlp.store import schema
 from hivlp.store.codec import Checksums, row_checksums
 from hivlp.store.inserting import insert, insert_alike
+from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
 from hivlp.store.records import NewItem, Stamp
 from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_path, pack_paths, seal
-from hivlp.store.vectors import CHUNK
+from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
 UPDATE = (
     "UPDATE items SET "
@@ -34,6 +38,49 @@ class Writer:
         self.reader, self._db = reader, db
 
     # Items.
+
+    def append(self, items: Sequence[NewItem], embeddings: Embeddings | Mapping[str, Rows], *, new: bool) -> int:
+        """Write vectors behind those that there are, and :meth:`put` their items."""
+        paths, first, files = [item.path for item in items], self.reader.state.rows, self.reader.files()
+        for file in files:
+            check_vectors(file.level, embeddings.get(file.level.name), paths)
+        for file in files:
+            file.map(first)  # refuses to build on a damaged file
+        with ThreadPoolExecutor(1, "hivlp-write") as pool:
+            writes = [pool.submit(file.write, first, embeddings[file.level.name]) for file in files]
+            # Meanwhile; what counts is that all vectors are on disk before the commit.
+            updated = self.put(items, first, new=new)
+        for file, write in zip(files, writes, strict=True):
+            self.add_block(file.level.name, first, write.result())
+        self.set_rows(first + len(items))
+        return updated
+
+    def remove(self, wanted: Iterable[int | str]) -> int:
+        """Remove items by id, or by a path that a person calls them or their folder; items set aside, too.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            QueryError: if one is not there, or a path could mean several.
+        """
+        chosen: dict[int, int] = {}
+        given_up: set[int] = set()
+        set_aside = self.reader.integrity.lost()[0]
+        for each in wanted:
+            if isinstance(each, int):
+                found = list(filter(None, [self.reader.get(each)]))
+                lost = {item_id for item_id, _ in set_aside if item_id == each}
+            else:
+                found, spelt = self.reader.named(each), {composed(place) for place in places(each)}
+                lost = {item_id for item_id, path in set_aside if composed(path) in spelt}
+            if not found and not lost:
+                raise QueryError(f"{self.reader.folder} has no item {each}")
+            chosen.update({item.id: item.row for item in found})
+            given_up.update(lost if not found else ())
+        self.forget([*chosen, *given_up])
+        self._db.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in chosen.values()])
+        return len(chosen) + len(given_up)
 
     def put(self, items: Sequence[NewItem], first: int, *, new: bool = False) -> int:
         """Store items in rows from ``first`` on.
@@ -113,17 +160,11 @@ class Writer:
             if found and found[-1] == schema.record_crc(*found[:-1]):
                 self._db.executemany(UPDATE, seal([ItemRecord(*found[:-1])._replace(**stamp._asdict())]))
 
-    def delete(self, items: Iterable[tuple[int, int]]) -> None:
-        """Remove items, given as (id, row); their rows die."""
-        for item_id, row in items:
-            self._db.execute("DELETE FROM items WHERE id = ?", (item_id,))
-            self._db.execute("INSERT INTO dead VALUES (?)", (row,))
-
     def forget(self, ids: Iterable[int]) -> None:
         """Drop the records of items, set aside or not, whatever became of their rows."""
         for item_id in ids:
-            self._db.execute("DELETE FROM items WHERE id = ?", (item_id,))
-            self._db.execute("DELETE FROM lost WHERE id = ?", (item_id,))
+            for table in ("items", "lost"):
+                self._db.execute(f"DELETE FROM {table} WHERE id = ?", (item_id,))
 
     def lose(self, ids: Iterable[int]) -> None:
         """Set items aside until their pictures are indexed again: their vectors are damaged."""
