@@ -64,12 +64,13 @@ def download(hub_id: str, patterns: Sequence[str]) -> Path:
 class HiVLP(OnnxEncoder):
     """A ready model: pictures and texts in, vectors at every level out.
 
-    >>> model = HiVLP.from_pretrained("hivlp-mini")
-    >>> [(level.name, level.dim) for level in model.levels]
-    [('coarse', 64), ('fine', 768)]
-    >>> vectors = model.encode_text(["a red car", "a sleeping cat"])
-    >>> vectors.coarse.shape, vectors.fine.shape
-    ((2, 64), (2, 768))
+    Examples:
+        >>> model = HiVLP.from_pretrained("hivlp-mini")
+        >>> [(level.name, level.dim) for level in model.levels]
+        [('coarse', 64), ('fine', 768)]
+        >>> vectors = model.encode_text(["a red car", "a sleeping cat"])
+        >>> vectors.coarse.shape, vectors.fine.shape
+        ((2, 64), (2, 768))
     """
 
     @classmethod
