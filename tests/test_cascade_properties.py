@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import hivlp.search.scan as scan
+import hivlp.search.exhaustive as scan
 from conftest import FakeEncoder, Stored, tuned_connections
 from hivlp.errors import QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
-from hivlp.search.scan import BatchScanner, ExhaustiveScanner
+from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.store.reader import Reader
 from hivlp.store.records import NewItem, Stamp
 
@@ -90,7 +90,7 @@ class World:
                 vectors = {level.name: self.vector(self.rng, level.dim) for level in self.index.levels}
             new.append(Known(-1, n, content, vectors))
         if new:
-            self.index.append(
+            self.index.store.append(
                 [NewItem(f"/p/{item.n}", item.content, None, {"n": item.n}, STAMP) for item in new],
                 Embeddings({name: np.stack([item.vectors[name] for item in new]) for name in self.names}),
             )
@@ -261,7 +261,8 @@ def test_any_search_is_the_oracles(seed, dims, steps, asked, like):
         found = told(result, asked.group is not False)
         assert found == expected(made.items, query, made.names, asked, Stored(made.index).state().rows, without)
         shown = [hit.scores[made.names[-1]] for hit in result]
-        if asked.offset + asked.k < len(made.items) // 2 or asked.group is not False or asked.threshold is not None:
+        # The plain list of a poor shortlist ends, out of order, with what the shortlist overlooked.
+        if asked.exact or asked.group is not False or asked.threshold is not None:
             assert shown == sorted(shown, reverse=True)
         assert [hit.rank for hit in result] == list(range(asked.offset + 1, asked.offset + 1 + len(result)))
 
@@ -416,27 +417,10 @@ def made():
         yield made
 
 
-class OneByOne:
-    """No more than an engine must have."""
-
-    def __init__(self, scanner):
-        self.top, self.rescore = scanner.top, scanner.rescore
-
-
-def test_an_engine_for_single_queries_will_do(made):
-    queries = [made.query() for _ in range(5)]
-    vectors = {name: np.stack([query[name] for query in queries]) for name in made.names}
-    before = made.index.search_many(vectors=vectors, group=0.5)
-    assert all(isinstance(scanner, BatchScanner) for scanner in made.index._scanners)
-    made.index._scanners = [OneByOne(scanner) for scanner in made.index._scanners]
-    assert not isinstance(made.index._scanners[0], BatchScanner)
-    assert [result.hits for result in made.index.search_many(vectors=vectors, group=0.5)] == [r.hits for r in before]
-
-
 def test_the_copies_of_a_hit_are_those_that_could_be_hits(made):
     vector = {level.name: any_vector(made.rng, level.dim) for level in made.index.levels}
     copies = [NewItem(f"/copy/{n}", bytes(32), None, {}, STAMP) for n in range(5)]
-    made.index.append(copies, Embeddings({name: np.stack([vector[name]] * 5) for name in made.names}))
+    made.index.store.append(copies, Embeddings({name: np.stack([vector[name]] * 5) for name in made.names}))
     made.index.remove(["/copy/4"])
     first, zero, one, two = (Stored(made.index).at(f"/copy/{n}").id for n in range(4))
 
@@ -478,7 +462,7 @@ def test_a_condition_is_worked_out_once_a_commit(made, monkeypatch):
     assert len(asked) == 2
     for number in range(20):  # conditions that nobody asks again do not pile up
         made.index.search(vector=made.query(), where=f"id > {number}")
-    assert len(made.index._passing) <= 8
+    assert len(made.index.snapshot().filters) <= 8
     asked.clear()
     for changing in ("random() % 2", "date('now') > '2020'", "CURRENT_TIMESTAMP > '2020'"):
         made.index.search(vector=made.query(), where=changing)

@@ -54,7 +54,7 @@ def check(index: Index, encoder: FakeEncoder) -> int:
     assert len({item.path for item in items}) == len(items)
     for item in items[:: max(1, len(items) // 25)]:
         expected = encoder.encode_image([Path(item.path)])
-        stored = index.embeddings(item.row)
+        stored = index.store.embeddings(item.row)
         for level in index.levels:
             np.testing.assert_allclose(stored[level.name], expected[level.name], rtol=1e-3, atol=1e-6)
     assert len(index.search("words", k=10**6)) == len(items)
@@ -106,7 +106,7 @@ def test_killed_while_compacting(tmp_path, delay):
     with Index.open(place, encoder) as index:
         assert check(index, encoder) == 60
         index.compact()
-        assert check(index, encoder) == 60 == index.info()["rows"]
+        assert check(index, encoder) == 60 == index.info().rows
 
 
 def test_rows_that_were_written_but_not_committed_do_not_exist(tmp_path, encoder, pictures):

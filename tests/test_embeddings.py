@@ -258,7 +258,7 @@ def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypa
         items = list(Stored(index).all_items())
         assert [int(item.path.rpartition("#")[2]) for item in items] == good.tolist()
         assert [item.hash for item in items] == [sha256(given[row]).digest() for row in good]
-        assert index.verify().ok and index.info()["vectors"] == np.dtype(stored).name
+        assert index.verify().ok and index.info().vectors == np.dtype(stored).name
         found = Stored(index).embeddings([item.row for item in items])
         fine = unit(given[good])
         tolerance = 1e-3 if stored == "<f2" else 1e-6

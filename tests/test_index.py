@@ -44,7 +44,7 @@ def check_consistent(index: Index, encoder: FakeEncoder) -> None:
     for item in Stored(index).all_items():
         expected = encoder.encode_image([Path(item.path)])
         for level in index.levels:
-            stored = index.embeddings(item.row)[level.name]
+            stored = index.store.embeddings(item.row)[level.name]
             np.testing.assert_allclose(stored, expected[level.name], rtol=1e-3, atol=1e-6)  # float16
 
 
@@ -60,7 +60,7 @@ def test_add_then_again_then_changed(index, encoder, pictures, tmp_path):
     report = index.add(pictures)
     assert (report.added, report.updated, report.skipped, report.items) == (2, 1, 29, 32)
     check_consistent(index, encoder)
-    assert index.info()["dead"] == 1
+    assert index.info().dead == 1
 
 
 def test_same_size_change_within_the_clocks_tick_is_seen(index, pictures):
@@ -179,7 +179,7 @@ def test_remove_by_id_path_and_folder(index, encoder, pictures):
 def test_compact_changes_nothing_but_the_size(index, encoder, pictures):
     index.remove(sorted(pictures.iterdir())[:20:2])
     before = index.search("some words", k=50)
-    size = index.info()["bytes"]
+    size = index.info().bytes
     with Index.open(index.path, encoder) as reader:
         reader.search("some words", k=5)
         steps = []
@@ -188,7 +188,7 @@ def test_compact_changes_nothing_but_the_size(index, encoder, pictures):
         assert [hit.id for hit in reader.search("some words", k=50)] == [hit.id for hit in before]
     after = index.search("some words", k=50)
     assert [(hit.id, hit.scores) for hit in after] == [(hit.id, hit.scores) for hit in before]
-    assert index.info()["dead"] == 0 and index.info()["bytes"] < size
+    assert index.info().dead == 0 and index.info().bytes < size
     assert index.compact() == 0
     check_consistent(index, encoder)
     assert index.add(pictures).added == 10

@@ -41,7 +41,7 @@ def test_pages_are_sorted_by_the_scores_they_show_and_twins_keep_their_order(tmp
         vectors[level.name] = np.repeat(unique / np.linalg.norm(unique, axis=1, keepdims=True), 3, axis=0)
     items = [NewItem(f"/p/{n}", bytes([n]), None, {}, Stamp(1, 2, 3, 4)) for n in range(120)]
     with Index.create(tmp_path / "x", model=encoder) as index:
-        index.append(items, Embeddings(vectors))
+        index.store.append(items, Embeddings(vectors))
         for _ in range(20):
             query = {level.name: rng.normal(size=level.dim) for level in encoder.levels}
             for options in ({"exact": True}, {"shortlist": 200}):
@@ -63,8 +63,8 @@ def test_a_condition_is_one_bounded_expression(index, condition):
 
 def test_a_condition_may_look_into_json_lists(index):
     item = Stored(index).get(1)
-    index.append(
-        [NewItem(item.path, item.hash, None, {"tags": ["red", "old"]}, item.stamp)], index.embeddings(item.row)
+    index.store.append(
+        [NewItem(item.path, item.hash, None, {"tags": ["red", "old"]}, item.stamp)], index.store.embeddings(item.row)
     )
     found = index.search("x", where="'red' IN (SELECT value FROM json_each(metadata, '$.tags'))")
     assert [hit.id for hit in found] == [1]
@@ -81,7 +81,7 @@ def test_damage_inside_the_catalog_is_told_in_a_sentence(tmp_path, encoder):
     vectors = {level.name: np.eye(level.dim, dtype=np.float32)[np.zeros(900, int)] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         items = [NewItem(f"/p/{n}", n.to_bytes(32), "words " * 9, {}, Stamp(1, 2, 3, 4)) for n in range(900)]
-        index.append(items, Embeddings(vectors))
+        index.store.append(items, Embeddings(vectors))
     file = tmp_path / "x" / "items.db"
     data = bytearray(file.read_bytes())
     data[len(data) // 3 :] = b"\x5a" * (len(data) - len(data) // 3)
@@ -156,7 +156,9 @@ def test_a_linked_folder_leads_to_the_same_items(index, pictures, tmp_path):
 
 def test_what_was_known_of_a_picture_outlives_its_content(index, pictures, tmp_path):
     item = Stored(index).at(str(pictures / "00000.png"))
-    index.append([NewItem(item.path, item.hash, "a fox", {"by": "me"}, item.stamp)], index.embeddings(item.row))
+    index.store.append(
+        [NewItem(item.path, item.hash, "a fox", {"by": "me"}, item.stamp)], index.store.embeddings(item.row)
+    )
     shutil.copyfile(write_pictures(tmp_path / "other", 1, start=77)[0], item.path)
     assert index.add(pictures).updated == 1
     changed = Stored(index).at(item.path)
@@ -262,13 +264,13 @@ def test_half_precision_is_what_numpy_gives_bit_for_bit(kernels, monkeypatch):
 def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(index):
     before = [(item.id, item.path, item.hash, item.row) for item in Stored(index).all_items()]
     known = before[7][1]
-    vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.embeddings(0).items()})
+    vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.store.embeddings(0).items()})
     for paths in (["/new/a", known, "/new/b"], ["/new/a", "/new/b", known]):
         items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in paths]
         with pytest.raises(IndexFolderError, match="unique"):
-            index.append(items, vectors, new=True)
+            index.store.append(items, vectors, new=True)
         assert [(item.id, item.path, item.hash, item.row) for item in Stored(index).all_items()] == before
         assert index.verify().ok
     items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in ("/new/a", "/new/a", "/new/b")]
-    assert index.append(items, vectors, new=True) == 1  # which comes twice is seen all the same
+    assert index.store.append(items, vectors, new=True) == 1  # which comes twice is seen all the same
     assert index.verify().ok and len(index) == len(before) + 2

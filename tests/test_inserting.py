@@ -24,8 +24,8 @@ def stored(folder, encoder, names):
     items = [NewItem(name, sha256(name.encode("utf-8", "replace")).digest(), None, {}, STAMP) for name in names]
     vectors = Embeddings({level.name: np.eye(len(items), level.dim, dtype="<f4") for level in encoder.levels})
     with Index.create(folder, model=encoder) as index:
-        index.append(items[:2], vectors.rows(slice(0, 2)))
-        index.append(items[2:], vectors.rows(slice(2, None)), new=True)
+        index.store.append(items[:2], vectors.rows(slice(0, 2)))
+        index.store.append(items[2:], vectors.rows(slice(2, None)), new=True)
         found = [(item.path, item.hash, item.stamp) for item in Stored(index).all_items()]
         assert found == [(item.path, item.hash, item.stamp) for item in items]
         assert index.verify().ok and Stored(index).at(names[4]).row == 4
@@ -63,7 +63,7 @@ def test_items_with_something_of_their_own_keep_it(tmp_path, encoder):
     with Index.create(tmp_path / "index", model=encoder) as index:
         vectors = Embeddings({level.name: np.eye(4, level.dim, dtype="<f4") for level in encoder.levels})
         for place, item in enumerate(own):
-            index.append([*alike[:place], item, *alike[place + 1 :]], vectors)
+            index.store.append([*alike[:place], item, *alike[place + 1 :]], vectors)
             found = Stored(index).at(item.path)
             assert NewItem(found.path, found.hash, found.caption, found.metadata, found.stamp) == item
             index.remove([each.path for each in alike])

@@ -18,7 +18,7 @@ from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, Vector
 from hivlp.index import Index
 from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
-from hivlp.search.scan import ExhaustiveScanner
+from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.store.codec import FLOAT16, FLOAT32
 from hivlp.store.records import NewItem, Stamp
 from hivlp.store.schema import ITEM, OLD_HASHES, PART, record_crc, seal_meta
@@ -87,7 +87,7 @@ def test_a_sound_index_is_sound(index):
     report = index.verify()
     assert report.ok and (report.items, report.rows, report.format) == (32, 33, 2)
     assert json.loads(json.dumps(report.to_json()))["ok"] is True
-    assert index.info()["vectors"] == "float16"
+    assert index.info().vectors == "float16"
     index.compact()
     assert index.verify().ok and index.verify().rows == 32
 
@@ -224,9 +224,9 @@ def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index
         assert [Path(path).name for _, path in report.lost] == ["00009.png"]
         shutil.copytree(index.path, tmp_path / "given up")
         with Index.open(tmp_path / "given up") as other:
-            assert other.remove([pictures / "00009.png"]) == 1 and other.info()["lost"] == 0
+            assert other.remove([pictures / "00009.png"]) == 1 and other.info().lost == 0
         assert "not repaired" in str(report) and "00009.png" in str(report)
-        assert damaged.verify().ok and damaged.info()["lost"] == 1
+        assert damaged.verify().ok and damaged.info().lost == 1
         after = {item.path: item for item in Stored(damaged).all_items()}
         assert {path: (item.id, item.caption) for path, item in after.items()} == {
             path: (item.id, item.caption) for path, item in before.items() if not path.endswith("00009.png")
@@ -238,7 +238,7 @@ def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index
         write_pictures(pictures, 1, start=9)
         assert damaged.repair().restored == 1
         back = Stored(damaged).at(lost.path)
-        assert (back.id, back.caption) == (lost.id, "caption 00009") and damaged.info()["lost"] == 0
+        assert (back.id, back.caption) == (lost.id, "caption 00009") and damaged.info().lost == 0
         assert sorted((hit.id, hit.scores) for hit in damaged.search("words", k=99)) == sorted(query)
         assert damaged.repair().found.ok
 
@@ -256,7 +256,7 @@ def test_without_its_model_an_index_is_repaired_and_the_next_addition_does_the_r
     with Index.open(index.path, encoder) as healed:
         assert healed.add(pictures).added == 33, "the one that was removed, too"
         assert Stored(healed).at(str(pictures / "00002.png")).caption == "caption 00002"
-        assert healed.info()["lost"] == 0 and healed.verify().ok
+        assert healed.info().lost == 0 and healed.verify().ok
 
 
 def test_a_damaged_record_is_forgotten_and_never_vouched_for(index, encoder, pictures, tmp_path):
@@ -428,7 +428,7 @@ def test_an_index_of_format_1_is_read_grows_and_becomes_format_2(index, encoder,
     as_format_1(index, encoder, pictures)
     before = content(index.path)
     with Index.open(index.path, encoder) as old:
-        assert (old.info()["format"], old.info()["vectors"]) == (1, "float32")
+        assert (old.info().format, old.info().vectors) == (1, "float32")
         result = [(hit.id, hit.scores) for hit in old.search("words", k=99)]
         assert len(result) == 32 and old.search(like=1, k=1)
         report = old.verify()
@@ -436,7 +436,7 @@ def test_an_index_of_format_1_is_read_grows_and_becomes_format_2(index, encoder,
         assert content(index.path) == before, "reading changes nothing"
         write_pictures(pictures, 2, start=200)
         assert old.add(pictures).added == 3
-        assert (old.info()["format"], old.info()["vectors"]) == (2, "float32")
+        assert (old.info().format, old.info().vectors) == (2, "float32")
         assert Stored(old).at(str(pictures / "00201.png")).id > 500, "no id is given twice"
         assert {item.path: item.id for item in Stored(old).all_items()}.items() >= ids.items()
         again = {hit.id: hit.scores for hit in old.search("words", k=99)}
@@ -445,7 +445,7 @@ def test_an_index_of_format_1_is_read_grows_and_becomes_format_2(index, encoder,
         with Index.open(index.path, encoder) as reader:
             assert old.compact() == 1
             assert len(reader.search("words", k=99)) == 35
-        assert old.info()["vectors"] == "float16" and not list(index.path.glob("*.f32"))
+        assert old.info().vectors == "float16" and not list(index.path.glob("*.f32"))
         assert old.compact() == 0
         for hit in old.search("words", k=99):
             assert hit.scores == pytest.approx(again[hit.id], abs=1e-3)
@@ -467,7 +467,7 @@ def test_damage_to_an_index_of_format_1(index, encoder, pictures):
         assert Stored(old).state().format == 1
         report = old.repair()
         assert (report.restored, report.items) == (2, 32)
-        assert (old.info()["format"], old.info()["vectors"]) == (2, "float16")
+        assert (old.info().format, old.info().vectors) == (2, "float16")
         assert old.verify().ok
 
 
@@ -505,16 +505,16 @@ def test_what_cannot_be_stored_is_refused_by_row_and_path(tmp_path, encoder, spo
         vectors["fine"] = spoiled
     with Index.create(tmp_path / "x", model=encoder) as index:
         with pytest.raises(VectorError, match=message) as refused:
-            index.append(items, Embeddings(vectors))
+            index.store.append(items, Embeddings(vectors))
         assert isinstance(refused.value, HivlpError) and isinstance(refused.value, ValueError)
         assert len(index) == 0 and index.verify().ok
         items, vectors = some(8, encoder)
-        index.append(items, Embeddings({name: array.astype(np.float64) for name, array in vectors.items()}))
+        index.store.append(items, Embeddings({name: array.astype(np.float64) for name, array in vectors.items()}))
         assert len(index) == 8
         with pytest.raises(VectorError, match="8 vectors for 7 items"):
-            index.append(items[:7], Embeddings(vectors))
+            index.store.append(items[:7], Embeddings(vectors))
         with pytest.raises(VectorError, match="level fine: no vectors"):
-            index.append(items, Embeddings({"coarse": vectors["coarse"]}))
+            index.store.append(items, Embeddings({"coarse": vectors["coarse"]}))
 
 
 def test_rows_that_were_made_ready_are_for_files_of_their_dtype_and_width(tmp_path, encoder):
@@ -523,28 +523,28 @@ def test_rows_that_were_made_ready_are_for_files_of_their_dtype_and_width(tmp_pa
     ready = {name: Rows.of(array, FLOAT16) for name, array in vectors.items()}
     with Index.create(tmp_path / "x", model=encoder) as index:
         with pytest.raises(VectorError, match="8 vectors for 7 items"):
-            index.append(items[:7], ready)
+            index.store.append(items[:7], ready)
         with pytest.raises(VectorError, match=r"level fine, row 0: the vector of /p/0\.png is of shape"):
-            index.append(items, {**ready, "fine": ready["coarse"]})
+            index.store.append(items, {**ready, "fine": ready["coarse"]})
         with pytest.raises(ValueError, match="rows of float32 for a file of float16"):
-            index.append(items, {**ready, "fine": Rows.of(vectors["fine"], FLOAT32)})
+            index.store.append(items, {**ready, "fine": Rows.of(vectors["fine"], FLOAT32)})
         assert len(index) == 0 and index.verify().ok
-        assert index.append(items, ready) == 0
-        np.testing.assert_array_equal(index.embeddings(5)["fine"], vectors["fine"][5:6].astype(half))
+        assert index.store.append(items, ready) == 0
+        np.testing.assert_array_equal(index.store.embeddings(5)["fine"], vectors["fine"][5:6].astype(half))
         assert len(index) == 8 and index.verify().ok
 
 
 def test_a_path_that_comes_twice_or_is_known_is_one_item(tmp_path, encoder):
     items, vectors = some(6, encoder)
     with Index.create(tmp_path / "x", model=encoder) as index:
-        assert index.append(items[:2], Embeddings(vectors).rows(slice(0, 2))) == 0
+        assert index.store.append(items[:2], Embeddings(vectors).rows(slice(0, 2))) == 0
         twice = [items[0], items[3], items[3], items[0]]
-        assert index.append(twice, Embeddings(vectors).rows([2, 3, 4, 5])) == 3
+        assert index.store.append(twice, Embeddings(vectors).rows([2, 3, 4, 5])) == 3
         assert [(item.id, item.path, item.row) for item in Stored(index).all_items()] == [
             (2, "/p/1.png", 1), (3, "/p/3.png", 4), (1, "/p/0.png", 5)
         ]  # fmt: skip
-        assert index.info()["dead"] == 3 and index.verify().ok
-        np.testing.assert_array_equal(index.embeddings(5)["fine"], vectors["fine"][5:].astype(np.float16))
+        assert index.info().dead == 3 and index.verify().ok
+        np.testing.assert_array_equal(index.store.embeddings(5)["fine"], vectors["fine"][5:].astype(np.float16))
 
 
 # float16.
@@ -559,7 +559,7 @@ def test_widening_is_exact_for_every_finite_number():
 
 @pytest.mark.parametrize("dim", [5, 64, 300])
 def test_scores_of_float16_rows_do_not_depend_on_where_they_lie(dim, monkeypatch):
-    import hivlp.search.scan as scan
+    import hivlp.search.exhaustive as scan
 
     monkeypatch.setattr(scan, "WIDEN_FLOATS", 7 * dim)
     rng = np.random.default_rng(0)

@@ -38,7 +38,7 @@ def filled(place, encoder, told) -> Index:
         NewItem(path, n.to_bytes(32), caption, metadata, Stamp(10 * n, 2, 3, 4))
         for n, (path, caption, metadata) in enumerate(told)
     ]
-    index.append(items, Embeddings(vectors))
+    index.store.append(items, Embeddings(vectors))
     return index
 
 

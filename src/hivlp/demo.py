@@ -25,7 +25,6 @@ from hivlp.encode.base import Encoder
 from hivlp.errors import HivlpError
 from hivlp.index import AddReport, Index, SearchResult
 from hivlp.levels import Vectors
-from hivlp.store.folder import reading
 
 QUERIES = (
     "a red car",
@@ -116,10 +115,9 @@ def format_text(result: DemoResult) -> str:
 
 
 def _page(index: Index, model: Encoder, answers: list[tuple[str, SearchResult]], report: AddReport) -> str:
-    with reading(index.path) as reader:
-        items = list(reader.all_items())
+    items = list(index.items())
     thumbnails = {item.id: _thumbnail(Path(item.path)) for item in items}
-    vectors = [index.embeddings(item.row) for item in items]
+    vectors = [index.vectors(item.id) for item in items]
     coarse, fine = (np.concatenate([getattr(part, name) for part in vectors]) for name in ("coarse", "fine"))
     data = {
         "items": [{"id": item.id, "caption": item.caption, "thumb": thumbnails[item.id]} for item in items],

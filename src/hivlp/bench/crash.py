@@ -24,7 +24,6 @@ from hivlp.bench.machine import describe
 from hivlp.errors import HivlpError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
-from hivlp.store.folder import reading
 
 LONGEST_LIFE = 0.2
 """Seconds after which a child is killed at the latest; twice that if it waits for a fault to strike."""
@@ -185,8 +184,7 @@ def _check(
         yield from (str(damage).splitlines()[0] for damage in report.damage)
         if not report.ok:
             return
-        with reading(index.path) as reader:
-            items = {item.path: item for item in reader.all_items()}
+        items = {item.path: item for item in index.items()}
         held = {path: int.from_bytes(item.hash) for path, item in items.items()}
         if held not in either:
             missing = {path for path in contents if held.get(path) != contents[path]}
@@ -203,7 +201,7 @@ def _check(
         vectors = ENCODER.vectors(list(held.values()))
         stored = Embeddings({name: array.astype(np.float16).astype(np.float32) for name, array in vectors.items()})
         for number, (path, item) in enumerate(items.items()):
-            found = index.embeddings(item.row)
+            found = index.vectors(item.id)
             if any((found[name][0] != stored[name][number]).any() for name in found):
                 yield f"{path} has the vectors of something else"
         yield from _check_search(index, held, stored, rng)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from hivlp.ann import Engine
+from hivlp.ann import AnnIndex
 from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, RefusedEngineError, read_manifest
 from hivlp.coarse.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import standing
-from hivlp.search.opened import open_engine
+from hivlp.search.opened import open_ann
 from hivlp.search.operating_points import FOLDER as ENGINE_FOLDER
 from hivlp.search.operating_points import Tuned
 from hivlp.store.codec import Stored
@@ -76,8 +76,8 @@ def _check_engine(folder: Path, fine: Stored | None, generation: int) -> list[Da
         return []
     try:
         what = "is not as it was written; `hivlp tune` builds the engine again"
-        damaged = [Damage("engine", f"{ENGINE_FOLDER}/{name}", what) for name in Engine.damage(place)]
-        if not damaged and (fine is None or open_engine(folder, fine, generation) is None):
+        damaged = [Damage("engine", f"{ENGINE_FOLDER}/{name}", what) for name in AnnIndex.damage(place)]
+        if not damaged and (fine is None or open_ann(folder, fine, generation) is None):
             Arrays.load(place)  # by itself: the vectors were given other rows since it was built
             if fine is not None and Tuned.of_manifest(read_manifest(place)).generation > generation:
                 raise RefusedEngineError(place, MANIFEST, "it is of vectors that do not exist yet")

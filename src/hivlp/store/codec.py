@@ -102,6 +102,11 @@ CODECS = {codec.name: codec for codec in (FLOAT16, FLOAT32, INT8)}
 BY_DTYPE = {codec.dtype: codec for codec in CODECS.values()}
 
 
+def codec_of(stored: Stored) -> VectorCodec:
+    """The codec that stored these rows."""
+    return BY_DTYPE["int8" if stored.dtype.names else stored.dtype.str]
+
+
 def row_checksums(stored: Stored) -> Checksums:
     """(n,) CRC-32 of each row's bytes."""
     return np.fromiter(map(zlib.crc32, np.ascontiguousarray(stored)), np.uint32, len(stored))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.store import schema
+from hivlp.store.changes import ChangeCounter
 from hivlp.store.names import composed
 from hivlp.store.records import About
 from hivlp.store.schema import record_crc
@@ -84,10 +85,26 @@ class Connections:
     """Connections to one ``items.db``, each borrowed by one thread at a time; the last given back is lent first."""
 
     def __init__(self, file: Path) -> None:
+        """No connection is open yet.
+
+        Raises:
+            OSError: if the file cannot be opened.
+        """
         self._file, self._process = file, os.getpid()
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
+        self._lent = 0
         self._closed = False
+        self._changes = ChangeCounter(file)
+
+    def changes(self) -> bytes:
+        """Change counter of the file: another one after a commit, whoever made it.
+
+        Raises:
+            IndexFolderError: if the pool is closed, or of another process.
+        """
+        self.check()
+        return self._changes.read()
 
     def check(self) -> None:
         """Check that the pool is open, and used in the process that made it: SQLite's locks do not survive a fork.
@@ -110,18 +127,24 @@ class Connections:
         """
         self.check()
         with self._lock:
+            self._lent += 1
             db = self._idle.pop() if self._idle else None
-        if db is None:
-            db = connect(self._file)
+        kept = False
         try:
+            if db is None:
+                db = connect(self._file)
             yield db
         finally:
             with self._lock:
-                kept = not self._closed and len(self._idle) < MOST_IDLE
-                if kept:
+                if db is not None and not self._closed and len(self._idle) < MOST_IDLE:
                     self._idle.append(db)
-            if not kept:
+                    kept = True
+            if db is not None and not kept:
                 db.close()
+            with self._lock:
+                self._lent -= 1
+                if self._closed and not self._lent:
+                    self._changes.close()
 
     def close(self) -> None:
         """Close all connections, those that are borrowed when they come back; nothing is wrong with doing so twice."""
@@ -129,3 +152,5 @@ class Connections:
             self._closed = True
             while self._idle:
                 self._idle.pop().close()
+            if not self._lent:  # otherwise the last connection that comes back does so
+                self._changes.close()

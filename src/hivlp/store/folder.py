@@ -25,6 +25,7 @@ from hivlp.store import schema
 from hivlp.store.codec import CODECS, FLOAT16
 from hivlp.store.compacting import Progress, rewrite
 from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
+from hivlp.store.lookup import AT_ONCE, Shown, look_up
 from hivlp.store.names import each_item
 from hivlp.store.reader import Reader, Views
 from hivlp.store.records import About, Item, NewItem, Stamp, State, format_of
@@ -53,14 +54,17 @@ class Store:
         """
         self.path = path.absolute()
         file = self.path / FILE
-        self._connections = Connections(file)
         try:
             if not file.is_file():
                 raise IndexFolderError(f"{path} is not an index: it has no {FILE}")
-            with self._connections.borrow() as db:
-                self.about = check_own(path, db)
+            self._connections = Connections(file)
         except OSError as error:
             raise IndexFolderError(f"{file} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise DamagedIndexError(f"{file} is damaged: it is shorter than a database's header") from error
+        try:
+            with self._connections.borrow() as db:
+                self.about = check_own(path, db)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             self._connections.close()
             if passing(error):
@@ -141,6 +145,14 @@ class Store:
         """Let go of the files."""
         self._connections.close()
         self._views.clear()
+
+    def changes(self) -> bytes:
+        """Change counter of the catalog: another one after a commit, whoever made it; read without a lock.
+
+        Raises:
+            IndexFolderError: if the store is closed, or belongs to another process.
+        """
+        return self._connections.changes()
 
     def __len__(self) -> int:
         with self.reading() as reader:
@@ -352,6 +364,28 @@ class Store:
         return added
 
     # What there is.
+
+    def look_up(self, rows: Sequence[int], commits: int) -> dict[int, Shown] | None:
+        """What is shown of the items in some rows, if that is still as a commit has it; None if it may not be.
+
+        Args:
+            rows: each once.
+            commits: number of the commit.
+
+        Raises:
+            IndexFolderError: if the store is closed, or belongs to another process.
+        """
+        found: dict[int, Shown] = {}
+        try:
+            with self._connections.borrow() as db:
+                for start in range(0, len(rows), AT_ONCE) if rows else (0,):
+                    part = look_up(db, rows[start : start + AT_ONCE])
+                    if part is None or part[0] != str(commits):
+                        return None
+                    found.update(part[1])
+        except sqlite3.Error:  # which a reader says in words
+            return None
+        return found
 
     def named(self, path: str) -> list[Item]:
         """:meth:`hivlp.store.reader.Reader.named` of the last commit."""

@@ -139,12 +139,12 @@ class Item(NamedTuple):
         """
         item_id, path, content, caption, metadata, row, *stamp = record
         try:
-            known = json.loads(metadata)
+            known = {} if metadata == "{}" else json.loads(metadata)
         except (TypeError, RecursionError) as error:
             raise ValueError("metadata is no JSON") from error
         if not (isinstance(known, dict) and isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
             raise ValueError("a value is of another kind")
-        if not isinstance(content, bytes) or any(type(value) is not int for value in stamp):
+        if not isinstance(content, bytes) or {*map(type, stamp)} != {int}:
             raise ValueError("a value is of another kind")
         return cls(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
 
