@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from hivlp.train.adapt import (  # noqa: E402
     temperature_for,
     with_coarse_level,
 )
-from tiny import save_checkpoint, save_tiny, tiny_config  # noqa: E402
+from synthetic import save_checkpoint, save_tiny, tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.train
 QUICK = AdaptConfig(dims=4, steps=40)
@@ -132,7 +133,7 @@ def test_what_the_towers_said_is_kept(tmp_path, pictures, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("hivlp.train.adapt.encode_stream", never)
-        patched.setattr("hivlp.train.adapt.evaluate", lambda *_, **__: {})
+        patched.setattr("hivlp.train.adapt.evaluate", lambda *_, **__: SimpleNamespace(to_json=dict))
         patched.setattr("hivlp.train.adapt.model_card", lambda *_: "")
         again = adapt(str(source), str(pictures), tmp_path / "out", QUICK)
     assert again["pictures"] == first["pictures"]

@@ -17,18 +17,11 @@ from hivlp.ann import AnnIndex, SearchParams, building, layout, native, referenc
 from hivlp.ann import learning as fit
 from hivlp.ann.arrays import PACKED
 from hivlp.errors import IndexFolderError
+from synthetic import cloud
 
 LIBRARY = native.load()
 VARIANTS = range(len(native.VARIANTS)) if LIBRARY is not None else []
 needs_kernels = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
-
-
-def cloud(count: int, width: int, seed: int) -> np.ndarray:
-    """Unit vectors in groups, with an offset: a little like embeddings."""
-    rng = np.random.default_rng(seed)
-    groups = rng.normal(size=(max(2, count // 40), width))
-    vectors = groups[rng.integers(len(groups), size=count)] + 0.7 * rng.normal(size=(count, width)) + 0.5
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hivlp.search.exhaustive as scan
-from conftest import FakeEncoder, Stored, tuned_connections
 from hivlp.errors import QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.store.reader import Reader
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
+from synthetic import STAMP, FakeEncoder, Stored, random_unit, tuned_connections
 
-STAMP = Stamp(1, 2, 3, 4)
 WHERE = {
     "json_extract(metadata, '$.n') % 2 = 0": lambda item: item.n % 2 == 0,
     "id % 7 = 3": lambda item: item.id % 7 == 3,
@@ -43,8 +42,7 @@ def exact_vector(rng, dim):
 
 
 def any_vector(rng, dim):
-    vector = rng.normal(size=dim)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+    return random_unit(rng, 1, dim)[0]
 
 
 @dataclass

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.bench import crash
 from hivlp.bench.crash_child import NumberEncoder, store
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
+from synthetic import FakeEncoder, Stored, write_pictures
 
 TESTS = Path(__file__).parent
 
@@ -25,7 +25,7 @@ WRITER = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from conftest import FakeEncoder
+from synthetic import FakeEncoder
 from hivlp.index import Index, adding
 adding.COMMIT_ITEMS = 8
 encoder = FakeEncoder()

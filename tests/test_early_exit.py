@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hivlp.bench.early_exit import adaptive_exit, format_text, run
 from hivlp.encode import HiVLP
 from hivlp.levels import Embeddings
-
-
-def unit(rows: list[list[float]]) -> np.ndarray:
-    vectors = np.array(rows, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+from synthetic import unit
 
 
 def test_the_surest_stop_first_and_keep_what_the_coarse_level_says():
@@ -42,7 +37,7 @@ def test_an_early_layer_costs_less():
     from torch.utils.flop_counter import FlopCounterMode
 
     from hivlp.model.hivlp_model import HiVLPModel
-    from tiny import tiny_config
+    from synthetic import tiny_config
 
     model = HiVLPModel(tiny_config()).eval()
     pixels, tokens = torch.zeros(1, 3, 32, 32), torch.ones(1, 8, dtype=torch.int64)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import FakeEncoder, Stored
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
 from hivlp.data import embedding_files
@@ -19,6 +18,7 @@ from hivlp.data.embeddings import open_embeddings, unit_rows
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
+from synthetic import FakeEncoder, Stored
 
 WIDTH = 24
 

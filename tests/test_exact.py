@@ -25,7 +25,7 @@ from hivlp.search.filters import Filter
 from hivlp.search.likeness import Likeness
 from hivlp.search.operating_points import FOLDER, Tuned
 from hivlp.search.stages import Asked, Exact
-from test_ann import cloud
+from synthetic import cloud
 
 LIBRARY = native.load()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")

@@ -7,10 +7,7 @@ from hivlp.coarse import CoarseMaps, fit_coarse
 from hivlp.coarse.closed import lean, prefix, principal, second_moment
 from hivlp.coarse.distill import distill, ranking_loss
 from hivlp.errors import DataError, IndexFolderError
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+from synthetic import unit
 
 
 def off_distribution(items=3000, queries=1200, width=32, seed=0):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
@@ -20,9 +19,10 @@ from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.store.codec import FLOAT16, FLOAT32
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
 from hivlp.store.schema import ITEM, OLD_HASHES, PART, record_crc, seal_meta
 from hivlp.store.vectors import Rows
+from synthetic import FakeEncoder, Stored, make_index, new_items, random_levels, write_pictures
 
 FORMAT_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -372,10 +372,8 @@ def test_info_verify_and_repair_on_the_command_line(index, encoder, capsys, monk
 
 @pytest.fixture
 def given(tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)
-    np.save(tmp_path / "v.npy", vectors)
-    with Index.create_from_embeddings(tmp_path / "given", prefix(24, 8)) as index:
-        assert index.add_embeddings(tmp_path / "v.npy").added == 40
+    with make_index(tmp_path / "given", np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)) as index:
+        assert len(index) == 40
         yield index
 
 
@@ -475,12 +473,7 @@ def test_damage_to_an_index_of_format_1(index, encoder, pictures):
 
 
 def some(count: int, encoder: FakeEncoder) -> tuple[list[NewItem], dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    items = [NewItem(f"/p/{n}.png", n.to_bytes(32), None, {}, Stamp(1, 2, 3, 4)) for n in range(count)]
-    vectors = {level.name: rng.normal(size=(count, level.dim)) for level in encoder.levels}
-    return items, {
-        name: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for name, v in vectors.items()
-    }
+    return new_items(count), random_levels(encoder.levels, count)
 
 
 @pytest.mark.parametrize(

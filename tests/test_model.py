@@ -24,7 +24,7 @@ from hivlp.model.heads import (  # noqa: E402
 )
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.model.towers import BertTextTower  # noqa: E402
-from tiny import BERT, save_tiny, tiny_config, write_tokenizer  # noqa: E402
+from synthetic import BERT, save_tiny, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Stored
 from hivlp.bench.crash_child import NumberEncoder, store
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
 from hivlp.store.folder import Store
+from synthetic import Stored
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
 BASE, READERS, VERSIONS = 20, 3, 25

@@ -26,7 +26,7 @@ from hivlp.train.augment import plain_view  # noqa: E402
 from hivlp.train.features import build_corpus, frozen_text_features, text_features  # noqa: E402
 from hivlp.train.recipe import Augment, Recipe  # noqa: E402
 from hivlp.train.step import Inputs  # noqa: E402
-from tiny import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
+from synthetic import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 LONG = "a red circle on the white square on the blue circle on a"

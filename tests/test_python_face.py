@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import write_pictures
 from hivlp import HiVLP, Index
 from hivlp.errors import EXTRAS, ArgumentError, HivlpError, IndexFolderError, ModelError, PictureError, QueryError
+from synthetic import write_pictures
 
 SOURCE = Path(__file__).parents[1] / "src"
 

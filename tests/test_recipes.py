@@ -16,7 +16,7 @@ from hivlp.cli import main  # noqa: E402
 from hivlp.errors import HivlpError, RecipeError  # noqa: E402
 from hivlp.train.check import check_data, check_recipe  # noqa: E402
 from hivlp.train.recipe import Optim, load_recipe  # noqa: E402
-from shapes import shapes_recipe  # noqa: E402
+from synthetic import shapes_recipe  # noqa: E402
 
 pytestmark = pytest.mark.train
 

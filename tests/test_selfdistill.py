@@ -21,7 +21,7 @@ from hivlp.train.directions import ridge, score_directions, score_factors, sign_
 from hivlp.train.fit import Side, fit_level, neighbours  # noqa: E402
 from hivlp.train.recipe import Recipe, RecipeError, SelfDistillation, load_recipe  # noqa: E402
 from hivlp.train.selfdistill import distil  # noqa: E402
-from tiny import BERT, tiny_config, write_tokenizer  # noqa: E402
+from synthetic import BERT, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 

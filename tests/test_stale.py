@@ -25,8 +25,7 @@ from hivlp.train.adapt import picture_vectors, prepare_original, text_vectors  #
 from hivlp.train.features import build_corpus, frozen_image_features  # noqa: E402
 from hivlp.train.job import train  # noqa: E402
 from hivlp.train.recipe import Augment, load_recipe  # noqa: E402
-from shapes import draw_shape, shapes_recipe  # noqa: E402
-from tiny import save_tiny, tiny_config, write_tokenizer  # noqa: E402
+from synthetic import draw_shape, save_tiny, shapes_recipe, tiny_config, write_tokenizer  # noqa: E402  # noqa: E402
 
 pytestmark = pytest.mark.train
 

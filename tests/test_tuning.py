@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from conftest import Stored
 from hivlp.ann import AnnIndex, native
 from hivlp.ann.arrays import MANIFEST, Arrays, manifest_check
 from hivlp.cli import main
@@ -21,7 +20,7 @@ from hivlp.index.from_embeddings import index_embeddings
 from hivlp.search import calibration, opened
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned
-from test_ann import cloud
+from synthetic import Stored, cloud, make_tuned_index
 
 WIDTH = 48
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -38,15 +37,11 @@ def queries() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, quick, vectors, queries):
+def made(tmp_path_factory, vectors, queries):
     """A tuned index of the first 3,500 vectors, and the folder they come from."""
     folder = tmp_path_factory.mktemp("tuned")
-    np.save(folder / "v.npy", vectors[:3500])
     np.save(folder / "q.npy", queries[:1300])
-    arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
-    assert main(["index", *arguments]) == 0
-    with Index.open(folder / "index") as index:
-        index.tune(folder / "q.npy")
+    make_tuned_index(folder / "index", vectors[:3500], folder / "q.npy")
     return folder
 
 
@@ -267,7 +262,7 @@ def test_what_was_asked_is_remembered(folder, vectors):
     assert (after.rows, after.learnt_rows) == (7100, 7100)
     assert after.queries == before.queries == "given vectors"
     with Index.open(folder / "index") as index:
-        assert index.search(vector={"fine": vectors[5]})[0].path.endswith("v.npy#5")
+        assert index.search(vector={"fine": vectors[5]})[0].path.endswith("index.npy#5")
 
 
 def test_damage_is_found_and_does_no_harm(folder, queries):

@@ -163,7 +163,7 @@ def _average_recall(pairs: Pairs, fine: Vectors) -> float:
     """AR of a fine level on the test part."""
     test = fine.rows(pairs.rows["test"])
     images, texts = (Embeddings({"fine": side.numpy()}) for side in (test.images, test.texts))
-    return float(score(images, texts, np.arange(len(test.images)), 20)["levels"]["fine"]["AR"])
+    return score(images, texts, np.arange(len(test.images)), 20).levels["fine"].average
 
 
 def _row(data: str, way: str, dim: int, code: str, seeds: Sequence[Sequence[float]]) -> dict[str, Any]:

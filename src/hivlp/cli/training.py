@@ -21,7 +21,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
-    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
+    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist).to_json()
     print_result(arguments, lambda: result, lambda: recall_table(result))
     return 0
 

@@ -408,22 +408,7 @@ class Store:
             IndexFolderError: if a vector file is missing or too short.
         """
         with self.reading() as reader:
-            reader.vectors()
-            state, about = reader.state, self.about
-            return {
-                "path": str(self.path),
-                "format": state.format,
-                "vectors": reader.files()[-1].codec.name,
-                "items": reader.count(),
-                "lost": reader.integrity.lost_count(),
-                "rows": state.rows,
-                "dead": len(reader.dead()),
-                "model": about.model,
-                "source": about.source,
-                "fingerprint": about.fingerprint,
-                "levels": {level.name: level.dim for level in about.levels},
-                "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
-            }
+            return reader.info()
 
     # Inside.
 

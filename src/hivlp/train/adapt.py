@@ -128,7 +128,7 @@ def adapt(source: str, data: str, out: Path, config: AdaptConfig) -> dict[str, A
     metrics: dict[str, Any] = {}
     adapted = HiVLP.from_pretrained(out)
     for name, pairs in items.held_out.items():
-        metrics[name] = evaluate(pairs, adapted, shortlist=config.shortlist)
+        metrics[name] = evaluate(pairs, adapted, shortlist=config.shortlist).to_json()
     result = {
         "model": str(out),
         "levels": {level.name: level.dim for level in model.config.levels},

@@ -76,7 +76,7 @@ def measure(recipe: Recipe, folder: Path, splits: tuple[str, ...]) -> dict[str, 
     model = HiVLP.from_pretrained(folder)
     for split, source in (("validation", recipe.validation), ("test", recipe.test)):
         if source is not None and split in splits:
-            metrics[split] = evaluate(load_pairs(*split_of(source)), model, shortlist=recipe.shortlist)
+            metrics[split] = evaluate(load_pairs(*split_of(source)), model, shortlist=recipe.shortlist).to_json()
     return metrics
 
 

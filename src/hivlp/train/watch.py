@@ -97,8 +97,7 @@ class Validation:
         for module, training in modes:  # not ``model.train()``: frozen parts stay in evaluation mode
             module.training = training
         result = score(_joined(images, levels), _joined(texts, levels), self._owner, self._shortlist)
-        recalls = {level: float(result["levels"][level]["AR"]) for level in levels}
-        return {**recalls, "cascade": float(result["cascade"]["AR"])}
+        return {**{level: result.levels[level].average for level in levels}, "cascade": result.cascade.average}
 
 
 def keep_best(best: Best, recall: float, step: int, model: nn.Module, path: Path | None) -> None:
