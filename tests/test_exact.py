@@ -71,6 +71,7 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [Setting(6, 5.0, 1.0, 60), Setting(0, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
 def test_the_engine_answers_many_as_one_by_one(monkeypatch, setting, passing):
@@ -90,6 +91,7 @@ def test_the_engine_answers_many_as_one_by_one(monkeypatch, setting, passing):
             np.testing.assert_array_equal(scores, scanners("cloud")[2].rescore(query, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_score_is_above_its_bound(variant, kind):
     _, exact, everything = scanners(kind)
@@ -137,6 +139,7 @@ def test_the_largest_sums(variant, signed):
         np.testing.assert_array_equal(most[:found], said + 2.0 * lengths[[0, 1, 3]])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(KINDS),
@@ -167,6 +170,7 @@ def test_it_is_the_ranking_of_everything(kind, count, share, few, reaching, seed
     np.testing.assert_array_equal(scores, every[expected])
 
 
+@pytest.mark.slow
 def test_most_rows_are_left_out_where_there_is_something_to_know():
     rng = np.random.default_rng(0)
     items, exact, everything = scanners("cloud")

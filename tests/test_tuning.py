@@ -92,6 +92,7 @@ def test_searches_use_the_engine(made, queries, monkeypatch):
         assert asked == [1, 1]
 
 
+@pytest.mark.slow
 def test_pages_are_one_long_list_best_first(made, queries):
     with Index.open(made / "index") as index:
         for query in queries[1300:1330]:
@@ -140,6 +141,7 @@ def test_filters_starve_nobody(made, queries, monkeypatch, condition):
         assert len(hits) == 20
 
 
+@pytest.mark.slow
 def test_what_changes_after_tuning(folder, vectors, queries):
     with Index.open(folder / "index") as index:
         first = index.search(vector={"fine": vectors[10]})[0]
@@ -163,6 +165,7 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         assert index._engine is not None
 
 
+@pytest.mark.slow
 def test_an_engine_of_an_earlier_format(folder, queries):
     """It is not used, and built again when the index next has reason to look at it."""
     file = folder / "index" / "engine" / MANIFEST
@@ -179,6 +182,7 @@ def test_an_engine_of_an_earlier_format(folder, queries):
         assert index._engine is not None and tuning.refresh(index) is False
 
 
+@pytest.mark.slow
 def test_another_process_tunes(folder, queries):
     """An index that is open notes an engine that comes, is replaced or goes, without a commit."""
     place = folder / "index"
@@ -244,6 +248,7 @@ def test_info_counts_the_engine(folder):
         assert (index.info()["bytes"], index.info()["engine_bytes"]) == (info["bytes"] - engine, 0)
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_remembered(folder, vectors):
     """An index that has grown to twice its size learns anew, from the queries that it was tuned with."""
     with Index.open(folder / "index") as index:
@@ -258,6 +263,7 @@ def test_what_was_asked_is_remembered(folder, vectors):
         assert index.search(vector={"fine": vectors[5]})[0].path.endswith("index.npy#5")
 
 
+@pytest.mark.slow
 def test_damage_is_found_and_does_no_harm(folder, queries):
     path = folder / "index" / "engine"
     with Index.open(folder / "index") as index:
@@ -313,6 +319,7 @@ def test_without_kernels(made, queries, monkeypatch):
             index.tune()
 
 
+@pytest.mark.slow
 def test_command_line(folder, capsys):
     pytest.importorskip("matplotlib")
     picture = folder / "tune.png"
