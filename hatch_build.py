@@ -18,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
 FOLDER = Path("src/hivlp/ann")
-SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c")
+SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c", "c/query.c")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hivlp.ann import Engine
+from hivlp.ann import AnnIndex
 from hivlp.coarse.closed import prefix
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.data.pictures import load_pixels
-from hivlp.index import Index, tuning
+from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
 from hivlp.levels import Embeddings, Level
+from hivlp.search import calibration
+from hivlp.store import database
+from hivlp.store.folder import Store, reading
 from hivlp.store.records import NewItem, Stamp
 
 # Vectors.
@@ -160,7 +164,7 @@ def fill(index: Index, vectors: Mapping[str, np.ndarray], captions: Sequence[str
     """Append an item for each row of vectors (rows, dim) of each level; item n has id n + 1 in an empty index."""
     rows = len(next(iter(vectors.values())))
     if rows:
-        index.append(new_items(rows, captions=captions), Embeddings(dict(vectors)))
+        index.store.append(new_items(rows, captions=captions), Embeddings(dict(vectors)))
     return index
 
 
@@ -194,11 +198,64 @@ def make_tuned_index(
 @contextmanager
 def quick_tuning(timed: int = 10, every: int = 4) -> Iterator[None]:
     """Tune with one in so many of the settings, timed a few times: for tests that do not depend on them."""
-    settings = Engine.settings
+    grid = AnnIndex.params_grid
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "TIMED", timed)
-        patch.setattr(Engine, "settings", lambda engine: settings(engine)[1::every])
+        patch.setattr(calibration, "TIMED", timed)
+        patch.setattr(AnnIndex, "params_grid", lambda ann: grid(ann)[1::every])
         yield
+
+
+# What a folder on disk says.
+
+
+class Stored:
+    """What a folder's last commit says: the methods of a reader, each asked of a store that is opened for it."""
+
+    def __init__(self, index) -> None:
+        self.path = Path(getattr(index, "path", index))
+
+    def __getattr__(self, name):
+        def ask(*given, **more):
+            with reading(self.path) as reader:
+                found = getattr(reader, name)
+                found = found(*given, **more) if callable(found) else found
+                return list(found) if isinstance(found, Iterator) else found
+
+        return ask
+
+    def changing(self):
+        return closing_after(Store(self.path), "changing")
+
+    def sql(self, *statements: str):
+        """Change ``items.db`` behind the library's back; the rows of the last statement."""
+        with closing(sqlite3.connect(self.path / "items.db", isolation_level=None)) as db:
+            return [db.execute(statement).fetchall() for statement in statements][-1]
+
+
+PLAIN = database.connect
+
+
+@contextmanager
+def tuned_connections(*statements: str):
+    """Every connection to an ``items.db`` that is opened meanwhile begins with these."""
+
+    def connect(file):
+        db = PLAIN(file)
+        for statement in statements:
+            db.execute(statement)
+        return db
+
+    database.connect = connect
+    try:
+        yield
+    finally:
+        database.connect = PLAIN
+
+
+@contextmanager
+def closing_after(store: Store, what: str):
+    with closing(store), getattr(store, what)() as transaction:
+        yield transaction
 
 
 # Models of the real classes, small enough to build in a test.

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivlp.ann import Engine, Setting, bounds, native, whole
+from hivlp.ann import AnnIndex, SearchParams, bounds, native, whole
 from hivlp.ann.arrays import LATER
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.bench import fuzz
@@ -28,7 +28,7 @@ from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files import npy
 from hivlp.index import Index, tuning
-from hivlp.search.opened import open_engine
+from hivlp.search.opened import open_ann
 from hivlp.search.operating_points import FOLDER, Tuned
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -59,7 +59,9 @@ def answers(folder: Path, queries: np.ndarray, **options) -> tuple[list, bool]:
     """What searches say, and whether they had an engine."""
     with Index.open(folder) as index:
         found = [index.search(vector={"fine": query}, **options) for query in queries]
-        return [[(hit.id, hit.scores) for hit in result] for result in found], index._engine is not None
+        return [
+            [(hit.id, hit.scores) for hit in result] for result in found
+        ], index.snapshot().collection.ann is not None
 
 
 def true_answers(folder: Path, queries: np.ndarray) -> list:
@@ -78,7 +80,7 @@ def check_refused(folder: Path, queries: np.ndarray, caplog, *names: str) -> Non
             exact = index.search(vector={"fine": query}, exact=True)
             assert [(hit.id, hit.scores) for hit in exact] == answer
             assert len(index.search(vector={"fine": query})) == 10
-        assert index._engine is None
+        assert index.snapshot().collection.ann is None
         (line,) = [record.getMessage() for record in caplog.records]
         assert any(name in line for name in names) and "hivlp tune" in line and "\n" not in line
         damage = index.verify().damage
@@ -168,8 +170,8 @@ def test_what_no_engine_holds_is_refused_before_a_kernel_reads_it(folder, querie
 
 
 NUMBERS = {
-    ("frontier", 0, "last"): (2**61, 0, -1, True, "60", 60.0, None, 10**40),
-    ("frontier", 0, "lists"): (-1, 2**61, 1.5, [], None),
+    ("frontier", 0, "rerank"): (2**61, 0, -1, True, "60", 60.0, None, 10**40),
+    ("frontier", 0, "nprobe"): (-1, 2**61, 1.5, [], None),
     ("frontier", 0, "margin"): (float("nan"), float("inf"), -1, "x", 1e300),
     ("frontier", 0, "slack"): (float("-inf"), None, False, {}),
     ("frontier", 0, "tolerance"): (-0.5, float("nan"), "None"),
@@ -215,7 +217,7 @@ def test_a_setting_that_reads_all_of_a_large_collection_is_refused(folder, queri
     monkeypatch.setattr(whole, "MOST", ITEMS - 1)
     file = folder / FOLDER / MANIFEST
     manifest = json.loads(file.read_text())
-    manifest["about"]["frontier"][0]["lists"] = 0
+    manifest["about"]["frontier"][0]["nprobe"] = 0
     del manifest["check"]
     file.write_text(json.dumps({**manifest, "check": manifest_check(manifest)}))
     check_refused(folder, queries[:1], caplog, MANIFEST)
@@ -292,9 +294,9 @@ def test_bounds_that_leave_out_what_they_should_not_are_not_believed(folder, que
 def test_callers_cannot_lead_a_kernel_out_of_its_arrays(made):
     with Index.open(made) as index:
         index.search(vector={"fine": np.ones(WIDTH)})
-        engine = index._engine._engine
-        exact = index._opened.exact._bounds
-    query, setting = np.ones((1, WIDTH), np.float32), Setting(4, np.inf, 1.0, 60)
+        ann = index.snapshot().collection.ann
+        engine, exact = ann.index, ann.bounds
+    query, setting = np.ones((1, WIDTH), np.float32), SearchParams(4, np.inf, 1.0, 60)
     for allowed in (np.zeros(9, np.uint8), np.zeros(ITEMS, bool), np.zeros(2 * ITEMS, np.uint8)[::2]):
         with pytest.raises(ValueError, match="bytes of bits"):
             engine.search(query, 5, setting, allowed=allowed)
@@ -311,13 +313,13 @@ def test_callers_cannot_lead_a_kernel_out_of_its_arrays(made):
     with pytest.raises(ValueError, match="does not fit"):
         native.half_dot(np.asarray(engine.fine), query[0, :-1])
     with pytest.raises(ValueError, match="do not fit the engine"):
-        Engine(engine.arrays, engine.fine[:-1])
+        AnnIndex(engine.arrays, engine.fine[:-1])
     with pytest.raises(ValueError, match="do not fit the engine"):
-        Engine(engine.arrays, np.asfortranarray(engine.fine))
+        AnnIndex(engine.arrays, np.asfortranarray(engine.fine))
     for effort in ((2**61, np.inf, 1.0, 2**61), (-5, -1.0, np.nan, -5), (0, np.inf, 0.0, 2**61), (3, np.nan, 1.0, 0)):
-        rows, scores = engine.search(np.repeat(query, 9, 0), 7, Setting(*effort, np.nan))
+        rows, scores = engine.search(np.repeat(query, 9, 0), 7, SearchParams(*effort, np.nan))
         assert rows.shape == scores.shape == (9, 7)
-    rows, scores = engine.search(query, ITEMS + 3, Setting(LISTS, np.inf, 9.0, 1))
+    rows, scores = engine.search(query, ITEMS + 3, SearchParams(LISTS, np.inf, 9.0, 1))
     assert sorted(rows[0, :ITEMS].tolist()) == list(range(ITEMS)) and (rows[0, ITEMS:] == -1).all()
     assert len(engine.search_rows(query[0], np.arange(9), 2**62, 2**62)[0]) == 9
     for bad in (np.full((1, WIDTH), np.nan), np.full((1, WIDTH), np.inf), np.full((1, WIDTH), 1e38)):
@@ -341,7 +343,7 @@ def test_a_tune_that_is_killed_leaves_an_engine_that_works(folder, queries):
         with Index.open(folder) as index:
             assert index.verify().ok
             index.search(vector={"fine": queries[0]})
-            ids.add(index._opened.tuned.queries)
+            ids.add(index.snapshot().collection.ann.tuned.queries)
         if finished == 0:
             break
     assert moment > 40 and len(ids) > 2
@@ -354,9 +356,9 @@ def _tune_again(folder: Path, moment: int) -> None:
     from dataclasses import replace
 
     try:
-        with Index.open(folder) as index, index._writer():
-            vectors, _, generation = tuning._fine(index)
-            tuned, engine, bound = open_engine(folder, vectors, generation)
+        with Index.open(folder) as index, index.store.writer():
+            vectors, _, generation = tuning.finest(index.store)
+            tuned, engine, bound = open_ann(folder, vectors, generation)
             left = [moment]
 
             def count(event: str, arguments: tuple) -> None:
@@ -368,7 +370,7 @@ def _tune_again(folder: Path, moment: int) -> None:
                         os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(count)
-            tuning._store(index, engine, bound, replace(tuned, queries=f"of moment {moment}"), np.ones((9, WIDTH)))
+            tuning.save(index.store, engine, bound, replace(tuned, queries=f"of moment {moment}"), np.ones((9, WIDTH)))
             left[0] = 10**9
         os._exit(0)
     except BaseException:
@@ -405,15 +407,15 @@ def test_an_engine_is_put_in_the_place_of_whatever_is_there(folder, tmp_path, qu
     else:
         place.symlink_to(elsewhere if how == "a link" else tmp_path / "nowhere")
     with Index.open(folder) as index:
-        vectors, _, generation = tuning._fine(index)
+        vectors, _, generation = tuning.finest(index.store)
         (tmp_path / "copy").mkdir()
         shutil.copytree(elsewhere, tmp_path / "copy" / FOLDER)
-        tuned, engine, bound = open_engine(tmp_path / "copy", vectors, generation)
+        tuned, engine, bound = open_ann(tmp_path / "copy", vectors, generation)
         for _ in range(2):
-            with index._writer():
-                tuning._store(index, engine, bound, tuned, queries)
+            with index.store.writer():
+                tuning.save(index.store, engine, bound, tuned, queries)
             index.search(vector={"fine": queries[0]})
-            assert index._engine is not None and not place.is_symlink()
+            assert index.snapshot().collection.ann is not None and not place.is_symlink()
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
     assert (elsewhere / MANIFEST).exists()
 
@@ -422,14 +424,14 @@ def test_readers_find_the_engine_in_the_middle_of_a_replacement(folder, queries)
     expected, _ = answers(folder, queries, exact=True)
     with Index.open(folder) as reader:
         reader.search(vector={"fine": queries[0]})
-        before = reader._engine
+        before = reader.snapshot().collection.ann
         (folder / FOLDER).rename(folder / ".engine.old")
         reader.search(vector={"fine": queries[0]})
-        assert reader._engine is before
+        assert reader.snapshot().collection.ann is before
         assert answers(folder, queries, exact=True) == (expected, True)
-        assert reader.info()["engine_bytes"] > 0 and reader.verify().ok
+        assert reader.info().engine_bytes > 0 and reader.verify().ok
         reader.remove([5])
-        assert tuning.refresh(reader) is False
+        assert reader.refresh() is False
         assert Tuned.load(folder).rows == ITEMS
 
 
@@ -476,6 +478,6 @@ def test_an_engine_without_bounds_is_one(folder, queries, caplog):
 
 def test_an_engine_is_loaded_from_its_folder_or_refused(folder, tmp_path):
     with pytest.raises(IndexFolderError, match="cannot be read"):
-        Engine.load(tmp_path / "none", np.zeros((5, WIDTH), np.float16))
+        AnnIndex.load(tmp_path / "none", np.zeros((5, WIDTH), np.float16))
     with pytest.raises(IndexFolderError, match="other vectors"):
-        Engine.load(folder / FOLDER, np.zeros((ITEMS, WIDTH + 1), np.float16))
+        AnnIndex.load(folder / FOLDER, np.zeros((ITEMS, WIDTH + 1), np.float16))

@@ -4,6 +4,6 @@ Signs of a learnt projection choose among lists that a learnt router picked, fou
 two of some more choose among those, and the stored float16 vectors decide.
 """
 
-from hivlp.ann.ann_index import Engine, Setting
+from hivlp.ann.ann_index import AnnIndex, SearchParams
 
-__all__ = ["Engine", "Setting"]
+__all__ = ["AnnIndex", "SearchParams"]

@@ -39,28 +39,29 @@ THOROUGH = 200  # rows that are scored in full where it does not matter how long
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How hard to look.
+class SearchParams:
+    """Search parameters: how much of the index one query reads.
 
     Attributes:
-        lists: lists to read at most; 0 to read a code of all rows instead, for small collections.
-        margin: a list is read only if the router's score for it is at most so far below the best one's; and of the best
-            list's codes, those that would be among the best if they were so many standard deviations better than its
-            centre, of a list that is a margin behind, half as many.
-        slack: how much better than its signs say a code may be, in standard deviations of what they leave out: its
-            nibbles are read only if it could then be handed on.
-        last: how many codes the nibbles hand on to the float16 vectors at most.
-        tolerance: how far below the last wanted one's a code's score may be that they hand on, in errors of theirs.
+        nprobe: inverted lists probed at most; 0 scans an int8 code of every row instead, for small collections.
+        margin: natural-log probability below the best list's at which the router prunes a list. It also prunes codes
+            inside a list: the best list keeps codes that reach the threshold if they lie up to ``margin`` standard
+            deviations above their centroid, a list at the margin half as many.
+        slack: standard deviations of the sign codes' error added to a sign score; the refinement code is read only if
+            the sum reaches the threshold.
+        rerank: codes re-ranked by their float16 vectors at most, in the order of their refinement scores.
+        tolerance: how far below the k-th refinement score a code may lie and still be re-ranked, in standard deviations
+            of the refinement codes' error.
     """
 
-    lists: int
+    nprobe: int
     margin: float
     slack: float
-    last: int
+    rerank: int
     tolerance: float = np.inf
 
 
-class Engine:
+class AnnIndex:
     """Approximate search of (n, d) float16 vectors by inner product."""
 
     def __init__(self, arrays: Arrays, fine: Half) -> None:
@@ -89,12 +90,12 @@ class Engine:
         *,
         queries: Vectors | None = None,
         dims: int | None = None,
-        signed: int | None = None,
-        lists: int | None = None,
-        copies: int | None = None,
+        sign_dims: int | None = None,
+        nlist: int | None = None,
+        assignments: int | None = None,
         seed: int = 0,
         on_progress: Progress | None = None,
-    ) -> Engine:
+    ) -> AnnIndex:
         """Learn from the items and from queries like those to come, and pack the codes.
 
         Args:
@@ -102,9 +103,9 @@ class Engine:
             queries: (m, d) a sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16, at most 2048 (default: what these vectors need, or what a gigabyte has
                 room for).
-            signed: how many of them have signs, a multiple of 16 (default: see :func:`building.choose_signed`).
-            lists: how many (default: about four times the square root of n).
-            copies: lists that an item lies in (default: two of few items, one of many).
+            sign_dims: dimensions with a sign bit, a multiple of 16 (default: see :func:`building.choose_signed`).
+            nlist: inverted lists (default: about ``4 * sqrt(n)``).
+            assignments: lists that each row is stored in (default: 2 up to 500,000 rows, 1 beyond).
             seed: of samples and rotations.
             on_progress: called with what is done, how much of it, and of how much.
         """
@@ -113,21 +114,21 @@ class Engine:
         rng = np.random.default_rng(seed)
         tell: Progress = on_progress or (lambda what, done, total: None)
         asked = None if queries is None else np.asarray(queries, np.float32)
-        copies = copies or building.COPIES[len(items) > building.SMALL]
-        learnt = building.learn(items, asked, dims, signed, lists, copies, rng, tell)
-        packed = building.pack(items, learnt, copies, tell)
+        assignments = assignments or building.COPIES[len(items) > building.SMALL]
+        learnt = building.learn(items, asked, dims, sign_dims, nlist, assignments, rng, tell)
+        packed = building.pack(items, learnt, assignments, tell)
         fine = np.ascontiguousarray(items, np.float16)
         engine = cls(Arrays.of(learnt, packed), fine)
         if asked is None:
             asked = np.asarray(items[rng.permutation(len(items))[:ROUTER_QUERIES]], np.float32)
-        if len(asked) >= MIN_ROUTER_QUERIES and engine.lists >= 8:
+        if len(asked) >= MIN_ROUTER_QUERIES and engine.nlist >= 8:
             asked = asked[rng.permutation(len(asked))[:ROUTER_QUERIES]]
             engine = cls(Arrays.of(learnt, packed, engine._learn_router(asked, tell, seed)), fine)
         native.give_back()  # samples, answers, products: it may be a tenth of what is kept
         return engine
 
     @classmethod
-    def extend(cls, arrays: Arrays, items: NDArray[Any], *, on_progress: Progress | None = None) -> Engine:
+    def extend(cls, arrays: Arrays, items: NDArray[Any], *, on_progress: Progress | None = None) -> AnnIndex:
         """An engine over more items, or other ones, with all that was learnt for these arrays.
 
         Args:
@@ -142,7 +143,7 @@ class Engine:
     def _learn_router(self, queries: Vectors, tell: Progress, seed: int) -> Router | None:
         """Learn which lists answer a query, and which groups, from what a thorough search finds for these."""
         found = []
-        thorough = Setting(max(8, self.lists // 12), np.inf, 1.0, 120)
+        thorough = SearchParams(max(8, self.nlist // 12), np.inf, 1.0, 120)
         for start in range(0, len(queries), 512):
             found.append(self.search(queries[start : start + 512], 50, thorough)[0])
             tell("answers", min(start + 512, len(queries)), len(queries))
@@ -188,7 +189,7 @@ class Engine:
             put(scratch, folder)
 
     @classmethod
-    def load(cls, folder: Path, fine: Half) -> Engine:
+    def load(cls, folder: Path, fine: Half) -> AnnIndex:
         """Open what :meth:`save` wrote; see :meth:`hivlp.ann.arrays.Arrays.load`.
 
         Args:
@@ -217,9 +218,14 @@ class Engine:
     # Searching.
 
     @property
-    def lists(self) -> int:
-        """How many lists there are."""
+    def nlist(self) -> int:
+        """Number of inverted lists."""
         return len(self.arrays.key_bias)
+
+    @property
+    def count(self) -> int:
+        """Number of rows that have codes: the first ones of the float16 vectors."""
+        return self.arrays.count
 
     @property
     def dims(self) -> int:
@@ -234,45 +240,45 @@ class Engine:
             total += self.arrays.count * self.dims
         return float(total / max(1, len(self.fine)))
 
-    def least_last(self, setting: Setting, k: int) -> int:
-        """How many codes nibbles hand on, so that they are of ``k`` rows at least, whatever the setting says."""
-        if setting.lists == 0:
-            return max(1, min(max(setting.last, k), self.arrays.count))
-        return max(1, min(max(setting.last, self.codes_of(k)), self.codes_of(self.arrays.count)))
+    def min_rerank(self, params: SearchParams, k: int) -> int:
+        """Number of codes re-ranked for ``k`` results: ``params.rerank``, raised so that they cover ``k`` rows."""
+        if params.nprobe == 0:
+            return max(1, min(max(params.rerank, k), self.count))
+        return max(1, min(max(params.rerank, self.codes_for(k)), self.codes_for(self.count)))
 
-    def codes_of(self, rows: int) -> int:
-        """How many codes are of so many rows at least."""
+    def codes_for(self, rows: int) -> int:
+        """Number of codes that cover ``rows`` rows, each stored in several lists."""
         return rows * int(self.arrays.held[1])
 
-    def settings(self) -> list[Setting]:
-        """Settings worth measuring, from little effort to much."""
+    def params_grid(self) -> list[SearchParams]:
+        """Search parameters worth measuring as operating points, from little effort to much."""
         steps = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
-        by_number = [lists for lists in steps if lists <= max(2, self.lists)]
-        settings = [Setting(lists, np.inf, *numbers) for numbers in WITHOUT_MARGIN for lists in by_number]
-        most = max(MOST_LISTS, self.lists)
-        settings += [
-            Setting(most // part, margin, slack, last, tolerance)
-            for slack, last, tolerance, first, final, part in HANDED_ON
+        by_number = [nprobe for nprobe in steps if nprobe <= max(2, self.nlist)]
+        grid = [SearchParams(nprobe, np.inf, *numbers) for numbers in WITHOUT_MARGIN for nprobe in by_number]
+        most = max(MOST_LISTS, self.nlist)
+        grid += [
+            SearchParams(most // part, margin, slack, rerank, tolerance)
+            for slack, rerank, tolerance, first, final, part in HANDED_ON
             for margin in MARGINS
             if first <= margin <= final
         ]
         if self.arrays.count <= whole.MOST:
-            settings += [Setting(0, np.inf, 0.0, last) for last in whole.LAST]
-        return settings
+            grid += [SearchParams(0, np.inf, 0.0, rerank) for rerank in whole.LAST]
+        return grid
 
-    def thorough(self, k: int) -> Setting:
-        """All lists, and most of what their codes can say: for queries that the router cannot place."""
-        return Setting(self.lists, np.inf, 2.0, max(THOROUGH, self.codes_of(k)))
+    def thorough_params(self, k: int) -> SearchParams:
+        """Search parameters that probe every list, for queries that the router cannot place."""
+        return SearchParams(self.nlist, np.inf, 2.0, max(THOROUGH, self.codes_for(k)))
 
     def search(
-        self, queries: Vectors, k: int, setting: Setting, *, allowed: NDArray[np.uint8] | None = None
+        self, queries: Vectors, k: int, params: SearchParams, *, allowed: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.int64], Vectors]:
         """The best rows of each query.
 
         Args:
             queries: (b, d) float32.
             k: how many.
-            setting: how hard to look.
+            params: search parameters.
             allowed: a bit for each row (``numpy.packbits(..., bitorder="little")``); None for all.
 
         Returns:
@@ -285,21 +291,21 @@ class Engine:
             raise ValueError(f"k must be at least 1, not {k}")
         queries = np.ascontiguousarray(queries, np.float32)
         self._check_asked(queries, 2, allowed)
-        last, held = self.least_last(setting, k), min(k, self.arrays.count)
+        rerank, held = self.min_rerank(params, k), min(k, self.count)
         library = native.load()
         if library is None:
-            return reference.search(self.arrays, self.fine, queries, k, replace(setting, last=last), allowed)
+            return reference.search(self.arrays, self.fine, queries, k, replace(params, rerank=rerank), allowed)
         rows, scores = np.empty((len(queries), held), np.int64), np.empty((len(queries), held), np.float32)
         given = (native.view(queries), len(queries))
         rest = (
             held, None if allowed is None else native.view(allowed), native.view(rows), native.view(scores), self.work,
         )  # fmt: skip
-        if setting.lists == 0:
-            failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, last, *rest)
+        if params.nprobe == 0:
+            failed = library.hivlp_search_whole(self._struct, native.pointer(self._whole), *given, rerank, *rest)
         else:
-            lists = max(1, min(setting.lists, self.lists))
-            effort = native.EffortStruct(lists, last, setting.margin, setting.slack, setting.tolerance)
-            failed = library.hivlp_search(self._struct, *given, effort, self.codes_of(held), *rest)
+            nprobe = max(1, min(params.nprobe, self.nlist))
+            effort = native.EffortStruct(nprobe, rerank, params.margin, params.slack, params.tolerance)
+            failed = library.hivlp_search(self._struct, *given, effort, self.codes_for(held), *rest)
         if failed:
             raise MemoryError("no memory for a search")
         if held < k:
@@ -308,15 +314,17 @@ class Engine:
         return rows, scores
 
     def search_rows(
-        self, query: Vectors, rows: NDArray[np.integer[Any]], k: int, last: int
+        self, query: Vectors, rows: NDArray[np.integer[Any]], k: int, rerank: int
     ) -> tuple[NDArray[np.int64], Vectors]:
-        """The best of the given rows: nibbles choose ``last``, float16 vectors decide. For filters that few pass.
+        """Top-k among the given rows: refinement codes choose ``rerank``, float16 vectors rank them.
+
+        Faster than :meth:`search` for a filter that few rows pass.
 
         Args:
             query: (d,) float32.
             rows: candidates, each once.
             k: how many.
-            last: how many fine vectors to read, at least ``k``.
+            rerank: float16 vectors to read, at least ``k``.
 
         Raises:
             ValueError: if ``k`` is less than 1, or the query is of another length.
@@ -326,20 +334,20 @@ class Engine:
             raise ValueError(f"k must be at least 1, not {k}")
         query = np.ascontiguousarray(query, np.float32)
         self._check_asked(query, 1)
-        native.check_rows(rows, self.arrays.count)
+        native.check_rows(rows, self.count)
         k = max(1, min(k, len(rows)))
-        last = max(k, min(last, len(rows)))
+        rerank = max(k, min(rerank, len(rows)))
         library = native.load()
         if library is None:
             asked = np.sort(rows.astype(np.int64))
-            return reference.search_rows(self.arrays, self.fine, query, asked, k, last)
+            return reference.search_rows(self.arrays, self.fine, query, asked, k, rerank)
         best, scores = np.empty(k, np.int64), np.empty(k, np.float32)
         which = np.ascontiguousarray(rows, np.uint32)
         places = self.arrays.places[which]
         homes = self.arrays.homes[places // layout.SIGN_LANES]
         if library.hivlp_search_rows(
             self._struct, native.view(query), native.view(which), native.view(places), native.view(homes),
-            len(which), last, k, native.view(best), native.view(scores), self.work,
+            len(which), rerank, k, native.view(best), native.view(scores), self.work,
         ):  # fmt: skip
             raise MemoryError("no memory for a search")
         found = int(np.count_nonzero(best >= 0))
@@ -348,7 +356,7 @@ class Engine:
     def _check_asked(self, queries: Vectors, axes: int, allowed: NDArray[np.uint8] | None = None) -> None:
         if queries.ndim != axes or queries.shape[-1] != self.fine.shape[1]:
             raise ValueError(f"a query of {self.fine.shape[1]} dims is wanted, not {queries.shape}")
-        native.check_bits(allowed, self.arrays.count)
+        native.check_bits(allowed, self.count)
 
     @cached_property
     def _whole(self) -> layout.Bytes:

@@ -93,7 +93,7 @@ class Arrays:
 
     @classmethod
     def load(cls, folder: Path) -> Arrays:
-        """Open what :meth:`Engine.save` wrote: what is long stays on disk, and all but :data:`LATER` is summed up.
+        """Open what :meth:`AnnIndex.save` wrote: what is long stays on disk, and all but :data:`LATER` is summed up.
 
         Args:
             folder: of the engine.

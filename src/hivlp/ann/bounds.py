@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import building, checks, layout, native
-from hivlp.ann.ann_index import Engine
+from hivlp.ann.ann_index import AnnIndex
 from hivlp.ann.arrays import Arrays, read_array
 from hivlp.ann.building import Progress
 from hivlp.ann.manifest import Manifest, RefusedEngineError
@@ -61,7 +61,7 @@ class Bound:
 class Bounds:
     """Bounds on the inner products with all the rows of an engine."""
 
-    def __init__(self, engine: Engine, of_queries: Vectors, lengths: NDArray[np.uint16], numbers: Doubles) -> None:
+    def __init__(self, engine: AnnIndex, of_queries: Vectors, lengths: NDArray[np.uint16], numbers: Doubles) -> None:
         """What :meth:`build` made.
 
         Args:
@@ -79,7 +79,7 @@ class Bounds:
         self._furthest = float(np.sqrt(np.einsum("ld,ld->l", self._centres, self._centres, dtype=np.float64).max()))
 
     @classmethod
-    def build(cls, engine: Engine, queries: Vectors, on_progress: Progress | None = None) -> Bounds | None:
+    def build(cls, engine: AnnIndex, queries: Vectors, on_progress: Progress | None = None) -> Bounds | None:
         """Measure the errors of all rows of an engine.
 
         Args:
@@ -210,16 +210,16 @@ class Bounds:
             / max(1, self.engine.arrays.count)
         )
 
-    def over(self, engine: Engine) -> Bounds:
+    def over(self, engine: AnnIndex) -> Bounds:
         """The same for another engine with the same arrays."""
         return Bounds(engine, self.of_queries, self.lengths, self.numbers)
 
     def files(self) -> dict[str, NDArray[Any]]:
-        """What :meth:`Engine.save` shall write beside the engine."""
+        """What :meth:`AnnIndex.save` shall write beside the engine."""
         return dict(zip(NAMES, (self.of_queries, self.lengths, self.numbers), strict=True))
 
 
-def load(folder: Path, manifest: Manifest, engine: Engine) -> Bounds | None:
+def load(folder: Path, manifest: Manifest, engine: AnnIndex) -> Bounds | None:
     """The bounds that lie beside an engine; None if there are none.
 
     Raises:
@@ -280,7 +280,7 @@ def _root(moments: Doubles) -> Doubles:
     return root
 
 
-def _errors(engine: Engine, rows: NDArray[np.int64]) -> Doubles:
+def _errors(engine: AnnIndex, rows: NDArray[np.int64]) -> Doubles:
     """(n, d) what the nibbles of these rows leave out."""
     arrays = engine.arrays
     places = arrays.places[rows]

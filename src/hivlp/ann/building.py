@@ -84,7 +84,7 @@ def learn(
     rng: np.random.Generator,
     tell: Progress,
 ) -> Learnt:
-    """Projection, partition and scales, from a sample of items and of queries; see :meth:`Engine.build`."""
+    """Projection, partition and scales, from a sample of items and of queries; see :meth:`AnnIndex.build`."""
     chosen = np.sort(rng.choice(len(items), min(len(items), SAMPLE), replace=False))
     sample = np.asarray(items[chosen], np.float32)
     asked = sample if queries is None else queries[:SAMPLE]

@@ -15,7 +15,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.files import npy
 
 MANIFEST = "engine.json"
-FORMAT = 7
+FORMAT = 8
 MOST_BYTES = 1 << 22  # of a manifest: one is some 20 kB
 NAME = re.compile(r"[a-z_]{1,40}\.npy")
 
@@ -34,7 +34,7 @@ class RefusedEngineError(IndexFolderError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What :meth:`hivlp.ann.Engine.save` noted.
+    """What :meth:`hivlp.ann.AnnIndex.save` noted.
 
     Attributes:
         id: of this very engine.
@@ -108,7 +108,7 @@ def read_numbers(data: Any, wanted: Mapping[str, Number]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path, *, older: bool = False) -> Manifest:
-    """What :meth:`hivlp.ann.Engine.save` noted beside the arrays.
+    """What :meth:`hivlp.ann.AnnIndex.save` noted beside the arrays.
 
     Args:
         folder: of the engine.

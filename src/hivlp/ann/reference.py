@@ -15,7 +15,7 @@ from hivlp.ann.building import step_of_spread
 from hivlp.levels import Vectors
 
 if TYPE_CHECKING:
-    from hivlp.ann.ann_index import Setting
+    from hivlp.ann.ann_index import SearchParams
     from hivlp.ann.arrays import Arrays
     from hivlp.ann.building import Half
 
@@ -107,26 +107,26 @@ def nibble_scores(arrays: Arrays, query: Query, places: Rows) -> Rows:
 
 
 def search(
-    arrays: Arrays, fine: Half, queries: Vectors, k: int, setting: Setting, allowed: NDArray[np.uint8] | None
+    arrays: Arrays, fine: Half, queries: Vectors, k: int, params: SearchParams, allowed: NDArray[np.uint8] | None
 ) -> tuple[Rows, Vectors]:
-    """:meth:`hivlp.ann.Engine.search` without kernels."""
+    """:meth:`hivlp.ann.AnnIndex.search` without kernels."""
     out_rows, out_scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-    small = whole.codes(arrays.learnt, fine[: arrays.count]) if setting.lists == 0 else np.empty((0, 0), np.int8)
+    small = whole.codes(arrays.learnt, fine[: arrays.count]) if params.nprobe == 0 else np.empty((0, 0), np.int8)
     for number, vector in enumerate(queries):
         query = Query(arrays, vector)
-        if setting.lists == 0:
+        if params.nprobe == 0:
             rows = _all_rows(arrays, allowed)
             scores = small[rows].astype(np.int32) @ query.small
-            rows = rows[np.lexsort((rows, -scores))[: setting.last]]
+            rows = rows[np.lexsort((rows, -scores))[: params.rerank]]
         else:
-            rows = _last(arrays, query, setting, k * int(arrays.held[1]), allowed)
+            rows = _last(arrays, query, params, k * int(arrays.held[1]), allowed)
         rows, found = decide(fine, vector, rows, k)
         out_rows[number, : len(rows)], out_scores[number, : len(rows)] = rows, found
     return out_rows, out_scores
 
 
 def search_rows(arrays: Arrays, fine: Half, vector: Vectors, rows: Rows, k: int, last: int) -> tuple[Rows, Vectors]:
-    """:meth:`hivlp.ann.Engine.search_rows` without kernels."""
+    """:meth:`hivlp.ann.AnnIndex.search_rows` without kernels."""
     if len(rows) > last:
         scores = nibble_scores(arrays, Query(arrays, vector), arrays.places[rows].astype(np.int64))
         rows = rows[np.lexsort((np.arange(len(rows)), -scores))[:last]]
@@ -139,34 +139,34 @@ def _all_rows(arrays: Arrays, allowed: NDArray[np.uint8] | None) -> Rows:
     return np.flatnonzero(np.unpackbits(allowed, count=arrays.count, bitorder="little"))
 
 
-def _last(arrays: Arrays, query: Query, setting: Setting, wanted: int, allowed: NDArray[np.uint8] | None) -> Rows:
-    lists = list_scores(arrays, query, setting.margin)
-    order = np.lexsort((np.arange(len(lists)), -lists))[: setting.lists]
-    chosen = order[(lists[order] >= lists[order[0]] - np.float32(setting.margin)) & np.isfinite(lists[order])]
+def _last(arrays: Arrays, query: Query, params: SearchParams, wanted: int, allowed: NDArray[np.uint8] | None) -> Rows:
+    lists = list_scores(arrays, query, params.margin)
+    order = np.lexsort((np.arange(len(lists)), -lists))[: params.nprobe]
+    chosen = order[(lists[order] >= lists[order[0]] - np.float32(params.margin)) & np.isfinite(lists[order])]
     blocks = np.diff(arrays.starts)[chosen]
     best, others = chosen[:FIRST], chosen[FIRST:]
-    rows, places, scores = _scored(arrays, query, best, blocks[:FIRST], setting.slack, allowed)
+    rows, places, scores = _scored(arrays, query, best, blocks[:FIRST], params.slack, allowed)
     if len(others):
-        bar = _bar(query, scores, setting, wanted)
+        bar = _bar(query, scores, params, wanted)
         gaps = (lists[chosen[0]] - lists[others]).astype(np.float32)
-        within = _blocks_within(arrays, query, others, bar, np.float32(setting.margin) - gaps * np.float32(0.5))
+        within = _blocks_within(arrays, query, others, bar, np.float32(params.margin) - gaps * np.float32(0.5))
         some = within > 0
-        more = _scored(arrays, query, others[some], within[some], setting.slack, allowed)
+        more = _scored(arrays, query, others[some], within[some], params.slack, allowed)
         rows, places, scores = (
             np.concatenate(both) for both in zip((rows, places, scores), more, strict=True)
         )  # fmt: skip
-    best = np.lexsort((places, -scores))[: setting.last]
-    kept: Rows = np.unique(rows[best[scores[best] >= _bar(query, scores, setting, wanted)]])
+    best = np.lexsort((places, -scores))[: params.rerank]
+    kept: Rows = np.unique(rows[best[scores[best] >= _bar(query, scores, params, wanted)]])
     return kept
 
 
-def _bar(query: Query, scores: Rows, setting: Setting, wanted: int) -> float:
+def _bar(query: Query, scores: Rows, params: SearchParams, wanted: int) -> float:
     """What a code's score has to reach to be handed on: among so many, and near to the last of those wanted."""
     ordered, bar = np.sort(scores)[::-1], -np.inf
-    if len(scores) >= setting.last:
-        bar = float(ordered[setting.last - 1])
+    if len(scores) >= params.rerank:
+        bar = float(ordered[params.rerank - 1])
     if len(scores) >= wanted:
-        window = int(np.rint(np.fmin(setting.tolerance * query.error, MOST_WINDOW)))
+        window = int(np.rint(np.fmin(params.tolerance * query.error, MOST_WINDOW)))
         bar = max(bar, float(ordered[wanted - 1] - window))
     return bar
 

@@ -20,11 +20,10 @@ from hivlp.bench.ann.real import TESTED, TRAINED_FROM, read_real
 from hivlp.bench.report import Report, measured, median_ms, milliseconds, quantiles
 from hivlp.coarse.maps import FINE
 from hivlp.encode import HiVLP
-from hivlp.index import Index, tuning
+from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
 from hivlp.levels import Vectors
 from hivlp.search.results import SearchResult
-from hivlp.search.scan import ExhaustiveScanner
 
 K = 10
 LATER = 0.2  # of the items, added when the index is tuned already
@@ -97,13 +96,13 @@ def run(model: HiVLP, queries: int = ASKED) -> LivingReport:
             stages = {"tuned": figures(index, asked, words[:later])}
             bar.update()
             rates["living"] = (len(words) - later) / index.add_embeddings(rest).seconds
-            seconds["refresh"] = _seconds(lambda: tuning.refresh(index))
+            seconds["refresh"] = _seconds(lambda: index.refresh())
             stages["grown"] = figures(index, asked, words[:later])
             bar.update()
             ids = np.random.default_rng(0).permutation(len(words))[: int(REMOVED * len(words))] + 1
             index.remove(ids.tolist())
             seconds["compact"] = _seconds(index.compact)
-            seconds["refresh_compacted"] = _seconds(lambda: tuning.refresh(index))
+            seconds["refresh_compacted"] = _seconds(lambda: index.refresh())
             bar.update()
             stages["compacted"] = figures(index, asked, words[:later])
             bar.update()
@@ -136,11 +135,8 @@ def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
     result["kinds"] = kinds_of_queries(index, queries, items)
     some = queries[:60]
     result["exact_ms"] = round(median_ms(lambda query: index.search(vector={FINE: query}, k=K, exact=True), some), 2)
-    stored = np.empty((len(index), items.shape[1]), np.float16)
-    for place, item in enumerate(index.catalog.all_items()):
-        stored[place] = index.embeddings(item.row)[FINE]
-    everything = ExhaustiveScanner(stored)
-    result["everything_ms"] = round(median_ms(lambda query: everything.top(query, K), some), 2)
+    everything = index.snapshot().collection.scanners[-1]
+    result["everything_ms"] = round(median_ms(lambda query: everything.top(query, K, None), some), 2)
     return result
 
 

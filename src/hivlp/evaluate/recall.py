@@ -4,8 +4,8 @@ Protocol (Karpathy & Fei-Fei, 2015, as used since): image-to-text R@K is the sha
 their own captions among the K best; text-to-image R@K is the share of captions whose picture is among the K best.
 A candidate that scores exactly as high as the right one counts as ranked before it.
 
-Each level alone is judged by its float32 vectors. The cascade is judged as people search: by the scan and the
-re-ranking of :mod:`hivlp.search`, over vectors as an index stores them.
+Each level alone is judged by its float32 vectors. The cascade is judged as people search: by the stages of
+:mod:`hivlp.search.plan`, over vectors as an index stores them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import DataError
 from hivlp.evaluate.results import Evaluation, Recalls, Scores
-from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Vectors
-from hivlp.search.ranking import funnel
-from hivlp.search.scan import ExhaustiveScanner, Rows
-from hivlp.store.half import as_stored
-from hivlp.store.vectors import HALF
+from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Level, Vectors
+from hivlp.search.collection import Collection
+from hivlp.search.filters import Rows
+from hivlp.search.plan import cascade
+from hivlp.search.stages import Asked
+from hivlp.store.codec import FLOAT16
 
 logger = logging.getLogger(__name__)
 BLOCK_FLOATS = 1 << 21  # scores at once: they stay in the processor's cache, and memory stays bounded
@@ -174,17 +175,22 @@ def _searches(
     An own item whose coarse score equals that of the shortlist's last is left out of the shortlist.
     """
     total = len(items[0])
-    scanners = [ExhaustiveScanner(as_stored(vectors, HALF)) for vectors in items]
+    levels = tuple(Level(f"level{number}", part.shape[1], number, number) for number, part in enumerate(items, 1))
+    collection = Collection.of(levels, tuple(FLOAT16.encode(vectors) for vectors in items))
+    scan, *rest = cascade(levels, [shortlist] * (len(items) - 1))
     for start in range(0, len(own), QUERIES):
-        found = scanners[0].top_many(queries[0][start : start + QUERIES], shortlist)
-        for number, (rows, coarse) in enumerate(found, start):
-            if len(rows) < total and (coarse[np.isin(rows, own[number])] == coarse[-1:]).any():
-                is_own = np.isin(np.arange(total), own[number])
-                scores = scanners[0].rescore(queries[0][number], np.arange(total))
-                rows = np.lexsort((is_own, -scores))[:shortlist]
-            yield funnel(
-                scanners[1:], [level[number] for level in queries[1:]], [shortlist] * (len(scanners) - 2), rows
-            )
+        batch = [list(query) for query in zip(*(level[start : start + QUERIES] for level in queries), strict=True)]
+        asked = Asked(batch, shortlist)
+        found = scan.run(collection, asked, ())
+        for place, (rows, coarse, _) in enumerate(found):
+            mine = own[start + place]
+            if len(rows) < total and (coarse[np.isin(rows, mine)] == coarse[-1:]).any():
+                scores = collection.scanners[0].rescore(batch[place][0], np.arange(total))
+                unlucky = np.lexsort((np.isin(np.arange(total), mine), -scores))[:shortlist]
+                found[place] = found[place]._replace(rows=unlucky)
+        for stage in rest:
+            found = stage.run(collection, asked, found)
+        yield from ((each.rows, each.scores) for each in found)
 
 
 def _pairwise(texts: Vectors, images: Vectors, text: Rows, image: Rows) -> Vectors:

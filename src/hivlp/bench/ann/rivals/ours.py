@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.ann import Engine
+from hivlp.ann import AnnIndex
 from hivlp.bench.ann.rivals.base import Ladder, Rows
 from hivlp.levels import Vectors
 
@@ -19,16 +19,16 @@ class Ours:
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
         """Index."""
-        self._engine = Engine.build(items, queries=train_queries)
+        self._engine = AnnIndex.build(items, queries=train_queries)
 
     def settings(self) -> list[Ladder]:
         """Margins for what signs and nibbles hand on; for a small collection, what a code of all rows hands on."""
         ladders: dict[tuple[float, ...], Ladder] = {}
-        for each in self._engine.settings():
-            if each.lists == 0:
+        for each in self._engine.params_grid():
+            if each.nprobe == 0:
                 ladders.setdefault((), []).append({"setting": each})
             elif np.isfinite(each.margin):
-                ladders.setdefault((each.slack, each.last, each.tolerance, each.lists), []).append({"setting": each})
+                ladders.setdefault((each.slack, each.rerank, each.tolerance, each.nprobe), []).append({"setting": each})
         return list(ladders.values())
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivlp.ann import Engine, Setting, building, layout, native, reference, whole
+from hivlp.ann import AnnIndex, SearchParams, building, layout, native, reference, whole
 from hivlp.ann import learning as fit
 from hivlp.ann.arrays import PACKED
 from hivlp.errors import IndexFolderError
@@ -35,8 +35,8 @@ def queries() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def engine(items, queries) -> Engine:
-    return Engine.build(items, queries=queries, dims=64, signed=48, lists=40)
+def engine(items, queries) -> AnnIndex:
+    return AnnIndex.build(items, queries=queries, dims=64, sign_dims=48, nlist=40)
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda number: native.VARIANTS[number])
@@ -171,7 +171,7 @@ def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch)
         (40, np.inf, 1.0, 50), (5, np.inf, 3.0, 20), (40, 3.0, -0.5, 30), (40, 2.0, 1.0, 20), (40, 9.0, 1.5, 25),
         (40, 9.0, 1.0, 60, 3.0), (40, 4.0, 1.0, 200, 1.0), (40, np.inf, 0.5, 30, 0.0),
     )  # fmt: skip
-    for setting in (Setting(*effort) for effort in efforts):
+    for setting in (SearchParams(*effort) for effort in efforts):
         rows, scores = engine.search(queries[:40], 10, setting)
         expected, products = reference.search(engine.arrays, engine.fine, queries[:40], 10, setting, None)
         # Rounding of the last sums may swap two that are all but equal, and of the router's a list at the margin.
@@ -189,7 +189,7 @@ def test_lists_are_read_as_far_as_their_codes_are_long_enough(variant, engine, q
         return sign_scores(arrays, query, chosen, blocks, slack)
 
     monkeypatch.setattr(reference, "sign_scores", counted)
-    setting, sizes, shortened, same = Setting(40, 4.0, 1.0, 20), np.diff(engine.arrays.starts), 0, 0
+    setting, sizes, shortened, same = SearchParams(40, 4.0, 1.0, 20), np.diff(engine.arrays.starts), 0, 0
     for query in queries[:40]:
         read.clear()
         reference.search(engine.arrays, engine.fine, query[None], 10, setting, None)
@@ -219,7 +219,7 @@ def either(request, monkeypatch):
 
 
 def test_everything_read_is_exact(either, engine, items, queries):
-    rows, scores = engine.search(queries[:20], 10, Setting(40, np.inf, 0.0, 10**4))
+    rows, scores = engine.search(queries[:20], 10, SearchParams(40, np.inf, 0.0, 10**4))
     np.testing.assert_array_equal(rows, exact(items, queries[:20], 10))
     assert (np.diff(scores, axis=1) <= 0).all()
 
@@ -231,14 +231,18 @@ def test_recall_grows_with_effort(either, engine, items, queries):
         rows = engine.search(queries[:100], 10, setting)[0]
         return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), truth.tolist(), strict=True)])
 
-    little, much = recall(Setting(2, np.inf, 0.0, 15)), recall(Setting(40, np.inf, 2.0, 60))
+    little, much = recall(SearchParams(2, np.inf, 0.0, 15)), recall(SearchParams(40, np.inf, 2.0, 60))
     assert little < much
     assert much > 0.97
 
 
 def test_as_many_rows_as_wanted_whatever_the_setting(either, engine, queries):
     """Also where several codes of a row are among the last ones."""
-    for setting in (Setting(40, np.inf, 0.0, 5), Setting(40, np.inf, 2.0, 30), Setting(0, np.inf, 0.0, 5)):
+    for setting in (
+        SearchParams(40, np.inf, 0.0, 5),
+        SearchParams(40, np.inf, 2.0, 30),
+        SearchParams(0, np.inf, 0.0, 5),
+    ):
         rows, _ = engine.search(queries[:20], 30, setting)
         assert (rows >= 0).all()
         assert all(len(set(each)) == 30 for each in rows.tolist())
@@ -249,7 +253,7 @@ def test_filter(either, engine, items, queries):
     for share in (0.01, 0.3):
         allowed = rng.random(len(items)) < share
         bits = np.packbits(allowed, bitorder="little")
-        rows, _ = engine.search(queries[:20], 10, Setting(40, np.inf, 0.0, 10**4), allowed=bits)
+        rows, _ = engine.search(queries[:20], 10, SearchParams(40, np.inf, 0.0, 10**4), allowed=bits)
         np.testing.assert_array_equal(rows, exact(items, queries[:20], 10, allowed))
         some = np.flatnonzero(allowed).astype(np.uint32)
         found, _ = engine.search_rows(queries[0], some, 10, 10**4)
@@ -258,7 +262,7 @@ def test_filter(either, engine, items, queries):
 
 def test_together_as_one_by_one(variant, engine, queries):
     """Queries that are asked at once get the same answers, to the last bit, however many they are."""
-    for setting in (Setting(40, 4.0, 0.5, 20), Setting(0, np.inf, 0.0, 20)):
+    for setting in (SearchParams(40, 4.0, 0.5, 20), SearchParams(0, np.inf, 0.0, 20)):
         alone = [engine.search(query[None], 10, setting) for query in queries[:30]]
         for count in (1, 3, 4, 7, 8, 9, 30):
             rows, scores = engine.search(queries[:count], 10, setting)
@@ -275,11 +279,11 @@ def test_list_after_list_as_query_after_query(variant, engine, items, queries, s
     # The last one has pools so large that a group is a small one.
     for number, setting in enumerate(
         (
-            Setting(30, np.inf, 0.3, 20),
-            Setting(40, 5.0, 1.0, 30),
-            Setting(3, np.inf, -1.0, 7),
-            Setting(30, 6.0, 1.0, 60, 2.0),
-            Setting(40, 9.0, 2.0, 6000),
+            SearchParams(30, np.inf, 0.3, 20),
+            SearchParams(40, 5.0, 1.0, 30),
+            SearchParams(3, np.inf, -1.0, 7),
+            SearchParams(30, 6.0, 1.0, 60, 2.0),
+            SearchParams(40, 9.0, 2.0, 6000),
         )
     ):
         asked = queries[7 * number : 7 * number + 270]
@@ -311,11 +315,11 @@ def test_all_rows(engine, queries, count, last, k, share, data):
     fine = engine.fine[:count].copy()
     if data.draw(st.booleans()):
         fine[:] = fine[0]
-    small = Engine(replace(engine.arrays, held=np.array([count, 2])), fine)
+    small = AnnIndex(replace(engine.arrays, held=np.array([count, 2])), fine)
     allowed = rng.random(count) < share
     bits = None if share == 1 else np.packbits(allowed, bitorder="little")
     asked = queries[rng.integers(len(queries), size=5)]
-    rows, scores = small.search(asked, k, Setting(0, np.inf, 0.0, last), allowed=bits)
+    rows, scores = small.search(asked, k, SearchParams(0, np.inf, 0.0, last), allowed=bits)
     assert rows.shape == scores.shape == (5, k)
     for query, found, score in zip(asked, rows, scores, strict=True):
         expected = of_all(small, query, k, max(last, k), allowed)
@@ -329,8 +333,8 @@ def test_all_rows(engine, queries, count, last, k, share, data):
 
 def test_all_rows_are_those_of_numpy(either, engine, items, queries):
     for last in (10, 25, 10**4):
-        rows, scores = engine.search(queries[:9], 10, Setting(0, np.inf, 0.0, last))
-        setting = Setting(0, np.inf, 0.0, last)
+        rows, scores = engine.search(queries[:9], 10, SearchParams(0, np.inf, 0.0, last))
+        setting = SearchParams(0, np.inf, 0.0, last)
         expected, products = reference.search(engine.arrays, engine.fine, queries[:9], 10, setting, None)
         np.testing.assert_array_equal(rows, expected)
         np.testing.assert_allclose(scores, products, rtol=1e-5, atol=1e-6)
@@ -338,10 +342,10 @@ def test_all_rows_are_those_of_numpy(either, engine, items, queries):
 
 
 def test_small_collections_may_be_read_whole(engine, monkeypatch):
-    assert any(setting.lists == 0 for setting in engine.settings())
+    assert any(setting.nprobe == 0 for setting in engine.params_grid())
     held = engine.bytes_per_vector
     monkeypatch.setattr(whole, "MOST", 100)
-    assert all(setting.lists > 0 for setting in engine.settings())
+    assert all(setting.nprobe > 0 for setting in engine.params_grid())
     assert engine.bytes_per_vector == pytest.approx(held - engine.dims)
 
 
@@ -385,9 +389,9 @@ def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, sla
         changed = {name: array[alike] for name, array in changed.items()}
         changed["factors"][:] = changed["factors"][0, 0]
         changed["nibbles"][:] = changed["nibbles"][:, :1]
-    other = Engine(replace(engine.arrays, **changed), engine.fine)
-    k, setting = min(10, last), Setting(lists, np.inf, slack, last, tolerance)
-    asked = replace(setting, last=other.least_last(setting, k))
+    other = AnnIndex(replace(engine.arrays, **changed), engine.fine)
+    k, setting = min(10, last), SearchParams(lists, np.inf, slack, last, tolerance)
+    asked = replace(setting, rerank=other.min_rerank(setting, k))
     for number in rng.integers(len(queries), size=3):
         query = queries[number : number + 1]
         expected = reference.search(other.arrays, other.fine, query, k, asked, None)
@@ -399,7 +403,7 @@ def test_little_slack_reads_fewer_nibbles_and_much_finds_all_that_they_would(eng
     reads = []
     for slack in (0.0, 1.0, 4.0):
         engine.work = native.WorkStruct()
-        engine.search(queries[:50], 10, Setting(40, np.inf, slack, 20))
+        engine.search(queries[:50], 10, SearchParams(40, np.inf, slack, 20))
         reads.append(engine.work.nibbles)
     assert reads[0] < reads[1] < reads[2] <= 50 * len(engine.arrays.places) * 2
     for vector in queries[:20]:
@@ -408,7 +412,7 @@ def test_little_slack_reads_fewer_nibbles_and_much_finds_all_that_they_would(eng
         places = np.flatnonzero(rows != layout.EMPTY)
         scores = reference.nibble_scores(engine.arrays, query, places)
         best = np.unique(rows[places[np.lexsort((places, -scores))[:20]]]).astype(np.int64)
-        found, _ = engine.search(vector[None], 10, Setting(40, np.inf, np.inf, 20))
+        found, _ = engine.search(vector[None], 10, SearchParams(40, np.inf, np.inf, 20))
         np.testing.assert_array_equal(found[0], reference.decide(engine.fine, vector, best, 10)[0])
 
 
@@ -419,7 +423,7 @@ def test_what_is_further_from_the_last_wanted_one_than_nibbles_err_is_not_handed
     for tolerance in (np.inf, 4.0, 1.0, 0.0):
         fine = []
         for vector in queries[:30]:
-            query, setting = reference.Query(engine.arrays, vector), Setting(40, np.inf, np.inf, 60, tolerance)
+            query, setting = reference.Query(engine.arrays, vector), SearchParams(40, np.inf, np.inf, 60, tolerance)
             wanted = 5 * int(engine.arrays.held[1])
             rows = reference._last(engine.arrays, query, setting, wanted, None)
             fine.append(len(rows))
@@ -448,7 +452,7 @@ def test_the_error_is_what_codes_leave_out(engine, items, queries):
 
 def test_at_least_one_row_is_wanted(either, engine, queries):
     for search in (
-        lambda: engine.search(queries[:2], 0, Setting(4, np.inf, 0.0, 5)),
+        lambda: engine.search(queries[:2], 0, SearchParams(4, np.inf, 0.0, 5)),
         lambda: engine.search_rows(queries[0], np.arange(9), 0, 5),
     ):
         with pytest.raises(ValueError, match="at least 1"):
@@ -456,8 +460,8 @@ def test_at_least_one_row_is_wanted(either, engine, queries):
 
 
 def test_fewer_rows_than_wanted(either, items):
-    small = Engine.build(items[:5], lists=1, dims=16)
-    rows, scores = small.search(items[:2].astype(np.float32), 8, Setting(1, np.inf, 0.0, 8))
+    small = AnnIndex.build(items[:5], nlist=1, dims=16)
+    rows, scores = small.search(items[:2].astype(np.float32), 8, SearchParams(1, np.inf, 0.0, 8))
     assert sorted(rows[0][:5].tolist()) == list(range(5))
     assert (rows[:, 5:] == -1).all() and np.isneginf(scores[:, 5:]).all()
 
@@ -498,20 +502,20 @@ def test_every_item_lies_in_its_lists(lists, copies, seed):
 
 def test_extended(engine, items):
     """More items under what was learnt from fewer: as if the codes had been packed with them from the start."""
-    half = Engine.extend(engine.arrays, items[:1500])
-    whole = Engine.extend(half.arrays, items)
+    half = AnnIndex.extend(engine.arrays, items[:1500])
+    whole = AnnIndex.extend(half.arrays, items)
     for name in PACKED:
         np.testing.assert_array_equal(getattr(whole.arrays, name), getattr(engine.arrays, name))
 
 
 def test_saved_and_loaded(tmp_path, engine, items, queries):
     engine.save(tmp_path / "engine", {"rows": 3000})
-    again = Engine.load(tmp_path / "engine", items)
-    setting = Setting(10, np.inf, 1.0, 30)
+    again = AnnIndex.load(tmp_path / "engine", items)
+    setting = SearchParams(10, np.inf, 1.0, 30)
     np.testing.assert_array_equal(again.search(queries[:9], 5, setting)[0], engine.search(queries[:9], 5, setting)[0])
     (tmp_path / "engine" / "signs.npy").unlink()
     with pytest.raises(IndexFolderError, match="hivlp tune"):
-        Engine.load(tmp_path / "engine", items)
+        AnnIndex.load(tmp_path / "engine", items)
 
 
 COMPILERS = {
