@@ -120,7 +120,7 @@ def run(
                     with _writing(writer, index, journal, operations, held, blocks, written):
                         found, took = _search(index, asked, count, seconds, journal)
                     written += len(operations)
-                    wrong = list(_wrong(replayed, asked, operations, found))
+                    wrong = list(wrong_answers(replayed, asked, operations, found))
                     failures += [f"{count} threads, writer {writer}: {each}" for each in wrong[:MOST_TOLD]]
                     qps = len(found) / took
                     alone = alone or qps
@@ -267,7 +267,7 @@ class _Child:
         self._process.communicate()
 
 
-def _wrong(index: Index, queries: Vectors, operations: Sequence[Path], found: Sequence[Asked]) -> Iterator[str]:
+def wrong_answers(index: Index, queries: Vectors, operations: Sequence[Path], found: Sequence[Asked]) -> Iterator[str]:
     """Answers that one thread does not give at any commit of their moment.
 
     Args:
