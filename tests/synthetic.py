@@ -209,6 +209,9 @@ def quick_tuning(timed: int = 10, every: int = 4) -> Iterator[None]:
         yield
 
 
+# What a folder on disk says.
+
+
 # Models of the real classes, small enough to build in a test.
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "green", "circle", "square", "on", "white", "the"]

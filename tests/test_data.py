@@ -354,6 +354,7 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
         load_pairs(table, "test")
 
 
+@pytest.mark.slow
 def test_optional_packages_are_asked_for_only_when_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = [Path(hivlp.__file__).parent / "data", *(Path(module.__file__) for module in (stamps, openclipart))]
     files = [path for room in rooms for path in ([room] if room.suffix else room.rglob("*.py"))]
@@ -460,6 +461,7 @@ def test_missing_stamps_say_what_to_install(tmp_path: Path, monkeypatch: pytest.
 needs_stamps = pytest.mark.skipif(not stamps.DEFAULT_ROOT.is_dir(), reason="tuxpaint-stamps-default is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @needs_stamps
 def test_the_real_stamps() -> None:
@@ -474,6 +476,7 @@ def test_the_real_stamps() -> None:
         assert hashlib.sha256("\n".join(captions).encode()).hexdigest() == digest
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @needs_stamps
 def test_the_header_tells_which_real_drawings_resvg_refuses() -> None:
@@ -504,6 +507,7 @@ def clip(title: str, keywords: str = "", description: str = "", license: str = "
 <path d="M 0 0 & this is never read"/></svg>"""
 
 
+@pytest.mark.slow
 def test_openclipart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "clips"
     clips = {
@@ -535,6 +539,7 @@ def test_openclipart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_pictures_of_the_demonstration_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shown", "other"):
         write(tmp_path / "svg" / f"{name}.svg", clip(f"{name} thing"))
@@ -571,6 +576,7 @@ def test_missing_openclipart_says_what_to_install(tmp_path: Path, monkeypatch: p
         load_pairs("openclipart")
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @needs_stamps
 @pytest.mark.skipif(not openclipart.DEFAULT_ROOT.is_dir(), reason="openclipart is not installed")

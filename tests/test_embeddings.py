@@ -234,6 +234,7 @@ def test_rows_that_are_no_vectors_are_reported_and_the_others_stored(tmp_path):
         assert [hit.path for hit in index.search(vector={"fine": given[7]}, k=1)] == ["7"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["<f2", "<f4"])
 @pytest.mark.parametrize("given_as", ["<f2", "<f4", ">f4", "<f8"])
 def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypatch, given_as, stored):

@@ -84,6 +84,7 @@ COPIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", [False, True])
 @pytest.mark.parametrize("make", [drawing, photograph])
 @pytest.mark.parametrize("change", COPIES)
@@ -190,6 +191,7 @@ KNOWN = {  # how the captions of those test and validation stamps begin whose dr
 }
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @pytest.mark.skipif(not HERE, reason="tuxpaint-stamps-default is not installed")
 def test_what_the_real_stamps_share():

@@ -32,6 +32,7 @@ def shapes_of(pixels: np.ndarray, colour: str) -> list[tuple[float, float, int]]
     return found
 
 
+@pytest.mark.slow
 def test_the_picture_shows_what_the_caption_says():
     checked = Counter()
     for scene in scenes(300):
