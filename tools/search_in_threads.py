@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python tools/search_in_threads.py INDEX QUERIES.npy [--shared] [--seconds 2]
 
 INDEX is a tuned index of given vectors, QUERIES.npy (n, dim) float32. One JSON line a kind of search and number of
-threads: queries a second (best of 25 short runs, 5 for 4 threads), the share of that run's time that a thread was queued
-for a core, and whether every answer was that of one thread.
+threads: queries a second (best of 25 short runs, 5 for 4 threads), the share of that run's time that a thread was
+queued for a core, and whether every answer was that of one thread.
 """
 
 from __future__ import annotations
