@@ -83,6 +83,17 @@ def p50(search: Callable[[int], Any], queries: int, repeats: int = 3) -> float:
     return float(np.median(times))
 
 
+def scan_ms(items: Any, test: Any) -> float:
+    """Median time of an exact scan."""
+    scanner = ExhaustiveScanner(items)
+    return p50(lambda number: scanner.top(test[number], K), 30)
+
+
+def text_ms(model: HiVLP, texts: list[str], level: str) -> float:
+    """Median time of encoding one text up to a level."""
+    return p50(lambda number: model.encode_text([texts[number]], levels=[level]), len(texts))
+
+
 def coarse_levels(model: HiVLP, items: Any, test: Any, train: Any, ways: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     """Name, seconds of the fit, (n, 64) float16 items, (q, 64) test and (m, 64) train queries."""
     sample = np.asarray(items[:SAMPLE_ITEMS], np.float32)
@@ -239,13 +250,7 @@ def part_ranking(model: HiVLP) -> None:
         truth = truth_of(items, test)
         levels = [("hivlp-mini's own", 0.0, np.ascontiguousarray(own[0][:count]), own[1], own[2])]
         levels += coarse_levels(model, items, test, train, ("lean", "distill"))
-        scanner = ExhaustiveScanner(items)
-        say(
-            way="exact",
-            rows=count,
-            p50_ms=p50(lambda n, s=scanner: s.top(test[n], K), 30),
-            mb_touched=items.nbytes / 1e6,
-        )  # type: ignore[misc]
+        say(way="exact", rows=count, p50_ms=scan_ms(items, test), mb_touched=items.nbytes / 1e6)
         for name, seconds, coarse, asked, learnt in levels:
             cascade(coarse, asked, items, test, truth, rows=count, level=name, fit_s=seconds)
             if count != 50_000 and name != "fitted: lean":
@@ -298,12 +303,7 @@ def part_pictures(model: HiVLP) -> None:
         say(way="stamps", rows=name, test=len(stamps), **score(changed, asked, owner)["levels"]["fine"])
     some = captions[:100]
     for level in ("coarse", "fine"):
-        model.encode_text(some[:5], levels=[level])
-        say(
-            way="encode a text",
-            level=level,
-            p50_ms=p50(lambda n, lv=level: model.encode_text([some[n]], levels=[lv]), 100),
-        )  # type: ignore[misc]
+        say(way="encode a text", level=level, p50_ms=text_ms(model, some, level))
     data = [pair.read() for pair in pairs[:100]]
     pixels = [load_pixels(each, model.picture) for each in data]
     say(way="decode a picture", p50_ms=p50(lambda n: load_pixels(data[n], model.picture), 100, 1))
