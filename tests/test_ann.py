@@ -164,6 +164,7 @@ def test_dot(variant, width):
     np.testing.assert_array_equal(many[2], -four)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch):
     efforts = (
@@ -415,6 +416,7 @@ def test_little_slack_reads_fewer_nibbles_and_much_finds_all_that_they_would(eng
         np.testing.assert_array_equal(found[0], reference.decide(engine.fine, vector, best, 10)[0])
 
 
+@pytest.mark.slow
 def test_what_is_further_from_the_last_wanted_one_than_nibbles_err_is_not_handed_on(either, engine, items, queries):
     """Fewer fine vectors are read, and of some queries fewer than of others."""
     read = []
@@ -464,6 +466,7 @@ def test_fewer_rows_than_wanted(either, items):
     assert (rows[:, 5:] == -1).all() and np.isneginf(scores[:, 5:]).all()
 
 
+@pytest.mark.slow
 def test_the_router_learns(items, queries):
     """Fewer lists hold the best items once keys were learnt from queries than with the lists' centres as keys."""
     rng = np.random.default_rng(0)
@@ -521,6 +524,7 @@ COMPILERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", COMPILERS)
 def test_variants_compiled_for(machine, tmp_path):
     """All variants say the same, also on Arm, which is emulated where the tools for it are installed."""

@@ -244,6 +244,7 @@ asked = st.builds(
 seeds = st.integers(0, 2**32 - 1)
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=60)
 @given(seed=seeds, dims=dims, steps=steps, asked=asked, like=st.booleans())
 def test_any_search_is_the_oracles(seed, dims, steps, asked, like):
@@ -290,6 +291,7 @@ def test_pages_are_one_long_list(seed, dims, steps, asked):
             assert sorted(ids) == sorted(passing), "nothing lost"
 
 
+@pytest.mark.slow
 @quick
 @given(seed=seeds, dims=dims, steps=steps, asked=asked, exact=st.booleans(), count=st.integers(0, 9))
 def test_many_searches_are_each_search(seed, dims, steps, asked, exact, count):
@@ -304,6 +306,7 @@ def test_many_searches_are_each_search(seed, dims, steps, asked, exact, count):
         assert [result.hits for result in many] == [made.index.search(vector=q, **options).hits for q in queries]
 
 
+@pytest.mark.slow
 @quick
 @given(seed=seeds, dims=dims, steps=steps, k=st.integers(1, 60), where=st.sampled_from([None, *WHERE]))
 def test_a_shortlist_of_everything_is_exact_and_where_is_a_filter(seed, dims, steps, k, where):

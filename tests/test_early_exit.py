@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hivlp.bench.early_exit import adaptive_exit, format_text, run
+from hivlp.bench.early_exit import adaptive_exit, run
 from hivlp.encode import HiVLP
 from hivlp.levels import Embeddings
 from synthetic import unit
@@ -22,13 +22,14 @@ def test_the_surest_stop_first_and_keep_what_the_coarse_level_says():
     assert rows[3]["saved_ms"] == 1.0 and all(row["R@10"] == 100.0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @pytest.mark.skipif(not Path("/usr/share/tuxpaint/stamps").is_dir(), reason="the Tux Paint stamps are not installed")
 def test_the_measurement_on_the_model_that_ships():
     result = run(HiVLP.from_pretrained("hivlp-mini"), queries=20)
-    assert set(result["encode_ms"]) == {"coarse", "fine"} and min(result["encode_ms"].values()) > 0
-    assert result["exit"][-1]["R@10"] <= result["exit"][0]["R@10"]
-    assert "overlap saves" in format_text(result)
+    assert set(result.encode_ms) == {"coarse", "fine"} and min(result.encode_ms.values()) > 0
+    assert result.exit[-1]["R@10"] <= result.exit[0]["R@10"]
+    assert "overlap saves" in result.to_text()
 
 
 @pytest.mark.train

@@ -86,6 +86,7 @@ def test_loss_is_least_where_the_rankings_agree():
     assert perfect < ranking_loss(whole[:4], whole[:4], np.log(1 / 0.1), queries, items, 0.1)[0]
 
 
+@pytest.mark.slow
 def test_learning_beats_the_closed_form_which_beats_pca_off_distribution():
     items, queries = off_distribution()
     fitted = fit_coarse(items, queries, dims=8)

@@ -296,6 +296,7 @@ def test_a_second_writer_is_refused_and_readers_go_on(index, encoder, pictures):
         assert len(index.search("x")) == 10
 
 
+@pytest.mark.slow
 def test_readers_see_whole_commits_while_another_process_writes(tmp_path, encoder, monkeypatch):
     write_pictures(tmp_path / "p", 200)
     script = (

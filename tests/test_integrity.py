@@ -122,6 +122,7 @@ def stem_of(row: int) -> str:
     return f"{row:05}" if row < 30 else f"{row + 70:05}"
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_the_catalog_is_found_or_changes_nothing(index, encoder):
     index.close()
     file = index.path / "items.db"
@@ -149,6 +150,7 @@ def test_a_flipped_bit_of_the_catalog_is_found_or_changes_nothing(index, encoder
     assert verify(index.path).ok
 
 
+@pytest.mark.slow
 def test_whatever_is_flipped_in_the_catalog_nothing_but_sentences_comes_of_it(index, encoder, pictures):
     index.close()
     shutil.copytree(index.path, index.path.with_name("whole"))
@@ -180,6 +182,7 @@ def test_whatever_is_flipped_in_the_catalog_nothing_but_sentences_comes_of_it(in
     assert refused > 50
 
 
+@pytest.mark.slow
 def test_every_file_that_is_cut_or_gone_is_named(index):
     index.close()
     rng = random.Random(2)
@@ -377,6 +380,7 @@ def given(tmp_path):
         yield index
 
 
+@pytest.mark.slow
 def test_the_maps_of_given_vectors_are_checked(given):
     given.close()
     rng = random.Random(3)
@@ -412,8 +416,8 @@ def test_given_vectors_that_are_damaged_come_back_when_they_are_given_again(give
     flip(given.path / "fine.0.f16", 7, 24)
     with Index.open(given.path) as index:
         (lost,) = index.repair().lost
-        assert lost[1].endswith("v.npy#7") and len(index) == 39
-        assert index.add_embeddings(tmp_path / "v.npy").added == 1
+        assert lost[1].endswith("given.npy#7") and len(index) == 39
+        assert index.add_embeddings(tmp_path / "given.npy").added == 1
         assert Stored(index).get(lost[0]).path == lost[1] and index.verify().ok and not index.verify().lost
 
 

@@ -28,6 +28,7 @@ def made(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_promise_holds_for_queries_of_every_kind(made):
     with Index.open(made) as index:
@@ -38,6 +39,7 @@ def test_the_promise_holds_for_queries_of_every_kind(made):
             assert np.mean(shares) >= 0.94, name
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_what_was_done_for_an_unlike_query_is_said(made, capsys):
     with Index.open(made) as index:
@@ -57,6 +59,7 @@ def test_what_was_done_for_an_unlike_query_is_said(made, capsys):
             assert (alone.hits, alone.plan) == (result.hits, result.plan)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_filter_that_suits_a_query_badly_does_not_hide_answers(made):
     """Only what is far from the query passes."""

@@ -86,6 +86,7 @@ def place(tmp_path) -> Path:
     return tmp_path / "x"
 
 
+@pytest.mark.slow
 def test_readers_see_one_commit_whole_while_a_writer_adds_removes_and_compacts(place, tmp_path):
     stop = tmp_path / "stop"
     readers = [start(READER, place, stop, seed) for seed in range(READERS)]

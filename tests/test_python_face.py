@@ -255,6 +255,7 @@ def in_another_process(model: HiVLP) -> list[float]:
     return model.encode_text("a dog").coarse[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_used_model_goes_to_other_processes_and_can_be_copied(model, tmp_path):
     (path,) = write_pictures(tmp_path, 1)
     model.encode_image(path)

@@ -69,6 +69,7 @@ def test_the_cascade_equals_the_oracle(seed, rows, dims, removed, k, page, filte
             assert [hit.id - 1 for hit in largest] == order, "who asks for all gets the exact ranking"
 
 
+@pytest.mark.slow
 def test_whoever_asks_for_all_that_passes_a_filter_gets_the_exact_ranking(tmp_path):
     rng = np.random.default_rng(3)
     encoder = FakeEncoder(dims=(2, 16))

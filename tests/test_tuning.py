@@ -17,10 +17,10 @@ from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
-from hivlp.search import calibration, opened
+from hivlp.search import opened
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned
-from synthetic import Stored, cloud, make_tuned_index
+from synthetic import Stored, cloud, make_tuned_index, quick_tuning
 
 WIDTH = 48
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -55,10 +55,7 @@ def folder(made, tmp_path):
 @pytest.fixture(autouse=True, scope="module")
 def quick():
     """Few settings, timed a few times: what is tested here does not depend on them."""
-    every = AnnIndex.params_grid
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "TIMED", 10)
-        patch.setattr(AnnIndex, "params_grid", lambda engine: every(engine)[1::4])
+    with quick_tuning():
         yield
 
 
@@ -98,6 +95,7 @@ def test_searches_use_the_engine(made, queries, monkeypatch):
         assert asked == [1, 1]
 
 
+@pytest.mark.slow
 def test_pages_are_one_long_list_best_first(made, queries):
     with Index.open(made / "index") as index:
         for query in queries[1300:1330]:
@@ -144,6 +142,7 @@ def test_filters_starve_nobody(made, queries, monkeypatch, condition):
         assert len(hits) == 20
 
 
+@pytest.mark.slow
 def test_what_changes_after_tuning(folder, vectors, queries):
     with Index.open(folder / "index") as index:
         first = index.search(vector={"fine": vectors[10]})[0]
@@ -167,6 +166,7 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         assert index.snapshot().collection.ann is not None
 
 
+@pytest.mark.slow
 def test_an_engine_of_an_earlier_format(folder, queries):
     """It is not used, and built again when the index next has reason to look at it."""
     file = folder / "index" / "engine" / MANIFEST
@@ -183,6 +183,7 @@ def test_an_engine_of_an_earlier_format(folder, queries):
         assert index.snapshot().collection.ann is not None and index.refresh() is False
 
 
+@pytest.mark.slow
 def test_another_process_tunes(folder, queries):
     """An index that is open notes an engine that comes, is replaced or goes, without a commit."""
     place = folder / "index"
@@ -251,6 +252,7 @@ def test_info_counts_the_engine(folder):
         assert (index.info().bytes, index.info().engine_bytes) == (info.bytes - engine, 0)
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_remembered(folder, vectors):
     """An index that has grown to twice its size learns anew, from the queries that it was tuned with."""
     with Index.open(folder / "index") as index:
@@ -265,6 +267,7 @@ def test_what_was_asked_is_remembered(folder, vectors):
         assert index.search(vector={"fine": vectors[5]})[0].path.endswith("index.npy#5")
 
 
+@pytest.mark.slow
 def test_damage_is_found_and_does_no_harm(folder, queries):
     path = folder / "index" / "engine"
     with Index.open(folder / "index") as index:
@@ -320,6 +323,7 @@ def test_without_kernels(made, queries, monkeypatch):
             index.tune()
 
 
+@pytest.mark.slow
 def test_command_line(folder, capsys):
     pytest.importorskip("matplotlib")
     picture = folder / "tune.png"

@@ -182,15 +182,15 @@ def _searches(
         batch = [list(query) for query in zip(*(level[start : start + QUERIES] for level in queries), strict=True)]
         asked = Asked(batch, shortlist)
         found = scan.run(collection, asked, ())
-        for place, (rows, scores, _) in enumerate(found):
+        for place, (rows, coarse, _) in enumerate(found):
             mine = own[start + place]
-            if len(rows) < total and (scores[np.isin(rows, mine)] == scores[-1:]).any():
-                is_own = np.isin(np.arange(total), mine)
-                everything = collection.scanners[0].rescore(queries[0][start + place], np.arange(total))
-                found[place] = found[place]._replace(rows=np.lexsort((is_own, -everything))[:shortlist])
+            if len(rows) < total and (coarse[np.isin(rows, mine)] == coarse[-1:]).any():
+                scores = collection.scanners[0].rescore(batch[place][0], np.arange(total))
+                unlucky = np.lexsort((np.isin(np.arange(total), mine), -scores))[:shortlist]
+                found[place] = found[place]._replace(rows=unlucky)
         for stage in rest:
             found = stage.run(collection, asked, found)
-        yield from ((rows, scores) for rows, scores, _ in found)
+        yield from ((each.rows, each.scores) for each in found)
 
 
 def _pairwise(texts: Vectors, images: Vectors, text: Rows, image: Rows) -> Vectors:
