@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hivlp.bench.machine import describe
-from hivlp.data.pictures import decode, fit
+from hivlp.data.pictures import decode, prepare
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
 from hivlp.levels import Embeddings, Level
@@ -58,11 +58,11 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> dict[str, Any]:
         sample = paths[:SAMPLE]
         data = [path.read_bytes() for path in sample]
         images = [decode(content, target=model.picture.size) for content in data]
-        pixels = np.stack([fit(image, model.picture) for image in images])
+        pixels = np.stack([prepare(image, model.picture) for image in images])
         stages = {
             "read": _milliseconds(lambda: [path.read_bytes() for path in sample]),
             "decode": _milliseconds(lambda: [decode(content, target=model.picture.size) for content in data]),
-            "fit": _milliseconds(lambda: [fit(image, model.picture) for image in images]),
+            "fit": _milliseconds(lambda: [prepare(image, model.picture) for image in images]),
             "model": _milliseconds(lambda: model.encode_pixels(pixels)),
         }
     return {
