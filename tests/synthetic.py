@@ -5,9 +5,12 @@ Nothing here needs torch to be imported; what builds a model imports it inside.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import sqlite3
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -109,18 +112,19 @@ class FakeEncoder:
 
     def encode_pixels(self, pixels):
         self.encoded += len(pixels)
-        flat = pixels.reshape(len(pixels), -1) / 255.0 - 0.5
+        flat = pixels.reshape(len(pixels), SIZE * SIZE * 3) / 255.0 - 0.5
         return self._unit({name: flat @ matrix for name, matrix in self._maps.items()})
 
     def encode_image(self, pictures):
         return self.encode_pixels(np.stack([load_pixels(picture, self.picture) for picture in pictures]))
 
     def encode_text(self, texts, *, levels=None):
-        out = {level.name: np.zeros((len(texts), level.dim)) for level in self.levels}
+        asked = [level for level in self.levels if levels is None or level.name in levels]
+        out = {level.name: np.zeros((len(texts), level.dim)) for level in asked}
         for row, text in enumerate(texts):
             for word in text.split():
                 seed = int.from_bytes(hashlib.sha256(word.encode("utf-8", "replace")).digest()[:4])
-                for level in self.levels:
+                for level in asked:
                     out[level.name][row] += np.random.default_rng(seed).normal(size=level.dim)
         return self._unit(out)
 
@@ -197,65 +201,15 @@ def make_tuned_index(
 
 @contextmanager
 def quick_tuning(timed: int = 10, every: int = 4) -> Iterator[None]:
-    """Tune with one in so many of the settings, timed a few times: for tests that do not depend on them."""
+    """Tune with one in so many of the search parameters, timed a few times: for tests that do not depend on them."""
     grid = AnnIndex.params_grid
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "TIMED", timed)
-        patch.setattr(AnnIndex, "params_grid", lambda ann: grid(ann)[1::every])
+        patch.setattr(AnnIndex, "params_grid", lambda index: grid(index)[1::every])
         yield
 
 
 # What a folder on disk says.
-
-
-class Stored:
-    """What a folder's last commit says: the methods of a reader, each asked of a store that is opened for it."""
-
-    def __init__(self, index) -> None:
-        self.path = Path(getattr(index, "path", index))
-
-    def __getattr__(self, name):
-        def ask(*given, **more):
-            with reading(self.path) as reader:
-                found = getattr(reader, name)
-                found = found(*given, **more) if callable(found) else found
-                return list(found) if isinstance(found, Iterator) else found
-
-        return ask
-
-    def changing(self):
-        return closing_after(Store(self.path), "changing")
-
-    def sql(self, *statements: str):
-        """Change ``items.db`` behind the library's back; the rows of the last statement."""
-        with closing(sqlite3.connect(self.path / "items.db", isolation_level=None)) as db:
-            return [db.execute(statement).fetchall() for statement in statements][-1]
-
-
-PLAIN = database.connect
-
-
-@contextmanager
-def tuned_connections(*statements: str):
-    """Every connection to an ``items.db`` that is opened meanwhile begins with these."""
-
-    def connect(file):
-        db = PLAIN(file)
-        for statement in statements:
-            db.execute(statement)
-        return db
-
-    database.connect = connect
-    try:
-        yield
-    finally:
-        database.connect = PLAIN
-
-
-@contextmanager
-def closing_after(store: Store, what: str):
-    with closing(store), getattr(store, what)() as transaction:
-        yield transaction
 
 
 # Models of the real classes, small enough to build in a test.
@@ -381,3 +335,233 @@ def shapes_recipe(folder: Path) -> dict[str, Any]:
         "optim": {"epochs": 3, "batch_size": 10, "lr": 1e-2, "feature_dropout": {"fine": 0.2}, "checkpoint_every": 3},
         "quantize": False,
     }
+
+
+class Stored:
+    """What a folder's last commit says: the methods of a reader, each asked of a store that is opened for it."""
+
+    def __init__(self, index) -> None:
+        self.path = Path(getattr(index, "path", index))
+
+    def __getattr__(self, name):
+        def ask(*given, **more):
+            with reading(self.path) as reader:
+                found = getattr(reader, name)
+                found = found(*given, **more) if callable(found) else found
+                return list(found) if isinstance(found, Iterator) else found
+
+        return ask
+
+    def changing(self):
+        return closing_after(Store(self.path), "changing")
+
+    def sql(self, *statements: str):
+        """Change ``items.db`` behind the library's back; the rows of the last statement."""
+        with closing(sqlite3.connect(self.path / "items.db", isolation_level=None)) as db:
+            return [db.execute(statement).fetchall() for statement in statements][-1]
+
+
+PLAIN = database.connect
+
+
+@contextmanager
+def tuned_connections(*statements: str):
+    """Every connection to an ``items.db`` that is opened meanwhile begins with these."""
+
+    def connect(file):
+        db = PLAIN(file)
+        for statement in statements:
+            db.execute(statement)
+        return db
+
+    database.connect = connect
+    try:
+        yield
+    finally:
+        database.connect = PLAIN
+
+
+@contextmanager
+def closing_after(store: Store, what: str):
+    with closing(store), getattr(store, what)() as transaction:
+        yield transaction
+
+
+# Data sets: pictures with captions, and vectors, in every format that hivlp reads, as the formats' own libraries write.
+
+
+def picture_bytes(number: int) -> bytes:
+    """A PNG of its own content."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+CAPTIONED = (
+    ("train/0.png", ("a red circle", "a circle, red"), "train"),
+    ("train/1.png", ("ein grünes Quadrat",), "train"),
+    ("val/2.png", ('a "blue" square',), "val"),
+    ("test/3.png", ("two rings", "rings"), "test"),
+    ("test/4.png", (), "test"),
+)
+"""Name, captions and split of each picture; the last has no caption, and is to be skipped."""
+
+
+def write_pairs(folder: Path, kind: str) -> Path:
+    """Write :data:`CAPTIONED` into a folder; gives what ``load_pairs`` is to be asked for.
+
+    Args:
+        folder: a new one.
+        kind: a key of :data:`PAIR_FORMATS`.
+    """
+    for number, (name, _, _) in enumerate(CAPTIONED):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture_bytes(number))
+    return PAIR_FORMATS[kind](folder)
+
+
+def _sidecars(folder: Path) -> Path:
+    for name, captions, _ in CAPTIONED:
+        (folder / name).with_suffix(".txt").write_text("\n".join(captions), encoding="utf-8")
+    return folder
+
+
+def _rows() -> list[dict[str, str]]:
+    return [
+        {"file_name": name, "text": caption, "split": split}
+        for name, captions, split in CAPTIONED
+        for caption in captions or ("",)
+    ]
+
+
+def _separated(folder: Path, name: str, delimiter: str) -> Path:
+    with (folder / name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["file_name", "text", "split"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(_rows())
+    return folder / name
+
+
+def _json_lines(folder: Path, name: str = "pairs.jsonl") -> Path:
+    lines = [
+        json.dumps({"image": name, "captions": list(captions), "split": split}) for name, captions, split in CAPTIONED
+    ]
+    (folder / name).write_text("\n".join(lines), encoding="utf-8")
+    return folder / name
+
+
+def _flickr(folder: Path, name: str) -> Path:
+    rows = [f"{name}#{n}\t{text}" for name, captions, _ in CAPTIONED for n, text in enumerate(captions or ("",))]
+    (folder / name).write_text("\n".join(rows), encoding="utf-8")
+    return folder / name
+
+
+def _karpathy(folder: Path) -> Path:
+    images = [
+        {
+            "filename": Path(name).name,
+            "filepath": str(Path(name).parent),
+            "split": split,
+            "sentences": [{"raw": text, "tokens": text.split()} for text in captions],
+        }
+        for name, captions, split in CAPTIONED
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"images": images, "dataset": "tiny"}), encoding="utf-8")
+    return folder / "dataset.json"
+
+
+def _parquet(folder: Path, inside: bool) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [name for name, _, _ in CAPTIONED]
+    pictures = [picture_bytes(number) for number in range(len(names))] if inside else names
+    columns = {"image": pictures, "caption": [list(each[1]) for each in CAPTIONED], "split": [c[2] for c in CAPTIONED]}
+    pq.write_table(pa.table(columns), folder / "pairs.parquet", row_group_size=2)
+    return folder / "pairs.parquet"
+
+
+def _parquet_shards(folder: Path) -> Path:
+    """As ``datasets`` writes them: a file a split, pictures as structs of bytes and path."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "shards" / "data").mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        rows = [(n, c[1]) for n, c in enumerate(CAPTIONED) if c[2] == split]
+        image = [{"bytes": picture_bytes(number), "path": None} for number, _ in rows]
+        columns = {"image": image, "caption": [list(captions) for _, captions in rows]}
+        pq.write_table(pa.table(columns), folder / "shards" / "data" / f"{split}-00000-of-00001.parquet")
+    return folder / "shards"
+
+
+def _tars(folder: Path, texts: str) -> Path:
+    """Webdataset: a tar a split, in each sample a picture and a ``txt`` or a ``json``."""
+    (folder / "shards").mkdir()
+    for split in ("train", "val", "test"):
+        with tarfile.open(folder / "shards" / f"{split}-000.tar", "w") as tar:
+            for number, (_, captions, own) in enumerate(CAPTIONED):
+                said = json.dumps({"caption": list(captions)}) if texts == "json" else "\n".join(captions)
+                for suffix, content in (("png", picture_bytes(number)), (texts, said.encode())):
+                    if own == split:
+                        member = tarfile.TarInfo(f"{number:05}.{suffix}")
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+    return folder / "shards"
+
+
+PAIR_FORMATS = {
+    "folder": _sidecars,
+    "folder with a table": lambda folder: _json_lines(folder, "metadata.jsonl").parent,
+    ".csv": lambda folder: _separated(folder, "pairs.csv", ","),
+    ".tsv": lambda folder: _separated(folder, "pairs.tsv", "\t"),
+    ".jsonl": _json_lines,
+    ".txt": lambda folder: _flickr(folder, "pairs.txt"),
+    ".token": lambda folder: _flickr(folder, "pairs.token"),
+    ".json": _karpathy,
+    ".parquet": lambda folder: _parquet(folder, inside=True),
+    ".parquet of paths": lambda folder: _parquet(folder, inside=False),
+    ".parquet in a folder": _parquet_shards,
+    ".tar": lambda folder: _tars(folder, "txt"),
+    ".tar with json": lambda folder: _tars(folder, "json"),
+}
+"""What writes :data:`CAPTIONED` in each format; every suffix that is registered has to be here."""
+
+
+def write_vectors(folder: Path, kind: str, vectors: np.ndarray) -> tuple[Path, bool]:
+    """Write (rows, dims) vectors in a format; gives what to open, and whether each row has a path and a caption.
+
+    Row n is of ``n.jpg`` with the caption ``caption n``; two files hold half of the rows each where there are several.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = (slice(0, len(vectors) // 2), slice(len(vectors) // 2, len(vectors)))
+    if kind == ".npy":
+        np.save(folder / "vectors.npy", vectors)
+        return folder / "vectors.npy", False
+    if kind == "folder of .npy":
+        for number, rows in enumerate(halves):
+            np.save(folder / f"part-{number}.npy", vectors[rows])
+        return folder, False
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def told(rows: slice) -> dict[str, Any]:
+        numbers = range(*rows.indices(len(vectors)))
+        return {"path": [f"{n}.jpg" for n in numbers], "caption": [f"caption {n}" for n in numbers]}
+
+    if kind == "clip-retrieval":
+        for name in ("img_emb", "metadata"):
+            (folder / name).mkdir()
+        for number, rows in enumerate(halves):
+            np.save(folder / "img_emb" / f"img_emb_{number}.npy", vectors[rows])
+            pq.write_table(pa.table(told(rows)), folder / "metadata" / f"metadata_{number}.parquet")
+        return folder, True
+    for number, rows in enumerate(halves if kind == "folder of .parquet" else (slice(0, len(vectors)),)):
+        values = pa.array(vectors[rows].ravel())
+        lists = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
+        pq.write_table(pa.table({"embedding": lists, **told(rows)}), folder / f"part-{number}.parquet")
+    return folder if kind == "folder of .parquet" else folder / "part-0.parquet", True
+
+
+VECTOR_FORMATS = (".npy", "folder of .npy", ".parquet", "folder of .parquet", "clip-retrieval")

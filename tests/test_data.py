@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hivlp.data import openclipart, stamps
-from hivlp.data.pairs import Pair, load_pairs, within
+import hivlp
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair, within
 from hivlp.data.pictures import decode
 from hivlp.errors import DataError, MissingExtraError, PictureError
+from hivlp.mini import openclipart, stamps
 
 
 def picture(colour: str = "red") -> bytes:
@@ -354,7 +356,10 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_optional_packages_are_asked_for_only_when_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ", ".join(f"hivlp.data.{path.stem}" for path in Path(stamps.__file__).parent.glob("*.py"))
+    rooms = [Path(hivlp.__file__).parent / "data", *(Path(module.__file__) for module in (stamps, openclipart))]
+    files = [path for room in rooms for path in ([room] if room.suffix else room.rglob("*.py"))]
+    root = Path(hivlp.__file__).parent.parent
+    names = ", ".join(".".join(path.relative_to(root).with_suffix("").parts) for path in files if path.stem[0] != "_")
     code = f"import sys, {names}; print({{'torch', 'pyarrow', 'resvg_py', 'transformers'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -149,7 +149,7 @@ def test_one_shortlist_wherever_none_is_given():
     assert signature(evaluate).parameters["shortlist"].default == DEFAULT_SHORTLIST
     pytest.importorskip("torch")
     from hivlp.train.adapt import AdaptConfig
-    from hivlp.train.recipe import Recipe
+    from hivlp.train.recipe.schema import Recipe
 
     assert AdaptConfig().shortlist == DEFAULT_SHORTLIST
     assert {f.name: f.default for f in fields(Recipe)}["shortlist"] == DEFAULT_SHORTLIST

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hivlp.bench.report import Report, measured, median_ms
-from hivlp.data.pairs import load_pairs
+from hivlp.data.load import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import encode_stream

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from hivlp.bench.report import Report, measured, summary
 from hivlp.bench.scenes import COARSE, FINE, scenes_recipe, train_on_scenes
 from hivlp.objective import ObjectiveConfig
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 SCENES, EPOCHS = 8000, 8
 ALONE, OURS = "one level", "two levels, hivlp"
@@ -72,7 +72,7 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> HierarchyRe
         for seed in range(seeds):
             for way, recipe in ways.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    test = train_on_scenes(replace(recipe, seed=seed), Path(folder) / "model")["test"]
+                    test = train_on_scenes(replace(recipe, seed=seed), Path(folder) / "model").recalls["test"]
                 levels = {name: level["AR"] for name, level in test["levels"].items()}
                 seen[way].append({**levels, "cascade": test["cascade"]["AR"]})
                 bar.update()

@@ -27,7 +27,8 @@ from hivlp.bench.levels import (
 )
 from hivlp.bench.report import Report, measured, summary
 from hivlp.bench.scenes import scenes_recipe, train_on_scenes
-from hivlp.data.pairs import Pair, load_pairs
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.base import Encoder
@@ -35,8 +36,8 @@ from hivlp.encode.stream import chunks, encode_stream
 from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from hivlp.levels import Vectors as Vectors32
-from hivlp.train.recipe import SelfDistillation
-from hivlp.train.wordnet import read_nouns
+from hivlp.mini.wordnet import read_synsets
+from hivlp.train.recipe.schema import SelfDistillation
 
 SHARE, TOP = 0.05, 10
 OURS = "hivlp"
@@ -274,7 +275,7 @@ def encode_glosses(count: int, model: Encoder) -> Pairs:
     A noun occurs once; of ten, seven are to train on, one to choose by and two to test with.
     """
     pairs: dict[str, str] = {}
-    nouns = list(read_nouns().values())
+    nouns = list(read_synsets().values())
     for number in np.random.default_rng(0).permutation(len(nouns)):
         pairs.setdefault(nouns[number].words[0].casefold(), nouns[number].gloss)
         if len(pairs) == count:

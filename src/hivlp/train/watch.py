@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hivlp.data.contents import Contents, content_hash
-from hivlp.data.pairs import load_pairs
-from hivlp.data.pictures import load_pixels
+from hivlp.data.contents import Contents, read_pixels
+from hivlp.data.load import load_pairs
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError, RecipeError
 from hivlp.evaluate.recall import score
+from hivlp.files.scratch import write_whole
 from hivlp.levels import Embeddings
-from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.train.features import tokenize
-from hivlp.train.recipe import Recipe, split_of
+from hivlp.model.hivlp_model import HiVLPModel, distinct_state
+from hivlp.train.inputs.features import tokenize
+from hivlp.train.recipe.schema import Recipe, split_of
 
 logger = logging.getLogger(__name__)
 BATCH = 64
@@ -66,14 +66,12 @@ class Validation:
         hashes: list[str] = []
         pairs = load_pairs(source, split)[: recipe.watch.limit]
         for pair in pairs:
-            hashes.append("")
-            try:
-                data = pair.read()
-                hashes[-1] = content_hash(data)
-                pixels.append(load_pixels(data, recipe.picture))
-            except PictureError as error:
-                logger.warning("skipped %s: %s", pair.id, error)
+            content, prepared = read_pixels(pair, recipe.picture)
+            hashes.append(content)
+            if isinstance(prepared, PictureError):
+                logger.warning("skipped %s: %s", pair.id, prepared)
                 continue
+            pixels.append(prepared)
             texts += pair.captions
             owner += [len(pixels) - 1] * len(pair.captions)
         if not pixels:
@@ -105,9 +103,8 @@ def keep_best(best: Best, recall: float, step: int, model: nn.Module, path: Path
     if recall > best.recall:
         best.recall, best.step, best.since = recall, step, 0
         if path is not None:
-            temporary = path.with_suffix(".partial")
-            save_file(_state(model), temporary)
-            temporary.replace(path)
+            state = {name: tensor.cpu() for name, tensor in distinct_state(model).items()}
+            write_whole(path, lambda place: save_file(state, place))
     else:
         best.since += 1
 
@@ -115,17 +112,6 @@ def keep_best(best: Best, recall: float, step: int, model: nn.Module, path: Path
 def load_best(model: nn.Module, path: Path) -> None:
     """Put the best weights back."""
     model.load_state_dict(load_file(path), strict=False)
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor once: a dual encoder's network has two names."""
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            state[name] = tensor.detach().contiguous().cpu()
-    return state
 
 
 def _joined(parts: list[dict[str, Tensor]], levels: tuple[str, ...]) -> Embeddings:
