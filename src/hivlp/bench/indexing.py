@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hivlp.bench.report import Report, measured, median_ms
+from hivlp.bench.report import Report, measured, median_ms, memory_bytes
 from hivlp.data.pictures import decode, prepare
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
@@ -176,7 +176,5 @@ class _PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        statm = Path("/proc/self/statm")
-        while statm.exists() and not self._stop.wait(0.01):
-            pages = int(statm.read_text().split()[1])
-            self.peak = max(self.peak, pages * 4096 / 1e6)
+        while not self._stop.wait(0.01):
+            self.peak = max(self.peak, memory_bytes() / 1e6)
