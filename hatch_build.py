@@ -18,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
 FOLDER = Path("src/hivlp/ann")
-SOURCES = ("c/kernels.c", "c/assign.c", "c/search.c", "c/bounds.c", "c/interface.c")
+SOURCES = ("c/kernels.c", "c/assign.c", "c/search.c", "c/bounds.c", "c/interface.c", "c/vectors.c")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 
 

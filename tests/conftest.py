@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from PIL import Image
 from hivlp.config import PictureConfig
 from hivlp.data.pictures import load_pixels
 from hivlp.levels import Embeddings, Level
+from hivlp.store import database
+from hivlp.store.folder import Store, reading
 
 SIZE = 16
 
@@ -53,6 +57,56 @@ class FakeEncoder:
             {n: (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-9)).astype(np.float32)
              for n, v in vectors.items()}
         )  # fmt: skip
+
+
+class Stored:
+    """What a folder's last commit says: the methods of a reader, each asked of a store that is opened for it."""
+
+    def __init__(self, index) -> None:
+        self.path = Path(getattr(index, "path", index))
+
+    def __getattr__(self, name):
+        def ask(*given, **more):
+            with reading(self.path) as reader:
+                found = getattr(reader, name)
+                found = found(*given, **more) if callable(found) else found
+                return list(found) if isinstance(found, Iterator) else found
+
+        return ask
+
+    def changing(self):
+        return closing_after(Store(self.path), "changing")
+
+    def sql(self, *statements: str):
+        """Change ``items.db`` behind the library's back; the rows of the last statement."""
+        with closing(sqlite3.connect(self.path / "items.db", isolation_level=None)) as db:
+            return [db.execute(statement).fetchall() for statement in statements][-1]
+
+
+PLAIN = database.connect
+
+
+@contextmanager
+def tuned_connections(*statements: str):
+    """Every connection to an ``items.db`` that is opened meanwhile begins with these."""
+
+    def connect(file):
+        db = PLAIN(file)
+        for statement in statements:
+            db.execute(statement)
+        return db
+
+    database.connect = connect
+    try:
+        yield
+    finally:
+        database.connect = PLAIN
+
+
+@contextmanager
+def closing_after(store: Store, what: str):
+    with closing(store), getattr(store, what)() as transaction:
+        yield transaction
 
 
 def write_pictures(folder: Path, count: int, start: int = 0) -> list[Path]:

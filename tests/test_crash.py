@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, write_pictures
+from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.bench import crash
 from hivlp.bench.crash_child import NumberEncoder, store
 from hivlp.errors import IndexFolderError
@@ -50,11 +50,11 @@ def writer(index: Path, pictures: Path, job: str) -> subprocess.Popen:
 
 def check(index: Index, encoder: FakeEncoder) -> int:
     """Every item has its own vectors and is found; returns how many there are."""
-    items = list(index.catalog.all_items())
+    items = list(Stored(index).all_items())
     assert len({item.path for item in items}) == len(items)
     for item in items[:: max(1, len(items) // 25)]:
         expected = encoder.encode_image([Path(item.path)])
-        stored = index.embeddings(item.row)
+        stored = index.store.embeddings(item.row)
         for level in index.levels:
             np.testing.assert_allclose(stored[level.name], expected[level.name], rtol=1e-3, atol=1e-6)
     assert len(index.search("words", k=10**6)) == len(items)
@@ -106,7 +106,7 @@ def test_killed_while_compacting(tmp_path, delay):
     with Index.open(place, encoder) as index:
         assert check(index, encoder) == 60
         index.compact()
-        assert check(index, encoder) == 60 == index.info()["rows"]
+        assert check(index, encoder) == 60 == index.info().rows
 
 
 def test_rows_that_were_written_but_not_committed_do_not_exist(tmp_path, encoder, pictures):
@@ -123,12 +123,12 @@ def test_rows_that_were_written_but_not_committed_do_not_exist(tmp_path, encoder
 
 
 def test_a_create_that_was_killed_leaves_nothing_under_the_name(tmp_path, encoder, monkeypatch):
-    import hivlp.store.folder as module
+    from hivlp.store import schema
 
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Catalog, "create", die)
+    monkeypatch.setattr(schema, "make_tables", die)
     with pytest.raises(KeyboardInterrupt):
         Index.create(tmp_path / "x", model=encoder)
     assert not (tmp_path / "x").exists()

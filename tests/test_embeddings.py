@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import FakeEncoder
+from conftest import FakeEncoder, Stored
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
 from hivlp.data import embedding_files
@@ -249,17 +249,17 @@ def test_what_is_stored_is_what_was_given_whatever_the_pieces(tmp_path, monkeypa
     good = np.delete(np.arange(1500), bad)
     with Index.create_from_embeddings(tmp_path / "index", prefix(WIDTH, 8)) as index:
         if stored == "<f4":  # as in an index that is older than float16
-            for file in index.path.glob("*.f16"):
-                file.rename(file.with_suffix(".f32"))
-            with index.catalog.writing():
-                index.catalog.set_rows(0, dtype=stored)
+            with Stored(index).changing() as writer:
+                for file in index.path.glob("*.f16"):
+                    file.rename(file.with_suffix(".f32"))
+                writer.set_rows(0, dtype=stored)
         report = index.add_embeddings(save(tmp_path / "v.npy", given))
         assert (report.added, len(report.failed)) == (len(good), len(bad))
-        items = list(index.catalog.all_items())
+        items = list(Stored(index).all_items())
         assert [int(item.path.rpartition("#")[2]) for item in items] == good.tolist()
         assert [item.hash for item in items] == [sha256(given[row]).digest() for row in good]
-        assert index.verify().ok and index.info()["vectors"] == np.dtype(stored).name
-        found = index._rows([item.row for item in items])
+        assert index.verify().ok and index.info().vectors == np.dtype(stored).name
+        found = Stored(index).embeddings([item.row for item in items])
         fine = unit(given[good])
         tolerance = 1e-3 if stored == "<f2" else 1e-6
         np.testing.assert_allclose(found["fine"], fine, atol=tolerance)

@@ -107,7 +107,7 @@ def test_counted_ranks_are_those_of_sorting(seed, images, captions, block):
     own = [[t for t in range(captions) if owner[t] == i] for i in range(images)]
     table = np.array([row + [-1] * (captions - len(row)) for row in own])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hivlp.evaluate.BLOCK_FLOATS", block)
+        patched.setattr("hivlp.evaluate.recall.BLOCK_FLOATS", block)
         to_image, to_text = level_ranks(texts, pictures, owner)
     assert to_image.tolist() == naive_ranks([texts], [pictures], owner[:, None], None)
     assert to_text.tolist() == naive_ranks([pictures], [texts], table, None)
@@ -136,7 +136,7 @@ def test_the_cascade_that_is_judged_is_the_search(tmp_path):
     got = cascade_ranks([coarse["texts"], unit["texts"]], [coarse["pictures"], unit["pictures"]], owner[:, None], k)
     items = [NewItem(f"/{i}.png", i.to_bytes(32), None, {}, Stamp(1, 2, 3, 4)) for i in range(images)]
     with Index.create(tmp_path / "x", model=FakeEncoder(dims=(6, 24))) as index:
-        index.append(items, Embeddings({"coarse": coarse["pictures"], "fine": unit["pictures"]}))
+        index.store.append(items, Embeddings({"coarse": coarse["pictures"], "fine": unit["pictures"]}))
         for number in range(captions):
             vector = {"coarse": coarse["texts"][number], "fine": unit["texts"][number]}
             seen = [hit.id - 1 for hit in index.search(vector=vector, k=k, shortlist=k)]

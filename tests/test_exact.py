@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -10,14 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ann_oracle
 from hivlp.ann import AnnIndex, SearchParams, bounds, layout, native
 from hivlp.ann.bounds import Bounds
+from hivlp.ann.constants import NO_NORM, NO_ROW
 from hivlp.cli import main
-from hivlp.index import Index, tuning
-from hivlp.search import ann_scan as engine_scan
-from hivlp.search.ann_scan import HEAD, EngineScanner, Passing
-from hivlp.search.exact_scan import ExactScanner
-from hivlp.search.scan import ExhaustiveScanner
+from hivlp.index import Index
+from hivlp.levels import Level
+from hivlp.search import calibration
+from hivlp.search.approximate import FEW, HEAD, Approximate
+from hivlp.search.bounded import BoundedScanner
+from hivlp.search.collection import Collection
+from hivlp.search.exhaustive import ExhaustiveScanner
+from hivlp.search.filters import Filter
+from hivlp.search.likeness import Likeness
+from hivlp.search.operating_points import FOLDER, Tuned
+from hivlp.search.stages import Asked, Exact
 from test_ann import cloud
 
 LIBRARY = native.load()
@@ -29,9 +38,9 @@ ROWS, BUILT, WIDTH = 2600, 2400, 96
 @pytest.fixture(params=range(len(VARIANTS)), ids=lambda number: VARIANTS[number])
 def variant(request):
     """Each instruction set that this processor has, in turn."""
-    chosen = LIBRARY.hivlp_bounds_choose(request.param)
+    chosen = LIBRARY.hivlp_use_variant(request.param)
     yield request.param
-    LIBRARY.hivlp_bounds_choose(len(native.VARIANTS))
+    LIBRARY.hivlp_use_variant(len(native.VARIANTS))
     if chosen != request.param:
         pytest.skip("this processor lacks it")
 
@@ -55,49 +64,67 @@ def collection(kind: str, rng: np.random.Generator) -> np.ndarray:
 KINDS = ("cloud", "twins", "isotropic", "line", "wild")
 
 
+@dataclass(frozen=True)
+class Made:
+    """A collection of one kind, an approximate index over most of it, and bounds."""
+
+    items: np.ndarray
+    index: AnnIndex
+    bounds: Bounds
+    everything: ExhaustiveScanner
+
+    def near(self, few: int | None = None) -> Approximate:
+        nothing = Likeness(np.inf, np.inf, (1.0,), (-np.inf,), ())
+        tuned = Tuned(0, BUILT, BUILT, "", 0.99, (), (), nothing)
+        return Approximate(self.index, tuned, self.bounds, few=few)
+
+    def exact(self, *, near=None, few: int = FEW, **options) -> BoundedScanner:
+        tail = ExhaustiveScanner(self.items[BUILT:])
+        return BoundedScanner(self.index, self.bounds, near or self.near(few).search, tail, few=few, **options)
+
+
 @cache
-def scanners(kind: str) -> tuple[np.ndarray, ExactScanner, ExhaustiveScanner]:
+def made(kind: str) -> Made:
     items = collection(kind, np.random.default_rng(5))
-    engine = AnnIndex.build(items[:BUILT], queries=cloud(1100, WIDTH, 3), dims=48, sign_dims=32, nlist=30)
-    bound = Bounds.build(engine, cloud(1100, WIDTH, 3))
+    built = AnnIndex.build(items[:BUILT], queries=cloud(1100, WIDTH, 3), dims=48, sign_dims=32, nlist=30)
+    bound = Bounds.build(built, cloud(1100, WIDTH, 3))
     assert bound is not None
-    return items, ExactScanner(EngineScanner(engine, BUILT, items), bound, items), ExhaustiveScanner(items)
+    index = AnnIndex(built.arrays, items)
+    return Made(items, index, bound.over(index), ExhaustiveScanner(items))
 
 
 def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     """Like an item, like a training query, or like nothing that was seen."""
     choice = rng.integers(3)
     if choice == 0:
-        return scanners(kind)[0][rng.integers(ROWS)].astype(np.float32)
+        return made(kind).items[rng.integers(ROWS)].astype(np.float32)
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
 
 
-@pytest.mark.parametrize("setting", [SearchParams(6, 5.0, 1.0, 60), SearchParams(0, np.inf, 0.0, 60)])
+@pytest.mark.parametrize("params", [SearchParams(6, 5.0, 1.0, 60), SearchParams(9, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
-def test_the_engine_answers_many_as_one_by_one(monkeypatch, setting, passing):
-    """Also with rows that it does not know."""
-    monkeypatch.setattr(engine_scan, "FEW", 100)
-    engine = scanners("cloud")[1]._near
-    allowed = None if passing == 1 else np.random.default_rng(1).random(ROWS) < passing
+def test_a_batch_is_answered_as_its_queries_one_by_one(params, passing):
+    """Also with rows that the index does not know."""
+    near, everything = made("cloud").near(few=100), made("cloud").everything
+    allowed = None if passing == 1 else Filter(np.random.default_rng(1).random(ROWS) < passing)
     queries = cloud(11, WIDTH, 6)
-    for count in (1, 7, HEAD):
-        together = engine.nearest(queries, count, setting, allowed)
+    for k in (1, 7, HEAD):
+        together = near.search(queries, k, params, allowed)
         for query, (rows, scores) in zip(queries, together, strict=True):
-            ((alone, products),) = engine.nearest(query[None], count, setting, allowed)
+            ((alone, products),) = near.search(query[None], k, params, allowed)
             np.testing.assert_array_equal(rows, alone)
             np.testing.assert_array_equal(scores, products)
-            rows, scores = engine.with_later(query, rows, scores, allowed)
+            rows, scores = near.with_tail(query, rows, scores, HEAD, allowed)
             assert scores.tolist() == sorted(scores.tolist(), reverse=True)
-            np.testing.assert_array_equal(scores, scanners("cloud")[2].rescore(query, rows))
+            np.testing.assert_array_equal(scores, everything.rescore(query, rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_score_is_above_its_bound(variant, kind):
-    _, exact, everything = scanners(kind)
-    bound, rng = exact._bounds, np.random.default_rng(0)
+    everything, bound, rng = made(kind).everything, made(kind).bounds, np.random.default_rng(0)
     for number in range(12):
         query = asked(kind, rng)
-        scores, most = everything.rescore(query, np.arange(BUILT)), bound.all(query)
+        scores, most = everything.rescore(query, np.arange(BUILT)), ann_oracle.bounds_of(bound, query)
         assert (scores.astype(np.float64) <= most).all()
         bar, allowed = float(np.quantile(most, rng.random())), None if number % 2 else rng.random(BUILT) < 0.5
         expected = most >= bar if allowed is None else (most >= bar) & allowed
@@ -117,13 +144,13 @@ def test_no_score_is_above_its_bound(variant, kind):
 @pytest.mark.parametrize("signed", [8192, 4112, 0])
 def test_the_largest_sums(variant, signed):
     """All codes at their highest, and a query at both ends of what it is rounded to: the integers do not overflow."""
-    nibbles = np.zeros(32, layout.code_type(8192, signed))
-    nibbles["codes"], nibbles["stretch"] = 255, 2
-    rows_of, homes = np.full(32, layout.EMPTY), np.array([1], np.uint32)
+    nibbles = np.zeros(32, layout.refine_dtype(8192, signed))
+    nibbles["codes"], nibbles["scale"] = 255, 2
+    rows_of, homes = np.full(32, NO_ROW), np.array([1], np.uint32)
     rows_of[:4] = [5, 3, 3, 9]
     lists, most_of_all = np.array([0.0, 3.0]), 15 * signed + 3 * (8192 - signed)
     lengths = np.zeros(32, np.uint16)
-    lengths[:4] = [0, 1, bounds.OTHER, bounds.OTHER - 1]
+    lengths[:4] = [0, 1, NO_NORM, NO_NORM - 1]
     rows, most = np.empty(32, np.int64), np.empty(32)
     for high in (127, -127):
         query = np.full(64 * 128 + 64, high, np.int8)
@@ -149,14 +176,14 @@ def test_the_largest_sums(variant, signed):
 )
 def test_it_is_the_ranking_of_everything(kind, count, share, few, reaching, seed):
     rng = np.random.default_rng(seed)
-    items, exact, everything = scanners(kind)
+    items, everything = made(kind).items, made(kind).everything
     query = asked(kind, rng)
     allowed = None if share is None else rng.random(ROWS) < share
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hivlp.search.ann_scan.FEW", few)
-        patch.setattr("hivlp.search.exact_scan.MOST_REACHING", reaching)
         patch.setattr(bounds, "CHUNK", int(rng.integers(1, 100)))
-        rows, scores = exact.top(query, count, allowed)
+        exact = made(kind).exact(few=few, most_reaching=reaching)
+        best = exact.top(query, count, None if allowed is None else Filter(allowed))
+    rows, scores = everything.top(query, count, allowed) if best is None else best
     # A naive ranking, by the same float32 scores, and these against float64.
     every = everything.rescore(query, np.arange(ROWS))
     np.testing.assert_allclose(
@@ -169,40 +196,39 @@ def test_it_is_the_ranking_of_everything(kind, count, share, few, reaching, seed
 
 
 def test_most_rows_are_left_out_where_there_is_something_to_know():
-    rng = np.random.default_rng(0)
-    items, exact, everything = scanners("cloud")
-    for query in items[:10].astype(np.float32):
-        bar = everything.top(query, 10)[1].min()
-        found = exact._bounds.reaching(query, float(bar), BUILT)
+    for query in made("cloud").items[:10].astype(np.float32):
+        threshold = made("cloud").everything.top(query, 10)[1].min()
+        found = made("cloud").bounds.reaching(query, float(threshold), BUILT)
         assert found is not None and len(found[0]) < 0.1 * BUILT
-    _, exact, everything = scanners("isotropic")
-    query = rng.normal(size=WIDTH).astype(np.float32)
-    assert exact._bounds.reaching(query, float(everything.top(query, 10)[1].min()), BUILT // 4) is None
+    query = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
+    threshold = float(made("isotropic").everything.top(query, 10)[1].min())
+    assert made("isotropic").bounds.reaching(query, threshold, BUILT // 4) is None
 
 
-def test_the_engine_may_be_wrong(monkeypatch):
-    """Rows that are far from the best make a low bar, not a wrong answer."""
-    _, exact, everything = scanners("cloud")
+def test_the_approximate_search_may_be_wrong():
+    """Rows that are far from the best make a low threshold, not a wrong answer."""
+    everything = made("cloud").everything
     for query in cloud(10, WIDTH, 4):
         poor = everything.top(query, 1200)[0][-10:]
-        monkeypatch.setattr(exact._near, "nearest", lambda *a, poor=poor: (poor[poor < BUILT], None))
-        monkeypatch.setattr("hivlp.search.exact_scan.MOST_REACHING", 1.0)
-        count = int((poor < BUILT).sum())
-        rows, scores = exact.top(query, count, None)
-        expected = everything.top(query, count)
+        poor = poor[poor < BUILT]
+        exact = made("cloud").exact(near=lambda *asked, poor=poor: [(poor, None)], most_reaching=1.0)
+        rows, scores = exact.top(query, len(poor), None)
+        expected = everything.top(query, len(poor))
         np.testing.assert_array_equal(rows, expected[0])
         np.testing.assert_array_equal(scores, expected[1])
 
 
-def test_many_at_once():
-    _, exact, everything = scanners("cloud")
-    # Some of these are answered by the bound, for others everything is read.
-    queries = np.concatenate([scanners("cloud")[0][:6].astype(np.float32), cloud(6, WIDTH, 4)])
-    assert {exact._bounded(query, 10, None) is None for query in queries} == {True, False}
-    for found, query in zip(exact.top_many(queries, 10, None), queries, strict=True):
+def test_an_exact_stage_answers_some_by_bounds_and_scans_for_the_others():
+    exact, everything = made("cloud").exact(), made("cloud").everything
+    queries = np.concatenate([made("cloud").items[:6].astype(np.float32), cloud(6, WIDTH, 4)])
+    assert {exact.top(query, 10, None) is None for query in queries} == {True, False}
+    levels = (Level("fine", WIDTH, 1, 1),)
+    searched = Collection.of(levels, (made("cloud").items,), ann=made("cloud").near())
+    found = Exact("fine").run(searched, Asked([[query] for query in queries], 10), ())
+    for (rows, scores, _), query in zip(found, queries, strict=True):
         expected = everything.top(query, 10)
-        np.testing.assert_array_equal(found[0], expected[0])
-        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_array_equal(rows, expected[0])
+        np.testing.assert_array_equal(scores, expected[1])
 
 
 def test_no_bounds_where_there_can_be_none():
@@ -221,7 +247,7 @@ def tuned(tmp_path_factory):
     np.save(folder / "v.npy", cloud(3000, WIDTH, 0))
     every = AnnIndex.params_grid
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "TIMED", 3)
+        patch.setattr(calibration, "TIMED", 3)
         patch.setattr(AnnIndex, "params_grid", lambda engine: every(engine)[1::8])
         arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
         assert main(["index", *arguments]) == 0
@@ -232,17 +258,18 @@ def tuned(tmp_path_factory):
 
 def answers(folder, where=None) -> tuple[list, bool]:
     """What exact searches say, and whether there were bounds."""
-    with pytest.MonkeyPatch.context() as patch, Index.open(folder) as index:
-        patch.setattr("hivlp.search.ann_scan.FEW", 10)
+    with Index.open(folder) as index:
         results = [index.search(vector={"fine": query}, exact=True, where=where) for query in cloud(3000, WIDTH, 0)[:8]]
-        return [[(hit.id, hit.scores) for hit in result] for result in results], index._opened.exact is not None
+        snapshot = index.snapshot()
+        bounded = snapshot.collection.ann is not None and snapshot.collection.ann.bounded() is not None
+        return [[(hit.id, hit.scores) for hit in result] for result in results], bounded
 
 
-@pytest.mark.parametrize("damage", ["none", *bounds.NAMES, "old"])
+@pytest.mark.parametrize("damage", ["none", *bounds.FILES, "old"])
 def test_an_index_with_bounds_and_without(tuned, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(tuned, folder)
-    places = [folder / tuning.FOLDER / name for name in bounds.NAMES]
+    places = [folder / FOLDER / name for name in bounds.FILES]
     kept = [place.read_bytes() for place in places]
     for place in places:
         place.unlink()
@@ -258,8 +285,6 @@ def test_an_index_with_bounds_and_without(tuned, tmp_path, damage):
 
 
 def test_a_filter_is_packed_once():
-    _, exact, _ = scanners("cloud")
-    mask = np.ones(ROWS, bool)
-    first = exact._near.passing(mask)
-    assert isinstance(first, Passing)
-    assert exact._near.passing(mask) is first
+    allowed = Filter(np.ones(ROWS, bool))
+    assert allowed.head(BUILT) is allowed.head(BUILT)
+    assert allowed.head(BUILT).count == BUILT

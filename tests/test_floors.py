@@ -56,7 +56,7 @@ IMPORTS = {name: imported(tree) - {name} for name, tree in MODULES.items()}
 
 
 def room(module: str) -> str:
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def test_every_room_has_a_floor():

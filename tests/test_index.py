@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from conftest import FakeEncoder, write_pictures
+from conftest import FakeEncoder, Stored, tuned_connections, write_pictures
 from hivlp.errors import HivlpError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index import adding as adding_module
@@ -36,17 +36,15 @@ def index(tmp_path, encoder, pictures):
 
 
 def paths(index: Index) -> list[str]:
-    return [item.path for item in index.catalog.all_items()]
+    return [item.path for item in Stored(index).all_items()]
 
 
 def check_consistent(index: Index, encoder: FakeEncoder) -> None:
     """Every stored vector is the one that its picture gives."""
-    state = index.catalog.state()
-    index._refresh(state)
-    for item in index.catalog.all_items():
+    for item in Stored(index).all_items():
         expected = encoder.encode_image([Path(item.path)])
         for level in index.levels:
-            stored = index.embeddings(item.row)[level.name]
+            stored = index.store.embeddings(item.row)[level.name]
             np.testing.assert_allclose(stored, expected[level.name], rtol=1e-3, atol=1e-6)  # float16
 
 
@@ -62,13 +60,13 @@ def test_add_then_again_then_changed(index, encoder, pictures, tmp_path):
     report = index.add(pictures)
     assert (report.added, report.updated, report.skipped, report.items) == (2, 1, 29, 32)
     check_consistent(index, encoder)
-    assert index.info()["dead"] == 1
+    assert index.info().dead == 1
 
 
 def test_same_size_change_within_the_clocks_tick_is_seen(index, pictures):
     """The racy case: content changes, size and times do not."""
     path = pictures / "00003.png"
-    item = index.catalog.at(str(path))
+    item = Stored(index).at(str(path))
     data = bytearray(path.read_bytes())
     status = path.stat()
     data[-1] ^= 1
@@ -78,7 +76,7 @@ def test_same_size_change_within_the_clocks_tick_is_seen(index, pictures):
     report = index.add(pictures)
     # Flipping a CRC bit breaks the PNG: it is noticed and reported, and the item as it was is kept.
     assert len(report.failed) + report.updated == 1
-    assert index.catalog.at(str(path)).id == item.id
+    assert Stored(index).at(str(path)).id == item.id
 
 
 def test_the_quick_check_skips_reading(tmp_path, encoder, monkeypatch):
@@ -141,7 +139,7 @@ def test_captions_come_from_text_files_or_the_caller(tmp_path, encoder):
     first.with_suffix(".txt").write_text("a fox\nand more", encoding="utf-8")
     with Index.create(tmp_path / "x", model=encoder) as index:
         index.add(folder, captions={str(second): "a crow"})
-        assert [index.catalog.at(str(path)).caption for path in (first, second, third)] == ["a fox", "a crow", None]
+        assert [Stored(index).at(str(path)).caption for path in (first, second, third)] == ["a fox", "a crow", None]
 
 
 def test_overlapping_roots_give_each_picture_once(tmp_path, encoder, pictures):
@@ -165,23 +163,23 @@ def test_progress_is_told_only_of_what_is_stored(tmp_path, encoder, monkeypatch)
 def test_remove_by_id_path_and_folder(index, encoder, pictures):
     write_pictures(pictures / "sub", 3, start=300)
     index.add(pictures)
-    first = index.catalog.at(str(pictures / "00000.png"))
+    first = Stored(index).at(str(pictures / "00000.png"))
     assert index.remove([first.id, pictures / "00001.png"]) == 2
     assert index.remove([str(pictures / "sub")]) == 3
     assert len(index) == 28
     with pytest.raises(QueryError, match="no item 99999"):
-        index.remove([index.catalog.at(str(pictures / "00002.png")).id, 99999])
+        index.remove([Stored(index).at(str(pictures / "00002.png")).id, 99999])
     assert len(index) == 28, "nothing is removed when one is unknown"
     found = {hit.id for hit in index.search("anything", k=100)}
     assert len(found) == 28 and first.id not in found
     assert index.add(pictures).added == 5
-    assert index.catalog.at(str(pictures / "00000.png")).id != first.id, "ids are not used twice"
+    assert Stored(index).at(str(pictures / "00000.png")).id != first.id, "ids are not used twice"
 
 
 def test_compact_changes_nothing_but_the_size(index, encoder, pictures):
     index.remove(sorted(pictures.iterdir())[:20:2])
     before = index.search("some words", k=50)
-    size = index.info()["bytes"]
+    size = index.info().bytes
     with Index.open(index.path, encoder) as reader:
         reader.search("some words", k=5)
         steps = []
@@ -190,7 +188,7 @@ def test_compact_changes_nothing_but_the_size(index, encoder, pictures):
         assert [hit.id for hit in reader.search("some words", k=50)] == [hit.id for hit in before]
     after = index.search("some words", k=50)
     assert [(hit.id, hit.scores) for hit in after] == [(hit.id, hit.scores) for hit in before]
-    assert index.info()["dead"] == 0 and index.info()["bytes"] < size
+    assert index.info().dead == 0 and index.info().bytes < size
     assert index.compact() == 0
     check_consistent(index, encoder)
     assert index.add(pictures).added == 10
@@ -282,12 +280,11 @@ def test_a_failing_disk_leaves_the_index_as_it_was(index, encoder, pictures, mon
 
 def test_a_full_database_leaves_the_index_as_it_was(index, encoder, pictures):
     write_pictures(pictures, 300, start=1000)
-    pages = index.catalog._db.execute("PRAGMA page_count").fetchone()[0]
-    index.catalog._db.execute(f"PRAGMA max_page_count={pages + 2}")
-    with pytest.raises(IndexFolderError, match="full"):
-        index.add(pictures)
-    assert len(index.search("words", k=999)) == len(index) == 30
-    index.catalog._db.execute("PRAGMA max_page_count=1000000")
+    ((pages,),) = Stored(index).sql("PRAGMA page_count")
+    with tuned_connections(f"PRAGMA max_page_count={pages + 2}"), Index.open(index.path, encoder) as full:
+        with pytest.raises(IndexFolderError, match="full"):
+            full.add(pictures)
+        assert len(full.search("words", k=999)) == len(full) == 30
     assert index.add(pictures).added == 300
     check_consistent(index, encoder)
 
@@ -333,8 +330,7 @@ def test_readers_see_whole_commits_while_another_process_writes(tmp_path, encode
 def test_an_index_on_a_read_only_medium_can_be_searched(index, encoder):
     """Root may write anywhere, so read-only is played by a database that refuses to."""
     index.close()
-    with Index.open(index.path, encoder) as reader:
-        reader.catalog._db.execute("PRAGMA query_only=ON")
+    with tuned_connections("PRAGMA query_only=ON"), Index.open(index.path, encoder) as reader:
         assert len(reader.search("words")) == 10
         with pytest.raises(IndexFolderError, match="cannot be written"):
             reader.remove([1])

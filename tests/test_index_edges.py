@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import FakeEncoder, write_pictures
+from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.ann import native
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
-from hivlp.store.half import as_stored
+from hivlp.store.codec import FLOAT16, FLOAT32
 from hivlp.store.records import NewItem, Stamp
 
 TESTS = Path(__file__).parent
@@ -41,7 +41,7 @@ def test_pages_are_sorted_by_the_scores_they_show_and_twins_keep_their_order(tmp
         vectors[level.name] = np.repeat(unique / np.linalg.norm(unique, axis=1, keepdims=True), 3, axis=0)
     items = [NewItem(f"/p/{n}", bytes([n]), None, {}, Stamp(1, 2, 3, 4)) for n in range(120)]
     with Index.create(tmp_path / "x", model=encoder) as index:
-        index.append(items, Embeddings(vectors))
+        index.store.append(items, Embeddings(vectors))
         for _ in range(20):
             query = {level.name: rng.normal(size=level.dim) for level in encoder.levels}
             for options in ({"exact": True}, {"shortlist": 200}):
@@ -62,9 +62,9 @@ def test_a_condition_is_one_bounded_expression(index, condition):
 
 
 def test_a_condition_may_look_into_json_lists(index):
-    item = index.catalog.get(1)
-    index.append(
-        [NewItem(item.path, item.hash, None, {"tags": ["red", "old"]}, item.stamp)], index.embeddings(item.row)
+    item = Stored(index).get(1)
+    index.store.append(
+        [NewItem(item.path, item.hash, None, {"tags": ["red", "old"]}, item.stamp)], index.store.embeddings(item.row)
     )
     found = index.search("x", where="'red' IN (SELECT value FROM json_each(metadata, '$.tags'))")
     assert [hit.id for hit in found] == [1]
@@ -81,7 +81,7 @@ def test_damage_inside_the_catalog_is_told_in_a_sentence(tmp_path, encoder):
     vectors = {level.name: np.eye(level.dim, dtype=np.float32)[np.zeros(900, int)] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         items = [NewItem(f"/p/{n}", n.to_bytes(32), "words " * 9, {}, Stamp(1, 2, 3, 4)) for n in range(900)]
-        index.append(items, Embeddings(vectors))
+        index.store.append(items, Embeddings(vectors))
     file = tmp_path / "x" / "items.db"
     data = bytearray(file.read_bytes())
     data[len(data) // 3 :] = b"\x5a" * (len(data) - len(data) // 3)
@@ -155,11 +155,13 @@ def test_a_linked_folder_leads_to_the_same_items(index, pictures, tmp_path):
 
 
 def test_what_was_known_of_a_picture_outlives_its_content(index, pictures, tmp_path):
-    item = index.catalog.at(str(pictures / "00000.png"))
-    index.append([NewItem(item.path, item.hash, "a fox", {"by": "me"}, item.stamp)], index.embeddings(item.row))
+    item = Stored(index).at(str(pictures / "00000.png"))
+    index.store.append(
+        [NewItem(item.path, item.hash, "a fox", {"by": "me"}, item.stamp)], index.store.embeddings(item.row)
+    )
     shutil.copyfile(write_pictures(tmp_path / "other", 1, start=77)[0], item.path)
     assert index.add(pictures).updated == 1
-    changed = index.catalog.at(item.path)
+    changed = Stored(index).at(item.path)
     assert (changed.id, changed.caption, changed.metadata["by"]) == (item.id, "a fox", "me")
 
 
@@ -175,15 +177,15 @@ def test_metadata_is_stored_beside_what_the_picture_says_and_can_change_without_
     given = {str(folder / "a.jpg"): {"by": "me", "tags": ("x", "y")}}
     with Index.create(tmp_path / "i", model=encoder) as index:
         assert index.add(folder, metadata=given).added == 2
-        assert index.catalog.at(str(folder / "a.jpg")).metadata == {**facts, "by": "me", "tags": ["x", "y"]}
-        assert index.catalog.at(str(folder / "twin.jpg")).metadata == facts
+        assert Stored(index).at(str(folder / "a.jpg")).metadata == {**facts, "by": "me", "tags": ["x", "y"]}
+        assert Stored(index).at(str(folder / "twin.jpg")).metadata == facts
         assert len(index.search("x", where="metadata->>'taken' LIKE '2024-06%' AND metadata->>'by' = 'me'")) == 1
         assert (index.add(folder).skipped, index.add(folder, metadata=given).skipped) == (2, 2)
         given[str(folder / "a.jpg")] = {"by": "you"}
         (folder / "twin.txt").write_text("a red thing")
         assert index.add(folder, metadata=given).updated == 2
-        assert index.catalog.at(str(folder / "a.jpg")).metadata == {**facts, "by": "you", "tags": ["x", "y"]}
-        assert index.catalog.at(str(folder / "twin.jpg")).caption == "a red thing"
+        assert Stored(index).at(str(folder / "a.jpg")).metadata == {**facts, "by": "you", "tags": ["x", "y"]}
+        assert Stored(index).at(str(folder / "twin.jpg")).caption == "a red thing"
         for wrong in ({"by": b"me"}, {"by": float("nan")}):
             with pytest.raises(DataError, match="JSON"):
                 index.add(folder, metadata={"a.jpg": wrong})
@@ -205,7 +207,7 @@ def test_a_caption_is_never_a_link_or_a_pipe(tmp_path, encoder):
     arguments = [str(TESTS), str(TESTS.parent / "src"), str(tmp_path / "x"), str(tmp_path / "p")]
     subprocess.run([sys.executable, "-c", script, *arguments], check=True, timeout=60)
     with Index.open(tmp_path / "x", encoder) as index:
-        assert [index.catalog.at(str(path)).caption for path in (linked, piped, marked)] == [None, None, "a fox"]
+        assert [Stored(index).at(str(path)).caption for path in (linked, piped, marked)] == [None, None, "a fox"]
 
 
 def test_json_is_utf8_whatever_the_name(tmp_path, encoder):
@@ -246,31 +248,29 @@ def test_half_precision_is_what_numpy_gives_bit_for_bit(kernels, monkeypatch):
         numbers = bits.view("<f4").reshape(-1, 16)
         with np.errstate(over="ignore", invalid="ignore"):
             expected = numbers.astype("<f2")
-        assert np.array_equal(as_stored(numbers, np.dtype("<f2")).view("<u2"), expected.view("<u2"))
+        assert np.array_equal(FLOAT16.encode(numbers).view("<u2"), expected.view("<u2"))
         for length in (1, 13):  # not whole groups of those that are converted together
             some = numbers.reshape(-1)[:length]
-            assert np.array_equal(
-                as_stored(some, np.dtype("<f2")).view("<u2"), expected.reshape(-1)[:length].view("<u2")
-            )
+            assert np.array_equal(FLOAT16.encode(some[None])[0].view("<u2"), expected.reshape(-1)[:length].view("<u2"))
     turned = rng.standard_normal((9, 5), np.float32).T
-    assert np.array_equal(as_stored(turned, np.dtype("<f2")), turned.astype("<f2"))
-    assert np.array_equal(as_stored(turned, np.dtype("<f4")), turned)
-    assert as_stored(turned[:0], np.dtype("<f2")).shape == (0, 9)
+    assert np.array_equal(FLOAT16.encode(turned), turned.astype("<f2"))
+    assert np.array_equal(FLOAT32.encode(turned), turned)
+    assert FLOAT16.encode(turned[:0]).shape == (0, 9)
     room = np.zeros((7, 9), "<f2")
-    assert as_stored(turned, np.dtype("<f2"), room[1:6]).base is room
+    assert FLOAT16.encode(turned, room[1:6]).base is room
     assert np.array_equal(room[1:6], turned.astype("<f2")) and not room[[0, 6]].any()
 
 
 def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(index):
-    before = [(item.id, item.path, item.hash, item.row) for item in index.catalog.all_items()]
+    before = [(item.id, item.path, item.hash, item.row) for item in Stored(index).all_items()]
     known = before[7][1]
-    vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.embeddings(0).items()})
+    vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.store.embeddings(0).items()})
     for paths in (["/new/a", known, "/new/b"], ["/new/a", "/new/b", known]):
         items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in paths]
         with pytest.raises(IndexFolderError, match="unique"):
-            index.append(items, vectors, new=True)
-        assert [(item.id, item.path, item.hash, item.row) for item in index.catalog.all_items()] == before
+            index.store.append(items, vectors, new=True)
+        assert [(item.id, item.path, item.hash, item.row) for item in Stored(index).all_items()] == before
         assert index.verify().ok
     items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in ("/new/a", "/new/a", "/new/b")]
-    assert index.append(items, vectors, new=True) == 1  # which comes twice is seen all the same
+    assert index.store.append(items, vectors, new=True) == 1  # which comes twice is seen all the same
     assert index.verify().ok and len(index) == len(before) + 2

@@ -9,9 +9,10 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
+from conftest import Stored
 from hivlp.index import Index
 from hivlp.levels import Embeddings
-from hivlp.store import catalog, inserting
+from hivlp.store import inserting, writer
 from hivlp.store.records import NewItem, Stamp
 
 STAMP = Stamp(1, 2, 3, 4)
@@ -23,12 +24,12 @@ def stored(folder, encoder, names):
     items = [NewItem(name, sha256(name.encode("utf-8", "replace")).digest(), None, {}, STAMP) for name in names]
     vectors = Embeddings({level.name: np.eye(len(items), level.dim, dtype="<f4") for level in encoder.levels})
     with Index.create(folder, model=encoder) as index:
-        index.append(items[:2], vectors.rows(slice(0, 2)))
-        index.append(items[2:], vectors.rows(slice(2, None)), new=True)
-        found = [(item.path, item.hash, item.stamp) for item in index.catalog.all_items()]
+        index.store.append(items[:2], vectors.rows(slice(0, 2)))
+        index.store.append(items[2:], vectors.rows(slice(2, None)), new=True)
+        found = [(item.path, item.hash, item.stamp) for item in Stored(index).all_items()]
         assert found == [(item.path, item.hash, item.stamp) for item in items]
-        assert index.verify().ok and index.catalog.at(names[4]).row == 4
-        there = index.catalog.at_paths(["elsewhere", *names, "not UTF-8 \udcea", *names])
+        assert index.verify().ok and Stored(index).at(names[4]).row == 4
+        there = Stored(index).at_paths(["elsewhere", *names, "not UTF-8 \udcea", *names])
         assert {path: item.row for path, item in there.items()} == {path: row for row, path in enumerate(names)}
     with closing(sqlite3.connect(folder / "items.db")) as db:
         return db.execute("SELECT *, typeof(path), typeof(hash), typeof(crc) FROM items ORDER BY id").fetchall()
@@ -43,10 +44,10 @@ def test_items_that_are_alike_are_stored_as_any_others(tmp_path, encoder, names,
         could.append(inserting.insert_alike(*given, **more))
         return could[-1]
 
-    monkeypatch.setattr(catalog, "insert_alike", follow)
+    monkeypatch.setattr(writer, "insert_alike", follow)
     records = stored(tmp_path / "alike", encoder, names)
     assert could == [True, names == ODD_NAMES]
-    monkeypatch.setattr(catalog, "insert_alike", lambda *_, **__: False)
+    monkeypatch.setattr(writer, "insert_alike", lambda *_, **__: False)
     assert stored(tmp_path / "one by one", encoder, names) == records
 
 
@@ -62,8 +63,8 @@ def test_items_with_something_of_their_own_keep_it(tmp_path, encoder):
     with Index.create(tmp_path / "index", model=encoder) as index:
         vectors = Embeddings({level.name: np.eye(4, level.dim, dtype="<f4") for level in encoder.levels})
         for place, item in enumerate(own):
-            index.append([*alike[:place], item, *alike[place + 1 :]], vectors)
-            found = index.catalog.at(item.path)
+            index.store.append([*alike[:place], item, *alike[place + 1 :]], vectors)
+            found = Stored(index).at(item.path)
             assert NewItem(found.path, found.hash, found.caption, found.metadata, found.stamp) == item
             index.remove([each.path for each in alike])
         assert index.verify().ok

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, write_pictures
+from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
 from hivlp.index import Index
+from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
-from hivlp.search.scan import ExhaustiveScanner
-from hivlp.store.database import _seal_meta
+from hivlp.search.exhaustive import ExhaustiveScanner
+from hivlp.store.codec import FLOAT16, FLOAT32
 from hivlp.store.records import NewItem, Stamp
-from hivlp.store.schema import COLUMNS, OLD_HASHES, PART, record_crc
+from hivlp.store.schema import ITEM, OLD_HASHES, PART, record_crc, seal_meta
 from hivlp.store.vectors import Rows
-from hivlp.store.verify import verify
 
 FORMAT_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -87,7 +87,7 @@ def test_a_sound_index_is_sound(index):
     report = index.verify()
     assert report.ok and (report.items, report.rows, report.format) == (32, 33, 2)
     assert json.loads(json.dumps(report.to_json()))["ok"] is True
-    assert index.info()["vectors"] == "float16"
+    assert index.info().vectors == "float16"
     index.compact()
     assert index.verify().ok and index.verify().rows == 32
 
@@ -209,7 +209,7 @@ def flip(file: Path, row: int, dim: int, byte: int = 0) -> None:
 
 
 def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index, encoder, pictures, tmp_path):
-    before = {item.path: item for item in index.catalog.all_items()}
+    before = {item.path: item for item in Stored(index).all_items()}
     query = [(hit.id, hit.scores) for hit in index.search("words", k=99)]
     index.close()
     flip(index.path / "coarse.0.f16", 2, 16)
@@ -224,10 +224,10 @@ def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index
         assert [Path(path).name for _, path in report.lost] == ["00009.png"]
         shutil.copytree(index.path, tmp_path / "given up")
         with Index.open(tmp_path / "given up") as other:
-            assert other.remove([pictures / "00009.png"]) == 1 and other.info()["lost"] == 0
+            assert other.remove([pictures / "00009.png"]) == 1 and other.info().lost == 0
         assert "not repaired" in str(report) and "00009.png" in str(report)
-        assert damaged.verify().ok and damaged.info()["lost"] == 1
-        after = {item.path: item for item in damaged.catalog.all_items()}
+        assert damaged.verify().ok and damaged.info().lost == 1
+        after = {item.path: item for item in Stored(damaged).all_items()}
         assert {path: (item.id, item.caption) for path, item in after.items()} == {
             path: (item.id, item.caption) for path, item in before.items() if not path.endswith("00009.png")
         }
@@ -237,8 +237,8 @@ def test_repair_encodes_again_what_is_still_there_and_keeps_what_was_known(index
         # The picture is found again: so are its id and its caption.
         write_pictures(pictures, 1, start=9)
         assert damaged.repair().restored == 1
-        back = damaged.catalog.at(lost.path)
-        assert (back.id, back.caption) == (lost.id, "caption 00009") and damaged.info()["lost"] == 0
+        back = Stored(damaged).at(lost.path)
+        assert (back.id, back.caption) == (lost.id, "caption 00009") and damaged.info().lost == 0
         assert sorted((hit.id, hit.scores) for hit in damaged.search("words", k=99)) == sorted(query)
         assert damaged.repair().found.ok
 
@@ -255,12 +255,12 @@ def test_without_its_model_an_index_is_repaired_and_the_next_addition_does_the_r
         assert damaged.verify().ok and len(damaged.verify().lost) == 32
     with Index.open(index.path, encoder) as healed:
         assert healed.add(pictures).added == 33, "the one that was removed, too"
-        assert healed.catalog.at(str(pictures / "00002.png")).caption == "caption 00002"
-        assert healed.info()["lost"] == 0 and healed.verify().ok
+        assert Stored(healed).at(str(pictures / "00002.png")).caption == "caption 00002"
+        assert healed.info().lost == 0 and healed.verify().ok
 
 
 def test_a_damaged_record_is_forgotten_and_never_vouched_for(index, encoder, pictures, tmp_path):
-    index.catalog._db.execute("UPDATE items SET caption = 'a caption that nobody gave' WHERE id = 4")
+    Stored(index).sql("UPDATE items SET caption = 'a caption that nobody gave' WHERE id = 4")
     (damage,) = index.verify().damage
     assert (damage.kind, damage.file, damage.items) == ("record", "items.db", ((4, str(pictures / "00003.png")),))
     index.remove([1])
@@ -270,7 +270,7 @@ def test_a_damaged_record_is_forgotten_and_never_vouched_for(index, encoder, pic
                 use()
     report = index.repair()
     assert report.forgotten == [(4, str(pictures / "00003.png"))]
-    assert index.verify().ok and index.catalog.get(4) is None
+    assert index.verify().ok and Stored(index).get(4) is None
     assert index.add(pictures).added == 3, "those that were removed, and the one that was forgotten"
 
 
@@ -287,20 +287,19 @@ def test_damaged_vectors_are_not_copied(index, encoder, pictures, tmp_path):
 
 def test_items_are_found_by_their_content_in_every_part(index, pictures, tmp_path):
     """Hashes are kept in parts, by ids; here the copies of three pictures come a few parts later."""
-    with index.catalog.writing():
-        index.catalog._db.execute("UPDATE sqlite_sequence SET seq = ?", (5 << PART,))
+    resealed(index.path, f"UPDATE sqlite_sequence SET seq = {5 << PART}")
     for number in (1, 2, 3):
         (tmp_path / "later").mkdir(exist_ok=True)
         shutil.copy(pictures / f"{number:05}.png", tmp_path / "later")
     report = index.add(tmp_path / "later")
     assert report.added == 3
-    catalog = index.catalog
+    stored = Stored(index)
     for number in (1, 2, 3):
-        item = catalog.at(str(pictures / f"{number:05}.png"))
-        copies = catalog.copies(item.hash)
+        item = stored.at(str(pictures / f"{number:05}.png"))
+        copies = stored.copies(item.hash)
         assert [copy.id >> PART for copy in copies] == [0, 5]
-        assert copies[0] == item and catalog.with_hash(item.hash) in copies
-    assert catalog.with_hash(b"0" * 32) is None
+        assert copies[0] == item and stored.with_hash(item.hash) in copies
+    assert stored.with_hash(b"0" * 32) is None
     assert verify(index.path).ok
 
 
@@ -309,20 +308,19 @@ def test_hashes_in_one_part_are_read_and_parted_by_the_first_change(index, pictu
         db.execute("DROP INDEX items_hash")
         db.execute(OLD_HASHES)
     assert verify(index.path).ok
-    item = index.catalog.get(3)
-    assert index.catalog.with_hash(item.hash) == item
+    item = Stored(index).get(3)
+    assert Stored(index).with_hash(item.hash) == item
     index.remove([pictures / "00007.png"])
     (now,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'items_hash'").fetchone()
     assert now != OLD_HASHES and f"id >> {PART}" in now
-    assert index.catalog.with_hash(item.hash) == item
+    assert Stored(index).with_hash(item.hash) == item
     assert verify(index.path).ok
     db.close()
 
 
 def test_indexes_of_the_catalog_are_rebuilt(index):
-    index.catalog._db.execute("PRAGMA writable_schema=ON")
-    root = index.catalog._db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'items_hash'").fetchone()[0]
-    size = index.catalog._db.execute("PRAGMA page_size").fetchone()[0]
+    ((root,),) = Stored(index).sql("SELECT rootpage FROM sqlite_master WHERE name = 'items_hash'")
+    ((size,),) = Stored(index).sql("PRAGMA page_size")
     index.close()
     data = bytearray((index.path / "items.db").read_bytes())
     data[root * size - 20] ^= 0xFF  # inside the last hash of the index's page
@@ -418,19 +416,19 @@ def test_given_vectors_that_are_damaged_come_back_when_they_are_given_again(give
         (lost,) = index.repair().lost
         assert lost[1].endswith("v.npy#7") and len(index) == 39
         assert index.add_embeddings(tmp_path / "v.npy").added == 1
-        assert index.catalog.get(lost[0]).path == lost[1] and index.verify().ok and not index.verify().lost
+        assert Stored(index).get(lost[0]).path == lost[1] and index.verify().ok and not index.verify().lost
 
 
 # Format 1.
 
 
 def test_an_index_of_format_1_is_read_grows_and_becomes_format_2(index, encoder, pictures):
-    ids = {item.path: item.id for item in index.catalog.all_items()}
+    ids = {item.path: item.id for item in Stored(index).all_items()}
     index.close()
     as_format_1(index, encoder, pictures)
     before = content(index.path)
     with Index.open(index.path, encoder) as old:
-        assert (old.info()["format"], old.info()["vectors"]) == (1, "float32")
+        assert (old.info().format, old.info().vectors) == (1, "float32")
         result = [(hit.id, hit.scores) for hit in old.search("words", k=99)]
         assert len(result) == 32 and old.search(like=1, k=1)
         report = old.verify()
@@ -438,16 +436,16 @@ def test_an_index_of_format_1_is_read_grows_and_becomes_format_2(index, encoder,
         assert content(index.path) == before, "reading changes nothing"
         write_pictures(pictures, 2, start=200)
         assert old.add(pictures).added == 3
-        assert (old.info()["format"], old.info()["vectors"]) == (2, "float32")
-        assert old.catalog.at(str(pictures / "00201.png")).id > 500, "no id is given twice"
-        assert {item.path: item.id for item in old.catalog.all_items()}.items() >= ids.items()
+        assert (old.info().format, old.info().vectors) == (2, "float32")
+        assert Stored(old).at(str(pictures / "00201.png")).id > 500, "no id is given twice"
+        assert {item.path: item.id for item in Stored(old).all_items()}.items() >= ids.items()
         again = {hit.id: hit.scores for hit in old.search("words", k=99)}
         assert all(again[item_id] == scores for item_id, scores in result)
         assert old.verify().ok and not old.verify().notes
         with Index.open(index.path, encoder) as reader:
             assert old.compact() == 1
             assert len(reader.search("words", k=99)) == 35
-        assert old.info()["vectors"] == "float16" and not list(index.path.glob("*.f32"))
+        assert old.info().vectors == "float16" and not list(index.path.glob("*.f32"))
         assert old.compact() == 0
         for hit in old.search("words", k=99):
             assert hit.scores == pytest.approx(again[hit.id], abs=1e-3)
@@ -466,10 +464,10 @@ def test_damage_to_an_index_of_format_1(index, encoder, pictures):
     with Index.open(index.path, encoder) as old:
         with pytest.raises(DamagedIndexError):
             old.add(pictures)
-        assert old.catalog.state().format == 1
+        assert Stored(old).state().format == 1
         report = old.repair()
         assert (report.restored, report.items) == (2, 32)
-        assert (old.info()["format"], old.info()["vectors"]) == (2, "float16")
+        assert (old.info().format, old.info().vectors) == (2, "float16")
         assert old.verify().ok
 
 
@@ -507,46 +505,46 @@ def test_what_cannot_be_stored_is_refused_by_row_and_path(tmp_path, encoder, spo
         vectors["fine"] = spoiled
     with Index.create(tmp_path / "x", model=encoder) as index:
         with pytest.raises(VectorError, match=message) as refused:
-            index.append(items, Embeddings(vectors))
+            index.store.append(items, Embeddings(vectors))
         assert isinstance(refused.value, HivlpError) and isinstance(refused.value, ValueError)
         assert len(index) == 0 and index.verify().ok
         items, vectors = some(8, encoder)
-        index.append(items, Embeddings({name: array.astype(np.float64) for name, array in vectors.items()}))
+        index.store.append(items, Embeddings({name: array.astype(np.float64) for name, array in vectors.items()}))
         assert len(index) == 8
         with pytest.raises(VectorError, match="8 vectors for 7 items"):
-            index.append(items[:7], Embeddings(vectors))
+            index.store.append(items[:7], Embeddings(vectors))
         with pytest.raises(VectorError, match="level fine: no vectors"):
-            index.append(items, Embeddings({"coarse": vectors["coarse"]}))
+            index.store.append(items, Embeddings({"coarse": vectors["coarse"]}))
 
 
 def test_rows_that_were_made_ready_are_for_files_of_their_dtype_and_width(tmp_path, encoder):
     items, vectors = some(8, encoder)
-    half, single = np.dtype("<f2"), np.dtype("<f4")
-    ready = {name: Rows.of(array, half) for name, array in vectors.items()}
+    half = np.float16
+    ready = {name: Rows.of(array, FLOAT16) for name, array in vectors.items()}
     with Index.create(tmp_path / "x", model=encoder) as index:
         with pytest.raises(VectorError, match="8 vectors for 7 items"):
-            index.append(items[:7], ready)
+            index.store.append(items[:7], ready)
         with pytest.raises(VectorError, match=r"level fine, row 0: the vector of /p/0\.png is of shape"):
-            index.append(items, {**ready, "fine": ready["coarse"]})
+            index.store.append(items, {**ready, "fine": ready["coarse"]})
         with pytest.raises(ValueError, match="rows of float32 for a file of float16"):
-            index.append(items, {**ready, "fine": Rows.of(vectors["fine"], single)})
+            index.store.append(items, {**ready, "fine": Rows.of(vectors["fine"], FLOAT32)})
         assert len(index) == 0 and index.verify().ok
-        assert index.append(items, ready) == 0
-        np.testing.assert_array_equal(index.embeddings(5)["fine"], vectors["fine"][5:6].astype(half))
+        assert index.store.append(items, ready) == 0
+        np.testing.assert_array_equal(index.store.embeddings(5)["fine"], vectors["fine"][5:6].astype(half))
         assert len(index) == 8 and index.verify().ok
 
 
 def test_a_path_that_comes_twice_or_is_known_is_one_item(tmp_path, encoder):
     items, vectors = some(6, encoder)
     with Index.create(tmp_path / "x", model=encoder) as index:
-        assert index.append(items[:2], Embeddings(vectors).rows(slice(0, 2))) == 0
+        assert index.store.append(items[:2], Embeddings(vectors).rows(slice(0, 2))) == 0
         twice = [items[0], items[3], items[3], items[0]]
-        assert index.append(twice, Embeddings(vectors).rows([2, 3, 4, 5])) == 3
-        assert [(item.id, item.path, item.row) for item in index.catalog.all_items()] == [
+        assert index.store.append(twice, Embeddings(vectors).rows([2, 3, 4, 5])) == 3
+        assert [(item.id, item.path, item.row) for item in Stored(index).all_items()] == [
             (2, "/p/1.png", 1), (3, "/p/3.png", 4), (1, "/p/0.png", 5)
         ]  # fmt: skip
-        assert index.info()["dead"] == 3 and index.verify().ok
-        np.testing.assert_array_equal(index.embeddings(5)["fine"], vectors["fine"][5:].astype(np.float16))
+        assert index.info().dead == 3 and index.verify().ok
+        np.testing.assert_array_equal(index.store.embeddings(5)["fine"], vectors["fine"][5:].astype(np.float16))
 
 
 # float16.
@@ -561,7 +559,7 @@ def test_widening_is_exact_for_every_finite_number():
 
 @pytest.mark.parametrize("dim", [5, 64, 300])
 def test_scores_of_float16_rows_do_not_depend_on_where_they_lie(dim, monkeypatch):
-    import hivlp.search.scan as scan
+    import hivlp.search.exhaustive as scan
 
     monkeypatch.setattr(scan, "WIDEN_FLOATS", 7 * dim)
     rng = np.random.default_rng(0)
@@ -577,7 +575,7 @@ def resealed(path: Path, *statements: str) -> None:
         db.create_function("record_crc", -1, record_crc, deterministic=True)
         for statement in statements:
             db.execute(statement)
-        _seal_meta(db)
+        seal_meta(db)
     db.close()
 
 
@@ -617,7 +615,7 @@ def test_a_meta_table_that_says_what_cannot_be_is_refused(index, encoder, key, v
 )
 def test_rows_that_there_are_not_are_refused(index, encoder, statement):
     index.close()
-    resealed(index.path, statement, f"UPDATE items SET crc = record_crc({COLUMNS})")
+    resealed(index.path, statement, f"UPDATE items SET crc = record_crc({ITEM})")
     with pytest.raises(IndexFolderError, match="names row"), Index.open(index.path, encoder) as opened:
         opened.search("red")
 
@@ -636,7 +634,7 @@ def test_rows_that_there_are_not_are_refused(index, encoder, statement):
 )
 def test_what_cannot_be_searched_is_found_by_verify_and_mended_by_repair(index, encoder, statement, what):
     index.close()
-    resealed(index.path, statement, f"UPDATE items SET crc = record_crc({COLUMNS})")
+    resealed(index.path, statement, f"UPDATE items SET crc = record_crc({ITEM})")
     (damage,) = verify(index.path).damage
     assert what in damage.what
     with Index.open(index.path, encoder) as opened:

@@ -68,7 +68,7 @@ def test_what_was_done_for_an_unlike_query_is_said(made, capsys):
         asked = kinds(clusters(ROWS, 0))
         usual = [index.search(vector={"fine": query}).plan for query in asked["the sample's"]]
         assert sum("widened" in step for plan in usual for step in plan) <= 8
-        assert usual[0][0]["stage"] == "engine" and usual[0][0]["recall"] == 0.95
+        assert usual[0][0]["stage"] == "ann" and usual[0][0]["recall"] == 0.95
         for query in asked["random"][:20]:
             result = index.search(vector={"fine": query})
             assert "further from all items" in result.plan[0]["widened"]
@@ -124,11 +124,11 @@ def test_scores_tell_the_region(best, tenth, passing, region):
     assert known().at(1000, passing).region(best, tenth) == region
 
 
-def test_more_is_asked_of_a_setting_than_was_promised():
+def test_more_is_asked_of_search_parameters_than_was_promised():
     likeness = known()
-    assert likeness.setting(NEAR, 0.6) == 0
-    assert likeness.setting(NEAR, 0.9) == likeness.setting(FAR, 0.9) == 1  # what just reaches it is not sure to
-    assert likeness.setting(MANY, 0.9) is likeness.setting(FAR + 1, 0.9) is likeness.setting(FAR + 3, 0.1) is None
+    assert likeness.rung(NEAR, 0.6) == 0
+    assert likeness.rung(NEAR, 0.9) == likeness.rung(FAR, 0.9) == 1  # what just reaches it is not sure to
+    assert likeness.rung(MANY, 0.9) is likeness.rung(FAR + 1, 0.9) is likeness.rung(FAR + 3, 0.1) is None
 
 
 def test_it_is_read_back_as_it_was_written():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import write_pictures
+from conftest import Stored, write_pictures
 from hivlp.cli import main
 from hivlp.errors import ArgumentError, DataError, QueryError
 from hivlp.index import Index
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def names(index: Index) -> list[str]:
-    return sorted(Path(item.path).name for item in index.catalog.all_items())
+    return sorted(Path(item.path).name for item in Stored(index).all_items())
 
 
 def test_digits_are_an_id_unless_they_could_be_a_path(folder, tmp_path, encoder, capsys):
@@ -38,7 +38,7 @@ def test_digits_are_an_id_unless_they_could_be_a_path(folder, tmp_path, encoder,
     assert capsys.readouterr().err == ("hivlp: error: 3 could be an item's id or a path: write --id 3 or ./3\n")
     assert main(["remove", "x", "--id", "3", "2"]) == 0
     with Index.open("x", encoder) as index:
-        assert len(index) == len(before) - 2 and index.catalog.get(3) is None
+        assert len(index) == len(before) - 2 and Stored(index).get(3) is None
     assert main(["remove", "x", "./3"]) == 0
     with Index.open("x", encoder) as index:
         assert names(index) == [f"{n:05}.png" for n in (0, 3, 4, 5)]
@@ -88,7 +88,7 @@ def test_an_item_is_found_however_its_place_is_written(folder, tmp_path, encoder
         typed = typed.format(home=tmp_path)
         assert index.remove(typed) == 1 and "00001.png" not in names(index)
         assert index.add(folder / "00001.png", captions={typed: "told"}).added == 1
-        assert index.catalog.at(str(folder / "00001.png")).caption == "told"
+        assert Stored(index).at(str(folder / "00001.png")).caption == "told"
         assert index.remove("p/") == 6
 
 
@@ -101,7 +101,7 @@ def test_a_name_is_found_in_another_spelling(folder, tmp_path, encoder, stored, 
         place = f"{typed}t{typed}"
         told = {"captions": {f"{place}/caf{typed}.png": "coffee"}, "metadata": {f"{place}/caf{typed}.png": {"n": 1}}}
         assert index.add(place, **told).added == 6
-        item = index.catalog.at(f"{album}/caf{stored}.png")
+        item = Stored(index).at(f"{album}/caf{stored}.png")
         assert (item.caption, item.metadata["n"]) == ("coffee", 1)
         assert index.remove([f"{place}/caf{typed}.png"]) == 1
         assert index.remove(tmp_path / place) == 5
@@ -116,7 +116,7 @@ def test_files_that_differ_in_spelling_alone_are_two(folder, tmp_path, encoder):
     with Index.create("x", model=encoder) as index:
         told = {f"caf{COMPOSED}.png": "composed"}
         index.add(*tmp_path.glob("caf*.png"), captions=told)
-        captions = {item.path: item.caption for item in index.catalog.all_items()}
+        captions = {item.path: item.caption for item in Stored(index).all_items()}
         assert captions == {str(tmp_path / f"caf{COMPOSED}.png"): "composed", str(tmp_path / f"caf{APART}.png"): None}
         assert index.remove(f"caf{APART}.png") == 1
         assert names(index) == [f"caf{COMPOSED}.png"], "the very name comes first"
@@ -163,7 +163,7 @@ def test_what_numpy_and_pandas_hold_is_told_as_python_would(folder, encoder):
     with Index.create("x", model=encoder) as index:
         captions = {"p/00001.png": float("nan"), "p/00002.png": None, "p/00003.png": np.str_("three")}
         index.add("p", captions=captions, metadata={"p/00001.png": values, "p/00002.png": float("nan")})
-        one, two, three = (index.catalog.at(str(folder / f"0000{n}.png")) for n in (1, 2, 3))
+        one, two, three = (Stored(index).at(str(folder / f"0000{n}.png")) for n in (1, 2, 3))
         assert {name: one.metadata[name] for name in values} == {
             "n": 4, "f": 0.5, "a": [0, 1, 2], "b": True, "s": "x", "0": 7,
         }  # fmt: skip

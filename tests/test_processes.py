@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from conftest import Stored
 from hivlp.bench.crash_child import NumberEncoder, store
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
+from hivlp.store.folder import Store
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
 BASE, READERS, VERSIONS = 20, 3, 25
@@ -96,7 +99,7 @@ def test_readers_see_one_commit_whole_while_a_writer_adds_removes_and_compacts(p
                     index.remove([f"/p/extra{number - 1}"])
                 if number % 4 == 0:
                     assert index.compact() > 0
-            held = sorted(int.from_bytes(item.hash) for item in index.catalog.all_items())
+            held = sorted(int.from_bytes(item.hash) for item in Stored(index).all_items())
             assert index.verify().ok
         stop.touch()
         reports = []
@@ -116,7 +119,7 @@ def test_readers_see_one_commit_whole_while_a_writer_adds_removes_and_compacts(p
 
 def test_a_second_writing_process_is_refused_whatever_it_wants(place):
     with Index.open(place, NumberEncoder()) as index:
-        with index._writer():
+        with closing(Store(place)) as store, store.writer():
             out, error = start(WRITER, place).communicate(timeout=60)
         lines = out.splitlines()
         assert len(lines) == 5, error
@@ -124,13 +127,13 @@ def test_a_second_writing_process_is_refused_whatever_it_wants(place):
         assert lines[4] == "10", "reading goes on"
         out, _ = start(WRITER, place).communicate(timeout=60)
         assert out == "10\n", "nobody writes any more"
-        assert index.catalog.at("/p/x") is not None and index.catalog.at("/p/0") is None
+        assert Stored(index).at("/p/x") is not None and Stored(index).at("/p/0") is None
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free(place):
     script = (
-        "import sys, time; from hivlp.index import Index\n"
-        "with Index.open(sys.argv[1]) as index, index._writer(): print('locked', flush=True); time.sleep(20)"
+        "import sys, time; from pathlib import Path; from hivlp.store.folder import Store\n"
+        "with Store(Path(sys.argv[1])).writer(): print('locked', flush=True); time.sleep(20)"
     )
     with start(script, place) as holder, Index.open(place, NumberEncoder()) as index:
         assert holder.stdout.readline() == "locked\n"

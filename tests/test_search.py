@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import FakeEncoder, write_pictures
+from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.errors import HivlpError, PictureError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
-from hivlp.search.scan import ExhaustiveScanner
+from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.store.records import NewItem, Stamp
 
 
@@ -37,7 +37,7 @@ def fill(index, vectors, captions=None):
         for n in range(rows)
     ]
     if rows:
-        index.append(items, Embeddings(vectors))
+        index.store.append(items, Embeddings(vectors))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -163,7 +163,7 @@ def test_the_scanner_equals_a_sort_whatever_its_block(seed, rows, count, masked)
     vectors = rng.integers(-2, 3, (rows, 4)).astype(np.float32)  # many equal scores
     query = rng.integers(-2, 3, 4).astype(np.float32)
     allowed = rng.random(rows) < 0.3 if masked else None
-    import hivlp.search.scan as scan
+    import hivlp.search.exhaustive as scan
 
     before, scan.BLOCK_FLOATS = scan.BLOCK_FLOATS, 4 * 37
     try:
@@ -187,7 +187,7 @@ def index(tmp_path, encoder, pictures):
 
 def test_search_by_text_picture_item_and_vector_agree(index, encoder, pictures):
     path = pictures / "00004.png"
-    item = index.catalog.at(str(path))
+    item = Stored(index).at(str(path))
     by_file = index.search(image=path, k=5)
     assert by_file[0].id == item.id and by_file[0].scores["fine"] == pytest.approx(1, abs=1e-3)
     ids = [hit.id for hit in by_file]
@@ -204,7 +204,7 @@ def test_search_by_text_picture_item_and_vector_agree(index, encoder, pictures):
 def test_the_json_has_the_contracts_shape(index):
     data = json.loads(json.dumps(index.search("two words", k=3, shortlist=20).to_json()))
     assert set(data) == {"hits", "timings_ms", "plan"}
-    assert data["plan"] == [{"stage": "cascade", "shortlist": 20}]
+    assert data["plan"] == [{"stage": "scan", "level": "coarse", "keep": 20}, {"stage": "rerank", "level": "fine"}]
     assert set(data["timings_ms"]) == {"encode", "coarse", "fine", "total"}
     for rank, hit in enumerate(data["hits"], start=1):
         assert set(hit) == {"rank", "id", "path", "caption", "scores"} and hit["rank"] == rank

@@ -6,16 +6,21 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
+from conftest import Stored
 from hivlp.ann import AnnIndex, native
-from hivlp.ann.arrays import MANIFEST, Arrays, manifest_check
+from hivlp.ann.arrays import Arrays
+from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
+from hivlp.search import calibration, opened
+from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned
 from test_ann import cloud
 
@@ -58,7 +63,7 @@ def quick():
     """Few settings, timed a few times: what is tested here does not depend on them."""
     every = AnnIndex.params_grid
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "TIMED", 10)
+        patch.setattr(calibration, "TIMED", 10)
         patch.setattr(AnnIndex, "params_grid", lambda engine: every(engine)[1::4])
         yield
 
@@ -89,8 +94,8 @@ def test_searches_use_the_engine(made, queries, monkeypatch):
     asked = []
     with Index.open(made / "index") as index:
         index.search(vector={"fine": queries[0]})
-        search = index._engine._engine.search
-        monkeypatch.setattr(index._engine._engine, "search", lambda *a, **b: asked.append(1) or search(*a, **b))
+        search = AnnIndex.search
+        monkeypatch.setattr(AnnIndex, "search", lambda *a, **b: asked.append(1) or search(*a, **b))
         index.search(vector={"fine": queries[0]})
         assert asked == [1]
         index.search(vector={"fine": queries[0]}, shortlist=50)
@@ -119,7 +124,7 @@ def test_whoever_asks_for_everything_gets_the_exact_ranking(made, queries):
         query = {"fine": queries[3]}
         everything = ids(index.search(vector=query, k=10**6))
         assert everything == ids(index.search(vector=query, k=10**6, exact=True))
-        assert sorted(everything) == sorted({item.id for item in index.catalog.all_items()})
+        assert sorted(everything) == sorted({item.id for item in Stored(index).all_items()})
         paged = [i for at in range(0, 3500, 500) for i in ids(index.search(vector=query, k=500, offset=at))]
         assert sorted(paged) == sorted(everything), "page by page, nothing is lost either"
 
@@ -138,9 +143,7 @@ def test_batches_groups_and_thresholds(made, queries):
 
 @pytest.mark.parametrize("condition", ["id % 100 = 0", "id % 7 = 0", "id % 2 = 0"])
 def test_filters_starve_nobody(made, queries, monkeypatch, condition):
-    from hivlp.search import ann_scan as engine_scan
-
-    monkeypatch.setattr(engine_scan, "FEW", 100)
+    monkeypatch.setattr(opened, "Approximate", partial(Approximate, few=100))
     with Index.open(made / "index") as index:
         assert share(index, queries[1440:], where=condition) >= 0.97
         hits = index.search(vector={"fine": queries[1400]}, where=condition, k=20)
@@ -156,18 +159,18 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         index.add_embeddings(folder / "more.npy")
         hit = index.search(vector={"fine": vectors[3550]})[0]
         assert hit.path.endswith("#50") and "more" in hit.path
-        assert tuning.refresh(index) is False  # too little to be worth it
+        assert index.refresh() is False and Tuned.load(index.path).rows == 3500  # too little to be worth it
         np.save(folder / "most.npy", vectors[3600:])
         index.add_embeddings(folder / "most.npy")
-        assert tuning.refresh(index) is True
+        assert index.refresh() is False, "it has been taken in"
         assert Tuned.load(index.path).rows == 4000
         assert share(index, queries[1450:]) >= 0.97
-        index.compact()
-        assert share(index, queries[1480:]) >= 0.5  # by the coarse level, until the engine takes it in
-        assert index._engine is None
-        assert tuning.refresh(index) is True
+        index.store.compact()
+        assert share(index, queries[1480:]) >= 0.5  # by the coarse level, until the approximate index is made anew
+        assert index.snapshot().collection.ann is None
+        assert index.refresh() is True
         assert share(index, queries[1450:]) >= 0.97
-        assert index._engine is not None
+        assert index.snapshot().collection.ann is not None
 
 
 def test_an_engine_of_an_earlier_format(folder, queries):
@@ -180,10 +183,10 @@ def test_an_engine_of_an_earlier_format(folder, queries):
     with Index.open(folder / "index") as index:
         exact = ids(index.search(vector={"fine": queries[1400]}, exact=True))
         assert ids(index.search(vector={"fine": queries[1400]}, recall=0.99)) == exact
-        assert index._engine is None and Tuned.load(index.path) is None
-        assert tuning.refresh(index) is True
+        assert index.snapshot().collection.ann is None and Tuned.load(index.path) is None
+        assert index.refresh() is True
         assert share(index, queries[1450:]) >= 0.97
-        assert index._engine is not None and tuning.refresh(index) is False
+        assert index.snapshot().collection.ann is not None and index.refresh() is False
 
 
 def test_another_process_tunes(folder, queries):
@@ -193,18 +196,21 @@ def test_another_process_tunes(folder, queries):
     with Index.open(place) as reader, Index.open(place) as other:
         before = ids(reader.search(vector={"fine": queries[1400]}, exact=True))
         reader.search(vector={"fine": queries[1400]})
-        assert reader._engine is None
+        assert reader.snapshot().collection.ann is None
         other.tune(folder / "q.npy", recall=0.9)
         assert len(set(ids(reader.search(vector={"fine": queries[1400]}, recall=0.9))) & set(before)) >= 7
-        first = reader._engine
-        assert first is not None and reader._opened.tuned.recall == 0.9
+        first = reader.snapshot().collection.ann
+        assert first is not None and reader.snapshot().collection.ann.tuned.recall == 0.9
         other.tune(recall=0.95)
-        assert reader._engine is first, "seen at the next search"
+        assert first.tuned.recall == 0.9, "a snapshot stays what it is"
         reader.search(vector={"fine": queries[1400]})
-        assert reader._engine not in (None, first) and reader._opened.tuned.recall == 0.95
+        assert (
+            reader.snapshot().collection.ann not in (None, first)
+            and reader.snapshot().collection.ann.tuned.recall == 0.95
+        )
         shutil.rmtree(place / "engine")
         assert len(reader.search(vector={"fine": queries[1400]})) == 10
-        assert reader._engine is None
+        assert reader.snapshot().collection.ann is None
 
 
 def test_an_engine_is_opened_once(folder, vectors, queries, monkeypatch):
@@ -233,22 +239,22 @@ def test_an_engine_is_opened_once(folder, vectors, queries, monkeypatch):
         looks.clear()
         reader.search(vector={"fine": queries[0]})
         reader.search_many(vectors={"fine": queries[:300]})
-        assert (len(looks), opened) == (2, [])
-        assert reader._engine is not None
-        writer.compact()
+        assert len(looks) <= 2 and opened == []
+        assert reader.snapshot().collection.ann is not None
+        writer.store.compact()
         reader.search(vector={"fine": queries[0]})
-        assert reader._engine is None, "its rows have other numbers now"
+        assert reader.snapshot().collection.ann is None, "its rows have other numbers now"
 
 
 def test_info_counts_the_engine(folder):
     with Index.open(folder / "index") as index:
         files = [file for file in index.path.rglob("*") if file.is_file()]
         info = index.info()
-        assert info["bytes"] == sum(file.stat().st_size for file in files)
+        assert info.bytes == sum(file.stat().st_size for file in files)
         engine = sum(file.stat().st_size for file in files if file.parent.name == "engine")
-        assert info["engine_bytes"] == engine > 0
+        assert info.engine_bytes == engine > 0
         shutil.rmtree(index.path / "engine")
-        assert (index.info()["bytes"], index.info()["engine_bytes"]) == (info["bytes"] - engine, 0)
+        assert (index.info().bytes, index.info().engine_bytes) == (info.bytes - engine, 0)
 
 
 def test_what_was_asked_is_remembered(folder, vectors):
@@ -282,12 +288,12 @@ def test_damage_is_found_and_does_no_harm(folder, queries):
             assert not index.verify().ok
             assert len(index.search(vector={"fine": queries[0]}, k=5)) == 5
         (path / name).write_bytes(data)
-    (path / "signs.npy").unlink()
+    (path / "sign_codes.npy").unlink()
     with Index.open(folder / "index") as index:
-        generation = index.catalog.state().generation
+        generation = Stored(index).state().generation
         index.repair()
         assert index.verify().ok
-        assert index.catalog.state().generation == generation  # the vectors were whole and are left alone
+        assert Stored(index).state().generation == generation  # the vectors were whole and are left alone
         assert Tuned.load(index.path) is None
 
 
@@ -314,7 +320,7 @@ def test_without_kernels(made, queries, monkeypatch):
     monkeypatch.setattr(native, "load", lambda: None)
     with Index.open(made / "index") as index:
         assert len(index.search(vector={"fine": queries[0]}, k=5)) == 5
-        assert index._engine is None
+        assert index.snapshot().collection.ann is None
         assert share(index, queries[1490:], recall=0.9) == 1.0
         with pytest.raises(IndexFolderError, match="C compiler"):
             index.tune()
@@ -339,14 +345,14 @@ def test_texts_come_from_the_vocabulary():
         def vocabulary(self):
             return ["red", "##ness", "[CLS]", "car", "1999", "ox", "beach"]
 
-    words = tuning._vocabulary(Model())
+    words = tuning.vocabulary(Model())
     assert {"red", "car", "beach"} < set(words) and not {"ox", "1999"} & set(words)
 
     class Marked(Model):
         def vocabulary(self):
             return ["red</w>", "car</w>", "ness", "▁"]
 
-    assert {"red", "car"} <= set(tuning._vocabulary(Marked())) and "ness" not in tuning._vocabulary(Marked())
+    assert {"red", "car"} <= set(tuning.vocabulary(Marked())) and "ness" not in tuning.vocabulary(Marked())
 
 
 def test_vectors_of_a_few_dims_need_no_engine(tmp_path):
@@ -358,7 +364,7 @@ def test_vectors_of_a_few_dims_need_no_engine(tmp_path):
 
 @pytest.mark.parametrize(("asked", "held_out"), [(2, 1), (300, 100), (1500, 400), (6000, 600), (60_000, 1000)])
 def test_the_more_queries_there_are_the_more_measure(asked, held_out):
-    one, other = tuning._split(np.arange(asked, dtype=np.float32)[:, None])
+    one, other = tuning.split(np.arange(asked, dtype=np.float32)[:, None])
     assert len(one) == held_out
     np.testing.assert_array_equal(np.concatenate([one, other])[:, 0], np.arange(asked))
 

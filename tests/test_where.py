@@ -16,10 +16,11 @@ import pytest
 from conftest import write_pictures
 from hivlp.errors import DamagedIndexError, HivlpError, QueryError
 from hivlp.index import Index
+from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
 from hivlp.store import where
+from hivlp.store.folder import reading
 from hivlp.store.records import NewItem, Stamp
-from hivlp.store.verify import verify
 
 ITEMS = 60
 LONG = "a" * 900_000
@@ -37,7 +38,7 @@ def filled(place, encoder, told) -> Index:
         NewItem(path, n.to_bytes(32), caption, metadata, Stamp(10 * n, 2, 3, 4))
         for n, (path, caption, metadata) in enumerate(told)
     ]
-    index.append(items, Embeddings(vectors))
+    index.store.append(items, Embeddings(vectors))
     return index
 
 
@@ -162,8 +163,7 @@ def test_a_condition_waits_for_no_writer_who_waits_for_its_search(index, tmp_pat
     place = tmp_path / "x"
     shutil.copytree(index.path, place)
     with (
-        Index.open(place, index._model) as reader,
-        reader.catalog.reading(),
+        reading(place) as reader,
         closing(sqlite3.connect(place / "items.db", timeout=0, isolation_level=None)) as writer,
     ):
         writer.execute("BEGIN IMMEDIATE")
@@ -171,7 +171,7 @@ def test_a_condition_waits_for_no_writer_who_waits_for_its_search(index, tmp_pat
         writer.execute("INSERT INTO dead VALUES (1000000)")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             writer.execute("COMMIT")  # now it holds the pending lock, which keeps new readers out
-        assert len(reader.catalog.rows_where("id <= 2").rows) == 2
+        assert len(reader.rows_where("id <= 2").rows) == 2
         # The connection of the condition is closed, the reader's lock is held all the same.
         script = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN EXCLUSIVE')"
         other = subprocess.run([sys.executable, "-c", script, place / "items.db"], capture_output=True, text=True)

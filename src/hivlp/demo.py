@@ -115,9 +115,9 @@ def format_text(result: DemoResult) -> str:
 
 
 def _page(index: Index, model: Encoder, answers: list[tuple[str, SearchResult]], report: AddReport) -> str:
-    items = list(index.catalog.all_items())
+    items = list(index.items())
     thumbnails = {item.id: _thumbnail(Path(item.path)) for item in items}
-    vectors = [index.embeddings(item.row) for item in items]
+    vectors = [index.vectors(item.id) for item in items]
     coarse, fine = (np.concatenate([getattr(part, name) for part in vectors]) for name in ("coarse", "fine"))
     data = {
         "items": [{"id": item.id, "caption": item.caption, "thumb": thumbnails[item.id]} for item in items],

@@ -58,7 +58,9 @@ class QueryBound:
     @property
     def fits(self) -> bool:
         """Whether all of its numbers are finite."""
-        return bool(np.isfinite([self.offset, self.unit, self.slack, self.reach]).all() and np.isfinite(self.lists).all())
+        return bool(
+            np.isfinite([self.offset, self.unit, self.slack, self.reach]).all() and np.isfinite(self.lists).all()
+        )
 
 
 class Bounds:
@@ -118,7 +120,9 @@ class Bounds:
             rows = np.arange(start, min(start + training.CHUNK, count))
             errors_here = _errors(index, rows)
             error_norms = np.linalg.norm(errors_here, axis=1)
-            exact[rows] = np.linalg.norm(errors_here.astype(np.float32) @ single, axis=1).astype(np.float64) * (1 + error)
+            exact[rows] = np.linalg.norm(errors_here.astype(np.float32) @ single, axis=1).astype(np.float64) * (
+                1 + error
+            )
             exact[rows] += error * projection_norm * error_norms
             max_error = max(max_error, float(error_norms.max()))
             max_norm = max(max_norm, float(np.linalg.norm(items[rows].astype(np.float32), axis=1).max()) * (1 + error))
@@ -142,7 +146,9 @@ class Bounds:
         step, max_norm, gap = (float(self.scalars[name][0]) for name in SCALARS.names or ())
         # Twice what sums of `width` float32 products, however ordered, can be off by, for vectors of length one.
         error = (width + 16) * 2.0**-23
-        reach = float(np.linalg.norm((query @ self.projection).astype(np.float64))) + error * norm * self._projection_norm
+        reach = (
+            float(np.linalg.norm((query @ self.projection).astype(np.float64))) + error * norm * self._projection_norm
+        )
         projected = self._query_projection @ exact
         products = projected * arrays.refine_step.astype(np.float64)
         unit = max(float(np.abs(products).max()), 1e-30) / HIGHEST
@@ -230,9 +236,7 @@ def load(folder: Path, manifest: Manifest, index: AnnIndex) -> Bounds | None:
     return Bounds(index, projection, norms, scalars)
 
 
-def fault(
-    arrays: Arrays, projection: NDArray[Any], norms: NDArray[Any], scalars: NDArray[Any]
-) -> checks.Fault | None:
+def fault(arrays: Arrays, projection: NDArray[Any], norms: NDArray[Any], scalars: NDArray[Any]) -> checks.Fault | None:
     """File and reason of the first fault of the arrays of bounds; None if they are sound."""
     width = len(arrays.mean)
     layouts: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = (
@@ -263,7 +267,9 @@ def _errors(index: AnnIndex, rows: NDArray[np.int64]) -> Doubles:
     arrays, quantizer = index.arrays, index.arrays.quantizer
     positions = arrays.positions[rows]
     codes = np.asarray(arrays.refine_codes.ravel()[positions])
-    said = layout.unpack_refine_codes(codes["codes"], quantizer.sign_dims) - code_centers(index.dims, quantizer.sign_dims)
+    said = layout.unpack_refine_codes(codes["codes"], quantizer.sign_dims) - code_centers(
+        index.dims, quantizer.sign_dims
+    )
     said *= arrays.refine_step.astype(np.float64)
     said *= codes["scale"].astype(np.float64)[:, None] * quantizer.refine_scale
     said += quantizer.decoded_centroids[arrays.lists_of(positions)]

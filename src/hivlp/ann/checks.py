@@ -31,7 +31,9 @@ ByName = Mapping[str, NDArray[Any]]
 
 def fault(arrays: ByName) -> Fault | None:
     """File and reason of the first fault of the arrays of an approximate index; None if they are sound."""
-    sizes = {name: _length(arrays[name]) for name in ("refine_step", "mean", "router_bias", "sign_codes", "sign_amplitude")}
+    sizes = {
+        name: _length(arrays[name]) for name in ("refine_step", "mean", "router_bias", "sign_codes", "sign_amplitude")
+    }
     dims, width, nlist, blocks, sign_dims = sizes.values()
     groups = -(-nlist // LIST_LANES)
     limits = (

@@ -131,6 +131,48 @@ def check_mask(mask: NDArray[np.uint8] | None, count: int) -> None:
         raise ValueError(f"{count} rows need {-(-count // 8)} bytes of bits, not {mask.shape} of {mask.dtype}")
 
 
+@cache
+def load_short() -> ctypes.PyDLL | None:
+    """Library of the kernels whose calls keep the interpreter's lock; None without kernels.
+
+    For calls that take less time than to let go of the lock and to take it back: threads that search side by side
+    would wait for each other at every one of them.
+    """
+    if load() is None:
+        return None
+    library = ctypes.PyDLL(str(Path(__file__).with_name(LIBRARY)))
+    library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_unit.argtypes = [c_void_p, c_int64, c_void_p]
+    library.hivlp_unit.restype = c_double
+    library.hivlp_project.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    return library
+
+
+def unit(vector: Vectors) -> tuple[Vectors, float]:
+    """A (dim,) float32 vector in C order at unit length, and its length before; that of 0 or inf voids the vector."""
+    library, result = load_short(), np.empty_like(vector)
+    if library is not None:
+        return result, float(library.hivlp_unit(pointer(vector), len(vector), pointer(result)))
+    wide = vector.astype(np.float64)  # squares of float32 may not fit float32
+    norm = float(wide @ wide) ** 0.5
+    return ((wide / norm).astype(np.float32) if 0 < norm < np.inf else result), norm
+
+
+def project(matrix: Vectors, vector: Vectors) -> Vectors:
+    """(m,) products of the rows of an (m, dim) float32 matrix with a (dim,) vector, both in C order."""
+    library = load_short()
+    if library is None:
+        product: Vectors = matrix @ vector
+        return product
+    result = np.empty(len(matrix), np.float32)
+    library.hivlp_project(pointer(matrix), len(matrix), len(vector), pointer(vector), pointer(result))
+    return result
+
+
+SHORT = 1 << 18
+"""Products of numbers that take less time than to let go of the interpreter's lock and to take it back."""
+
+
 def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
     """Inner products of float16 vectors with a query, each depending on its own row alone; None without kernels.
 
@@ -153,9 +195,10 @@ def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | No
     if which is not None:
         check_rows(which, len(vectors))
     out = np.empty(len(vectors) if which is None else len(which), np.float32)
-    library.hivlp_dot(
-        vectors.ctypes.data, None if which is None else which.ctypes.data, len(out), query.ctypes.data,
-        vectors.shape[1], out.ctypes.data,
+    short = load_short() if len(out) * vectors.shape[1] <= SHORT else None
+    (short or library).hivlp_dot(
+        pointer(vectors), None if which is None else pointer(which), len(out), pointer(query),
+        vectors.shape[1], pointer(out),
     )  # fmt: skip
     return out
 

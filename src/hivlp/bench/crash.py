@@ -184,7 +184,7 @@ def _check(
         yield from (str(damage).splitlines()[0] for damage in report.damage)
         if not report.ok:
             return
-        items = {item.path: item for item in index.catalog.all_items()}
+        items = {item.path: item for item in index.items()}
         held = {path: int.from_bytes(item.hash) for path, item in items.items()}
         if held not in either:
             missing = {path for path in contents if held.get(path) != contents[path]}
@@ -201,7 +201,7 @@ def _check(
         vectors = ENCODER.vectors(list(held.values()))
         stored = Embeddings({name: array.astype(np.float16).astype(np.float32) for name, array in vectors.items()})
         for number, (path, item) in enumerate(items.items()):
-            found = index.embeddings(item.row)
+            found = index.vectors(item.id)
             if any((found[name][0] != stored[name][number]).any() for name in found):
                 yield f"{path} has the vectors of something else"
         yield from _check_search(index, held, stored, rng)

@@ -71,12 +71,12 @@ class NumberEncoder:
 def store(index: Index, contents: dict[str, int]) -> None:
     """Append pictures, given as path -> number."""
     items = [NewItem(path, n.to_bytes(32), f"number {n}", {"n": n}, Stamp(1, 2, 3, 4)) for path, n in contents.items()]
-    index.append(items, NumberEncoder().vectors(list(contents.values())))
+    index.store.append(items, NumberEncoder().vectors(list(contents.values())))
 
 
 def choose(rng: random.Random, index: Index) -> Operation:
     """What to do next, in full, so that another process can tell what must have come of it."""
-    known = [item.path for item in index.catalog.all_items()]
+    known = [item.path for item in index.items()]
     kind = rng.choices(["add", "update", "remove", "compact", "merge"], [4, 3, 3, 1, 1])[0]
     if len(known) > MOST_ITEMS:
         kind = "remove"

@@ -30,16 +30,15 @@ from hivlp.errors import IndexFolderError
 from hivlp.index import Index, tuning
 from hivlp.levels import Vectors
 from hivlp.search.likeness import Likeness, Region
-from hivlp.search.operating_points import Point, Tuned
+from hivlp.search.operating_points import OperatingPoint, Tuned, sample
 from hivlp.store.records import NewItem, Stamp
 
 PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
 CHUNK = 50  # cases a process
-SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 FLAGS = ("-O1", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 FOUND = 86  # exit code of a sanitizer that found something
-SETTINGS = SearchParams(6, 6.0, 1.0, 60, 4.0), SearchParams(4, np.inf, 0.5, 50), SearchParams(0, np.inf, 0.0, 60)
+SETTINGS = SearchParams(6, 6.0, 1.0, 60, 4.0), SearchParams(4, np.inf, 0.5, 50)
 
 # Items, dims of the vectors, of the codes, with signs, lists, copies; whether there are bounds, and rows behind them.
 SHAPES = (
@@ -125,19 +124,18 @@ def make_index(
     with Index.create_from_embeddings(place, prefix(width, 8)) as index:
         built = items - 50 if late else items
         _append(index, vectors[:built], 0)
-        fine = np.asarray(_stored(index))
+        fine, _, generation = tuning.finest(index.store)
         engine = AnnIndex.build(
             fine, queries=vectors[:1200], dims=dims, sign_dims=signed, nlist=lists, assignments=copies
         )
         bounds = Bounds.build(engine, vectors[:300]) if bounded else None
         setting = SETTINGS[seed % len(SETTINGS)]
-        points = (Point(setting, 1.0, 0.999, 0.1, 0.2), Point(SETTINGS[0], 0.95, 0.9, 0.05, 0.1))
-        ladder = tuple(point.setting for point in points)
+        points = (OperatingPoint(setting, 1.0, 0.999, 0.1, 0.2), OperatingPoint(SETTINGS[0], 0.95, 0.9, 0.05, 0.1))
+        ladder = tuple(point.params for point in points)
         regions = Region(0.0, (1.0, 1.0)), Region(0.0, (0.5, 1.0)), Region(0.3, (0.5, 1.0))
         likeness = Likeness(0.99, 0.6, (10 / built, 1.0), (0.4, -1.0), regions)
-        state = index.catalog.state()
-        tuned = Tuned(state.generation, built, built, "the items themselves", 0.99, points, ladder, likeness)
-        tuning._store(index, engine, bounds, tuned, vectors[:200])
+        tuned = Tuned(generation, built, built, "the items themselves", 0.99, points, ladder, likeness, sample(fine))
+        tuning.save(index.store, engine, bounds, tuned, vectors[:200])
         if late:
             _append(index, vectors[built:], built)
 
@@ -147,14 +145,8 @@ def _append(index: Index, vectors: Vectors, first: int) -> None:
         NewItem(f"/p/{first + row}", row.to_bytes(32, "big"), None, {}, Stamp(0, 0, 0, 0))
         for row in range(len(vectors))
     ]
-    assert index._coarse is not None
-    index.append(items, index._coarse.of_items(vectors))
-
-
-def _stored(index: Index) -> Any:
-    with index.catalog.reading() as state:
-        index._refresh(state)
-        return index._maps[-1]
+    assert index.coarse_maps is not None
+    index.store.append(items, index.coarse_maps.of_items(vectors))
 
 
 def sanitized(folder: Path) -> tuple[dict[str, str], str]:
@@ -166,8 +158,8 @@ def sanitized(folder: Path) -> tuple[dict[str, str], str]:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return {}, "nothing but the system: there is no C compiler here"
-    source, library = Path(native.__file__).parent, folder / native.LIBRARY
-    command = [compiler, *FLAGS, *SANITIZE, "-o", str(library), *(str(source / name) for name in SOURCES), "-lm"]
+    sources, library = sorted((Path(native.__file__).parent / "c").glob("*.c")), folder / native.LIBRARY
+    command = [compiler, *FLAGS, *SANITIZE, "-o", str(library), *map(str, sources), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     runtime = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False

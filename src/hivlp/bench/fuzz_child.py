@@ -20,9 +20,10 @@ from hivlp.errors import HivlpError
 from hivlp.files import npy
 from hivlp.index import Index, SearchResult
 from hivlp.levels import Vectors
-from hivlp.search import ann_scan as engine_scan
+from hivlp.search import approximate
 from hivlp.search.operating_points import FOLDER
-from hivlp.store.vectors import Stored, VectorFile
+from hivlp.store.codec import Stored
+from hivlp.store.vectors import VectorFile
 
 K = 10
 FILTERS = (None, "id % 2 = 0", "id % 50 = 0")
@@ -38,7 +39,7 @@ def run(folder: Path, numbers: list[int], seed: int) -> None:
         numbers: of the cases.
         seed: of all cases.
     """
-    engine_scan.FEW = 100  # so that filters are tried in the lists, too
+    approximate.FEW = 100  # so that filters are tried in the lists, too
     made = sorted(path for path in folder.iterdir() if path.name.startswith("index"))
     for number in numbers:
         _tell({"begin": number})
@@ -85,7 +86,7 @@ def attempt(base: Path, copy: Path, mutation: Mutation) -> dict[str, Any]:
         with Index.open(copy) as index:
             report = index.verify()
             wrong += list(_faults(base, index, mutation))
-            if index._engine is None:
+            if index.snapshot().collection.ann is None:
                 outcome = "refused"
                 if report.ok and (copy / FOLDER).exists():
                     wrong.append("a refused engine is called sound")
@@ -155,7 +156,7 @@ def queries(base: Path) -> Vectors:
 def fine(base: Path) -> Vectors:
     """(items, dim) the finest vectors by id, which are as they were added."""
     with Index.open(base) as index:
-        return np.concatenate([index.embeddings(item.row)[FINE] for item in index.catalog.all_items()])
+        return np.concatenate([index.vectors(item.id)[FINE] for item in index.items()])
 
 
 @cache

@@ -23,7 +23,7 @@ from hivlp.data.pictures import decode, fit
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
 from hivlp.levels import Embeddings, Level
-from hivlp.store.folder import IndexFolder
+from hivlp.store.folder import Store
 from hivlp.store.records import About, NewItem, Stamp
 
 SIDE = 400
@@ -109,8 +109,8 @@ def append_rates(batches: int = 8, batch: int = 10_000, dims: Sequence[int] = (6
     rates = []
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "index"
-        IndexFolder.make(place, About("numbers", "numbers", "0" * 64, levels))
-        with closing(IndexFolder(place)) as index:
+        Store.make(place, About("numbers", "numbers", "0" * 64, levels))
+        with closing(Store(place)) as index:
             for part in tqdm(range(batches), "batches", leave=False, disable=None):
                 items = [
                     NewItem(

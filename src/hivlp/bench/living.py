@@ -19,7 +19,7 @@ from hivlp.bench.ann.real import TESTED, TRAINED_FROM, read_real
 from hivlp.bench.machine import describe
 from hivlp.coarse.maps import FINE
 from hivlp.encode import HiVLP
-from hivlp.index import Index, tuning
+from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
 from hivlp.levels import Vectors
 from hivlp.search.results import SearchResult
@@ -64,13 +64,13 @@ def run(model: HiVLP, queries: int = ASKED) -> dict[str, Any]:
             stages = {"tuned": figures(index, asked, words[:later])}
             bar.update()
             rates["living"] = (len(words) - later) / index.add_embeddings(rest).seconds
-            seconds["refresh"] = _seconds(lambda: tuning.refresh(index))
+            seconds["refresh"] = _seconds(lambda: index.refresh())
             stages["grown"] = figures(index, asked, words[:later])
             bar.update()
             ids = np.random.default_rng(0).permutation(len(words))[: int(REMOVED * len(words))] + 1
             index.remove(ids.tolist())
             seconds["compact"] = _seconds(index.compact)
-            seconds["refresh_compacted"] = _seconds(lambda: tuning.refresh(index))
+            seconds["refresh_compacted"] = _seconds(lambda: index.refresh())
             bar.update()
             stages["compacted"] = figures(index, asked, words[:later])
             bar.update()
@@ -110,7 +110,7 @@ def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
     result["kinds"] = kinds_of_queries(index, queries, items)
     some = queries[:60]
     result["exact_ms"] = _median_ms(lambda query: index.search(vector={FINE: query}, k=K, exact=True), some)
-    everything = index._scanners[-1]
+    everything = index.snapshot().collection.scanners[-1]
     result["everything_ms"] = _median_ms(lambda query: everything.top(query, K, None), some)
     return result
 

@@ -32,9 +32,12 @@ def run_index(arguments: argparse.Namespace) -> int:
     for path in arguments.paths:
         if not existing(path).exists():
             raise HivlpError(f"{path} does not exist")
-    with _open_or_create(arguments.out, arguments.model) as index, tqdm(desc="pictures", unit="", disable=None) as bar:
-        report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n))
-        _take_in(index)
+    with (
+        _open_or_create(arguments.out, arguments.model) as index,
+        tqdm(desc="pictures", unit="", disable=None) as bar,
+        stages() as follow,
+    ):
+        report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n), on_tune=follow)
     print_result(arguments, report.to_json, lambda: _added(report, arguments.out))
     return fail("nothing could be read") if report.useless else 0
 
@@ -42,10 +45,9 @@ def run_index(arguments: argparse.Namespace) -> int:
 def _index_embeddings(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from hivlp.index import Index
     from hivlp.index.from_embeddings import index_embeddings
 
-    with progress("fit") as follow, tqdm(desc="vectors", unit="", disable=None) as bar:
+    with progress("fit") as follow, tqdm(desc="vectors", unit="", disable=None) as bar, stages() as follow_tuning:
         report = index_embeddings(
             arguments.out,
             arguments.embeddings,
@@ -57,9 +59,8 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             model_source=arguments.model,
             on_fit=follow,
             on_progress=lambda done: bar.update(done.seen - bar.n),
+            on_tune=follow_tuning,
         )
-    with Index.open(arguments.out) as index:
-        _take_in(index)
 
     def text() -> str:
         lines = [_added(report.added, arguments.out)]
@@ -97,21 +98,14 @@ def _added(report: AddReport, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _take_in(index: Index) -> None:
-    """Let the engine of a tuned index know what has changed."""
-    from hivlp.index import tuning
-
-    with stages() as follow:
-        tuning.refresh(index, follow)
-
-
 def run_tune(arguments: argparse.Namespace) -> int:
     """``hivlp tune``."""
-    from hivlp.index import Index, tuning
+    from hivlp.index import Index
+    from hivlp.index.tuning import DEFAULT_RECALL
 
     if arguments.plot is not None:
         import matplotlib  # noqa: F401 (missing, it is said before the work and not after it)
-    recall = tuning.DEFAULT_RECALL if arguments.recall is None else arguments.recall
+    recall = DEFAULT_RECALL if arguments.recall is None else arguments.recall
     with Index.open(arguments.index) as index:
         vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
         if not vectors and (arguments.model or index.model_source):
@@ -119,8 +113,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
         with stages() as follow:
             report = index.tune(arguments.queries, recall=recall, on_progress=follow)
     if arguments.plot is not None:
-        tuning.plot(report, arguments.plot)
-    print_result(arguments, lambda: report, lambda: tuning.format_text(report))
+        report.plot(arguments.plot)
+    print_result(arguments, report.to_json, lambda: str(report))
     return 0
 
 
@@ -156,7 +150,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     from hivlp.index import Index
 
     if arguments.verify:
-        from hivlp.store.verify import verify
+        from hivlp.index.verify import verify
 
         with progress("rows") as follow:
             report = verify(arguments.index, follow)
@@ -164,7 +158,7 @@ def run_info(arguments: argparse.Namespace) -> int:
         return 0 if report.ok else fail(report.summary())
     with Index.open(arguments.index) as index:
         info = index.info()
-    print_result(arguments, lambda: info, lambda: "\n".join(f"{name}: {value}" for name, value in info.items()))
+    print_result(arguments, info.to_json, lambda: str(info))
     return 0
 
 
@@ -195,9 +189,8 @@ def run_compact(arguments: argparse.Namespace) -> int:
     from hivlp.index import Index
 
     with Index.open(arguments.index) as index:
-        with progress("vectors") as follow:
-            freed = index.compact(follow)
-        _take_in(index)
+        with progress("vectors") as follow, stages() as follow_tuning:
+            freed = index.compact(follow, follow_tuning)
         items = len(index)
     print_result(arguments, lambda: {"freed": freed, "items": items}, lambda: f"{freed} rows freed; {items} items")
     return 0
@@ -208,9 +201,8 @@ def run_merge(arguments: argparse.Namespace) -> int:
     from hivlp.index import Index
 
     with Index.open(arguments.index) as index:
-        with progress("items") as follow:
-            merged = index.merge(arguments.other, follow)
-        _take_in(index)
+        with progress("items") as follow, stages() as follow_tuning:
+            merged = index.merge(arguments.other, follow, follow_tuning)
         items = len(index)
     print_result(arguments, lambda: {"added": merged, "items": items}, lambda: f"{merged} added; {items} items")
     return 0

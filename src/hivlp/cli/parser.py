@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (see tune)")
+    sub.add_argument("--explain", action="store_true", help="say which plan was chosen, why, and what was carried out")
     sub.add_argument("--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata")
     sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
     sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")

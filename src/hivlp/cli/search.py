@@ -46,16 +46,21 @@ def run_search(arguments: argparse.Namespace) -> int:
             index.attach(index_model(index, arguments.model))
         if queries is None:
             result = index.search(arguments.text, image=arguments.image, like=arguments.like, vector=vector, **options)
-            print_result(arguments, result.to_json, lambda: str(result))
+            print_result(arguments, partial(_to_json, result, arguments), partial(_to_text, result, arguments))
             return 0
         results = index.search_many(queries, **options)
     for query, result in zip(queries, results, strict=True):
-        print_result(arguments, partial(_with_query, query, result), partial("{}\n{}\n".format, query, result))
+        data = partial(_to_json, result, arguments, query=query)
+        print_result(arguments, data, lambda: f"{query}\n{_to_text(result, arguments)}\n")  # noqa: B023  (used now)
     return 0
 
 
-def _with_query(query: str, result: SearchResult) -> dict[str, Any]:
-    return {"query": query, **result.to_json()}
+def _to_json(result: SearchResult, arguments: argparse.Namespace, **query: str) -> dict[str, Any]:
+    return {**query, **result.to_json(explain=arguments.explain)}
+
+
+def _to_text(result: SearchResult, arguments: argparse.Namespace) -> str:
+    return f"{result}\n{result.explain()}" if arguments.explain else str(result)
 
 
 def _lines(name: str) -> list[str]:

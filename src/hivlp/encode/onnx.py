@@ -18,6 +18,7 @@ from hivlp.data.pictures import fit, load_pixels, to_rgb
 from hivlp.encode.base import Picture, as_pictures, as_texts
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import ArgumentError, ModelError, PictureError
+from hivlp.files.digests import sha256_of
 from hivlp.levels import Embeddings, Level
 
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
@@ -70,8 +71,7 @@ class OnnxEncoder:
         """Hex SHA-256 over configuration, tokenizer and both graphs."""
         digest = hashlib.sha256()
         for name in ("config.json", TOKENIZER, TEXT_GRAPH, TEXT_WEIGHTS, IMAGE_GRAPH):
-            with (self.folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(sha256_of(self.folder / name))
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Protocol (Karpathy & Fei-Fei, 2015, as used since): image-to-text R@K is the sha
 their own captions among the K best; text-to-image R@K is the share of captions whose picture is among the K best.
 A candidate that scores exactly as high as the right one counts as ranked before it.
 
-Each level alone is judged by its float32 vectors. The cascade is judged as people search: by the scan and the
-re-ranking of :mod:`hivlp.index`, over vectors as an index stores them.
+Each level alone is judged by its float32 vectors. The cascade is judged as people search: by the stages of
+:mod:`hivlp.search.plan`, over vectors as an index stores them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from hivlp.data.pictures import load_pixels
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import DataError
-from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Vectors
-from hivlp.search.ranking import funnel
-from hivlp.search.scan import ExhaustiveScanner, Rows
-from hivlp.store.half import as_stored
-from hivlp.store.vectors import HALF
+from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Level, Vectors
+from hivlp.search.collection import Collection
+from hivlp.search.filters import Rows
+from hivlp.search.plan import cascade
+from hivlp.search.stages import Asked
+from hivlp.store.codec import FLOAT16
 
 logger = logging.getLogger(__name__)
 CUTOFFS = (1, 5, 10)
@@ -167,23 +168,30 @@ def cascade_ranks(
     Returns:
         (Q,) ranks; a tie with an item that is not the query's own counts against it, at the shortlist's edge too.
     """
-    total = len(items[0])
-    scanners = [ExhaustiveScanner(as_stored(vectors, HALF)) for vectors in items]
+    total, count = len(items[0]), len(items)
+    levels = tuple(Level(f"level{number}", part.shape[1], number, number) for number, part in enumerate(items, 1))
+    collection = Collection.of(levels, tuple(FLOAT16.encode(vectors) for vectors in items))
+    scan, *rest = cascade(levels, [shortlist] * (count - 1))
     ranks = np.full(len(own), total, np.int64)
     is_own = np.zeros(total, bool)
     for start in range(0, len(own), QUERIES):
-        found = scanners[0].top_many(queries[0][start : start + QUERIES], shortlist)
-        for number, (rows, coarse) in enumerate(found, start):
+        batch = [list(query) for query in zip(*(level[start : start + QUERIES] for level in queries), strict=True)]
+        asked = Asked(batch, shortlist)
+        found = scan.run(collection, asked, ())
+        for number, candidates in enumerate(found, start):
             mine = own[number][own[number] >= 0]
             is_own[mine] = True
-            if (coarse[is_own[rows]] == coarse[-1:]).any() and len(rows) < total:
-                rows = _unlucky(scanners[0].rescore(queries[0][number], np.arange(total)), is_own, shortlist)
-            query = [level[number] for level in queries[1:]]
-            rows, scores = funnel(scanners[1:], query, [shortlist] * (len(scanners) - 2), rows)
-            right = is_own[rows]
+            at_edge = candidates.scores == candidates.scores[-1:]
+            if at_edge[is_own[candidates.rows]].any() and len(candidates.rows) < total:
+                everything = collection.scanners[0].rescore(queries[0][number], np.arange(total))
+                found[number - start] = candidates._replace(rows=_unlucky(everything, is_own, shortlist))
+            is_own[mine] = False
+        for stage in rest:
+            found = stage.run(collection, asked, found)
+        for number, (rows, scores, _) in enumerate(found, start):
+            right = np.isin(rows, own[number][own[number] >= 0])
             if right.any() and np.isfinite(best := scores[right].max()):
                 ranks[number] = np.count_nonzero(scores[~right] >= best)
-            is_own[mine] = False
     return ranks
 
 

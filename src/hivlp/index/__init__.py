@@ -3,8 +3,8 @@
 from hivlp.index.adding import AddReport, Failure
 from hivlp.index.from_embeddings import EmbeddingsReport, index_embeddings
 from hivlp.index.index import Index
+from hivlp.index.repair import RepairReport
 from hivlp.search.results import Duplicate, Hit, SearchResult
-from hivlp.store.repair import RepairReport
 from hivlp.store.verify import Damage, VerifyReport
 
 __all__ = [

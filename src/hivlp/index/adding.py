@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,11 @@ from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
+from hivlp.index.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
-from hivlp.store.names import Told, stored_path, told_captions, told_metadata
+from hivlp.store.folder import Store
+from hivlp.store.names import stored_path
 from hivlp.store.records import Item, NewItem, Stamp
-
-if TYPE_CHECKING:
-    from hivlp.index.index import Index
 
 COMMIT_ITEMS = 256
 COMMIT_SECONDS = 2.0
@@ -127,7 +126,7 @@ class _Job:
 
 
 def add_pictures(
-    index: Index,
+    store: Store,
     encoder: Encoder,
     roots: Iterable[Path],
     *,
@@ -138,7 +137,7 @@ def add_pictures(
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
-    adding = _Adding(index, told_captions(captions), told_metadata(metadata), on_progress)
+    adding = _Adding(store, told_captions(captions), told_metadata(metadata), on_progress)
     jobs = adding.jobs(_outermost(roots))
 
     def load(job: _Job) -> NDArray[np.uint8]:
@@ -154,7 +153,7 @@ def add_pictures(
             adding.fail(job.item.path, str(error))
         adding.store([job.item for job in batch.jobs], batch.embeddings)
     adding.commit()
-    adding.report.items = len(index)
+    adding.report.items = len(store)
     adding.report.seconds = time.perf_counter() - started
     return adding.report
 
@@ -164,12 +163,12 @@ class _Adding:
 
     def __init__(
         self,
-        index: Index,
+        store: Store,
         captions: Told[str],
         metadata: Told[dict[str, Any]],
         on_progress: Callable[[AddReport], None] | None,
     ) -> None:
-        self._index, self._captions, self._metadata, self._on_progress = index, captions, metadata, on_progress
+        self._store, self._captions, self._metadata, self._on_progress = store, captions, metadata, on_progress
         self.report = AddReport()
         self._items: list[NewItem] = []
         self._vectors: list[Embeddings] = []
@@ -196,7 +195,8 @@ class _Adding:
                     raise OSError("is not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
                     raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
-                before = self._index.catalog.at(path)
+                with self._store.reading() as reader:
+                    before = reader.at(path)
                 caption, metadata = self._known(path, before)
                 told = before is not None and (before.caption, before.metadata) == (caption, metadata)
                 if before is not None and _unchanged(before, status):
@@ -204,7 +204,7 @@ class _Adding:
                         self._skipped += 1
                     else:
                         item = NewItem(path, before.hash, caption, metadata, before.stamp)
-                        self.store([item], self._index.embeddings(before.row))
+                        self.store([item], self._store.embeddings(before.row))
                     continue
                 stamp = Stamp.of(status)
                 data, content = _read(path)
@@ -216,14 +216,15 @@ class _Adding:
                 self._skipped += 1
                 continue
             item = NewItem(path, content, caption, metadata, stamp)
-            twin = self._index.catalog.with_hash(content)
+            with self._store.reading() as reader:
+                twin = reader.with_hash(content)
             if twin is not None:
                 try:
                     known = _with_facts(item, Path(path) if data is None else data)
                 except PictureError as error:
                     self.fail(path, str(error))
                     continue
-                self.store([known], self._index.embeddings(twin.row))
+                self.store([known], self._store.embeddings(twin.row))
                 continue
             yield _Job(item, data)
 
@@ -250,7 +251,7 @@ class _Adding:
         updated = 0
         if self._items or self._restamp:
             vectors = Embeddings.concatenate(self._vectors) if self._vectors else None
-            updated = self._index.append(self._items, vectors, restamp=self._restamp)
+            updated = self._store.append(self._items, vectors, restamp=self._restamp)
         self.report.added += len(self._items) - updated
         self.report.updated += updated
         self.report.skipped += self._skipped

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,16 +16,15 @@ from hivlp.data.embedding_files import Chunk
 from hivlp.data.embeddings import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.index.adding import AddReport, Failure
+from hivlp.store.codec import VectorCodec
+from hivlp.store.folder import Store
 from hivlp.store.names import stored_path
 from hivlp.store.records import NewItem, Stamp
 from hivlp.store.vectors import PIECE, Rows, check_vectors
 
-if TYPE_CHECKING:
-    from hivlp.index.index import Index
-
 
 def add_vectors(
-    index: Index,
+    store: Store,
     maps: CoarseMaps,
     source: EmbeddingSource,
     *,
@@ -44,12 +42,14 @@ def add_vectors(
         raise DataError(f"vectors of {source.dim} dims for an index of {width}: they must come from the same model")
     report = AddReport()
     checked = time.time_ns()
-    for batch in _read_ahead(source, maps, np.dtype(index.catalog.state().dtype)):
-        _add_batch(index, batch, checked, report)
+    with store.reading() as reader:
+        codecs = {file.level.name: file.codec for file in reader.files()}
+    for batch in _read_ahead(source, maps, codecs):
+        _add_batch(store, batch, checked, report)
         if on_progress is not None:
             on_progress(report)
     report.failed += [Failure(stored_path(file), why) for file, why in source.damaged.items()]
-    report.items = len(index)
+    report.items = len(store)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -73,14 +73,14 @@ class _Batch:
     refused: dict[int, str]
 
 
-def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any]) -> Iterator[_Batch]:
+def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, codecs: dict[str, VectorCodec]) -> Iterator[_Batch]:
     """One batch is read, hashed, mapped and made ready on another core while the one before is being stored.
 
     A batch's vectors are good until the next one is asked for.
     """
     chunks, levels = source.chunks(), maps.levels
     # The system clears memory before it gives it: two rooms in turn cost less than a new one for each.
-    rooms = [{level.name: Rows.room(0, level.dim, dtype) for level in levels}] * 2
+    rooms = [{level.name: Rows.room(0, level.dim, codecs[level.name]) for level in levels}] * 2
     scratch = np.empty((PIECE, source.dim), np.float32)
 
     def prepare() -> _Batch | None:
@@ -90,7 +90,7 @@ def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any])
         count, file = len(chunk.vectors), stored_path(chunk.file)
         rooms.reverse()
         if len(rooms[0][FINE]) < count:
-            rooms[0] = {level.name: Rows.room(count, level.dim, dtype) for level in levels}
+            rooms[0] = {level.name: Rows.room(count, level.dim, codecs[level.name]) for level in levels}
         paths = [told.path or f"{file}#{chunk.first + row}" for row, told in enumerate(chunk.told)]
         hashes: list[bytes] = []
         refused: dict[int, str] = {}
@@ -119,15 +119,16 @@ def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, dtype: np.dtype[Any])
             yield batch
 
 
-def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> None:
+def _add_batch(store: Store, batch: _Batch, checked: int, report: AddReport) -> None:
     chunk, paths = batch.chunk, batch.paths
     # The time of this run, not of this row: an item with it was stored by a row of this same run.
     stamp = Stamp.of(chunk.file.stat())._replace(checked=checked)
-    stored = index.catalog.at_paths(paths)
+    with store.reading() as reader:
+        stored = reader.at_paths(paths)
     if not stored and not batch.refused and len(set(paths)) == len(paths):
         columns = ((told.caption for told in chunk.told), (told.metadata for told in chunk.told))
         items = list(map(NewItem._make, zip(paths, batch.hashes, *columns, repeat(stamp), strict=False)))
-        index.append(items, batch.vectors, new=True)
+        store.append(items, batch.vectors, new=True)
         report.added += len(paths)
         return
     new: dict[str, tuple[int, NewItem]] = {}
@@ -152,6 +153,6 @@ def _add_batch(index: Index, batch: _Batch, checked: int, report: AddReport) -> 
     if new:
         rows, changed = zip(*new.values(), strict=True)
         vectors = {name: ready[list(rows)] for name, ready in batch.vectors.items()}
-        updated = index.append(changed, vectors, new=not stored)
+        updated = store.append(changed, vectors, new=not stored)
         report.updated += updated
         report.added += len(changed) - updated

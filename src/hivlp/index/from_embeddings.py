@@ -13,6 +13,8 @@ from hivlp.encode.base import Encoder
 from hivlp.errors import IndexFolderError
 from hivlp.index.adding import AddReport
 from hivlp.index.index import Index
+from hivlp.search.calibration import Progress
+from hivlp.store.folder import Store
 
 DIMS = 64
 
@@ -46,6 +48,7 @@ def index_embeddings(
     model_source: str | None = None,
     on_fit: Callable[[int, int], None] | None = None,
     on_progress: Callable[[AddReport], None] | None = None,
+    on_tune: Progress | None = None,
 ) -> EmbeddingsReport:
     """Make an index of given vectors, or add what is new or changed to one that exists.
 
@@ -61,6 +64,7 @@ def index_embeddings(
         model_source: how to load it again (a name or folder); default its name.
         on_fit: called with how much of the learning is done, and of how much.
         on_progress: called after each commit with what is stored by then.
+        on_tune: called while the approximate index of a tuned index takes in what was added.
 
     Raises:
         DataError: if vectors cannot be read or do not fit.
@@ -74,8 +78,8 @@ def index_embeddings(
                 raise IndexFolderError(
                     f"{out} has a coarse level of {index.levels[0].dim} dims, not {dims}: make a new index for that"
                 )
-            return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress), None)
-    Index.check_free(Path(out))  # before minutes go into the fit
+            return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), None)
+    Store.check_free(Path(out))  # before minutes go into the fit
     if queries is None and has_texts(source):
         queries = source
     asked = None
@@ -89,4 +93,4 @@ def index_embeddings(
         on_progress=on_fit,
     )
     with Index.create_from_embeddings(out, fitted.maps, model=model, source=model_source) as index:
-        return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress), fitted)
+        return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), fitted)

@@ -1,10 +1,11 @@
-"""The index: pictures in, hits out."""
+"""Index: pictures or vectors in, hits out; the face that joins store, search, encoder and jobs."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -18,27 +19,66 @@ from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
-from hivlp.index.answering import AnsweringFolder, check_width
-from hivlp.index.tuning import DEFAULT_RECALL, tune
-from hivlp.index.tuning import Progress as TuneProgress
-from hivlp.levels import Vectors
+from hivlp.index.info import IndexInfo
+from hivlp.index.queries import QueryEncoder, check_width
+from hivlp.index.repair import RepairReport, set_damage_aside
+from hivlp.index.snapshots import Snapshot, Snapshots
+from hivlp.index.tune_report import TuneReport
+from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
+from hivlp.index.verify import verify_index
+from hivlp.levels import Embeddings, Level, Vectors
+from hivlp.search.calibration import Progress as TuneProgress
+from hivlp.search.filters import Filter
+from hivlp.search.grouping import Contents
 from hivlp.search.opened import stored_bytes
-from hivlp.search.results import Hit, Plan, SearchResult, Stopwatch, real_number, whole_number
+from hivlp.search.options import Options, real_number, whole_number
+from hivlp.search.plan import Plan
+from hivlp.search.results import Duplicate, Hit, SearchResult
+from hivlp.search.searcher import Page, search
+from hivlp.search.stages import Query, Step
+from hivlp.search.timing import Stopwatch
 from hivlp.store.compacting import Progress
-from hivlp.store.names import each_path, existing, folder_path
-from hivlp.store.records import About
-from hivlp.store.repair import RepairReport, set_damage_aside
-from hivlp.store.verify import VerifyReport, verify_folder
+from hivlp.store.folder import Store
+from hivlp.store.lookup import Shown
+from hivlp.store.names import composed, each_path, existing, folder_path
+from hivlp.store.reader import Reader
+from hivlp.store.records import About, Item
+from hivlp.store.verify import VerifyReport
 
-BATCH = 256  # queries that share a pass over the vectors
+BATCH = 256
+"""Queries that share a pass over the vectors."""
+PAGE = 1000
+"""Items that are listed from one commit."""
 
 
-class Index(AnsweringFolder):
+Answer = tuple[Plan, list[tuple[list[Hit], list[Step]]]]
+"""The plan of a search, and of each query its hits and what was done to find them."""
+
+
+class Index:
     """A searchable collection of pictures.
 
-    Any number of processes may read while one writes; readers see each commit whole, on their next search. An
-    :class:`Index` itself belongs to one thread.
+    One index serves any number of threads: searches run side by side, and one writer beside them; a second writer waits
+    for the first. Any number of processes may read while one writes. Readers see each commit whole, on their next
+    search.
+
+    Attributes:
+        store: the folder on disk, for whoever stores and reads items by other ways than these.
     """
+
+    def __init__(self, path: Path, model: Encoder | None = None) -> None:
+        """Open an existing index; see :meth:`open`."""
+        self.store = Store(path)
+        self._snapshots = Snapshots(self.store)
+        try:
+            about = self.store.about
+            maps = CoarseMaps.load(self.store.path, about.fingerprint) if about.model == EMBEDDINGS else None
+            self._queries = QueryEncoder(self.store.path, about, maps)
+            if model is not None:
+                self.attach(model)
+        except (IndexFolderError, ArgumentError):
+            self.close()
+            raise
 
     @classmethod
     def create(cls, path: Path | str, *, model: Encoder, source: str | None = None) -> Index:
@@ -56,7 +96,7 @@ class Index(AnsweringFolder):
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        cls.make(folder_path(path), about)
+        Store.make(folder_path(path), about)
         return cls(Path(path), model)
 
     @classmethod
@@ -79,7 +119,7 @@ class Index(AnsweringFolder):
             check_encoder(model)
             check_width(model, maps)
         about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
-        cls.make(folder_path(path), about, maps.arrays())
+        Store.make(folder_path(path), about, maps.arrays())
         return cls(Path(path), model)
 
     @classmethod
@@ -92,6 +132,57 @@ class Index(AnsweringFolder):
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
         return cls(folder_path(path), model)
+
+    @staticmethod
+    def exists(path: Path | str) -> bool:
+        """Whether there is an index in this folder."""
+        return Store.exists(path)
+
+    def attach(self, model: Encoder) -> None:
+        """Use this model for queries and new pictures.
+
+        Raises:
+            IndexFolderError: if the index was made with another model.
+        """
+        self._queries.attach(model)
+
+    def snapshot(self) -> Snapshot:
+        """The last commit as searches see it: its collection, and the approximate index that it is searched with."""
+        with self.store.reading() as reader:
+            return self._snapshots.of(reader)
+
+    def close(self) -> None:
+        """Let go of the files; nothing is wrong with doing so twice."""
+        self._snapshots.close()
+        self.store.close()
+
+    @property
+    def path(self) -> Path:
+        """Of the folder, absolute."""
+        return self.store.path
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Coarse to fine."""
+        return self.store.levels
+
+    @property
+    def model(self) -> Encoder | None:
+        """The model that queries and pictures are encoded with, if one is loaded."""
+        return self._queries.model
+
+    @property
+    def model_source(self) -> str:
+        """Name or folder from which the index's model can be loaded again."""
+        return self.store.about.source
+
+    @property
+    def coarse_maps(self) -> CoarseMaps | None:
+        """What makes the coarse level of given vectors; None where the model itself has one."""
+        return self._queries.maps
+
+    def __len__(self) -> int:
+        return len(self.store)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied.
@@ -115,6 +206,7 @@ class Index(AnsweringFolder):
         captions: Mapping[str, str] | None = None,
         metadata: Mapping[str, Mapping[str, Any]] | None = None,
         on_progress: Callable[[AddReport], None] | None = None,
+        on_tune: TuneProgress | None = None,
         workers: int | None = None,
     ) -> AddReport:
         """Add pictures and folders of pictures; what is there already and unchanged is skipped.
@@ -125,6 +217,7 @@ class Index(AnsweringFolder):
             metadata: path -> what else to store (JSON), beside the picture's ``format``, ``width``, ``height`` and the
                 time it was ``taken``; for ``where`` to ask about.
             on_progress: called after each commit with what is stored by then.
+            on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
             workers: threads that decode and encode; default one a core.
 
         Raises:
@@ -132,37 +225,148 @@ class Index(AnsweringFolder):
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
-        if self._coarse is not None:
+        if self.coarse_maps is not None:
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
-        model = self._need_model()
+        model = self._queries.need_model()
         roots = [existing(path) for path in each_path(paths)]
-        with self._writer():
-            try:
-                self.info()  # adding to a damaged index would hide the damage
-                return add_pictures(
-                    self, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
-                )
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
+        with self._adding():
+            report = add_pictures(
+                self.store, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
+            )
+            self.refresh(on_tune)
+        return report
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> IndexInfo:
         """What the index holds, and whether its files are as long as they must be.
-
-        ``bytes`` is what the folder takes on disk, ``engine_bytes`` the part of it that :meth:`tune` made.
 
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        info, engine = super().info(), stored_bytes(self.path)
-        return {**info, "bytes": info["bytes"] + engine, "engine_bytes": engine}
+        return IndexInfo.of(self.store, stored_bytes(self.path))
 
-    def verify(self) -> VerifyReport:
+    def get(self, item: int | str | Path) -> Item | None:
+        """An item by its id (a number) or its path; None if there is none.
+
+        Raises:
+            QueryError: if a path could mean several items.
+        """
+        if isinstance(item, (str, Path)):
+            name = composed(Path(item).name)
+            return next((found for found in self.named(str(item)) if composed(Path(found.path).name) == name), None)
+        with self.store.reading() as reader:
+            return reader.get(whole_number("item", item))
+
+    def named(self, path: str) -> list[Item]:
+        """The item that a person calls by this path, or the items in the folder of that name.
+
+        Raises:
+            QueryError: if it could mean several.
+        """
+        return self.store.named(path)
+
+    def items(self, *, after: int = 0, limit: int | None = None) -> Iterator[Item]:
+        """Items by id, ascending.
+
+        Args:
+            after: id that they come after; of the last item seen, it gives the next page.
+            limit: how many at most; None for all.
+        """
+        left = whole_number("limit", limit) if limit is not None else None
+        while left is None or left > 0:
+            with self.store.reading() as reader:
+                page = reader.items(after, PAGE if left is None else min(PAGE, left))
+            if not page:
+                return
+            yield from page
+            after = page[-1].id
+            left = None if left is None else left - len(page)
+
+    def vectors(self, item: int) -> Embeddings:
+        """The stored vectors of an item, given by its id, (1, dim) float32 a level.
+
+        Raises:
+            QueryError: if there is no such item.
+            DamagedIndexError: if they are not as they were written.
+        """
+        with self.store.reading() as reader:
+            return reader.embeddings([self._item(reader, item).row], check=True)
+
+    def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
+        """Remove items by id or path; a folder's path removes everything in it.
+
+        Args:
+            items: ids, which are numbers, and paths, which are text: ``"3"`` is a path. A path finds what was stored
+                under this very name, or else under another spelling of it in Unicode.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
+        """
+        return self.store.remove(items)
+
+    def compact(self, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
+        """Rewrite the vector files without tombstones: the rows of removed and replaced items.
+
+        A new generation of files is written and synced, the catalog switches to it in one commit, and the old files go
+        last; a crash at any point leaves one generation that is whole. Vectors kept in float32 since format 1 become
+        float16.
+
+        Args:
+            on_progress: called with how many vectors are written, and of how many.
+            on_tune: called while the approximate index of a tuned index is made anew, as :meth:`tune` calls.
+
+        Returns:
+            How many rows were given back.
+
+        Raises:
+            DamagedIndexError: if a vector or a record that it would copy is not as it was written.
+        """
+        with self.store.writer():
+            freed = self.store.compact(on_progress)
+            self.refresh(on_tune)
+        return freed
+
+    def merge(self, other: Path | str, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
+        """Add another index's items, except those whose path is here already.
+
+        Args:
+            other: the index folder that is read.
+            on_progress: called with how many of its items are dealt with, and of how many.
+            on_tune: called while the approximate index of a tuned index takes them in, as :meth:`tune` calls.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            IndexFolderError: if the other index was made with another model, or is this one.
+        """
+        with self.store.writer():
+            added = self.store.merge(other, on_progress)
+            self.refresh(on_tune)
+        return added
+
+    def refresh(self, on_progress: TuneProgress | None = None) -> bool:
+        """Let the approximate index of a tuned index take in what was added, if it is a tenth of it or more.
+
+        :meth:`add`, :meth:`add_embeddings`, :meth:`merge` and :meth:`compact` do so by themselves. An approximate index
+        that is damaged, of an earlier format, or of rows that were renumbered is built again.
+
+        Returns:
+            Whether there was something to do.
+        """
+        refreshed = refresh(self.store, on_progress)
+        self._snapshots.look_again()
+        return refreshed
+
+    def verify(self, on_progress: Progress | None = None) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
 
         Raises:
             IndexFolderError: if a file may not be read. Damage is not raised, but reported.
         """
-        return verify_folder(self)
+        return verify_index(self.store, on_progress)
 
     def repair(self, on_progress: Progress | None = None) -> RepairReport:
         """Save what can be saved of a damaged index.
@@ -177,31 +381,38 @@ class Index(AnsweringFolder):
             DamagedIndexError: if ``items.db`` is damaged beyond repair.
             IndexFolderError: if another process is writing, or the disk fails.
         """
-        with self._writer():
-            report = set_damage_aside(self, on_progress)
+        with self.store.writer():
+            report = set_damage_aside(self.store, on_progress)
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
-            if there and self._model is not None and self._coarse is None:
+            if there and self.model is not None and self.coarse_maps is None:
                 report.failed = self.add(there).failed
-                lost = self.catalog.integrity.lost()[0]
+                with self.store.reading() as reader:
+                    lost = reader.integrity.lost()[0]
                 report.restored, report.lost = len(report.lost) - len(lost), lost
                 report.items = len(self)
         return report
 
     def add_embeddings(
-        self, source: EmbeddingSource | Path | str, *, on_progress: Callable[[AddReport], None] | None = None
+        self,
+        source: EmbeddingSource | Path | str,
+        *,
+        on_progress: Callable[[AddReport], None] | None = None,
+        on_tune: TuneProgress | None = None,
     ) -> AddReport:
         """Add vectors that come from elsewhere; those that are there already and unchanged are skipped.
 
         Args:
             source: a file or folder, or what :func:`hivlp.data.embeddings.open_embeddings` made of it.
             on_progress: called after each commit with what is stored by then.
+            on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
 
         Raises:
             IndexFolderError: if the index was made with a model, another process is writing, the index is damaged, or
                 the folder cannot be written; what was reported is kept.
             DataError: if there are no vectors, or not of the index's length.
         """
-        if self._coarse is None:
+        maps = self.coarse_maps
+        if maps is None:
             raise IndexFolderError(f"{self.path} was made with a model: use a new index for embeddings")
         if not isinstance(source, EmbeddingSource):
             if not isinstance(source, (str, os.PathLike)):
@@ -209,10 +420,17 @@ class Index(AnsweringFolder):
                     f"embeddings come from a file or folder, not {type(source).__name__}: numpy.save it first"
                 )
             source = open_embeddings(source)
-        with self._writer():
+        with self._adding():
+            report = add_vectors(self.store, maps, source, on_progress=on_progress)
+            self.refresh(on_tune)
+        return report
+
+    @contextmanager
+    def _adding(self) -> Iterator[None]:
+        with self.store.writer():
             try:
                 self.info()  # adding to a damaged index would hide the damage
-                return add_vectors(self, self._coarse, source, on_progress=on_progress)
+                yield
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
@@ -261,23 +479,23 @@ class Index(AnsweringFolder):
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
-        options = self._options(k, shortlist, exact, where, offset, threshold, group, recall)
+        options = Options.of(
+            self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
+            group=group, recall=recall,
+        )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
         watch = Stopwatch()
-        encoded = self._encode(query, image, vector)
+        encoded = None if like is not None else self._queries.of_one(query, image, vector)
         watch.lap("encode")
-        with self.catalog.reading() as state:
-            self._refresh(state)
-            without = None
-            if like is not None:
-                item = self.catalog.get(whole_number("like", like))
-                if item is None:
-                    raise QueryError(f"{self.path} has no item {like}")
-                encoded, without = self._check(self._rows([item.row])), item.row
-            assert encoded is not None
-            ((hits, plan),) = self._answer([encoded], options, watch, without)
-        return SearchResult(hits, watch.finish(), plan)
+        if encoded is not None:
+            plan, ((hits, steps),) = self._answer([encoded], options, watch)
+        else:
+            with self.store.reading() as reader:
+                row = self._item(reader, like).row
+                encoded = self._queries.of_vectors(reader.embeddings([row]))
+                plan, ((hits, steps),) = self._answer_in(reader, [encoded], options, watch, row)
+        return SearchResult(hits, watch.finish(), steps, plan)
 
     def search_many(
         self,
@@ -317,19 +535,92 @@ class Index(AnsweringFolder):
         Raises:
             QueryError: if a query or an option makes no sense.
         """
-        options = self._options(k, shortlist, exact, where, offset, threshold, group, recall)
+        options = Options.of(
+            self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
+            group=group, recall=recall,
+        )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
         watch = Stopwatch()
-        encoded = self._encode_many(queries, vectors)
+        encoded = self._queries.of_many(queries, vectors)
         watch.lap("encode")
-        answers: list[tuple[list[Hit], Plan]] = []
-        with self.catalog.reading() as state:
-            self._refresh(state)
-            for chunk in chunks(encoded, BATCH):
-                answers += self._answer(chunk, options, watch)
-        share = {name: round(value / len(answers), 3) for name, value in watch.finish().items()} if answers else {}
-        return [SearchResult(hits, dict(share), plan) for hits, plan in answers]
+        plan, answers = self._answer(encoded, options, watch)
+        share = {name: round(value / max(1, len(answers)), 3) for name, value in watch.finish().items()}
+        return [SearchResult(hits, dict(share), steps, plan) for hits, steps in answers]
+
+    def _item(self, reader: Reader, item: Any) -> Item:
+        found = reader.get(whole_number("like", item))
+        if found is None:
+            raise QueryError(f"{self.path} has no item {item}")
+        return found
+
+    def _answer(self, queries: Sequence[Query], options: Options, watch: Stopwatch) -> Answer:
+        """The answer to queries, all of one commit.
+
+        The last snapshot is searched without a transaction. If a commit comes in between, the lookup of the hits tells,
+        and the search is made again inside one.
+        """
+        snapshot = self._snapshots.newest()
+        known = snapshot is not None and (options.where is None or options.where in snapshot.filters)
+        if snapshot is not None and known and options.group is not True:
+            allowed = snapshot.collection.alive if options.where is None else snapshot.filters[options.where]
+            plan, pages = self._pages(snapshot, queries, options, watch, allowed)
+            items = self._snapshots.shown(snapshot, _rows(pages))
+            if items is not None:
+                return plan, self._hits(pages, items, options.offset)
+        with self.store.reading() as reader:
+            return self._answer_in(reader, queries, options, watch)
+
+    def _answer_in(
+        self,
+        reader: Reader,
+        queries: Sequence[Query],
+        options: Options,
+        watch: Stopwatch,
+        excluded: int | None = None,
+    ) -> Answer:
+        """The answer to queries in the commit that a reader sees."""
+        snapshot = self._snapshots.of(reader)
+        allowed = self._snapshots.allowed(snapshot, reader, options.where)
+        plan, pages = self._pages(snapshot, queries, options, watch, allowed, excluded, reader)
+        items = {item.row: item for item in reader.in_rows(_rows(pages))}
+        return plan, self._hits(pages, items, options.offset)
+
+    def _pages(
+        self,
+        snapshot: Snapshot,
+        queries: Sequence[Query],
+        options: Options,
+        watch: Stopwatch,
+        allowed: Filter | None,
+        excluded: int | None = None,
+        contents: Contents | None = None,
+    ) -> tuple[Plan, list[Page]]:
+        """The plan of a search in a snapshot, and a page of each query's ranking."""
+        plan = snapshot.plan(options, allowed)
+        pages: list[Page] = []
+        for chunk in chunks(queries, BATCH):
+            pages += search(
+                snapshot.collection, plan, chunk, options, watch, contents=contents, allowed=allowed, excluded=excluded
+            )
+        return plan, pages
+
+    def _hits(
+        self, pages: Sequence[Page], items: Mapping[int, Item | Shown], offset: int
+    ) -> list[tuple[list[Hit], list[Step]]]:
+        """The hits of each page, and what was done to find them."""
+        names, answers = [level.name for level in self.levels], []
+        for page in pages:
+            hits = []
+            scores = zip(*(part.tolist() for part in page.scores), strict=True)
+            for place, (row, by_level) in enumerate(zip(page.rows.tolist(), scores, strict=True)):
+                item, same = items[row], None
+                if page.duplicates is not None:
+                    same = [Duplicate(items[each].id, items[each].path) for each in page.duplicates[place]]
+                known = dict(zip(names, by_level, strict=True))
+                hits.append(Hit(offset + place + 1, item.id, item.path, item.caption, known, item.metadata, same))
+            answers.append((hits, page.steps))
+        return answers
 
     def tune(
         self,
@@ -337,10 +628,10 @@ class Index(AnsweringFolder):
         *,
         recall: float = DEFAULT_RECALL,
         on_progress: TuneProgress | None = None,
-    ) -> dict[str, Any]:
-        """Build the engine of this index, and measure on its own data what each setting finds and costs.
+    ) -> TuneReport:
+        """Build the approximate index of this index, and measure on its own data what search parameters find and cost.
 
-        Searches use it from then on; as items are added, ``hivlp index`` lets it take them in.
+        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`).
 
         Args:
             queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
@@ -350,7 +641,8 @@ class Index(AnsweringFolder):
             on_progress: called with what is done, how much of it, and of how much.
 
         Returns:
-            the measured frontier (recall, its lower bound, times), what was chosen, and what it takes in memory.
+            The measured operating points (recall, its lower bound, times), which was chosen, and what it takes in
+            memory.
 
         Raises:
             IndexFolderError: if the index is too small to need it, of an old format, or cannot be written.
@@ -360,7 +652,17 @@ class Index(AnsweringFolder):
             queries = Path(queries)
         elif isinstance(queries, Iterable) and not (isinstance(queries, np.ndarray) and queries.dtype.kind not in "UO"):
             queries = as_texts(queries)
-        return tune(self, queries, recall=real_number("recall", recall), on_progress=on_progress)
+        recall = real_number("recall", recall)
+        report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
+        self._snapshots.look_again()
+        return report
+
+
+def _rows(pages: Sequence[Page]) -> list[int]:
+    """The rows of each page, and those folded into them, each once."""
+    rows = {row for page in pages for row in page.rows.tolist()}
+    rows.update(row for page in pages for group in page.duplicates or () for row in group)
+    return list(rows)
 
 
 def _loaded_from(model: Encoder, source: str | None) -> str:

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.search.scan import Mask, Rows
-from hivlp.store.catalog import Catalog
+from hivlp.search.filters import Filter, Rows
 from hivlp.store.records import Item
 
 CHUNK = 256  # rows compared with each other at once
@@ -26,17 +25,27 @@ class Folding(Protocol):
         """What was folded into a row that :meth:`fold` gave."""
 
 
+class Contents(Protocol):
+    """What is known of the content of a commit's rows; a :class:`hivlp.store.reader.Reader` is one."""
+
+    def hashes(self, rows: Sequence[int]) -> Sequence[bytes]:
+        """Content hash of the item in each row."""
+
+    def copies(self, content: bytes) -> Sequence[Item]:
+        """All items of this content, by row."""
+
+
 class SameContent:
     """Groups of equal files."""
 
-    def __init__(self, catalog: Catalog, allowed: Mask | None, without: int | None) -> None:
-        self._catalog, self._allowed, self._without = catalog, allowed, without
+    def __init__(self, contents: Contents, allowed: Filter | None, excluded: int | None) -> None:
+        self._contents, self._allowed, self._excluded = contents, allowed, excluded
         self._seen: set[bytes] = set()
 
     def fold(self, rows: Rows) -> Rows:
         """Those whose content was not met before."""
         kept = []
-        for row, content in zip(rows.tolist(), self._catalog.hashes(rows.tolist()), strict=True):
+        for row, content in zip(rows.tolist(), self._contents.hashes(rows.tolist()), strict=True):
             if content not in self._seen:
                 self._seen.add(content)
                 kept.append(row)
@@ -44,11 +53,11 @@ class SameContent:
 
     def duplicates(self, row: int) -> list[int]:
         """All other items of the same content, wherever they rank, in the order they were added."""
-        return [item.row for item in self._copies(row) if item.row not in (row, self._without)]
+        return [item.row for item in self._copies(row) if item.row not in (row, self._excluded)]
 
     def _copies(self, row: int) -> list[Item]:
-        copies = self._catalog.copies(self._catalog.hashes([row])[0])
-        return [item for item in copies if self._allowed is None or self._allowed[item.row]]
+        copies = self._contents.copies(self._contents.hashes([row])[0])
+        return [item for item in copies if self._allowed is None or self._allowed.passes(item.row)]
 
 
 class NearDuplicates:

@@ -1,15 +1,15 @@
-"""Whether a query is like those that an engine was measured with, and what to do where it is not.
+"""Likeness of a query to those that an approximate index was tuned with, and what to do where there is none.
 
-What a setting finds is measured with a sample of queries, and says little of others: an engine that finds 99% for texts
-may find 75% for random directions, 95% for the items themselves. How hard a query is shows in the scores of what was
-found. The ten best of a query that the collection has no answer to are hardly better than the rest, and lie in lists
-that nobody would look at for that; a query that is an item, or nearly one, has one far better answer than others; one
-that says what all items have in common has many good answers, spread over all lists.
+The recall of search parameters is measured with a sample of queries, and says little of others: an index that finds 99%
+for texts may find 75% for random directions, 95% for the items themselves. How hard a query is shows in the scores of
+what was found. The ten best of a query that the collection has no answer to are hardly better than the rest, and lie in
+lists that nobody would probe for that; a query that is an item, or nearly one, has one far better answer than others;
+one that says what all items have in common has many good answers, spread over all lists.
 
 So queries of many kinds are made from the sample and the items, and sorted into *regions* by their best and tenth
 scores: like the sample, nearer to one item than the sample ever is, nearer to many, and further from everything, in
-steps. For each region it is measured which settings find how much. A search that lands in another region than the
-sample's is done again with a setting that finds enough there, or by reading everything where none is known to.
+steps. In each region the recall of the tuned search parameters is measured. A search that lands in another region than
+the sample's is done again with parameters that reach the recall there, or exactly where none are known to.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from hivlp.levels import Vectors
 
 K = 10
 RARE = 0.01  # of the sample's queries, those with the most extreme scores, are taken to be unlike it
-MOST_BARS = 64  # that are remembered, of the filters asked last
+MOST_USUAL = 64  # that are remembered, of the filters asked last
 MOST_REGIONS = 100  # in a manifest
 STEPS = 5  # regions of those that are further from everything than the sample
 LEAST_PROBES = 20  # from which the mean of a region says something
-LEAST_OF_KIND = 10  # likewise, of a kind in a region
+LEAST_OF_KIND = 10  # from which the mean of a kind in a region says something
 LENIENCE = 0.01  # a kind among several of a region may be so far below what the region finds
 NOISE_OF_QUERIES = (0.5, 1.0, 2.0, 4.0)
 NOISE_OF_ITEMS = (0.0, 0.35, 0.7, 2.0)
@@ -44,11 +44,11 @@ SAMPLED = 20_000  # items whose scores say how far down a filter reaches
 
 @dataclass(frozen=True)
 class Region:
-    """Where queries that are unlike the sample are, and how much of the ten best each setting finds for them.
+    """Where queries that are unlike the sample are, and and recall@10 of the ladder's search parameters for them.
 
     Attributes:
         least: the tenth best score of those that belong here; of the two near regions, 0.
-        recalls: by setting, in the order of the ladder: the least of the region's mean and of its kinds' (see
+        recalls: recall@10 of each rung of the ladder: the least of the region's mean and of its kinds' (see
             :data:`LENIENCE`); 0 where too few queries were there to tell.
     """
 
@@ -73,32 +73,34 @@ class Likeness:
     shares: tuple[float, ...]
     scores: tuple[float, ...]
     regions: tuple[Region, ...]
-    _bars: dict[tuple[int, float], Bar] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _usual: dict[tuple[int, float], UsualScores] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def at(self, items: int, passing: float) -> Bar:
+    def at(self, items: int, passing: float) -> UsualScores:
         """What scores are usual in a search.
 
         Args:
             items: that are searched.
             passing: share of them that a filter lets through.
         """
-        bar = self._bars.get((items, passing))
-        if bar is None:
-            bar = self._bars[items, passing] = self._bar(items, passing)
-            if len(self._bars) > MOST_BARS:
-                del self._bars[next(iter(self._bars))]
-        return bar
+        usual = self._usual.get((items, passing))
+        if usual is None:
+            usual = self._usual[items, passing] = self._work_out(items, passing)
+            if len(self._usual) > MOST_USUAL:
+                del self._usual[next(iter(self._usual))]
+        return usual
 
-    def _bar(self, items: int, passing: float) -> Bar:
+    def _work_out(self, items: int, passing: float) -> UsualScores:
         # Of what passes a filter, the tenth best is as good as one further down among all.
         share = min(1.0, K / max(1.0, items * passing))
         here = np.interp(np.log([share, self.shares[0]]), np.log(self.shares), self.scores)
         usual, all_usual = here.tolist()
         gap = self.gap if passing >= ALMOST_ALL else np.inf
-        return Bar(self.best, gap, usual, all_usual - usual, tuple(region.least for region in self.regions[FAR:]))
+        return UsualScores(
+            self.best, gap, usual, all_usual - usual, tuple(region.least for region in self.regions[FAR:])
+        )
 
-    def setting(self, region: int, recall: float) -> int | None:
-        """Which setting of the ladder finds so much there; None if only reading everything does."""
+    def rung(self, region: int, recall: float) -> int | None:
+        """The first rung of the ladder that finds so much there; None if only an exact search does."""
         if region >= len(self.regions):
             return None
         recall = (1 + recall) / 2  # there are more kinds of queries than one can think of
@@ -144,12 +146,12 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Bar:
+class UsualScores:
     """What scores are usual in one kind of search.
 
     Attributes:
         best: as of :class:`Likeness`.
-        gap: likewise; infinite where a filter makes gaps.
+        gap: as of :class:`Likeness`; infinite where a filter makes gaps.
         usual: the least usual tenth score.
         lift: what the tenth score is compared with the regions' after: a filter leaves worse ones.
         edges: of the further regions.
@@ -239,8 +241,8 @@ def learn(
         sample: (m, dim) measured queries.
         sample_best: (m, 10) their best scores, best first.
         probes: of other kinds.
-        probes_best: likewise, (n, 10).
-        found: for each setting of the ladder, (n,) the share of each probe's ten best that it finds.
+        probes_best: (n, 10) their best scores, best first.
+        found: for each rung of the ladder, (n,) the share of each probe's ten best that it finds.
         items: (n, dim) some of the items.
         count: of all items.
     """
@@ -259,8 +261,8 @@ def learn(
         tuple(np.minimum.accumulate(scores).tolist()),
         (Region(0.0, ()), Region(0.0, ()), Region(-np.inf, ())),
     )
-    bar = drawn.at(count, 1.0)
-    where = np.array([bar.region(first, last) for first, last in probes_best[:, [0, K - 1]].tolist()])
+    usual = drawn.at(count, 1.0)
+    where = np.array([usual.region(first, last) for first, last in probes_best[:, [0, K - 1]].tolist()])
     low = np.sort(probes_best[where >= FAR, K - 1])[::-1]
     edges = [float(part[-1]) for part in np.array_split(low, STEPS) if len(part)]
     regions = [Region(0.0, _recalls(where == near, probes, found)) for near in (NEAR, MANY)]

@@ -1,40 +1,71 @@
-"""The engine of an index folder as a reader holds it: opened once, whatever is committed beside it."""
+"""Approximate index of an index folder as readers hold it: opened once, whatever is committed beside it."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import threading
+import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from hivlp.ann import AnnIndex, bounds, native, whole
+from hivlp.ann import AnnIndex, bounds, native
 from hivlp.ann.bounds import Bounds
-from hivlp.ann.manifest import MANIFEST, RefusedEngineError, read_manifest
+from hivlp.ann.manifest import MANIFEST, InvalidAnnIndexError, read_manifest
 from hivlp.errors import IndexFolderError
 from hivlp.files.scratch import standing
-from hivlp.search.ann_scan import EngineScanner
-from hivlp.search.exact_scan import ExactScanner
+from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import FOLDER, Tuned, sample
-from hivlp.store.vectors import Stored
+from hivlp.store.codec import Stored
+from hivlp.store.records import State
 
 logger = logging.getLogger(__name__)
 Identity = tuple[int, int, int]
-LOOKS = 3  # at an engine that others put in the place of one another
+"""Of a manifest: time of its last change in ns, inode, bytes."""
+LOOK_SECONDS = 0.05
+"""Time within which a look at the folder is good; what lies open stays valid in any case."""
+LOOKS = 3
+"""Times that files are read which another process may be replacing, before they are done without."""
 
 
-class OpenedEngine:
-    """What ``hivlp tune`` left in an index folder, if it is of use.
+@dataclass
+class _Opened:
+    """Files of one approximate index, and whether they are as they were written."""
 
-    Another process may put a new engine in its place at any time, without a commit. Its files are written once and
-    renamed into place together, so that one look at the manifest tells whether they are still the ones that are open.
+    identity: Identity
+    tuned: Tuned
+    index: AnnIndex
+    bounds: Bounds | None
+    place: Path
+    sound: bool | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fits(self, generation: int, rows: int) -> bool:
+        """Whether a commit's rows are those that it knows, and perhaps some more."""
+        return self.tuned.generation == generation and self.index.count <= rows
+
+    def is_sound(self) -> bool:
+        """Whether all that exact answers depend on is as it was written; summed up once, before the first of them."""
+        with self._lock:
+            if self.sound is None:
+                file = self.index.arrays.damage()
+                self.sound = file is None
+                if file is not None:
+                    _warn(InvalidAnnIndexError(self.place, file, "it is not what was written"))
+            return self.sound
+
+
+class AnnFolder:
+    """Approximate index in an index folder, if there is one that is of use; shared by searches in any thread.
+
+    Another process may put a new one in its place at any time, without a commit. Its files are written once and renamed
+    into place together, so that one look at the manifest tells whether they are still the ones that are open.
 
     One that is damaged is done without, and a line of the log says so, once.
-
-    Attributes:
-        tuned: what the engine is known to do; None without one.
-        scanner: over the rows of the commit that was last seen; None without an engine that knows them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,84 +76,30 @@ class OpenedEngine:
         """
         self._folder = folder
         self._manifest = str(folder / FOLDER / MANIFEST)
-        self._identity: Identity | None = None
+        self._opened: _Opened | None = None
         self._refused: Identity | None = None
-        self._vectors: Stored | None = None
-        self._engine: AnnIndex | None = None
-        self._bounds: Bounds | None = None
-        self._exact: ExactScanner | None = None
-        self.tuned: Tuned | None = None
-        self.scanner: EngineScanner | None = None
+        self._looked = -math.inf
+        self._found: Identity | None = None
 
     def close(self) -> None:
         """Let go of the files."""
-        self._identity = self._vectors = self._engine = self._bounds = self._exact = self.tuned = self.scanner = None
+        self._opened = None
 
-    @property
-    def exact(self) -> ExactScanner | None:
-        """As :attr:`scanner`, for exact answers; None also where an engine has no bounds.
-
-        What these answers depend on is summed up before the first of them.
-        """
-        if self._exact is not None and self._engine is not None:
-            file = self._engine.arrays.damage()
-            if file is not None:
-                self._refuse(RefusedEngineError(self._folder / FOLDER, file, "it is not what was written"))
-        return self._exact
-
-    def refresh(self, vectors: Stored, generation: int) -> None:
-        """See whether another engine is there by now, and let the one that is know the rows of this commit.
-
-        Args:
-            vectors: (rows, dim) of the finest level; the same object until the next commit.
-            generation: of the vector files.
-        """
-        if native.load() is None:  # without kernels, reading everything is the faster way
-            self.close()
-            return
-        identity = self._look()
-        if identity == self._identity and vectors is self._vectors:
-            return
-        same = identity == self._identity
-        tuned, engine, bound = (self.tuned, self._engine, self._bounds) if same else (None, None, None)
-        self.close()
-        self._identity, self._vectors = identity, vectors
-        plain = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
-        if tuned is not None and engine is not None and tuned.generation == generation and tuned.rows <= len(plain):
-            engine = AnnIndex(engine.arrays, plain)  # of the same generation, rows only come in addition
-            self._use(tuned, engine, None if bound is None else bound.over(engine))
-            return
-        for _ in range(LOOKS):
-            if identity is None or identity == self._refused:
-                return
-            try:
-                opened = open_engine(self._folder, plain, generation)
-                failure = None
-            except IndexFolderError as error:
-                opened, failure = None, error
-            before, identity = identity, self._look()
-            self._identity = identity
-            if identity != before:  # what is known of one may have been read of the other
-                continue
-            if failure is not None:
-                self._refuse(failure)
-            elif opened is not None:
-                self._use(*opened)
-            return
-
-    def _use(self, tuned: Tuned, engine: AnnIndex, bound: Bounds | None) -> None:
-        self.tuned, self._engine, self._bounds = tuned, engine, bound
-        self.scanner = EngineScanner(engine, engine.count, engine.fine)
-        self._exact = None if bound is None else ExactScanner(self.scanner, bound, engine.fine)
-
-    def _refuse(self, reason: IndexFolderError) -> None:
-        self._refused = self._identity
-        self._engine = self._bounds = self._exact = self.tuned = self.scanner = None
-        logger.warning("searching without the engine: %s", reason)
+    def identity(self) -> Identity | None:
+        """Which approximate index is there now, or was :data:`LOOK_SECONDS` ago; None without one of use."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._found, self._looked = self._look(), now
+        identity, opened = self._found, self._opened
+        if opened is not None and opened.identity == identity and opened.sound is False:
+            self._refused = identity  # damage that an exact search has found
+        return None if identity == self._refused else identity
 
     def _look(self) -> Identity | None:
+        if native.load() is None:  # without kernels, scanning everything is the faster way
+            return None
         try:
-            status = os.stat(self._manifest)  # noqa: PTH116  at every search: a path's own takes ten times as long
+            status = os.stat(self._manifest)  # noqa: PTH116  (a path's own takes ten times as long)
         except OSError:
             try:
                 status = (standing(self._folder / FOLDER) / MANIFEST).stat()
@@ -130,9 +107,58 @@ class OpenedEngine:
                 return None
         return status.st_mtime_ns, status.st_ino, status.st_size
 
+    def look_again(self) -> None:
+        """Look at the folder at the next search, however soon that is."""
+        self._looked = -math.inf
 
-def open_engine(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, AnnIndex, Bounds | None] | None:
-    """What ``hivlp tune`` left in an index folder; None if it knows the rows by other numbers.
+    def open(self, vectors: Stored, state: State) -> tuple[Identity | None, Approximate | None]:
+        """The approximate index that is there now, over the rows of a commit, and which one it is.
+
+        For one thread at a time.
+
+        Args:
+            vectors: (rows, dim) of the finest level.
+            state: of the commit.
+        """
+        plain = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
+        for _ in range(LOOKS):
+            self.look_again()
+            identity = self.identity()
+            if identity is None:
+                self._opened = None
+                return None, None
+            opened = self._opened
+            if opened is None or opened.identity != identity or not opened.fits(state.generation, len(plain)):
+                failure: IndexFolderError | None = None
+                try:
+                    opened = self._open(identity, plain, state.generation)
+                except IndexFolderError as error:
+                    opened, failure = None, error
+                self.look_again()
+                if identity != self.identity():  # what is known of one may have been read of the other
+                    continue
+                self._opened = opened
+                if failure is not None:
+                    self._refused = identity
+                    _warn(failure)
+                if opened is None:
+                    return (None if failure is not None else identity), None
+            index = AnnIndex(opened.index.arrays, plain)
+            bound = None if opened.bounds is None else opened.bounds.over(index)
+            return identity, Approximate(index, opened.tuned, bound, opened.is_sound)
+        return None, None
+
+    def _open(self, identity: Identity, vectors: Stored, generation: int) -> _Opened | None:
+        found = open_ann(self._folder, vectors, generation)
+        return None if found is None else _Opened(identity, *found, self._folder / FOLDER)
+
+
+def _warn(reason: IndexFolderError) -> None:
+    logger.warning("searching without the engine: %s", reason)
+
+
+def open_ann(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, AnnIndex, Bounds | None] | None:
+    """The approximate index of an index folder; None if it knows the rows by other numbers.
 
     Args:
         folder: of the index.
@@ -147,21 +173,19 @@ def open_engine(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, 
     try:
         tuned = Tuned.of_manifest(manifest)
     except ValueError as error:
-        raise RefusedEngineError(place, MANIFEST, str(error)) from error
+        raise InvalidAnnIndexError(place, MANIFEST, str(error)) from error
     if tuned.generation != generation:
         return None
-    engine = AnnIndex.load(place, vectors)
-    if engine.count != tuned.rows:
-        raise RefusedEngineError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {engine.count}")
-    if engine.count > whole.MOST and any(point.setting.nprobe == 0 for point in tuned.frontier):
-        raise RefusedEngineError(place, MANIFEST, f"it has {tuned.rows} rows, too many to be read whole")
+    index = AnnIndex.load(place, vectors)
+    if index.count != tuned.rows:
+        raise InvalidAnnIndexError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {index.count}")
     if tuned.sample not in (-1, sample(vectors[: tuned.rows])):
-        raise RefusedEngineError(place, MANIFEST, "it is of other vectors")
-    return tuned, engine, bounds.load(place, manifest, engine)
+        raise InvalidAnnIndexError(place, MANIFEST, "it is of other vectors")
+    return tuned, index, bounds.load(place, manifest, index)
 
 
 def stored_bytes(folder: Path) -> int:
-    """What the engine of an index folder takes on disk; 0 without one."""
+    """Bytes that the approximate index of an index folder takes on disk; 0 without one."""
     total = 0
     with suppress(OSError):  # another process may be putting a new one in its place
         for file in standing(folder / FOLDER).iterdir():

@@ -1,4 +1,4 @@
-"""What an index folder's engine was built for, and what it is known to do: the manifest's part of ``hivlp tune``."""
+"""Operating points: what an index folder's approximate index was measured to find, and at what cost."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hivlp.errors import IndexFolderError
 from hivlp.files import npy
 from hivlp.files.scratch import standing
 from hivlp.search.likeness import Likeness
+from hivlp.store.codec import Stored
 from hivlp.store.folder import ENGINE
-from hivlp.store.vectors import Stored
 
 FOLDER = ENGINE
 NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), ())
 # What may stand in a manifest.
-SETTING = {
-    "nprobe": Number(0, 1 << 31, whole=True),
+PARAMS = {
+    "nprobe": Number(1, 1 << 31, whole=True),
     "margin": Number(0, 1e6, absent=math.inf),
     "slack": Number(-1e6, 1e6),
     "rerank": Number(1, 1 << 31, whole=True),
@@ -36,23 +36,23 @@ KNOWN = {
     "recall": Number(0, 1),
     "sample": Number(0, (1 << 32) - 1, whole=True, absent=-1),
 }
-SUMMED = 64  # rows whose sum tells whether an engine is of these vectors
+SUMMED = 64  # rows whose checksum tells whether an approximate index is of these vectors
 MOST_POINTS = 10_000
 
 
 @dataclass(frozen=True)
-class Point:
-    """One setting, measured.
+class OperatingPoint:
+    """Search parameters, and what they were measured to find and to cost.
 
     Attributes:
-        setting: what was measured.
+        params: search parameters.
         recall: mean share of the exact ten best that it finds.
         at_least: lower end of that mean's 95% confidence (one-sided, over the held-out queries).
-        p50_ms: median time of one search on one thread.
-        p99_ms: 99th percentile.
+        p50_ms: median time of one search on one thread, in milliseconds.
+        p99_ms: 99th percentile of it.
     """
 
-    setting: SearchParams
+    params: SearchParams
     recall: float
     at_least: float
     p50_ms: float
@@ -61,43 +61,45 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
         numbers = {name: round(getattr(self, name), 4) for name in ("recall", "at_least", "p50_ms", "p99_ms")}
-        return {**setting_to_json(self.setting), **numbers}
+        return {**params_to_json(self.params), **numbers}
 
     @classmethod
-    def of_json(cls, data: Any) -> Point:
+    def of_json(cls, data: Any) -> OperatingPoint:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: if a number is missing, or is none that it can be.
+            ValueError: if a number is missing, or out of its range.
         """
-        return cls(setting_of_json(data), **read_numbers(data, MEASURED))
+        return cls(params_of_json(data), **read_numbers(data, MEASURED))
 
 
-def setting_to_json(setting: SearchParams) -> dict[str, Any]:
+def params_to_json(params: SearchParams) -> dict[str, Any]:
     """Infinite numbers become None, which JSON has."""
-    return {name: None if value == math.inf else value for name, value in asdict(setting).items()}
+    return {name: None if value == math.inf else value for name, value in asdict(params).items()}
 
 
-def setting_of_json(data: Any) -> SearchParams:
-    """The inverse of :func:`setting_to_json`.
+def params_of_json(data: Any) -> SearchParams:
+    """The inverse of :func:`params_to_json`.
 
     Raises:
-        ValueError: likewise.
+        ValueError: if a number is missing, or out of its range.
     """
-    return SearchParams(**read_numbers(data, SETTING))
+    return SearchParams(**read_numbers(data, PARAMS))
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What an index folder's engine was built for, and what it is known to do.
+    """Operating points of an approximate index, and what they were measured with.
 
     Attributes:
         generation: of the vector files.
-        rows: that it knows.
-        learnt_rows: that there were when it learnt.
-        queries: where these were from.
-        recall: what searches shall find that ask for nothing else.
-        frontier: the settings worth using, fastest first.
+        rows: that the approximate index knows.
+        learnt_rows: that there were when it was trained.
+        queries: where the queries came from that it was trained and measured with.
+        recall: of the ten best, that searches shall find which ask for no other.
+        frontier: operating points worth using, fastest first.
+        ladder: search parameters of these, and more thorough ones for queries of other kinds.
+        likeness: what the scores of the measured queries look like, and what the ladder finds for others.
         sample: :func:`sample` of the vectors; -1 if that was not noted.
     """
 
@@ -106,34 +108,32 @@ class Tuned:
     learnt_rows: int
     queries: str
     recall: float
-    frontier: tuple[Point, ...]
+    frontier: tuple[OperatingPoint, ...]
     ladder: tuple[SearchParams, ...]
     likeness: Likeness
     sample: int = -1
 
-    def widened(self, region: int, recall: float, setting: SearchParams) -> SearchParams | None:
-        """What to search with in a region of queries where ``setting`` may find less than ``recall``.
+    def widened(self, region: int, recall: float, params: SearchParams) -> SearchParams | None:
+        """Search parameters that find enough in a region of queries where ``params`` may find less than ``recall``.
 
         Returns:
-            ``setting`` itself where it finds enough, or one that finds more; None where only reading everything does.
+            ``params`` themselves where they find enough, or more thorough ones; None where only an exact search does.
         """
-        place = self.likeness.setting(region, recall)
-        if place is None:
-            return None
-        return self.ladder[max(place, self.ladder.index(setting))]
+        place = self.likeness.rung(region, recall)
+        return None if place is None else self.ladder[max(place, self.ladder.index(params))]
 
-    def setting(self, recall: float) -> SearchParams | None:
-        """The fastest setting that finds so much at least, with 95% confidence; None if none is known to."""
+    def params(self, recall: float) -> SearchParams | None:
+        """The fastest search parameters that find so much at least, with 95% confidence; None if none are known to."""
         good = [point for point in self.frontier if point.at_least >= recall]
-        return min(good, key=lambda point: point.p50_ms).setting if good else None
+        return min(good, key=lambda point: point.p50_ms).params if good else None
 
     @classmethod
     def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
-        """Of an index folder; None if it has no engine, or one that cannot be read, or is of an earlier format.
+        """Operating points of an index folder; None without an approximate index that can be read, of this format.
 
         Args:
             folder: of the index.
-            older: whether one of an earlier format will do, without what it was measured to do.
+            older: whether an earlier format will do, of which no operating points are read.
         """
         try:
             return cls.of_manifest(read_manifest(standing(folder / FOLDER), older=older), older=older)
@@ -145,8 +145,8 @@ class Tuned:
         """The inverse of :meth:`to_json`.
 
         Args:
-            manifest: of the engine.
-            older: whether to do without what it was measured to do.
+            manifest: of the approximate index.
+            older: whether to read no operating points.
 
         Raises:
             ValueError: saying what is missing, or is not what it can be.
@@ -158,13 +158,16 @@ class Tuned:
         known = read_numbers({"sample": None, **about}, KNOWN)
         if older:
             return cls(**known, queries=queries, frontier=(), ladder=(), likeness=NOTHING_KNOWN)
-        frontier, likeness = tuple(Point.of_json(point) for point in points), Likeness.of_json(about.get("likeness"))
+        frontier, likeness = (
+            tuple(OperatingPoint.of_json(point) for point in points),
+            Likeness.of_json(about.get("likeness")),
+        )
         thorough = about.get("thorough")
         if not isinstance(thorough, list) or len(thorough) > MOST_POINTS:
             raise ValueError("it does not say what to do with other queries")
-        ladder = (*(point.setting for point in frontier), *map(setting_of_json, thorough))
+        ladder = (*(point.params for point in frontier), *map(params_of_json, thorough))
         if any(len(region.recalls) != len(ladder) for region in likeness.regions):
-            raise ValueError("what was measured with other queries is not of these settings")
+            raise ValueError("what was measured with other queries is not of these search parameters")
         return cls(**known, queries=queries, frontier=frontier, ladder=ladder, likeness=likeness)
 
     def to_json(self) -> dict[str, Any]:
@@ -174,7 +177,7 @@ class Tuned:
             **{name: getattr(self, name) for name in names},
             "sample": None if self.sample < 0 else self.sample,
             "frontier": [point.to_json() for point in self.frontier],
-            "thorough": [setting_to_json(each) for each in self.ladder[len(self.frontier) :]],
+            "thorough": [params_to_json(each) for each in self.ladder[len(self.frontier) :]],
             "likeness": self.likeness.to_json(),
         }
 

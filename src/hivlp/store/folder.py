@@ -1,14 +1,15 @@
-"""The index folder as storage: ``items.db``, one vector file a level, one writer at a time."""
+"""Store: an index folder on disk, ``items.db`` and one vector file a level, for many readers and one writer."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +17,67 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
+from hivlp.encode.stream import chunks
+from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
-from hivlp.store.catalog import Catalog
-from hivlp.store.compacting import Progress, compact, drop_old_files
-from hivlp.store.database import FILE
-from hivlp.store.merging import merge
-from hivlp.store.names import composed, each_item, places
-from hivlp.store.records import About, Item, NewItem, Stamp, State
-from hivlp.store.schema import OLD_FORMAT
-from hivlp.store.vectors import (
-    CHUNK,
-    Checksums,
-    Rows,
-    Stored,
-    VectorFile,
-    check_vectors,
-    not_unit,
-    row_checksums,
-)
+from hivlp.store import schema
+from hivlp.store.codec import CODECS, FLOAT16
+from hivlp.store.compacting import Progress, rewrite
+from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
+from hivlp.store.lookup import AT_ONCE, Shown, look_up
+from hivlp.store.names import each_item
+from hivlp.store.reader import Reader, Views
+from hivlp.store.records import About, Item, NewItem, Stamp, State, format_of
+from hivlp.store.vectors import CHUNK, Rows, drop_old_files, vector_files
+from hivlp.store.writer import Writer
 
 LOCK = "lock"
 ENGINE = "engine"
-"""Where :mod:`hivlp.index.tuning` keeps an engine."""
+"""Where the approximate index is kept; a store only finishes what a process that was killed began to put there."""
 
 
-class IndexFolder:
-    """Items and their vectors, durable; what :class:`hivlp.index.Index` builds on."""
+class Store:
+    """Items and their vectors, durable. Any thread may read and write; one at a time writes, others wait for it.
+
+    Attributes:
+        path: of the folder.
+        about: what the index was made with.
+        levels: coarse to fine.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open an existing folder.
 
         Raises:
-            IndexFolderError: if it is not an index, or is damaged.
+            IndexFolderError: if it is not an index, is damaged, or of another format.
         """
         self.path = path.absolute()
-        self._lock = FileLock(self.path / LOCK)
-        self.catalog = Catalog(path)
-        self._state: State | None = None
-        self._maps: list[Stored] = []
-        self._alive: NDArray[np.bool_] | None = None
+        file = self.path / FILE
+        try:
+            if not file.is_file():
+                raise IndexFolderError(f"{path} is not an index: it has no {FILE}")
+            self._connections = Connections(file)
+        except OSError as error:
+            raise IndexFolderError(f"{file} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise DamagedIndexError(f"{file} is damaged: it is shorter than a database's header") from error
+        try:
+            with self._connections.borrow() as db:
+                self.about = check_own(path, db)
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            self._connections.close()
+            if passing(error):
+                raise IndexFolderError(f"{file} cannot be read: {error}") from error
+            raise DamagedIndexError(f"{file} is damaged: {error}") from error
+        except IndexFolderError:
+            self._connections.close()
+            raise
+        self.levels: tuple[Level, ...] = self.about.levels
+        self._views = Views()
+        self._turn = threading.RLock()
+        self._lock = FileLock(self.path / LOCK, thread_local=False)
+        self._mine = threading.local()
 
     @staticmethod
     def exists(path: Path | str) -> bool:
@@ -70,7 +91,7 @@ class IndexFolder:
         Raises:
             IndexFolderError: if the folder holds something.
         """
-        if IndexFolder.exists(path):
+        if Store.exists(path):
             raise IndexFolderError(f"{path} is already an index: open it instead")
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -79,30 +100,38 @@ class IndexFolder:
             raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
 
     @staticmethod
-    def make(path: Path, about: About, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Make an empty folder for what ``about`` says.
+    def make(
+        path: Path, about: About, arrays: Mapping[str, NDArray[Any]] | None = None, codec: str = FLOAT16.name
+    ) -> None:
+        """Make an empty folder.
 
         Args:
             path: a folder that does not exist yet, or is empty.
             about: what the index is made with.
             arrays: name of a ``.npy`` file -> what belongs to the index beside the vectors.
+            codec: of the finest level, ``float16``, ``float32`` or ``int8``; the others are float16.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
         """
-        IndexFolder.check_free(path)
+        Store.check_free(path)
+        finest = CODECS[codec]
+        state = State(0, 0, 0, format_of(finest), finest.dtype)
+        levels = {"levels": json.dumps([asdict(level) for level in about.levels])}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Built aside and moved into place whole: a crash leaves no half-made index under this name.
             with scratch_folder(path) as scratch:
-                for level in about.levels:
-                    VectorFile.of(scratch, level, 0).create()
+                for file in vector_files(scratch, about.levels, state):
+                    file.create()
                 for name, array in (arrays or {}).items():
-                    with (scratch / name).open("xb") as file:
-                        np.save(file, array, allow_pickle=False)
-                        file.flush()
-                        os.fsync(file.fileno())
-                Catalog.create(scratch, about)
+                    with (scratch / name).open("xb") as out:
+                        np.save(out, array, allow_pickle=False)
+                        out.flush()
+                        os.fsync(out.fileno())
+                with closing(connect(scratch / FILE)) as db, db:
+                    db.execute("BEGIN")
+                    schema.make_tables(db, {**asdict(state), **asdict(about), **levels})
                 sync_folder(scratch)
                 scratch.rename(path)
             sync_folder(path.parent)
@@ -111,23 +140,102 @@ class IndexFolder:
 
     def close(self) -> None:
         """Let go of the files."""
-        self.catalog.close()
-        self._maps, self._state = [], None
+        self._connections.close()
+        self._views.clear()
 
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """Coarse to fine."""
-        return self.catalog.about.levels
+    def changes(self) -> bytes:
+        """Change counter of the catalog: another one after a commit, whoever made it; read without a lock.
 
-    @property
-    def model_source(self) -> str:
-        """Name or folder from which the index's model can be loaded again."""
-        return self.catalog.about.source
+        Raises:
+            IndexFolderError: if the store is closed, or belongs to another process.
+        """
+        return self._connections.changes()
 
     def __len__(self) -> int:
-        return self.catalog.count()
+        with self.reading() as reader:
+            return reader.count()
 
-    # Writing.
+    # Transactions.
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """One consistent commit: nobody's change is seen, or succeeds, before the block ends; for any thread.
+
+        Raises:
+            IndexFolderError: if the store is closed, belongs to another process, or cannot be read.
+        """
+        self._mine.reading = getattr(self._mine, "reading", 0) + 1
+        try:
+            with self._connections.borrow() as db:
+                db.execute("BEGIN")
+                try:
+                    yield Reader(self.path, db, self.about, self._views)
+                finally:
+                    if db.in_transaction:
+                        db.execute("COMMIT")
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            kind = IndexFolderError if passing(error) else DamagedIndexError
+            raise kind(f"{self.path / FILE} cannot be read: {error}") from error
+        finally:
+            self._mine.reading -= 1
+
+    @contextmanager
+    def writer(self) -> Iterator[None]:
+        """Be the only writer: other threads wait, other processes are refused; nests in one thread.
+
+        Raises:
+            IndexFolderError: if another process is writing, or the folder cannot be written.
+        """
+        self._connections.check()
+        with self._turn:
+            self._connections.check()  # perhaps closed while it waited
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise IndexFolderError(
+                    f"{self.path} is being written by another process: try again when it is done"
+                ) from error
+            except OSError as error:
+                raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}") from error
+            try:
+                if self._lock.lock_counter == 1:
+                    self._tidy()
+                yield
+            finally:
+                self._lock.release()
+
+    @contextmanager
+    def changing(self, *, upgrade: bool = True) -> Iterator[Writer]:
+        """One transaction: the block's changes are committed and on disk when it ends, or never were.
+
+        Args:
+            upgrade: bring an index of format 1 to format 2.
+
+        Raises:
+            IndexFolderError: if another process is writing, or the disk is full, read-only or failing.
+        """
+        assert not getattr(self._mine, "reading", 0), "a commit would wait for its own thread, which is reading"
+        with self.writer(), self._guard(), self._connections.borrow() as db:
+            db.execute(f"PRAGMA cache_size=-{WRITE_CACHE_KIB}")
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                if not schema.meta_is_whole(db):  # a new checksum must not vouch for what was damaged before
+                    raise DamagedIndexError(f"{self.path / FILE} is damaged: {META_DAMAGED}")
+                schema.part_hashes(db)
+                writer = Writer(Reader(self.path, db, self.about, self._views), db)
+                # A compaction that was killed may have left some.
+                drop_old_files(self.path, self.levels, writer.reader.state)
+                if upgrade and not writer.reader.state.has_checksums:
+                    writer.upgrade()
+                yield writer
+                writer.finish()
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    # Changes.
 
     def append(
         self,
@@ -141,8 +249,7 @@ class IndexFolder:
 
         Args:
             items: one for each row of ``embeddings``; an item at a known path replaces it.
-            embeddings: unit vectors at the index's levels, float; stored as float16 (float32 in an index of format 1
-                that was not compacted since). Or level name -> what its file shall hold.
+            embeddings: level name -> (n, dim) float unit vectors, or rows that its codec encoded.
             restamp: items whose files were read again and found unchanged.
             new: whether the caller, who is the only writer, has seen that no item has any of these paths.
 
@@ -153,26 +260,9 @@ class IndexFolder:
             IndexFolderError: if the disk is full or fails; the index is then as it was.
             VectorError: if a vector is not finite, not of unit length, or not of its level's shape; nothing is stored.
         """
-        updated = 0
-        with self._changing() as state:
-            if items and embeddings is not None:
-                paths = [item.path for item in items]
-                for level in self.levels:
-                    check_vectors(level, embeddings.get(level.name), paths)
-                files = [self._file(level, state) for level in self.levels]
-                for file in files:
-                    file.map(state.rows)  # refuses to build on a damaged file
-                with ThreadPoolExecutor(1, "hivlp-write") as pool:
-                    writes = [
-                        pool.submit(file.write, state.rows, embeddings[level.name])
-                        for file, level in zip(files, self.levels, strict=True)
-                    ]
-                    # Meanwhile; what counts is that all vectors are on disk before the commit.
-                    updated = self.catalog.put(items, state.rows, new=new)
-                for level, write in zip(self.levels, writes, strict=True):
-                    self.catalog.integrity.add_block(level.name, state.rows, write.result())
-                self.catalog.set_rows(state.rows + len(items))
-            self.catalog.restamp(restamp)
+        with self.changing() as writer:
+            updated = writer.append(items, embeddings, new=new) if items and embeddings is not None else 0
+            writer.restamp(restamp)
         return updated
 
     def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
@@ -188,36 +278,8 @@ class IndexFolder:
         Raises:
             QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
-        with self._changing():
-            chosen: dict[int, Item] = {}
-            given_up: set[int] = set()
-            set_aside = self.catalog.integrity.lost()[0]
-            for wanted in each_item(items):
-                if isinstance(wanted, int):
-                    item = self.catalog.get(wanted)
-                    found = [] if item is None else [item]
-                    lost = {item_id for item_id, _ in set_aside if item_id == wanted}
-                else:
-                    found = self.named(wanted)
-                    lost = {item_id for item_id, path in set_aside if composed(path) in map(composed, places(wanted))}
-                if not found and not lost:
-                    raise QueryError(f"{self.path} has no item {wanted}")
-                chosen.update({item.id: item for item in found})
-                given_up.update(lost if not found else ())
-            self.catalog.delete((item.id, item.row) for item in chosen.values())
-            self.catalog.integrity.forget(given_up)
-        return len(chosen) + len(given_up)
-
-    def named(self, path: str) -> list[Item]:
-        """The item that a person calls by this path, or the items in the folder of that name.
-
-        Raises:
-            QueryError: if it could mean several.
-        """
-        tried = places(path)
-        exact = (self.catalog.under(place) for place in tried)
-        alike = (self.catalog.alike(place) for place in tried if not place.isascii())
-        return next(filter(None, itertools.chain(exact, alike)), [])
+        with self.changing() as writer:
+            return writer.remove(each_item(items))
 
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
@@ -235,7 +297,22 @@ class IndexFolder:
         Raises:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
-        return compact(self, on_progress)
+        freed = 0
+        with self.writer():
+            with self.changing() as writer:
+                reader = writer.reader
+                damaged = reader.integrity.damaged_item()
+                if damaged is not None:
+                    raise DamagedIndexError(f"{self.path}: the record of item {damaged} is damaged; run `hivlp repair`")
+                if reader.count() != reader.state.rows or reader.state.dtype != reader.state.compacted_dtype:
+                    freed = rewrite(writer, on_progress)
+            self.drop_old_files()
+        return freed
+
+    def drop_old_files(self) -> None:
+        """Remove vector files of other generations than the last commit's; for the only writer."""
+        with self.reading() as reader:
+            drop_old_files(self.path, self.levels, reader.state)
 
     def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
         """Add another index's items, except those whose path is here already.
@@ -249,35 +326,60 @@ class IndexFolder:
 
         Raises:
             IndexFolderError: if the other index was made with another model, or is this one.
+            DamagedIndexError: if a vector or a record of the other is not as it was written.
         """
-        with closing(IndexFolder(Path(other))) as source:
-            return merge(self, source, other, on_progress)
+        with closing(Store(Path(other))) as source:
+            mine, theirs = self.about, source.about
+            if (mine.fingerprint, mine.levels) != (theirs.fingerprint, theirs.levels):
+                raise IndexFolderError(
+                    f"{other} was made with {theirs.model}, {self.path} with {mine.model}: not merged"
+                )
+            if source.path.resolve() == self.path.resolve():
+                raise IndexFolderError(f"{other} is the same index")
+            added = seen = 0
+            with self.writer(), source.reading() as theirs_now:
+                total = theirs_now.count()
+                for chunk in chunks(theirs_now.all_items(), CHUNK):
+                    with self.reading() as reader:
+                        known = reader.at_paths([item.path for item in chunk])
+                    new = [item for item in chunk if item.path not in known]
+                    if new:
+                        vectors = theirs_now.embeddings([item.row for item in new], check=True)
+                        self.append([NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new], vectors)
+                        added += len(new)
+                    seen += len(chunk)
+                    if on_progress is not None:
+                        on_progress(seen, total)
+        return added
 
-    # Reading.
+    # What there is.
 
-    def info(self) -> dict[str, Any]:
-        """What the index holds, and whether its files are as long as they must be.
+    def look_up(self, rows: Sequence[int], commits: int) -> dict[int, Shown] | None:
+        """What is shown of the items in some rows, if that is still as a commit has it; None if it may not be.
+
+        Args:
+            rows: each once.
+            commits: number of the commit.
 
         Raises:
-            IndexFolderError: if a vector file is missing or too short.
+            IndexFolderError: if the store is closed, or belongs to another process.
         """
-        with self.catalog.reading() as state:
-            self._refresh(state)
-            about = self.catalog.about
-            return {
-                "path": str(self.path),
-                "format": state.format,
-                "vectors": np.dtype(state.dtype).name,
-                "items": self.catalog.count(),
-                "lost": self.catalog.integrity.lost_count(),
-                "rows": state.rows,
-                "dead": len(self.catalog.dead()),
-                "model": about.model,
-                "source": about.source,
-                "fingerprint": about.fingerprint,
-                "levels": {level.name: level.dim for level in about.levels},
-                "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
-            }
+        found: dict[int, Shown] = {}
+        try:
+            with self._connections.borrow() as db:
+                for start in range(0, len(rows), AT_ONCE) if rows else (0,):
+                    part = look_up(db, rows[start : start + AT_ONCE])
+                    if part is None or part[0] != str(commits):
+                        return None
+                    found.update(part[1])
+        except sqlite3.Error:  # which a reader says in words
+            return None
+        return found
+
+    def named(self, path: str) -> list[Item]:
+        """:meth:`hivlp.store.reader.Reader.named` of the last commit."""
+        with self.reading() as reader:
+            return reader.named(path)
 
     def embeddings(self, row: int) -> Embeddings:
         """The stored vectors of one row, (1, dim) float32 a level.
@@ -285,91 +387,34 @@ class IndexFolder:
         Raises:
             DamagedIndexError: if they are not as they were written.
         """
-        with self.catalog.reading() as state:
-            self._refresh(state)
-            for level, part in zip(self.levels, self._maps, strict=True):
-                crc = self.catalog.integrity.checksum(level.name, row)
-                if crc is not None and row_checksums(part[row : row + 1])[0] != crc:
-                    raise self._damaged(self._file(level, state), row)
-            return self._rows([row])
+        with self.reading() as reader:
+            return reader.embeddings([row], check=True)
+
+    def info(self) -> dict[str, Any]:
+        """What the index holds, and whether its files are as long as they must be.
+
+        Raises:
+            IndexFolderError: if a vector file is missing or too short.
+        """
+        with self.reading() as reader:
+            reader.vectors()
+            state, about = reader.state, self.about
+            return {
+                "path": str(self.path),
+                "format": state.format,
+                "vectors": reader.files()[-1].codec.name,
+                "items": reader.count(),
+                "lost": reader.integrity.lost_count(),
+                "rows": state.rows,
+                "dead": len(reader.dead()),
+                "model": about.model,
+                "source": about.source,
+                "fingerprint": about.fingerprint,
+                "levels": {level.name: level.dim for level in about.levels},
+                "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
+            }
 
     # Inside.
-
-    def _refresh(self, state: State) -> None:
-        """See what the last commit says; called inside a read transaction, so that files and catalog agree."""
-        if state == self._state:
-            return
-        self._maps = [self._file(level, state).map(state.rows) for level in self.levels]
-        self.catalog.integrity.check_rows(state.rows)
-        dead = self.catalog.dead()
-        self._alive = None
-        if dead:
-            self._alive = np.ones(state.rows, bool)
-            self._alive[dead] = False
-        self._state = state
-
-    def _rows(self, rows: Sequence[int] | NDArray[np.int64]) -> Embeddings:
-        return Embeddings(
-            {level.name: part[rows].astype(np.float32) for level, part in zip(self.levels, self._maps, strict=True)}
-        )
-
-    def _file(self, level: Level, state: State) -> VectorFile:
-        return VectorFile.of(self.path, level, state.generation, state.dtype)
-
-    def _upgrade(self, state: State) -> State:
-        """From format 1 to 2; the vectors stay as they are, and get checksums if they can be what was written."""
-        new = self.catalog.upgrade()
-        for level in self.levels:
-            file = self._file(level, state)
-            vectors = file.map(state.rows)
-            for start in range(0, state.rows, CHUNK):
-                block = vectors[start : start + CHUNK]
-                for row in not_unit(block):
-                    raise self._damaged(file, start + int(row))
-                self.catalog.integrity.add_block(level.name, start, row_checksums(block))
-        return new
-
-    def _check_sums(
-        self,
-        state: State,
-        level: Level,
-        rows: NDArray[np.int64],
-        vectors: Stored,
-        sums: tuple[Checksums, NDArray[np.bool_]],
-    ) -> None:
-        crcs, known = sums
-        for row in rows[known[rows] & (row_checksums(vectors) != crcs[rows])]:
-            raise self._damaged(self._file(level, state), int(row))
-
-    @staticmethod
-    def _damaged(file: VectorFile, row: int) -> DamagedIndexError:
-        return DamagedIndexError(f"the index is damaged: {file.path}, row {row}; run `hivlp repair`")
-
-    @contextmanager
-    def _changing(self) -> Iterator[State]:
-        """One change, whole or not at all. An index of format 1 becomes one of format 2."""
-        with self._writer(), self._guard(), self.catalog.writing() as state:
-            drop_old_files(self, state)  # a compaction that was killed may have left some
-            yield self._upgrade(state) if state.format == OLD_FORMAT else state
-
-    @contextmanager
-    def _writer(self) -> Iterator[None]:
-        """Be the only writer; nests."""
-        self.catalog.check_owner()  # a lock that was inherited, or is another thread's, cannot be taken
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise IndexFolderError(
-                f"{self.path} is being written by another process: try again when it is done"
-            ) from error
-        except OSError as error:
-            raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}") from error
-        try:
-            if self._lock.lock_counter == 1:
-                self._tidy()
-            yield
-        finally:
-            self._lock.release()
 
     def _tidy(self) -> None:
         """Remove what processes that died have left, and finish what they began; for the only writer."""
@@ -391,6 +436,17 @@ class IndexFolder:
             raise IndexFolderError(
                 f"{self.path} cannot be written: {_reason(error)}; what was reported is safe, the rest is not stored"
             ) from error
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[Reader]:
+    """The last commit of a folder that is opened for this alone.
+
+    Raises:
+        IndexFolderError: if it is not an index, is damaged, or cannot be read.
+    """
+    with closing(Store(Path(path))) as store, store.reading() as reader:
+        yield reader
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A great many records into the table ``items`` at once, where a statement for each costs more than its work."""
+"""Bulk insertion into the table ``items``, where a statement for each record costs more than its work."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hivlp.store import schema
 from hivlp.store.records import Stamp
-from hivlp.store.schema import COLUMNS, can_be_listed
+from hivlp.store.schema import ITEM, ItemRecord, can_be_listed, marks, seal
 
 HASH_BYTES = 32
 DIGITS = 10  # of the largest checksum
 AT_ONCE = 4096
 """Records that :func:`insert_alike` stores with one statement."""
 
+COMING = f"CREATE TEMP TABLE IF NOT EXISTS coming ({ITEM}, crc)"
 ALIKE = (
-    f"INSERT INTO items ({COLUMNS}, crc) "
+    f"INSERT INTO items ({ITEM}, crc) "
     f"SELECT ?1 + key, value, substr(?2, {HASH_BYTES} * key + 1, {HASH_BYTES}), NULL, '{{}}', ?3 + key, "
     f"?4, ?5, ?6, ?7, CAST(substr(?8, {DIGITS} * key + 1, {DIGITS}) AS INTEGER) FROM json_each(?9)"
 )
 
 
 def insert(db: sqlite3.Connection, records: Iterable[tuple[Any, ...]]) -> None:
-    """Store records of any kind, each given as its ``COLUMNS``."""
+    """Store records of any kind, each an :class:`ItemRecord` or a tuple like it."""
     # Through a table in memory: one statement for all of them spares `items` the fixed cost of one each.
-    db.execute("CREATE TEMP TABLE IF NOT EXISTS coming (a, b, c, d, e, f, g, h, i, j, k)")
-    db.executemany("INSERT INTO coming VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", schema.seal(records))
-    db.execute(f"INSERT INTO items ({COLUMNS}, crc) SELECT * FROM coming ORDER BY rowid")
+    db.execute(COMING)
+    db.executemany(f"INSERT INTO coming VALUES ({marks(len(ItemRecord._fields) + 1)})", seal(records))
+    db.execute(f"INSERT INTO items ({ITEM}, crc) SELECT * FROM coming ORDER BY rowid")
     db.execute("DELETE FROM coming")
 
 

@@ -1,9 +1,9 @@
-"""What ``items.db`` knows of its own soundness: checksums of records and vectors, and items whose vectors are lost."""
+"""Checksums of records and vectors as one commit has them, and the items whose vectors are lost."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError
 from hivlp.store import schema
-from hivlp.store.schema import COLUMNS, FORMAT, record_crc, unpack_path
-from hivlp.store.vectors import Checksums
+from hivlp.store.codec import Checksums, Stored, row_checksums
+from hivlp.store.database import META_DAMAGED
+from hivlp.store.records import Item, State
+from hivlp.store.schema import BLOCK, ITEM, LOST, ItemRecord, LostRecord, record_crc, unpack_path
+from hivlp.store.vectors import VectorFile
 
 
 class Integrity:
-    """A part of :class:`hivlp.store.catalog.Catalog`, on the same connection and inside the same transactions."""
+    """What can be checked of one commit; the part of :class:`hivlp.store.reader.Reader` that looks for damage."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    # The database itself.
+    def __init__(self, db: sqlite3.Connection, state: State) -> None:
+        self._db, self._state = db, state
 
     def faults(self) -> list[str]:
         """What SQLite's own check, and a look at the file's length and the tables' definitions, find wrong."""
@@ -33,127 +34,118 @@ class Integrity:
             return [f"the file holds {length} of {pages * page_size} bytes"]
         with self._lenient():
             found = [text for (text,) in self._db.execute("PRAGMA integrity_check") if text != "ok"]
-            if self._has_checksums():
-                found += [f"the definition of {name!r} is not as it was written" for name in schema.altered(self._db)]
+            if self._state.has_checksums:
+                differing = schema.differences(self._db, exact=True)
+                found += [f"the definition of {what} is not as it was written" for what in differing]
+        if not schema.meta_is_whole(self._db):
+            found.append(META_DAMAGED)
         return found
 
-    def rebuild_indexes(self) -> None:
-        """Make SQLite's indexes anew from its tables."""
-        self._db.execute("REINDEX")
+    # Records.
 
-    def records(self) -> Iterator[tuple[tuple[Any, ...], bool]]:
-        """Each item's columns, and whether they are as they were written (format 1 cannot tell), by id.
+    def records(self) -> Iterator[tuple[ItemRecord, bool]]:
+        """Every record of an item by id, and whether it is as it was written and makes sense.
 
         Text that is no UTF-8 comes with surrogates instead of an error.
         """
-        columns = len(COLUMNS.split(","))
         with self._lenient():
-            for values in self._db.execute("SELECT * FROM items ORDER BY id"):
-                record, crc = values[:columns], values[columns:]
-                yield record, not crc or crc[0] == record_crc(*record)
+            column = "crc" if self._state.has_checksums else "NULL"
+            for *values, crc in self._db.execute(f"SELECT {ITEM}, {column} FROM items ORDER BY id"):
+                whole = not self._state.has_checksums or crc == record_crc(*values)
+                yield ItemRecord._make(values), whole and _makes_sense(values)
+
+    def damaged_item(self) -> int | None:
+        """The id of an item whose record is not as it was written, if there is one."""
+        if not self._state.has_checksums:
+            return None
+        found = self._db.execute(f"SELECT id FROM items WHERE crc != record_crc({ITEM}) LIMIT 1").fetchone()
+        return None if found is None else int(found[0])
 
     def path_of(self, item_id: int) -> str:
         """The path of an item, whatever state its record is in."""
         with self._lenient():
             found = self._db.execute("SELECT path FROM items WHERE id = ?", (item_id,)).fetchone()
-        return "?" if found is None else unpack_path(found[0] if isinstance(found[0], (str, bytes)) else repr(found[0]))
-
-    def damaged_item(self) -> int | None:
-        """The id of an item whose record is not as it was written, if there is one."""
-        found = self._db.execute(f"SELECT id FROM items WHERE crc != record_crc({COLUMNS}) LIMIT 1").fetchone()
-        return None if found is None else int(found[0])
-
-    # Vectors.
-
-    def add_block(self, level: str, first: int, crcs: Checksums) -> None:
-        """Note the checksums of rows that were written together."""
-        record = (level, first, len(crcs), crcs.astype("<u4").tobytes())
-        self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", (*record, record_crc(*record)))
-
-    def forget_blocks(self, level: str) -> None:
-        """Drop the checksums of a level, whose file is about to be replaced."""
-        self._db.execute("DELETE FROM blocks WHERE level = ?", (level,))
-
-    def checksums(self, level: str, rows: int) -> tuple[Checksums, NDArray[np.bool_]]:
-        """(rows,) checksums of a level's vectors, and (rows,) whether each is known: its own record is as written."""
-        crcs, known = np.zeros(rows, np.uint32), np.zeros(rows, bool)
-        if not self._has_checksums():
-            return crcs, known
-        with self._lenient():
-            for *record, crc in self._db.execute("SELECT * FROM blocks WHERE level = ?", (level,)):
-                _, first, count, data = record
-                if type(first) is not int or type(count) is not int or not isinstance(data, bytes):
-                    continue
-                if crc == record_crc(*record) and 0 <= first <= first + count <= rows and len(data) == 4 * count:
-                    crcs[first : first + count] = np.frombuffer(data, "<u4")
-                    known[first : first + count] = True
-        return crcs, known
-
-    def checksum(self, level: str, row: int) -> int | None:
-        """The checksum of one row's vector, if there is one."""
-        if not self._has_checksums():
-            return None
-        found = self._db.execute(
-            "SELECT substr(crcs, 4 * (? - first) + 1, 4) FROM blocks WHERE level = ? AND first <= ? "
-            "ORDER BY first DESC LIMIT 1",
-            (row, level, row),
-        ).fetchone()
-        return (
-            int.from_bytes(found[0], "little") if found and isinstance(found[0], bytes) and len(found[0]) == 4 else None
-        )
-
-    def check_rows(self, rows: int) -> None:
-        """Check that what is said of rows is said of rows that there are.
-
-        Raises:
-            DamagedIndexError: if an item, or a removed one, has another row than 0 … ``rows`` - 1.
-        """
-        for table in ("items", "dead"):
-            for row in self._db.execute(f"SELECT min(row), max(row) FROM {table}").fetchone():
-                if row is not None and (type(row) is not int or not 0 <= row < rows):
-                    raise DamagedIndexError(
-                        f"the index is damaged: the table {table} names row {row!r:.40}, there are {rows}; "
-                        "run `hivlp repair`"
-                    )
-
-    # Items without vectors.
-
-    def lose(self, ids: Iterable[int]) -> None:
-        """Set items aside until their pictures are indexed again: their vectors are damaged."""
-        for item_id in ids:
-            known = "SELECT id, path, caption, metadata FROM items WHERE id = ?"
-            record = self._db.execute(known, (item_id,)).fetchone()
-            self._db.execute("INSERT OR REPLACE INTO lost VALUES (?, ?, ?, ?, ?)", (*record, record_crc(*record)))
-            self._db.execute("DELETE FROM items WHERE id = ?", (item_id,))
+        return "?" if found is None else shown_path(found[0])
 
     def lost_count(self) -> int:
-        """Number of items set aside."""
-        return int(self._db.execute("SELECT COUNT(*) FROM lost").fetchone()[0]) if self._has_checksums() else 0
+        """Number of items set aside because their vectors are damaged."""
+        return int(self._db.execute("SELECT COUNT(*) FROM lost").fetchone()[0]) if self._state.has_checksums else 0
 
     def lost(self) -> tuple[list[tuple[int, str]], list[int]]:
         """Items set aside, as (id, path), and the ids of those whose record is damaged."""
         whole: list[tuple[int, str]] = []
         damaged: list[int] = []
-        if self._has_checksums():
+        if self._state.has_checksums:
             with self._lenient():
-                for *record, crc in self._db.execute("SELECT * FROM lost ORDER BY id"):
+                for *values, crc in self._db.execute(f"SELECT {LOST}, crc FROM lost ORDER BY id"):
+                    record = LostRecord._make(values)
                     if crc == record_crc(*record):
-                        whole.append((record[0], unpack_path(record[1])))
+                        whole.append((record.id, unpack_path(record.path)))
                     else:
-                        damaged.append(record[0])
+                        damaged.append(record.id)
         return whole, damaged
 
-    def forget(self, ids: Iterable[int]) -> None:
-        """Drop the records of items, set aside or not, whatever became of their rows."""
-        for item_id in ids:
-            self._db.execute("DELETE FROM items WHERE id = ?", (item_id,))
-            self._db.execute("DELETE FROM lost WHERE id = ?", (item_id,))
+    # Vectors.
 
-    # Inside.
+    def checksums(self, level: str, first: int, last: int) -> tuple[Checksums, NDArray[np.bool_]]:
+        """Checksums of a level's rows from ``first`` to before ``last``, and whether each is known.
 
-    def _has_checksums(self) -> bool:
-        found = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        return found is not None and found[0] == str(FORMAT)
+        One is known if the record that holds it is as it was written.
+        """
+        crcs, known = np.zeros(last - first, np.uint32), np.zeros(last - first, bool)
+        if not self._state.has_checksums:
+            return crcs, known
+        select = (
+            f"SELECT {BLOCK}, crc FROM blocks WHERE level = ?1 AND first < ?3 AND first >= "
+            "ifnull((SELECT max(first) FROM blocks WHERE level = ?1 AND first <= ?2), 0)"
+        )
+        with self._lenient():
+            for *values, crc in self._db.execute(select, (level, first, last)):
+                _, start, count, data = values
+                if type(start) is not int or type(count) is not int or not isinstance(data, bytes):
+                    continue
+                if crc == record_crc(*values) and 0 <= start <= start + count and len(data) == 4 * count:
+                    begin, end = max(start, first), min(start + count, last)
+                    if begin < end:
+                        crcs[begin - first : end - first] = np.frombuffer(data, "<u4")[begin - start : end - start]
+                        known[begin - first : end - first] = True
+        return crcs, known
+
+    def check(self, file: VectorFile, rows: NDArray[np.int64], stored: Stored) -> Checksums:
+        """Compare stored rows with the checksums that were written with them.
+
+        Args:
+            file: that they are from.
+            rows: (n,) their numbers.
+            stored: n rows.
+
+        Returns:
+            (n,) checksums of the rows as they are.
+
+        Raises:
+            DamagedIndexError: naming the first that differs.
+        """
+        found = row_checksums(stored)
+        if len(rows):
+            first = int(rows.min())
+            crcs, known = self.checksums(file.level.name, first, int(rows.max()) + 1)
+            for row in rows[known[rows - first] & (found != crcs[rows - first])]:
+                raise file.damaged(int(row))
+        return found
+
+    def check_rows(self) -> None:
+        """Check that items and removed ones are in rows that there are.
+
+        Raises:
+            DamagedIndexError: if one is not.
+        """
+        for table in ("items", "dead"):
+            for row in self._db.execute(f"SELECT min(row), max(row) FROM {table}").fetchone():
+                if row is not None and (type(row) is not int or not 0 <= row < self._state.rows):
+                    raise DamagedIndexError(
+                        f"the index is damaged: the table {table} names row {row!r:.40}, there are {self._state.rows}; "
+                        "run `hivlp repair`"
+                    )
 
     @contextmanager
     def _lenient(self) -> Iterator[None]:
@@ -162,3 +154,16 @@ class Integrity:
             yield
         finally:
             self._db.text_factory = str
+
+
+def shown_path(value: Any) -> str:
+    """A path for people, whatever a damaged record holds in its place."""
+    return unpack_path(value if isinstance(value, (str, bytes)) else repr(value))
+
+
+def _makes_sense(values: list[Any]) -> bool:
+    try:
+        Item.of(values)
+    except ValueError:
+        return False
+    return True

@@ -1,14 +1,13 @@
-"""How a person spells the name of a file, and how it is stored."""
+"""File names: as people type them, and as they are stored."""
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,19 +27,19 @@ def composed(value: T) -> T | str:
 
 
 def stored_path(path: Path | str) -> str:
-    """The one path under which a file is stored: its folder resolved, so that links lead to one item, itself not."""
+    """The path that a file is stored under: its folder with links resolved, its own name as it is."""
     # os.path, because a Path for every file is slow.
     folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
     return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
 
 
 def existing(path: Path | str) -> Path:
-    """The file or folder that is meant: as typed, in the home folder for ``~``, or spelt otherwise in Unicode.
+    """The file or folder that a typed path means: that very name, or ``~`` expanded, or another spelling in Unicode.
 
-    What there is under the very name that was typed comes first; what does not exist is given back as it is.
+    A path that does not exist is given back as it is.
     """
     typed = Path(path)
-    for place in (typed, _at_home(typed)):
+    for place in (typed, at_home(typed)):
         if os.path.lexists(place):
             return place
         if not str(place).isascii():
@@ -61,7 +60,8 @@ def _entries(folder: Path, name: str) -> list[Path]:
         return []
 
 
-def _at_home(path: Path) -> Path:
+def at_home(path: Path) -> Path:
+    """A path with ``~`` replaced by the home folder."""
     try:
         return path.expanduser()
     except RuntimeError:  # of a user that there is not
@@ -128,105 +128,3 @@ def each_item(items: Any) -> Iterator[int | str]:
                     yield from each_item(item)
                 return
     raise ArgumentError(f"an item is an id (a whole number) or a path, not {items!r:.40}")
-
-
-class Told(Generic[T]):
-    """What a caller tells of files, by their path."""
-
-    def __init__(self, by_path: Mapping[Path | str, T]) -> None:
-        self._exact = {}
-        for path, value in by_path.items():
-            at_home = str(path).startswith("~") and not os.path.lexists(path)
-            self._exact[stored_path(_at_home(Path(path)) if at_home else path)] = value
-        # A name in another spelling of Unicode will do if no file has this very one.
-        self._composed = {
-            composed(path): value
-            for path, value in self._exact.items()
-            if not path.isascii() and not os.path.lexists(path)
-        }
-
-    def get(self, path: str) -> T | None:
-        """What was told of a stored path, if anything."""
-        if path in self._exact:
-            return self._exact[path]
-        return self._composed.get(composed(path)) if self._composed and not path.isascii() else None
-
-
-def told_captions(captions: Any) -> Told[str]:
-    """Captions by path; a missing one (None or NaN, as pandas has it) is none.
-
-    Raises:
-        DataError: if they are no such thing.
-    """
-    given = {}
-    for path, caption in _by_path("captions", captions):
-        if not _is_missing(caption):
-            if not isinstance(caption, str):
-                raise DataError(f"the caption of {path} is no text, but {type(caption).__name__} {caption!r:.40}")
-            given[path] = str(caption)
-    return Told(given)
-
-
-def told_metadata(metadata: Any) -> Told[dict[str, Any]]:
-    """Metadata by path, as it is when it comes back out of JSON.
-
-    Raises:
-        DataError: if there is something that JSON cannot hold.
-    """
-    given = {}
-    for path, values in _by_path("metadata", metadata):
-        if not _is_missing(values):
-            if not hasattr(values, "items"):
-                raise DataError(f"metadata of {path} must be a JSON object (a dict), not {type(values).__name__}")
-            given[path] = _as_json(values, f"metadata of {path}", 0)
-    return Told(given)
-
-
-def _by_path(what: str, given: Any) -> Iterator[tuple[Path | str, Any]]:
-    if given is None:
-        return
-    if not hasattr(given, "items"):
-        raise DataError(f"{what} must map paths, as {{path: …}}, not be a {type(given).__name__}")
-    for path, value in given.items():
-        if not isinstance(path, (str, os.PathLike)):
-            raise DataError(f"{what} must map paths: {path!r:.40} is none")
-        yield Path(path), value
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether it is None, a NaN, pandas' NA or NaT."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
-
-
-def _as_json(value: Any, where: str, depth: int) -> Any:
-    """What JSON makes of a value; numpy's are Python's."""
-    if isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "biufUO":
-        value = value.tolist()
-    if value is None:
-        return None
-    if depth > 100:
-        raise DataError(f"{where} is nested too deeply")
-    match value:
-        case bool():
-            return value
-        case str():
-            return str(value)
-        case int():
-            return int(value)
-        case float():
-            if not math.isfinite(value):
-                raise DataError(f"{where} is {value}, which JSON has no number for: give None, or leave it out")
-            return float(value)
-        case list() | tuple():
-            return [_as_json(each, f"{where}[{place}]", depth + 1) for place, each in enumerate(value)]
-    if hasattr(value, "items"):
-        return {_key(name, where): _as_json(each, f"{where}: {name}", depth + 1) for name, each in value.items()}
-    raise DataError(f"{where} must be JSON, not {type(value).__name__} {value!r:.40}")
-
-
-def _key(name: Any, where: str) -> str:
-    if isinstance(name, (str, int, np.integer)) and not isinstance(name, bool):
-        return str(name)
-    raise DataError(f"{where}: a key must be a text, not {name!r:.40}")

@@ -1,23 +1,33 @@
-"""What an index knows of a picture, of itself, and of one commit: the words that the storage speaks."""
+"""Items, the index's own description, and the state of one commit, as values."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, NamedTuple
 
 from hivlp.levels import Level, check_levels
-from hivlp.store.vectors import SUFFIXES
+from hivlp.store.codec import BY_DTYPE, FLOAT16, FLOAT32, VectorCodec
+from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, unpack_path
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
 
 
 @dataclass(frozen=True)
 class State:
-    """What a commit says of the index as a whole."""
+    """What a commit says of the index as a whole.
+
+    Attributes:
+        rows: in each vector file, those of removed items included.
+        generation: of the vector files.
+        commits: a number that grows with each.
+        format: of the folder.
+        dtype: of the codec of every level; in format 3, of the finest level alone.
+    """
 
     rows: int
     generation: int
@@ -35,10 +45,30 @@ class State:
         rows, generation, commits, version = (
             _whole(meta, name) for name in ("rows", "generation", "commits", "format")
         )
-        dtype = meta.get("dtype", "<f4")  # which format 1 does not say
-        if dtype not in SUFFIXES:
+        dtype = meta.get("dtype", FLOAT32.dtype)  # which format 1 does not say
+        if dtype not in BY_DTYPE or (version < CODEC_FORMAT and BY_DTYPE[dtype] not in (FLOAT16, FLOAT32)):
             raise ValueError(f"dtype is {dtype!r:.40}")
         return cls(rows, generation, commits, version, dtype)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether records and vectors carry checksums."""
+        return self.format > OLD_FORMAT
+
+    @property
+    def compacted_dtype(self) -> str:
+        """What compaction writes: the float32 of format 1 becomes float16."""
+        return self.dtype if self.format >= CODEC_FORMAT else FLOAT16.dtype
+
+    def codecs(self, levels: int) -> tuple[VectorCodec, ...]:
+        """The codec of each of so many levels, coarse to fine."""
+        finest = BY_DTYPE[self.dtype]
+        return (FLOAT16 if self.format >= CODEC_FORMAT else finest,) * (levels - 1) + (finest,)
+
+
+def format_of(codec: VectorCodec) -> int:
+    """The format of a new folder with this codec."""
+    return FORMAT if codec is FLOAT16 else CODEC_FORMAT
 
 
 @dataclass(frozen=True)
@@ -76,7 +106,7 @@ def _whole(meta: Mapping[str, Any], name: str) -> int:
 
 
 class Stamp(NamedTuple):
-    """What a file's status said when its content was read; times in ns."""
+    """What a file's status said when its content was read: size in bytes, times in ns."""
 
     size: int
     mtime: int
@@ -89,9 +119,8 @@ class Stamp(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
 
 
-@dataclass(frozen=True)
-class Item:
-    """One stored picture."""
+class Item(NamedTuple):
+    """One stored picture; ``row`` is its place in every level's vector file."""
 
     id: int
     path: str
@@ -100,6 +129,24 @@ class Item:
     metadata: dict[str, Any]
     row: int
     stamp: Stamp
+
+    @classmethod
+    def of(cls, record: Sequence[Any]) -> Item:
+        """From an :class:`hivlp.store.schema.ItemRecord`, whoever wrote it.
+
+        Raises:
+            ValueError: if a value is none that it can have.
+        """
+        item_id, path, content, caption, metadata, row, *stamp = record
+        try:
+            known = {} if metadata == "{}" else json.loads(metadata)
+        except (TypeError, RecursionError) as error:
+            raise ValueError("metadata is no JSON") from error
+        if not (isinstance(known, dict) and isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
+            raise ValueError("a value is of another kind")
+        if not isinstance(content, bytes) or {*map(type, stamp)} != {int}:
+            raise ValueError("a value is of another kind")
+        return cls(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
 
 
 class NewItem(NamedTuple):

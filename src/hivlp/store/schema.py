@@ -1,7 +1,7 @@
-"""How ``items.db`` is laid out, and how its records vouch for themselves.
+"""Layout of ``items.db``: its tables, the one spelling of their records, and the checksum that each record carries.
 
 SQLite keeps no checksums of its pages. Its integrity check finds what breaks a tree or disagrees with an index; a bit
-that flips inside a caption is found by the checksum that each record carries.
+that flips inside a caption is found by the record's own checksum.
 """
 
 from __future__ import annotations
@@ -10,24 +10,65 @@ import os
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
 
 FORMAT = 2
 OLD_FORMAT = 1
 """Vectors in float32 and no checksums; read as it is, brought to :data:`FORMAT` by the first change."""
+CODEC_FORMAT = 3
+"""As :data:`FORMAT`, with a finest level in another codec than float16; the number makes earlier versions refuse it in
+words, which would take an unknown dtype for damage."""
+FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT)))
 
-COLUMNS = "id, path, hash, caption, metadata, row, size, mtime, ctime, checked"
+
+class ItemRecord(NamedTuple):
+    """A record of the table ``items``, before its checksum."""
+
+    id: int
+    path: str | bytes
+    hash: bytes
+    caption: str | None
+    metadata: str
+    row: int
+    size: int
+    mtime: int
+    ctime: int
+    checked: int
+
+
+class BlockRecord(NamedTuple):
+    """A record of the table ``blocks``: checksums of rows written together, little-endian uint32 end to end."""
+
+    level: str
+    first: int
+    rows: int
+    crcs: bytes
+
+
+class LostRecord(NamedTuple):
+    """A record of the table ``lost``: an item whose vectors were damaged."""
+
+    id: int
+    path: str | bytes
+    caption: str | None
+    metadata: str
+
+
+ITEM, BLOCK, LOST = (", ".join(record._fields) for record in (ItemRecord, BlockRecord, LostRecord))
+"""The columns of each table that its checksum covers, in order."""
+META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
+"""Keys of the table ``meta`` that its record ``check`` vouches for, beside the last id that was given."""
+
 PART = 18
 """Bits of an id beyond which it belongs to the next part of ``items_hash``."""
 WITH_HASH = f"""WITH RECURSIVE parts(part) AS (
     SELECT min(id) >> {PART} FROM items
     UNION SELECT (SELECT min(id) >> {PART} FROM items WHERE id >= (part + 1) << {PART}) FROM parts WHERE part NOT NULL
-) SELECT {COLUMNS} FROM parts CROSS JOIN items
+) SELECT {ITEM} FROM parts CROSS JOIN items
     ON id >> {PART} = part AND substr(hash, 1, 8) = substr(?1, 1, 8) AND hash = ?1"""
 """The items with a hash, part after part of those that there are."""
-META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
-"""What the record ``check`` of the table ``meta`` vouches for, beside the last id that was given."""
 
 COMMON = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -36,15 +77,6 @@ COMMON = (
 # Hashes come in no order, so that an addition rewrites most of what they are put into: that is only the last part.
 HASHES = f"CREATE INDEX items_hash ON items (id >> {PART}, substr(hash, 1, 8))"
 OLD_HASHES = "CREATE INDEX items_hash ON items (substr(hash, 1, 8))"  # in one part; read as it is, too
-FORMAT_1 = (
-    """CREATE TABLE items (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path NOT NULL UNIQUE, hash BLOB NOT NULL, caption TEXT,
-    metadata TEXT NOT NULL DEFAULT '{}', row INTEGER NOT NULL,
-    size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL, checked INTEGER NOT NULL
-)""",
-    "CREATE INDEX items_row ON items (row)",
-    "CREATE INDEX items_hash ON items (hash)",
-)
 SINCE_2 = (
     """CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -69,6 +101,8 @@ SINCE_2 = (
     crc INTEGER NOT NULL                -- of all columns before
 )""",
 )
+CRC = ",\n    crc INTEGER NOT NULL                -- of all columns before"
+FORMAT_1 = (SINCE_2[0].replace(CRC, ""), SINCE_2[1], "CREATE INDEX items_hash ON items (hash)")
 
 Definition = tuple[str, str, str | None]  # of a table or index: type, its table, SQL
 
@@ -81,8 +115,12 @@ def record_crc(*values: object) -> int:
 
 def seal(records: Iterable[tuple[object, ...]]) -> Iterator[tuple[Any, ...]]:
     """Records with their :func:`record_crc` behind them."""
-    # As record_crc does it, without a call for each of a great many.
-    return ((*record, zlib.crc32(ascii(record).encode("ascii"))) for record in records)
+    return ((*record, record_crc(*record)) for record in records)
+
+
+def marks(count: int) -> str:
+    """So many SQL placeholders."""
+    return ",".join("?" * count)
 
 
 def pack_path(path: str) -> str | bytes:
@@ -95,7 +133,7 @@ def pack_path(path: str) -> str | bytes:
 
 
 def pack_paths(paths: Sequence[str]) -> Sequence[str | bytes]:
-    """Each of many paths as :func:`pack_path` has it."""
+    """:func:`pack_path` of each of many."""
     try:
         "".join(paths).encode("utf-8")  # at once, which fails if one of them does
         return paths
@@ -103,34 +141,63 @@ def pack_paths(paths: Sequence[str]) -> Sequence[str | bytes]:
         return [pack_path(path) for path in paths]
 
 
-def can_be_listed(path: str | bytes) -> bool:
-    """Whether a path comes out of SQLite's JSON as it went in: that knows no bytes, and ends a text at a NUL."""
-    return isinstance(path, str) and "\0" not in path
-
-
 def unpack_path(value: str | bytes) -> str:
     """The inverse of :func:`pack_path`."""
     return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
-def make_tables(db: sqlite3.Connection) -> None:
+def can_be_listed(path: str | bytes) -> bool:
+    """Whether a path comes out of SQLite's JSON as it went in: that knows no bytes, and ends a text at a NUL."""
+    return isinstance(path, str) and "\0" not in path
+
+
+def make_tables(db: sqlite3.Connection, meta: Mapping[str, object]) -> None:
     """Everything that an empty ``items.db`` needs, inside the caller's transaction."""
     for statement in (*COMMON, *SINCE_2):
         db.execute(statement)
+    db.executemany("INSERT INTO meta VALUES (?, ?)", [(key, str(value)) for key, value in meta.items()])
+    seal_meta(db)
+
+
+def read_meta(db: sqlite3.Connection) -> dict[str, Any]:
+    """The table ``meta``: the index's own record."""
+    return dict(db.execute("SELECT key, value FROM meta"))
+
+
+def meta_is_whole(db: sqlite3.Connection) -> bool:
+    """Whether the table ``meta`` is as it was written; of format 1, which has no checksum, it counts as whole."""
+    meta = read_meta(db)
+    return meta.get("format") == str(OLD_FORMAT) or meta.get("check") == _meta_crc(db)
+
+
+def seal_meta(db: sqlite3.Connection) -> None:
+    """Write the checksum of the table ``meta``."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('check', ?)", (_meta_crc(db),))
+
+
+def _meta_crc(db: sqlite3.Connection) -> str:
+    meta = read_meta(db)
+    return str(record_crc(*(meta.get(key) for key in META), last_id(db)))
+
+
+def last_id(db: sqlite3.Connection) -> Any:
+    """The largest id that was ever given to an item."""
+    found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+    return found[0] if found else 0  # as it is stored: the checksum of meta covers it
 
 
 def upgrade_tables(db: sqlite3.Connection) -> None:
     """From format 1 to 2, inside the caller's transaction; the vectors' checksums are for the caller to add."""
-    last_id = sequence(db)
+    last = last_id(db)
     for index in ("items_row", "items_hash"):
         db.execute(f"DROP INDEX {index}")
     db.execute("ALTER TABLE items RENAME TO old_items")
     for statement in SINCE_2:
         db.execute(statement)
-    db.execute(f"INSERT INTO items SELECT {COLUMNS}, record_crc({COLUMNS}) FROM old_items")
+    db.execute(f"INSERT INTO items SELECT {ITEM}, record_crc({ITEM}) FROM old_items")
     db.execute("DROP TABLE old_items")
-    if db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (last_id,)).rowcount == 0:
-        db.execute("INSERT INTO sqlite_sequence VALUES ('items', ?)", (last_id,))
+    if db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (last,)).rowcount == 0:
+        db.execute("INSERT INTO sqlite_sequence VALUES ('items', ?)", (last,))
     db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(FORMAT),))
     db.execute("INSERT INTO meta VALUES ('dtype', '<f4')")
 
@@ -142,52 +209,35 @@ def part_hashes(db: sqlite3.Connection) -> None:
         db.execute(HASHES)
 
 
-def sequence(db: sqlite3.Connection) -> Any:
-    """The largest id that was ever given to an item."""
-    found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
-    return found[0] if found else 0  # as it is stored: the checksum of meta covers it
+def differences(db: sqlite3.Connection, *, exact: bool) -> list[str]:
+    """Tables and indexes that a database lacks, holds beside those of its format, or defines in another way.
 
+    Args:
+        db: of any format.
+        exact: whether comments and line breaks count, in which versions of format 1 differ, and what is missing.
 
-def altered(db: sqlite3.Connection) -> list[str]:
-    """Names of the tables and indexes whose definition is not the one of :data:`FORMAT`."""
-    wanted, found = _definitions(), _found(db)
-    if found.get("items_hash") == ("index", "items", OLD_HASHES):
-        del wanted["items_hash"]
-    return [name for name, rest in wanted.items() if found.get(name) != rest]
-
-
-def strange(db: sqlite3.Connection) -> list[str]:
-    """What a database holds beside the tables and indexes of its format, or defines in another way: type and name.
-
-    A trigger, a view, a default or a check would run with the rights of whoever opens the folder.
+    Returns:
+        Type and name of each, such as ``trigger 't'``: that would run with the rights of whoever opens the folder.
     """
-    found = _found(db)
-    known = _definitions() if "blocks" in found else _definitions((*COMMON, *FORMAT_1))
-    allowed = {name: {_meaning(definition)} for name, definition in known.items()}
-    allowed["items_hash"].add(("index", "items", OLD_HASHES))
-    return [
-        f"{definition[0]} {name!r}"
-        for name, definition in found.items()
-        if _meaning(definition) not in allowed.get(name, ())
-    ]
+    found = _definitions(db)
+    with closing(sqlite3.connect(":memory:")) as model:
+        for statement in (*COMMON, *(SINCE_2 if "blocks" in found else FORMAT_1)):
+            model.execute(statement)
+        wanted = _definitions(model)
+    if found.get("items_hash") == ("index", "items", OLD_HASHES):
+        wanted["items_hash"] = found["items_hash"]
+    if not exact:
+        found, wanted = ({name: _meaning(each) for name, each in side.items()} for side in (found, wanted))
+    names = [*found, *(wanted.keys() - found.keys() if exact else ())]
+    return [f"{(found.get(name) or wanted[name])[0]} {name!r}" for name in names if found.get(name) != wanted.get(name)]
 
 
-def _found(db: sqlite3.Connection) -> dict[str, Definition]:
+def _definitions(db: sqlite3.Connection) -> dict[str, Definition]:
     rows = db.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")
     return {name: (kind, table, sql) for name, kind, table, sql in rows}
 
 
-def _definitions(statements: Sequence[str] = (*COMMON, *SINCE_2)) -> dict[str, Definition]:
-    model = sqlite3.connect(":memory:")
-    try:
-        for statement in statements:
-            model.execute(statement)
-        return _found(model)
-    finally:
-        model.close()
-
-
 def _meaning(definition: Definition) -> Definition:
-    """A definition without its comments and line breaks, in which those of format 1 differ."""
+    """A definition without its comments and line breaks."""
     kind, table, sql = definition
     return kind, table, sql if not isinstance(sql, str) else " ".join(re.sub(r"\s*--[^\n]*", "", sql).split())

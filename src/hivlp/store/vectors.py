@@ -1,84 +1,77 @@
-"""One level's vectors on disk: a raw, append-only file of little-endian float rows."""
+"""Vector files: one level's stored rows one after the other, append-only."""
 
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError, IndexFolderError, VectorError
 from hivlp.levels import Level, Vectors
-from hivlp.store.half import as_stored
-
-HALF = np.dtype("<f2")
-"""What new files hold: half the bytes, and a cosine to some 1e-4."""
+from hivlp.store.codec import CODECS, Checksums, Stored, VectorCodec, not_unit, row_checksums
+from hivlp.store.records import State
 
 CHUNK = 4096
-"""Vectors that are read and copied at once."""
+"""Rows that are read and copied at once."""
 
 PIECE = 256
-"""Vectors that are converted and written at once."""
-
-SUFFIXES = {"<f2": "f16", "<f4": "f32"}
-Stored = NDArray[Any]
-"""Vectors of a file's own dtype."""
-Checksums = NDArray[np.uint32]
+"""Rows that are encoded and written at once: few enough to stay in the processor's cache from one step to the next."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Vectors as a file holds them, ready to be written.
+    """Stored rows with their checksums, ready to be written.
 
     Attributes:
-        stored: (n, dim) in the file's dtype and C order, of rows that :func:`check_vectors` lets pass.
+        codec: that encoded them.
+        stored: n rows in C order, of vectors that :func:`check_vectors` lets pass.
         sums: (n,) checksum of each row.
     """
 
+    codec: VectorCodec
     stored: Stored
     sums: Checksums
 
     @classmethod
-    def of(cls, vectors: Vectors | Stored, dtype: np.dtype[Any]) -> Rows:
-        """Vectors in this dtype, with their checksums."""
-        stored = as_stored(vectors, dtype)
-        return cls(stored, row_checksums(stored))
+    def of(cls, vectors: Vectors, codec: VectorCodec) -> Rows:
+        """Encode (n, dim) float vectors."""
+        stored = codec.encode(vectors)
+        return cls(codec, stored, row_checksums(stored))
 
     @classmethod
-    def room(cls, count: int, dim: int, dtype: np.dtype[Any]) -> Rows:
-        """Room for so many, to :meth:`put` them into."""
-        return cls(np.empty((count, dim), dtype), np.empty(count, np.uint32))
+    def room(cls, count: int, dim: int, codec: VectorCodec) -> Rows:
+        """Room for so many rows, to :meth:`put` vectors into."""
+        return cls(codec, codec.empty(count, dim), np.empty(count, np.uint32))
 
     def put(self, first: int, vectors: Vectors) -> None:
-        """Fill rows from ``first`` on with these."""
+        """Encode vectors into the rows from ``first`` on."""
         last = first + len(vectors)
-        stored = as_stored(vectors, self.stored.dtype, self.stored[first:last])
-        self.sums[first:last] = row_checksums(stored)
+        self.sums[first:last] = row_checksums(self.codec.encode(vectors, self.stored[first:last]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows, and length of the vectors."""
+        return len(self.sums), self.codec.dim(self.stored)
 
     def __len__(self) -> int:
         return len(self.sums)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Rows:
-        return Rows(np.ascontiguousarray(self.stored[rows]), self.sums[rows])
+        return Rows(self.codec, np.ascontiguousarray(self.stored[rows]), self.sums[rows])
 
 
 class VectorFile:
-    """Rows of one level. How many of them exist is the catalog's word, not the file's length."""
+    """The stored rows of one level. How many of them exist is the catalog's word, not the file's length."""
 
-    def __init__(self, path: Path, dim: int, dtype: np.dtype[Any] = HALF) -> None:
-        self.path = path
-        self.dim = dim
-        self.dtype = dtype
-
-    @classmethod
-    def of(cls, folder: Path, level: Level, generation: int, dtype: str = HALF.str) -> VectorFile:
-        """The file of a level in one generation; ``dtype`` is ``<f2`` or ``<f4``."""
-        return cls(folder / f"{level.name}.{generation}.{SUFFIXES[dtype]}", level.dim, np.dtype(dtype))
+    def __init__(self, folder: Path, level: Level, generation: int, codec: VectorCodec) -> None:
+        self.path = folder / f"{level.name}.{generation}.{codec.suffix}"
+        self.level, self.codec = level, codec
+        self.row = codec.row(level.dim)
 
     def create(self) -> None:
         """Make the empty file."""
@@ -92,14 +85,14 @@ class VectorFile:
             IndexFolderError: if the file is missing or may not be read.
         """
         try:
-            return self.path.stat().st_size // (self.dim * self.dtype.itemsize)
+            return self.path.stat().st_size // self.row.itemsize
         except FileNotFoundError as error:
             raise DamagedIndexError(f"the index is damaged: {self.path} is missing; run `hivlp repair`") from error
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def map(self, rows: int) -> Stored:
-        """(rows, dim) read-only view of the committed rows, in the file's dtype; no row is read until it is used.
+        """Memory map of the first rows, read-only; no row is read until it is used.
 
         Raises:
             IndexFolderError: if the file is missing or holds fewer rows.
@@ -110,38 +103,45 @@ class VectorFile:
                 f"the index is damaged: {self.path} holds {held} of {rows} vectors; run `hivlp repair`"
             )
         if rows == 0:
-            return np.empty((0, self.dim), self.dtype)
+            return self.codec.empty(0, self.level.dim)
         try:
-            return np.memmap(self.path, self.dtype, "r", shape=(rows, self.dim))
+            return np.memmap(self.path, self.row, "r", shape=(rows,))
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
 
-    def write(self, first: int, vectors: Vectors | Stored | Rows) -> Checksums:
+    def damaged(self, row: int) -> DamagedIndexError:
+        """The error for a row that is not as it was written."""
+        return DamagedIndexError(f"the index is damaged: {self.path}, row {row}; run `hivlp repair`")
+
+    def write(self, first: int, vectors: Vectors | Rows) -> Checksums:
         """Write rows from ``first`` on, whatever lay there, and wait until they are on disk.
 
         Rows from ``first`` on were never committed, so nothing that exists is overwritten.
 
+        Args:
+            first: row of the first.
+            vectors: (n, dim) float, or rows of this file's codec.
+
         Returns:
-            (rows,) checksums of what was written.
+            (n,) checksums of what was written.
 
         Raises:
             OSError: if the disk is full or fails; the file then may hold a part, which nobody will read.
         """
         if not isinstance(vectors, Rows):
             vectors = np.asarray(vectors)
-        elif vectors.stored.dtype != self.dtype:
-            raise ValueError(f"rows of {vectors.stored.dtype} for a file of {self.dtype}")
-        offset = first * self.dim * self.dtype.itemsize
+        elif vectors.codec is not self.codec:
+            raise ValueError(f"rows of {vectors.codec.name} for a file of {self.codec.name}")
+        offset = first * self.row.itemsize
         sums = np.empty(len(vectors), np.uint32)
         handle = os.open(self.path, os.O_WRONLY)
         try:
             os.ftruncate(handle, offset)
-            # In pieces that stay in the processor's cache from one step to the next.
             for start in range(0, len(vectors), PIECE):
                 piece = vectors[start : start + PIECE]
-                rows = piece if isinstance(piece, Rows) else Rows.of(piece, self.dtype)
+                rows = piece if isinstance(piece, Rows) else Rows.of(piece, self.codec)
                 sums[start : start + PIECE] = rows.sums
-                data = memoryview(rows.stored.data).cast("B")
+                data = memoryview(rows.stored.view(np.uint8).data).cast("B")
                 while data:
                     written = os.pwrite(handle, data, offset)
                     data, offset = data[written:], offset + written
@@ -151,17 +151,23 @@ class VectorFile:
         return sums
 
 
-def row_checksums(stored: Stored) -> Checksums:
-    """(rows,) CRC-32 of each row's bytes."""
-    return np.fromiter(map(zlib.crc32, np.ascontiguousarray(stored)), np.uint32, len(stored))
+def vector_files(folder: Path, levels: Sequence[Level], state: State) -> tuple[VectorFile, ...]:
+    """The files of a commit, coarse to fine."""
+    codecs = state.codecs(len(levels))
+    return tuple(
+        VectorFile(folder, level, state.generation, codec) for level, codec in zip(levels, codecs, strict=True)
+    )
 
 
-def not_unit(vectors: Stored) -> NDArray[np.int64]:
-    """Rows that no unit vector can be: not finite, zero, or of another length."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        wide = vectors if vectors.dtype.itemsize > 2 else vectors.astype(np.float32)
-        squares = np.einsum("ij,ij->i", wide, wide)
-    return np.flatnonzero(~(np.abs(squares - 1) < 2e-2))  # a NaN compares false
+def drop_old_files(folder: Path, levels: Sequence[Level], state: State) -> None:
+    """Remove the vector files of other generations than the commit's."""
+    kept = {file.path for file in vector_files(folder, levels, state)}
+    for level in levels:
+        for codec in CODECS.values():
+            for path in folder.glob(f"{level.name}.*.{codec.suffix}"):
+                if path not in kept:
+                    with suppress(OSError):
+                        path.unlink()
 
 
 def check_vectors(level: Level, vectors: Any, paths: Sequence[str]) -> None:
@@ -179,15 +185,14 @@ def check_vectors(level: Level, vectors: Any, paths: Sequence[str]) -> None:
         raise VectorError(f"level {level.name}: no vectors for it were given")
     if len(vectors) != len(paths):
         raise VectorError(f"level {level.name}: {len(vectors)} vectors for {len(paths)} items")
-    ready = isinstance(vectors, Rows)
-    if ready:
-        vectors = vectors.stored
+    if isinstance(vectors, Rows):
+        if vectors.shape[1] != level.dim:
+            raise _refusal(level, 0, paths, f"is of shape ({vectors.shape[1]},), not ({level.dim},)")
+        return
     if getattr(vectors, "shape", None) != (len(paths), level.dim):
         for row, vector in enumerate(vectors):
             if np.shape(vector) != (level.dim,):
                 raise _refusal(level, row, paths, f"is of shape {np.shape(vector)}, not ({level.dim},)")
-    if ready:
-        return
     array = np.asarray(vectors)
     if array.dtype.kind != "f":
         raise _refusal(level, 0, paths, f"is of {array.dtype}, not of floating-point numbers")

@@ -1,4 +1,4 @@
-"""Conditions on items, in SQL, from people that nobody vouches for."""
+"""Filter conditions in SQL, whoever wrote them: what they may call is listed, and they end in their time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hivlp.store.names import composed
 
 WHERE_SECONDS = 5.0
 WHERE_ITEMS = 1_000_000
-"""Items that a condition has :data:`WHERE_SECONDS` for; of more, as much longer. From a disk it may read them all."""
+"""Items that a condition has :data:`WHERE_SECONDS` for; for twice as many it has twice the time."""
 GRACE_SECONDS = 0.5
 """What it has to stop after that, before it is left to itself: SQLite cannot be stopped inside one function."""
 WHERE_TABLES = ("items", "json_each", "json_tree")
@@ -30,8 +30,6 @@ CONSTANT = frozenset([
     "pi", "pow", "power", "radians", "round", "rtrim", "sign", "sin", "sinh", "sqrt", "substr", "substring", "sum",
     "tan", "tanh", "total", "trim", "trunc", "typeof", "unicode", "unlikely", "upper",
 ])
-# fmt: on
-# fmt: off
 CHANGING = frozenset([
     "current_date", "current_time", "current_timestamp", "date", "datetime", "julianday", "random", "strftime",
     "time", "timediff", "unixepoch",
@@ -63,7 +61,7 @@ Value = str | bytes | int | float | None
 
 
 class Passing(NamedTuple):
-    """The rows for which a condition holds, and whether it holds for others at another time."""
+    """Rows for which a condition holds, and whether it may hold for others at another time (``random()``)."""
 
     rows: list[int]
     changing: bool

@@ -1,7 +1,7 @@
 """Whether a recipe can be carried out, asked before anything is decoded or trained.
 
-Keys, types and ranges are checked as a recipe is built (:mod:`hivlp.train.typed`). Here it is what its parts ask of each
-other, of the data and of what is installed.
+Keys, types and ranges are checked as a recipe is built (:mod:`hivlp.train.typed`). Here it is what its parts ask of
+each other, of the data and of what is installed.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers, encode_stream
 from hivlp.errors import DataError
+from hivlp.files.digests import cache_folder
 from hivlp.files.npy import open_npy
 from hivlp.files.scratch import write_whole
 from hivlp.levels import Embeddings, Vectors
@@ -54,9 +55,9 @@ class RealSet:
     key: str = ""
 
 
-def cache_folder() -> Path:
-    """``HIVLP_CACHE``, or ``~/.cache/hivlp``; benchmarks keep their vectors in ``bench`` there."""
-    return Path(os.environ.get("HIVLP_CACHE") or Path.home() / ".cache" / "hivlp") / "bench"
+def bench_folder() -> Path:
+    """Where benchmarks keep their vectors, in the cache."""
+    return cache_folder() / "bench"
 
 
 def read_real(model: HiVLP, *, pictures: bool = True) -> RealSet:
@@ -69,7 +70,7 @@ def read_real(model: HiVLP, *, pictures: bool = True) -> RealSet:
     Raises:
         DataError: if WordNet or the pictures are not there.
     """
-    folder = cache_folder() / f"real-{model.fingerprint[:16]}"
+    folder = bench_folder() / f"real-{model.fingerprint[:16]}"
     words, glosses = read_wordnet()
     texts = {"words": words, "glosses": glosses[:GLOSSES]}
     names = {name: f"{name}-{content_hash(json.dumps(of).encode())}" for name, of in texts.items()}

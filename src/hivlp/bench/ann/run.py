@@ -17,7 +17,7 @@ from hivlp.bench.ann import rivals
 from hivlp.bench.ann.generator import generate, match
 from hivlp.bench.ann.kept import Kept
 from hivlp.bench.ann.measure import ITEMS, TRUTH, Collection, measure
-from hivlp.bench.ann.real import TESTED, TRAINED_FROM, RealSet, cache_folder, read_real, write_collection
+from hivlp.bench.ann.real import TESTED, TRAINED_FROM, RealSet, bench_folder, read_real, write_collection
 from hivlp.bench.machine import describe
 from hivlp.encode import HiVLP
 from hivlp.errors import MissingExtraError
@@ -56,7 +56,7 @@ def run(size: str, model: HiVLP, plot: Path | None = None, *, fresh: bool = Fals
         raise MissingExtraError("`hivlp bench ann`", "bench")
     started = time.perf_counter()
     real = read_real(model, pictures=size == "full")
-    folder = cache_folder()
+    folder = bench_folder()
     key = real.key
     words = folder / f"words-{key}"
     collection = Collection(words)

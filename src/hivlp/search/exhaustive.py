@@ -1,51 +1,20 @@
-"""Finding the best rows of one level by looking at all of them.
-
-This is the engine that a faster one replaces: anything with the two functions of :class:`Scanner` will do, and one that
-answers many queries in one pass also has the third, of :class:`BatchScanner`.
-"""
+"""Exhaustive scan: the top-k rows of one level by their inner products with a query."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import native
 from hivlp.levels import Vectors
-from hivlp.store.vectors import Stored
+from hivlp.search.filters import Mask, Rows
+from hivlp.store.codec import INT8, Stored, codec_of
 
-Rows = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 BLOCK_FLOATS = 1 << 22  # 16 MB of vectors, or scores, at once: memory stays bounded, whatever the size of the index
 WIDEN_FLOATS = 1 << 18  # float16 is widened in pieces that stay in the processor's cache
 SPARSE = 0.2  # of a block's rows: below this, copying them out costs less than scoring them all
-
-
-class Scanner(Protocol):
-    """An engine over the vectors of one level."""
-
-    def top(self, query: Vectors, count: int, allowed: Mask | None) -> tuple[Rows, Vectors]:
-        """The ``count`` best rows, best first, with their scores; equal scores in row order."""
-
-    def rescore(self, query: Vectors, rows: Rows) -> Vectors:
-        """(len(rows),) scores of the given rows."""
-
-
-@runtime_checkable
-class BatchScanner(Scanner, Protocol):
-    """An engine that looks at each vector once for many queries."""
-
-    def top_many(self, queries: Vectors, count: int, allowed: Mask | None) -> list[tuple[Rows, Vectors]]:
-        """What :meth:`top` gives for each of the (queries, dim) vectors."""
-
-
-def top_many(scanner: Scanner, queries: Vectors, count: int, allowed: Mask | None) -> list[tuple[Rows, Vectors]]:
-    """What :meth:`Scanner.top` gives for each of the (queries, dim) vectors, in one pass if the engine can."""
-    if len(queries) > 1 and isinstance(scanner, BatchScanner):
-        return scanner.top_many(queries, count, allowed)
-    return [scanner.top(query, count, allowed) for query in queries]
 
 
 def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
@@ -55,13 +24,31 @@ def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
 
 
 class ExhaustiveScanner:
-    """Dot products with every row of a (rows, dim) array of float32 or float16, memory-mapped or not."""
+    """Exhaustive scan of stored rows, memory-mapped or not.
 
-    def __init__(self, vectors: Stored) -> None:
-        self._vectors = np.asarray(vectors)  # slices of a memmap that are memmaps themselves are slow to make
+    Attributes:
+        codec: of the rows.
+        dim: of their vectors.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        """A scan of rows as a codec of :mod:`hivlp.store.codec` stores them."""
+        self._vectors = np.asarray(stored)  # slices of a memmap that are memmaps themselves are slow to make
+        self.codec = codec_of(stored)
+        self.dim = self.codec.dim(self._vectors)
+
+    def vectors(self, rows: Rows) -> Vectors:
+        """(n, dim) float32 vectors of the given rows."""
+        return self.codec.decode(self._vectors[rows])
+
+    def search(self, queries: Vectors, count: int, allowed: Mask | None = None) -> list[tuple[Rows, Vectors]]:
+        """Top rows of each of the (queries, dim) vectors; see :meth:`top`."""
+        if len(queries) == 1:
+            return [self.top(queries[0], count, allowed)]
+        return self.top_many(queries, count, allowed)
 
     def top(self, query: Vectors, count: int, allowed: Mask | None = None) -> tuple[Rows, Vectors]:
-        """The best rows among those allowed.
+        """Top ``count`` of the rows allowed.
 
         Args:
             query: (dim,) float32.
@@ -73,7 +60,7 @@ class ExhaustiveScanner:
         """
         best = _Best(count)
         floats = BLOCK_FLOATS if self._vectors.dtype != np.float16 else min(WIDEN_FLOATS, BLOCK_FLOATS)
-        for block in self._blocks(allowed, floats // self._vectors.shape[1]):
+        for block in self._blocks(allowed, floats // self.dim):
             scores = _dot(block.vectors, query)
             places = best.candidates(scores, block.mask)
             best.add(block.rows(places), scores[places])
@@ -90,7 +77,7 @@ class ExhaustiveScanner:
             count: how many for each, at least 1.
             allowed: (rows,) bool, or None for all.
         """
-        dim = self._vectors.shape[1]
+        dim = self.dim
         bests = [_Best(count) for _ in queries]
         lengths = np.linalg.norm(queries, axis=1)
         for block in self._blocks(allowed, BLOCK_FLOATS // max(dim, len(queries), 1)):
@@ -201,11 +188,13 @@ def _nth_best(scores: Vectors, count: int) -> float:
     return float(np.partition(scores, len(scores) - count)[len(scores) - count])
 
 
-def _float32(vectors: NDArray[np.floating[Any]]) -> Vectors:
-    """The same numbers as float32, finite float16 exactly and several times as fast as by ``astype``.
+def _float32(vectors: Stored) -> Vectors:
+    """(n, dim) float32 vectors of stored rows; of finite float16 exactly, and several times as fast as by ``astype``.
 
     Sign, exponent and fraction move to where a float32 has them; then only the bias of the exponent is wrong, by 112.
     """
+    if vectors.dtype.names:
+        return INT8.decode(vectors)
     if vectors.dtype != np.float16:
         return vectors.astype(np.float32, copy=False)
     wide = np.empty(vectors.shape, np.float32)

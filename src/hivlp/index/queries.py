@@ -1,0 +1,196 @@
+"""Query vectors: a text, a picture, an item or given vectors as one unit vector a level."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hivlp.ann import native
+from hivlp.coarse.maps import COARSE, FINE, CoarseMaps
+from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
+from hivlp.errors import ArgumentError, IndexFolderError, MissingExtraError, ModelError, QueryError
+from hivlp.levels import Level, Vectors
+from hivlp.search.stages import Query
+from hivlp.store.records import About
+
+
+class QueryEncoder:
+    """What turns queries into vectors: the index's model, loaded when it is first needed, and its coarse maps.
+
+    Attributes:
+        maps: coarse level of given vectors; None where the model itself has one.
+    """
+
+    def __init__(self, path: Path, about: About, maps: CoarseMaps | None) -> None:
+        """No model is loaded yet.
+
+        Args:
+            path: of the index, for messages.
+            about: what it was made with.
+            maps: of an index of given vectors.
+        """
+        self.maps = maps
+        self._path, self._about = path, about
+        self._model: Encoder | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def model(self) -> Encoder | None:
+        """The model, if one is loaded."""
+        return self._model
+
+    def attach(self, model: Encoder) -> None:
+        """Use this model.
+
+        Raises:
+            IndexFolderError: if the index was made with another one.
+        """
+        check_encoder(model)
+        about = self._about
+        if self.maps is not None:
+            check_width(model, self.maps)
+        elif model.levels != about.levels or model.fingerprint != about.fingerprint:
+            same = " (the same name, but other weights or settings)" if model.name == about.model else ""
+            raise IndexFolderError(
+                f"{self._path} was made with model {about.model}, not {model.name}{same}: "
+                "use that model, or index the pictures again into a new folder"
+            )
+        self._model = model
+
+    def need_model(self) -> Encoder:
+        """The model; of an index that was opened without, the one that it was made with, loaded now.
+
+        Raises:
+            QueryError: if the index knows none, or it cannot be loaded.
+            IndexFolderError: if it has changed since.
+        """
+        with self._lock:
+            if self._model is None:
+                from hivlp.encode.hub import HiVLP
+
+                if not self._about.source:
+                    raise QueryError(
+                        f"{self._path} was made of embeddings alone: search by vector or item, "
+                        "or give their model: Index.open(path, model=...)"
+                    )
+                try:
+                    self.attach(HiVLP.from_pretrained(self._about.source))
+                except (ModelError, MissingExtraError) as error:
+                    raise QueryError(
+                        f"the model of {self._path} cannot be loaded: {error}; or give it: Index.open(path, model=...)"
+                    ) from error
+            assert self._model is not None
+            return self._model
+
+    def of_one(self, text: str | None, image: Picture | str | None, vector: Any) -> Query:
+        """The vectors of one text, picture or given vector."""
+        text = unpacked(text)
+        if text is not None:
+            if not isinstance(text, str):
+                many = " (search_many takes many)" if isinstance(text, Iterable) else ""
+                raise ArgumentError(f"a query is one text, not {type(text).__name__}{many}")
+            return self.of_many(text, None)[0]
+        if image is not None:
+            seen = self.need_model().encode_image([as_picture(image)])
+            # A picture is spread as the items are: their map suits it, as it does an item that others shall be like.
+            return self.of_vectors(seen if self.maps is None else self.maps.of_items(seen.fine))
+        return self.of_vectors(self._by_level(vector))
+
+    def of_many(self, texts: str | Iterable[str] | None, vectors: Any) -> list[Query]:
+        """The vectors of many texts, or of (queries, dim) given ones."""
+        if texts is not None:
+            listed = as_texts(texts)
+            for number, text in enumerate(listed, start=1):
+                if not text.strip():
+                    raise QueryError("the query is empty" if len(listed) == 1 else f"query {number} is empty")
+            if not listed:
+                return []
+            words = self.need_model().encode_text(listed)
+            vectors = words if self.maps is None else {FINE: words.fine}
+        vectors, levels = self._by_level(vectors), self._about.levels
+        try:
+            shapes = {name: np.shape(array) for name, array in vectors.items()}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise QueryError("vectors must be (queries, dim) arrays of numbers") from error
+        sizes = {shapes[level.name][:1] for level in levels if level.name in shapes}
+        if len(sizes) != 1 or sizes == {()}:
+            raise QueryError(f"every level needs a row for each query, not {shapes}")
+        ((count,),) = sizes
+        return [self.of_vectors({name: array[number] for name, array in vectors.items()}) for number in range(count)]
+
+    def of_vectors(self, vectors: Mapping[str, Any]) -> Query:
+        """The (dim,) unit vector of each level; of given embeddings the fine one tells the coarse one.
+
+        Raises:
+            QueryError: see :func:`unit_vectors`.
+        """
+        levels = self._about.levels
+        if self.maps is not None and COARSE not in vectors:
+            (fine,) = unit_vectors(vectors, levels[-1:])
+            return [self._coarse(fine), fine]
+        return unit_vectors(vectors, levels)
+
+    def _coarse(self, fine: Vectors) -> Vectors:
+        """The (m,) coarse vector of a (dim,) fine one: as the maps have it, without letting go of the lock."""
+        assert self.maps is not None
+        coarse, length = native.unit(native.project(self.maps.query, fine))
+        return coarse if 0 < length < math.inf else self.maps.of_queries(fine[None])[COARSE][0]
+
+    def _by_level(self, vectors: Any) -> Mapping[str, Any]:
+        """What was given as vectors, by level; where the finest one is enough, it need not be named."""
+        levels = self._about.levels
+        if isinstance(vectors, Mapping):
+            return vectors
+        if self.maps is not None or len(levels) == 1:
+            return {levels[-1].name: vectors}
+        names = ", ".join(level.name for level in levels)
+        raise ArgumentError(f"vectors are given by level ({names}), as in {{'{levels[-1].name}': …}}")
+
+
+def check_width(model: Encoder, maps: CoarseMaps) -> None:
+    """Whether a model's vectors are as long as the given ones.
+
+    Raises:
+        IndexFolderError: if not.
+    """
+    width, fine = maps.levels[-1].dim, model.levels[-1].dim
+    if fine != width:
+        raise IndexFolderError(
+            f"{model.name} makes vectors of {fine} dims, the embeddings have {width}: use their model"
+        )
+
+
+def unit_vectors(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Vectors]:
+    """The (dim,) unit vector of each level, coarse to fine.
+
+    Raises:
+        QueryError: if a level is missing, or its vector has the wrong length, is zero or is not finite.
+    """
+    checked = []
+    for level in levels:
+        if level.name not in vectors:
+            raise QueryError(f"the query has no vector for level {level.name}")
+        try:
+            given = np.asarray(vectors[level.name])
+            if given.dtype.kind not in "fiu":
+                raise TypeError(given.dtype)
+            vector = given
+            if given.dtype != np.float32 or not given.flags.c_contiguous:
+                with np.errstate(over="ignore"):
+                    vector = np.ascontiguousarray(given, np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
+            raise QueryError(f"level {level.name}: not a vector of numbers") from error
+        if vector.shape == (1, level.dim):
+            vector = vector[0]
+        if vector.shape != (level.dim,):
+            raise QueryError(f"level {level.name}: a vector of shape {vector.shape} where ({level.dim},) is needed")
+        unit, length = native.unit(vector)
+        if not 0 < length < math.inf:
+            raise QueryError(f"level {level.name}: the vector is {'zero' if length == 0 else 'not finite'}")
+        checked.append(unit)
+    return checked

@@ -1,0 +1,160 @@
+"""Snapshots: the searchable collection of the last commit, made once and shared by all threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hivlp.errors import DamagedIndexError
+from hivlp.search.collection import Collection
+from hivlp.search.filters import Filter
+from hivlp.search.opened import AnnFolder, Identity
+from hivlp.search.options import Options
+from hivlp.search.plan import Plan, choose
+from hivlp.store.folder import Store
+from hivlp.store.lookup import Shown
+from hivlp.store.reader import Reader
+from hivlp.store.records import State
+
+MOST_SHOWN = 20_000
+"""Items that are remembered of a commit: some megabytes."""
+PLANS = 64
+"""Plans that are kept until the next commit."""
+CONDITIONS = 8
+"""SQL conditions whose filters are kept until the next commit."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A commit as searches see it.
+
+    Attributes:
+        state: of the commit.
+        changes: change counter of the catalog in that commit.
+        ann: which approximate index it is searched with.
+        collection: of its rows.
+        filters: of the conditions that were asked last, the least recently asked first.
+        plans: of the searches of all items that were asked for lately.
+        shown: by row, what hits show of their items, of those that were hits lately.
+    """
+
+    state: State
+    changes: bytes
+    ann: Identity | None
+    collection: Collection
+    filters: OrderedDict[str, Filter] = field(default_factory=OrderedDict)
+    plans: dict[Options, Plan] = field(default_factory=dict)
+    shown: dict[int, Shown] = field(default_factory=dict)
+
+    def plan(self, options: Options, allowed: Filter | None) -> Plan:
+        """The plan of a search, chosen once for all that ask for the same."""
+        if allowed is not None:
+            return choose(self.collection, options, allowed.count)
+        plan = self.plans.get(options)
+        if plan is None:
+            plan = choose(self.collection, options, self.collection.rows)
+            if len(self.plans) >= PLANS:
+                self.plans.clear()
+            self.plans[options] = plan
+        return plan
+
+
+class Snapshots:
+    """The snapshot of the last commit, for any number of threads."""
+
+    def __init__(self, store: Store) -> None:
+        """None is made yet."""
+        self._store, self._ann = store, AnnFolder(store.path)
+        self._snapshot: Snapshot | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        with self._lock:
+            self._snapshot = None
+            self._ann.close()
+
+    def look_again(self) -> None:
+        """See at the next search which approximate index is there."""
+        self._ann.look_again()
+
+    def newest(self) -> Snapshot | None:
+        """The snapshot of the last commit, if there is one already; without a lock, SQL, or a transaction."""
+        snapshot, changes = self._snapshot, self._store.changes()
+        if snapshot is None or snapshot.changes != changes or snapshot.ann != self._ann.identity():
+            return None
+        return snapshot
+
+    def of(self, reader: Reader) -> Snapshot:
+        """The snapshot of the commit that a reader sees."""
+        snapshot, changes = self._snapshot, self._store.changes()
+        if (
+            snapshot is not None
+            and (snapshot.state, snapshot.changes) == (reader.state, changes)
+            and snapshot.ann == self._ann.identity()
+        ):
+            return snapshot
+        with self._lock:
+            before, state = self._snapshot, reader.state
+            vectors = reader.vectors()
+            identity, ann = self._ann.open(vectors[-1], state)
+            filters: OrderedDict[str, Filter] = OrderedDict()
+            shown: dict[int, Shown] = {}
+            if before is not None and before.state == state:
+                alive, filters, shown = before.collection.alive, before.filters, before.shown
+            else:
+                mask = reader.alive()
+                alive = None if mask is None else Filter(mask)
+            collection = Collection.of(reader.about.levels, vectors, alive, ann)
+            snapshot = Snapshot(state, changes, identity, collection, filters, shown=shown)
+            # A reader may see an earlier commit than the last one, which other threads have seen by now.
+            if before is None or before.state.commits <= state.commits:
+                self._snapshot = snapshot
+            return snapshot
+
+    def shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:
+        """What hits show of the items in some rows of a snapshot; None if a commit has come in between."""
+        known = snapshot.shown
+        missing = [row for row in rows if row not in known]
+        if not missing:
+            return known
+        found = self._store.look_up(missing, snapshot.state.commits)
+        if found is None:
+            return None
+        if len(known) + len(found) <= MOST_SHOWN:
+            known.update(found)
+            return known
+        found.update({row: known[row] for row in rows if row in known})
+        known.clear()
+        return found
+
+    def allowed(self, snapshot: Snapshot, reader: Reader, condition: str | None) -> Filter | None:
+        """The rows of a snapshot that an SQL condition lets pass, tombstones left out; None for all.
+
+        Args:
+            snapshot: of the reader's commit.
+            reader: that evaluates the condition.
+            condition: see :meth:`hivlp.index.Index.search`; None for no condition.
+        """
+        if condition is None:
+            return snapshot.collection.alive
+        with self._lock:
+            if condition in snapshot.filters:
+                snapshot.filters.move_to_end(condition)
+                return snapshot.filters[condition]
+        rows, changing = reader.rows_where(condition)
+        mask = np.zeros(snapshot.collection.rows, bool)
+        if not all(isinstance(row, int) and 0 <= row < len(mask) for row in rows):
+            raise DamagedIndexError(f"{self._store.path} is damaged: an item has no vectors; run `hivlp repair`")
+        mask[rows] = True
+        allowed = Filter(mask)
+        if not changing:
+            with self._lock:
+                snapshot.filters[condition] = allowed
+                while len(snapshot.filters) > CONDITIONS:
+                    snapshot.filters.popitem(last=False)
+        return allowed

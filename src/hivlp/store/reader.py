@@ -1,0 +1,334 @@
+"""Reading one commit: items, their vectors, and what is known of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.errors import DamagedIndexError, QueryError
+from hivlp.levels import Embeddings
+from hivlp.store.codec import Stored
+from hivlp.store.database import FILE
+from hivlp.store.integrity import Integrity
+from hivlp.store.names import composed, places
+from hivlp.store.records import About, Item, State
+from hivlp.store.schema import (
+    ITEM,
+    WITH_HASH,
+    ItemRecord,
+    can_be_listed,
+    marks,
+    pack_path,
+    pack_paths,
+    read_meta,
+    record_crc,
+)
+from hivlp.store.vectors import VectorFile, vector_files
+from hivlp.store.where import Passing, rows_where
+
+T = TypeVar("T")
+MOST_MARKS = 500  # placeholders in one statement
+
+AT_LISTED = (
+    f"SELECT {', '.join(f'items.{name}' for name in ItemRecord._fields)} "
+    "FROM json_each(?) AS listed CROSS JOIN items ON items.path = listed.value"
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What all readers of one commit share.
+
+    Attributes:
+        state: of the commit.
+        vectors: stored rows of each level, memory-mapped, coarse to fine.
+        alive: (rows,) whether a row is an item's; None if all are.
+    """
+
+    state: State
+    vectors: tuple[Stored, ...]
+    alive: NDArray[np.bool_] | None
+
+
+class Views:
+    """Cache of the view of the newest commit that was read: made by its first reader, kept until the next commit."""
+
+    def __init__(self) -> None:
+        self._newest: View | None = None
+        self._lock = threading.Lock()
+
+    def of(self, reader: Reader) -> View:
+        """The view of a reader's commit.
+
+        Raises:
+            IndexFolderError: if a vector file is missing or too short.
+            DamagedIndexError: if an item is in a row that there is not.
+        """
+        view = self._newest
+        if view is not None and view.state == reader.state:
+            return view
+        with self._lock:
+            newest, state = self._newest, reader.state
+            if newest is not None and newest.state == state:
+                return newest
+            vectors = tuple(file.map(state.rows) for file in reader.files())
+            reader.integrity.check_rows()
+            dead, alive = reader.dead(), None
+            if dead:
+                alive = np.ones(state.rows, bool)
+                alive[dead] = False
+            view = View(state, vectors, alive)
+            if newest is None or newest.state.commits < state.commits:
+                self._newest = view
+        return view
+
+    def clear(self) -> None:
+        """Let go of the files."""
+        self._newest = None
+
+
+class Reader:
+    """One commit of a store, for the thread that asked for it, until its ``with`` block ends.
+
+    Attributes:
+        folder: of the store.
+        about: what the index was made with.
+        state: of the commit.
+        integrity: its checksums.
+    """
+
+    def __init__(self, folder: Path, db: sqlite3.Connection, about: About, views: Views) -> None:
+        """Called inside a transaction.
+
+        Raises:
+            DamagedIndexError: if the table ``meta`` makes no sense.
+        """
+        self.folder, self.about = folder, about
+        self._db, self._views = db, views
+        try:
+            self.state = State.of(read_meta(db))
+        except ValueError as error:
+            raise DamagedIndexError(f"{folder / FILE} is damaged: the table meta makes no sense ({error})") from error
+        self.integrity = Integrity(db, self.state)
+
+    def again(self) -> Reader:
+        """A reader of the same transaction, which sees what was declared in it since."""
+        return Reader(self.folder, self._db, self.about, self._views)
+
+    # Vectors.
+
+    def files(self) -> tuple[VectorFile, ...]:
+        """Vector file of each level, coarse to fine."""
+        return vector_files(self.folder, self.about.levels, self.state)
+
+    def vectors(self) -> tuple[Stored, ...]:
+        """Memory-mapped stored rows of each level, coarse to fine; the same objects until the next commit.
+
+        Each is as the codec of its file has it: (rows, dim) float16 or float32, or (rows,) records of int8. Errors are
+        those of :meth:`Views.of`.
+        """
+        return self._views.of(self).vectors
+
+    def alive(self) -> NDArray[np.bool_] | None:
+        """(rows,) whether a row belongs to an item; None if all do. Errors are those of :meth:`Views.of`."""
+        return self._views.of(self).alive
+
+    def embeddings(self, rows: Sequence[int] | NDArray[np.int64], *, check: bool = False) -> Embeddings:
+        """The vectors of some rows, (n, dim) float32 a level.
+
+        Args:
+            rows: of any order.
+            check: compare them with their checksums first.
+
+        Raises:
+            DamagedIndexError: if one is not as it was written.
+        """
+        chosen = np.asarray(rows, np.int64)
+        found = {}
+        for file, stored in zip(self.files(), self.vectors(), strict=True):
+            part = stored[chosen]
+            if check:
+                self.integrity.check(file, chosen, part)
+            found[file.level.name] = file.codec.decode(part)
+        return Embeddings(found)
+
+    # Items.
+
+    def count(self) -> int:
+        """Number of items."""
+        return int(self._db.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+
+    def dead(self) -> list[int]:
+        """Rows that belong to no item any more, ascending."""
+        return [row for (row,) in self._db.execute("SELECT row FROM dead ORDER BY row")]
+
+    def get(self, item_id: int) -> Item | None:
+        """The item of an id."""
+        return self._one(f"SELECT {ITEM} FROM items WHERE id = ?", item_id) if 0 < item_id < 1 << 63 else None
+
+    def at(self, path: str) -> Item | None:
+        """The item at a path.
+
+        Raises:
+            DamagedIndexError: if its record is not as it was written.
+        """
+        return next(self._checked("WHERE path = ?", pack_path(path)), None)
+
+    def at_paths(self, paths: Sequence[str]) -> dict[str, Item]:
+        """The items that there are at these paths, by path."""
+        packed = pack_paths(paths)
+        listed = [path for path in packed if can_be_listed(path)]
+        # In one statement: each of several would wait anew for whatever else Python does meanwhile.
+        records = self._db.execute(AT_LISTED, (json.dumps(listed, ensure_ascii=False),)).fetchall()
+        if len(listed) < len(packed):
+            for path in packed:
+                if not can_be_listed(path):
+                    records += self._db.execute(f"SELECT {ITEM} FROM items WHERE path = ?", (path,)).fetchall()
+        return {item.path: item for item in map(self._item, records)}
+
+    def with_hash(self, content: bytes) -> Item | None:
+        """Any item with this content hash."""
+        return self._one(WITH_HASH, content)
+
+    def copies(self, content: bytes) -> list[Item]:
+        """All items with this content hash, by row."""
+        return [self._item(record) for record in self._db.execute(f"{WITH_HASH} ORDER BY row", (content,))]
+
+    def in_rows(self, rows: Sequence[int]) -> list[Item]:
+        """The items in these rows, in this order."""
+        records = self._by_row(ITEM, rows)
+        return self._each({item.row: item for item in map(self._item, records)}, rows)
+
+    def hashes(self, rows: Sequence[int]) -> list[bytes]:
+        """The content hashes of the items in these rows, in this order."""
+        return self._each(dict(self._by_row("row, hash", rows)), rows)
+
+    def items(self, after: int = 0, limit: int = 100) -> list[Item]:
+        """A page of the items, by id.
+
+        Args:
+            after: the id that the page begins behind.
+            limit: how many.
+        """
+        select = f"SELECT {ITEM} FROM items WHERE id > ? ORDER BY id LIMIT ?"
+        return [self._item(record) for record in self._db.execute(select, (after, limit))]
+
+    def all_items(self) -> Iterator[Item]:
+        """Every item, by row.
+
+        Raises:
+            DamagedIndexError: if a record is not as it was written.
+        """
+        return self._checked("ORDER BY row")
+
+    def live(self) -> NDArray[np.int64]:
+        """(items, 2) of row and id, by row."""
+        pairs = self._db.execute("SELECT row, id FROM items ORDER BY row")
+        try:
+            return np.fromiter(pairs, np.dtype((np.int64, 2)))
+        except (TypeError, ValueError) as error:
+            raise DamagedIndexError(f"{self.folder / FILE} is damaged: {error}; run `hivlp repair`") from error
+
+    def captions(self, limit: int) -> list[str]:
+        """Different captions of items, as many as wanted or there are."""
+        select = "SELECT DISTINCT caption FROM items WHERE caption IS NOT NULL AND TRIM(caption) != '' LIMIT ?"
+        return [caption for (caption,) in self._db.execute(select, (limit,))]
+
+    def rows_where(self, condition: str) -> Passing:
+        """Rows of the items for which an SQL condition holds; see :func:`hivlp.store.where.rows_where`."""
+        return rows_where(self.folder / FILE, condition)
+
+    # Items by names that people type.
+
+    def named(self, path: str) -> list[Item]:
+        """The item that a person calls by this path, or the items in the folder of that name.
+
+        Raises:
+            QueryError: if it could mean several.
+        """
+        tried = places(path)
+        exact = (self.under(place) for place in tried)
+        alike = (self.alike(place) for place in tried if not place.isascii())
+        return next(filter(None, itertools.chain(exact, alike)), [])
+
+    def under(self, path: str) -> list[Item]:
+        """The item at a path, and all items in the folder of that name."""
+        folder = path.rstrip("/")
+        # "0" is the character after "/". Text sorts before blobs, so each kind has a range of its own in the index; a
+        # folder whose own name is not UTF-8 holds blobs alone.
+        first, last = os.fsencode(folder) + b"/", os.fsencode(folder) + b"0"
+        ranges: list[tuple[str | bytes, str | bytes]] = [(first, last)]
+        if isinstance(pack_path(folder), str):
+            ranges.append((folder + "/", folder + "0"))
+        select = f"SELECT {ITEM} FROM items WHERE"
+        found = self._db.execute(f"{select} path = ?", (pack_path(path),)).fetchall()
+        for bounds in ranges:
+            found += self._db.execute(f"{select} path >= ? AND path < ?", bounds).fetchall()
+        return [self._item(record) for record in found]
+
+    def alike(self, path: str) -> list[Item]:
+        """The items that :meth:`under` gives of another spelling of a path in Unicode.
+
+        Raises:
+            QueryError: if there are several such spellings.
+        """
+        wanted = composed(path.rstrip("/"))
+        select = f"SELECT {ITEM} FROM items WHERE typeof(path) = 'text' AND substr(composed(path), 1, ?) = ?"
+        depth = wanted.count("/") + 1
+        spelt: dict[str, list[Item]] = {}
+        for record in self._db.execute(select, (len(wanted), wanted)):
+            item = self._item(record)
+            beginning = "/".join(item.path.split("/")[:depth])
+            if composed(beginning) == wanted:
+                spelt.setdefault(beginning, []).append(item)
+        if len(spelt) > 1:
+            ids = ", ".join(str(items[0].id) for items in spelt.values())
+            raise QueryError(f"{path} is spelt in {len(spelt)} ways in {self.folder}: say which by an id ({ids}, …)")
+        return next(iter(spelt.values()), [])
+
+    # Inside.
+
+    def _one(self, select: str, value: object) -> Item | None:
+        found = self._db.execute(f"{select} LIMIT 1", (value,)).fetchone()
+        return self._item(found) if found else None
+
+    def _item(self, record: Sequence[Any]) -> Item:
+        try:
+            return Item.of(record)
+        except ValueError as error:
+            raise self._damaged(record[0]) from error
+
+    def _checked(self, which: str, *values: object) -> Iterator[Item]:
+        """Items whose records are compared with their checksums, of which format 1 has none."""
+        column = "crc" if self.state.has_checksums else "NULL"
+        for *record, crc in self._db.execute(f"SELECT {ITEM}, {column} FROM items {which}", values):
+            if self.state.has_checksums and crc != record_crc(*record):
+                raise self._damaged(record[0])
+            yield self._item(record)
+
+    def _damaged(self, item_id: int) -> DamagedIndexError:
+        return DamagedIndexError(f"{self.folder / FILE} is damaged: the record of item {item_id}; run `hivlp repair`")
+
+    def _by_row(self, columns: str, rows: Sequence[int]) -> Iterable[Any]:
+        for start in range(0, len(rows), MOST_MARKS):
+            part = rows[start : start + MOST_MARKS]
+            select = f"SELECT {columns} FROM items WHERE row IN ({marks(len(part))})"
+            yield from self._db.execute(select, part).fetchall()
+
+    def _each(self, found: Mapping[int, T], rows: Sequence[int]) -> list[T]:
+        try:
+            return [found[row] for row in rows]
+        except KeyError as error:
+            raise DamagedIndexError(
+                f"{self.folder / FILE} is damaged: row {error} belongs to no item; run `hivlp repair`"
+            ) from error

@@ -1,0 +1,242 @@
+"""Changing a store: what one transaction does to items, rows and their checksums."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from hivlp.errors import QueryError
+from hivlp.levels import Embeddings
+from hivlp.store import schema
+from hivlp.store.codec import Checksums, row_checksums
+from hivlp.store.inserting import insert, insert_alike
+from hivlp.store.names import composed, places
+from hivlp.store.reader import MOST_MARKS, Reader
+from hivlp.store.records import NewItem, Stamp
+from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_path, pack_paths, seal
+from hivlp.store.vectors import CHUNK, Rows, check_vectors
+
+UPDATE = (
+    "UPDATE items SET "
+    + ", ".join(f"{name} = ?{at}" for at, name in enumerate(ItemRecord._fields, 1) if name not in ("id", "path"))
+    + f", crc = ?{len(ItemRecord._fields) + 1} WHERE id = ?1"
+)
+
+
+class Writer:
+    """One transaction of a store, for the thread that began it.
+
+    Attributes:
+        reader: of the commit that is changed, which sees what was written since.
+    """
+
+    def __init__(self, reader: Reader, db: sqlite3.Connection) -> None:
+        self.reader, self._db = reader, db
+
+    # Items.
+
+    def append(self, items: Sequence[NewItem], embeddings: Embeddings | Mapping[str, Rows], *, new: bool) -> int:
+        """Write vectors behind those that there are, and :meth:`put` their items."""
+        paths, first, files = [item.path for item in items], self.reader.state.rows, self.reader.files()
+        for file in files:
+            check_vectors(file.level, embeddings.get(file.level.name), paths)
+        for file in files:
+            file.map(first)  # refuses to build on a damaged file
+        with ThreadPoolExecutor(1, "hivlp-write") as pool:
+            writes = [pool.submit(file.write, first, embeddings[file.level.name]) for file in files]
+            # Meanwhile; what counts is that all vectors are on disk before the commit.
+            updated = self.put(items, first, new=new)
+        for file, write in zip(files, writes, strict=True):
+            self.add_block(file.level.name, first, write.result())
+        self.set_rows(first + len(items))
+        return updated
+
+    def remove(self, wanted: Iterable[int | str]) -> int:
+        """Remove items by id, or by a path that a person calls them or their folder; items set aside, too.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            QueryError: if one is not there, or a path could mean several.
+        """
+        chosen: dict[int, int] = {}
+        given_up: set[int] = set()
+        set_aside = self.reader.integrity.lost()[0]
+        for each in wanted:
+            if isinstance(each, int):
+                found = list(filter(None, [self.reader.get(each)]))
+                lost = {item_id for item_id, _ in set_aside if item_id == each}
+            else:
+                found, spelt = self.reader.named(each), {composed(place) for place in places(each)}
+                lost = {item_id for item_id, path in set_aside if composed(path) in spelt}
+            if not found and not lost:
+                raise QueryError(f"{self.reader.folder} has no item {each}")
+            chosen.update({item.id: item.row for item in found})
+            given_up.update(lost if not found else ())
+        self.forget([*chosen, *given_up])
+        self._db.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in chosen.values()])
+        return len(chosen) + len(given_up)
+
+    def put(self, items: Sequence[NewItem], first: int, *, new: bool = False) -> int:
+        """Store items in rows from ``first`` on.
+
+        One whose path is known, or comes twice, replaces the item there, which keeps its id; the old row dies. One that
+        was lost comes back with its id and what was known of it.
+
+        Args:
+            items: at least one.
+            first: row of the first.
+            new: the caller, who is the only writer, has seen that no item has any of these paths. If one has after all,
+                SQLite refuses.
+
+        Returns:
+            How many replaced another.
+        """
+        given, hashes, captions, metadata, stamps = zip(*items, strict=True)
+        paths = pack_paths(given)
+        known = {} if new else {path: (found, row) for path, found, row in self._with_paths("id, row", "items", paths)}
+        lost: dict[str | bytes, LostRecord] = {}
+        if self.reader.integrity.lost_count():
+            found = (LostRecord._make(rest) for _, *rest in self._with_paths(LOST, "lost", paths))
+            lost = {record.path: record for record in found}
+        next_id = schema.last_id(self._db) + 1
+        if known or lost or len(set(paths)) < len(paths):
+            return self._put_over(items, paths, first, next_id, known, lost)
+        alike = not any(metadata) and captions.count(None) == stamps.count(stamps[0]) == len(items)
+        if alike and insert_alike(self._db, paths, hashes, stamps[0], first_id=next_id, first_row=first):
+            return 0
+        columns = (paths, hashes, map(_storable, captions), map(_json, metadata), itertools.count(first))
+        insert(self._db, zip(itertools.count(next_id), *columns, *zip(*stamps, strict=True), strict=False))
+        return 0
+
+    def _put_over(
+        self,
+        items: Sequence[NewItem],
+        paths: Sequence[str | bytes],
+        first: int,
+        next_id: int,
+        known: dict[str | bytes, tuple[int, int]],
+        lost: dict[str | bytes, LostRecord],
+    ) -> int:
+        """:meth:`put` where some of the paths are ``known`` (id and row), ``lost``, or come twice."""
+        stored = set(known)
+        records: dict[str | bytes, ItemRecord] = {}
+        dead: list[tuple[int]] = []
+        for row, (path, item) in enumerate(zip(paths, items, strict=True), start=first):
+            caption, metadata = item.caption, item.metadata
+            if path in known:
+                item_id, before = known[path]
+                dead.append((before,))
+            elif path in lost:
+                item_id = lost[path].id
+                caption = lost[path].caption if caption is None else caption
+                metadata = {**json.loads(lost[path].metadata), **metadata}
+            else:
+                item_id, next_id = next_id, next_id + 1
+            known[path] = item_id, row
+            records[path] = ItemRecord(item_id, path, item.hash, _storable(caption), _json(metadata), row, *item.stamp)
+        insert(self._db, (record for path, record in records.items() if path not in stored))
+        self._db.executemany(UPDATE, seal(records[path] for path in stored))
+        self._db.executemany("INSERT INTO dead VALUES (?)", dead)
+        self._db.executemany("DELETE FROM lost WHERE id = ?", [(record.id,) for record in lost.values()])
+        return len(dead)
+
+    def _with_paths(self, columns: str, table: str, paths: Sequence[str | bytes]) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(paths), MOST_MARKS):
+            part = paths[start : start + MOST_MARKS]
+            select = f"SELECT path, {columns} FROM {table} WHERE path IN ({marks(len(part))})"
+            yield from self._db.execute(select, part).fetchall()
+
+    def restamp(self, stamps: Iterable[tuple[int, Stamp]]) -> None:
+        """Note that items' files were read again and had the same content, as (id, stamp)."""
+        for item_id, stamp in stamps:
+            found = self._db.execute(f"SELECT {ITEM}, crc FROM items WHERE id = ?", (item_id,)).fetchone()
+            # The new checksum must not vouch for a record that was damaged before.
+            if found and found[-1] == schema.record_crc(*found[:-1]):
+                self._db.executemany(UPDATE, seal([ItemRecord(*found[:-1])._replace(**stamp._asdict())]))
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """Drop the records of items, set aside or not, whatever became of their rows."""
+        for item_id in ids:
+            for table in ("items", "lost"):
+                self._db.execute(f"DELETE FROM {table} WHERE id = ?", (item_id,))
+
+    def lose(self, ids: Iterable[int]) -> None:
+        """Set items aside until their pictures are indexed again: their vectors are damaged."""
+        for item_id in ids:
+            record = self._db.execute(f"SELECT {LOST} FROM items WHERE id = ?", (item_id,)).fetchone()
+            self._insert("lost", record)
+            self._db.execute("DELETE FROM items WHERE id = ?", (item_id,))
+
+    # Rows.
+
+    def set_rows(self, rows: int, generation: int | None = None, dtype: str | None = None) -> None:
+        """Declare how many vector rows exist, and in which generation of files, of what dtype."""
+        for key, value in (("rows", rows), ("generation", generation), ("dtype", dtype)):
+            if value is not None:
+                self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (str(value), key))
+
+    def renumber(self, moves: Iterable[tuple[int, int]]) -> None:
+        """Give items new rows, as (new, id), and forget the dead ones."""
+        self._db.executemany("UPDATE items SET row = ? WHERE id = ?", moves)
+        self._db.execute(f"UPDATE items SET crc = record_crc({ITEM})")
+        self._db.execute("DELETE FROM dead")
+
+    def add_block(self, level: str, first: int, crcs: Checksums) -> None:
+        """Note the checksums of rows that were written together."""
+        self._insert("blocks", BlockRecord(level, first, len(crcs), crcs.astype("<u4").tobytes()))
+
+    def forget_blocks(self, level: str) -> None:
+        """Drop the checksums of a level, whose file is about to be replaced."""
+        self._db.execute("DELETE FROM blocks WHERE level = ?", (level,))
+
+    # The whole.
+
+    def upgrade(self, *, check: bool = True) -> None:
+        """From format 1 to 2; the vectors stay as they are.
+
+        Args:
+            check: give them checksums, if they can be what was written.
+
+        Raises:
+            DamagedIndexError: if one cannot.
+        """
+        schema.upgrade_tables(self._db)
+        before, self.reader = self.reader, self.reader.again()
+        for file in self.reader.files() if check else ():
+            vectors = file.map(before.state.rows)
+            for start in range(0, before.state.rows, CHUNK):
+                block = vectors[start : start + CHUNK]
+                for row in file.codec.not_unit(block):
+                    raise file.damaged(start + int(row))
+                self.add_block(file.level.name, start, row_checksums(block))
+
+    def rebuild_indexes(self) -> None:
+        """Make SQLite's indexes anew from its tables."""
+        self._db.execute("REINDEX")
+
+    def finish(self) -> None:
+        """Count the commit that is about to be made."""
+        self._db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'commits'")
+        schema.seal_meta(self._db)
+
+    def _insert(self, table: str, record: tuple[Any, ...]) -> None:
+        (values,) = seal([record])
+        self._db.execute(f"REPLACE INTO {table} VALUES ({marks(len(values))})", values)
+
+
+def _storable(text: str | None) -> str | None:
+    """Text as SQLite can hold it."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    if not metadata:
+        return "{}"
+    text = json.dumps(metadata, ensure_ascii=False)  # SQLite does not find a key that is written with escapes
+    return text if pack_path(text) is text else json.dumps(metadata)

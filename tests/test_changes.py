@@ -1,0 +1,75 @@
+"""The change counter: another one after each commit, and no danger for SQLite's locks."""
+
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from hivlp.store.changes import ChangeCounter
+
+WRITE = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], timeout=0.1, isolation_level=None)
+try:
+    db.execute("INSERT INTO t VALUES (7)")
+    print("written")
+except sqlite3.OperationalError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    with sqlite3.connect(tmp_path / "items.db", isolation_level=None) as db:
+        db.execute("CREATE TABLE t (a)")
+    db.close()
+    return tmp_path / "items.db"
+
+
+def write_elsewhere(file) -> str:
+    done = subprocess.run([sys.executable, "-c", WRITE, str(file)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_every_commit_of_any_process_changes_it_and_nothing_else_does(file):
+    counter = ChangeCounter(file)
+    db = sqlite3.connect(file, isolation_level=None)
+    seen = [counter.read()]
+    for number in range(5):
+        db.execute("INSERT INTO t VALUES (?)", (number,))
+        seen.append(counter.read())
+    db.execute("SELECT * FROM t").fetchall()
+    db.execute("BEGIN")
+    db.execute("INSERT INTO t VALUES (9)")
+    db.execute("ROLLBACK")
+    assert counter.read() == seen[-1]
+    assert write_elsewhere(file) == "written"
+    seen.append(counter.read())
+    assert len(set(seen)) == len(seen)
+    db.close()
+    counter.close()
+    counter.close()
+
+
+def test_closing_one_leaves_the_locks_of_connections_alone(file):
+    """POSIX lets go of all locks of a process with any handle of the file that it closes."""
+    first, second = ChangeCounter(file), ChangeCounter(file)
+    db = sqlite3.connect(file, isolation_level=None)
+    db.execute("BEGIN")
+    db.execute("SELECT * FROM t").fetchall()
+    ChangeCounter(file).close()
+    second.close()
+    assert write_elsewhere(file) == "database is locked"
+    db.execute("COMMIT")
+    assert write_elsewhere(file) == "written"
+    db.close()
+    first.close()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "items.db").write_bytes(b"short")
+    with pytest.raises(ValueError):
+        ChangeCounter(tmp_path / "items.db")
+    with pytest.raises(OSError):
+        ChangeCounter(tmp_path / "none.db")
