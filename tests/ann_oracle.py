@@ -193,7 +193,7 @@ def _scored(
 
 
 def _blocks_within(arrays: Arrays, query: Query, lists: Rows, threshold: float, deviations: Vectors) -> Rows:
-    """(lists,) in how many blocks of each there are codes that reach the threshold if they have so many deviations of it."""
+    """(lists,) number of each list's first blocks with codes that reach the threshold with so many deviations."""
     short = threshold - centroid_scores(arrays, query, lists)
     blocks: Rows = np.diff(arrays.list_offsets)[lists]
     for number in np.flatnonzero(short > 0):

@@ -146,7 +146,7 @@ def test_the_largest_sums(variant, signed):
     """All codes at their highest, and a query at both ends of what it is rounded to: the integers do not overflow."""
     nibbles = np.zeros(32, layout.refine_dtype(8192, signed))
     nibbles["codes"], nibbles["scale"] = 255, 2
-    rows_of, homes = np.full(32, NO_ROW), np.array([1], np.uint32)
+    rows_of, homes = np.full(32, NO_ROW, np.uint32), np.array([1], np.uint32)
     rows_of[:4] = [5, 3, 3, 9]
     lists, most_of_all = np.array([0.0, 3.0]), 15 * signed + 3 * (8192 - signed)
     lengths = np.zeros(32, np.uint16)

@@ -26,7 +26,7 @@ ENCODED = tuple(each.name for each in fields(InvertedLists))
 MAPPED = ("row_ids", "sign_codes", "sign_scales", "refine_codes")
 """Arrays that stay on disk until they are read."""
 DEFERRED = ("sign_codes", "refine_codes")
-"""By far the longest arrays, safe for the kernels whatever they hold: checksummed before the first exact answer only."""
+"""The longest arrays, safe for the kernels whatever they hold: checksummed before the first exact answer only."""
 
 
 @dataclass
@@ -136,8 +136,9 @@ class Arrays:
     @property
     def quantizer(self) -> Quantizer:
         """What the codes depend on beside the items."""
-        scales = {name: float(self.scales[name][0]) for name in checks.SCALE_NAMES if name != "group_scale"}
-        return Quantizer(**{name: getattr(self, name) for name in TRAINED}, **scales)
+        values: dict[str, Any] = {name: getattr(self, name) for name in TRAINED}
+        values |= {name: float(self.scales[name][0]) for name in checks.SCALE_NAMES if name != "group_scale"}
+        return Quantizer(**values)
 
     @property
     def count(self) -> int:
@@ -161,7 +162,7 @@ class Arrays:
 
     @cached_property
     def positions(self) -> NDArray[np.uint32]:
-        """(rows,) position of each row's code, ``block * 32 + lane``; of several the one with the smallest refine scale."""
+        """(rows,) position ``block * 32 + lane`` of a code of each row, the one with the smallest refine scale."""
         rows = self.row_ids.ravel()
         filled = np.flatnonzero(rows < self.count)
         if self.assignments > 1:
@@ -172,7 +173,8 @@ class Arrays:
 
     def lists_of(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
         """(n,) list of the code at each position."""
-        return self.block_lists[positions // CODE_LANES]
+        lists: NDArray[np.uint32] = self.block_lists[positions // CODE_LANES]
+        return lists
 
 
 ARRAYS = tuple(each.name for each in fields(Arrays))

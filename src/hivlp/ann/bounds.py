@@ -1,13 +1,13 @@
 """Upper bounds on inner products, from refinement codes: an exact search skips rows whose bound is below the threshold.
 
 A row's refinement code and its centroid stand for a vector ``y``, so that ``q.x = q.y + q.e`` with the error
-``e = x - y``. For any invertible ``B`` and ``A = B^-T``, ``q.e = (q B).(e A) <= |q B| |e A|``: one error norm a row. B and
-A are the LeanVec projections of errors and queries (:func:`hivlp.linalg.lean_vec`), for which the product of the norms is
-smallest on average. They only decide how tight the bound is, never whether it holds.
+``e = x - y``. For any invertible ``B`` and ``A = B^-T``, ``q.e = (q B).(e A) <= |q B| |e A|``: one error norm a row.
+B and A are the LeanVec projections of queries and errors (:func:`hivlp.linalg.lean_vec`), for which the product of the
+norms is smallest on average. They only decide how tight the bound is, never whether it holds.
 
-Rounding is paid for. An error norm is a float32 sum, to which is added what that can be off by, and it is rounded up; the
-query's products with the codes are integers, and what rounding the query leaves out is added; so is what a float32 sum of
-``d`` products can be off by, since such sums are what is ranked.
+Rounding is paid for. An error norm is a float32 sum, to which is added what that can be off by, and it is rounded up;
+the query's products with the codes are integers, and what rounding the query leaves out is added; so is what a float32
+sum of ``d`` products can be off by, since such sums are what is ranked.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class Bounds:
                 arrays.refine_codes.ctypes.data, arrays.row_ids.ctypes.data,
                 self.norms.ctypes.data, arrays.block_lists.ctypes.data, start, min(start + CHUNK, blocks),
                 sign_dims // 2, (self.index.dims - sign_dims) // 4, bound.high.ctypes.data, bound.low.ctypes.data,
-                bound.lists.ctypes.data, self.index.count, bound.offset, bound.unit, bound.slack, bound.reach, threshold,
-                None if allowed is None else allowed.ctypes.data, rows.ctypes.data, bounds.ctypes.data,
+                bound.lists.ctypes.data, self.index.count, bound.offset, bound.unit, bound.slack, bound.reach,
+                threshold, None if allowed is None else allowed.ctypes.data, rows.ctypes.data, bounds.ctypes.data,
             )  # fmt: skip
             held += found
             if held > most:

@@ -62,7 +62,7 @@ class SearchStats(Structure):
 
 
 def describe() -> str:
-    """Name, offset and size of every struct field, and the value of every constant, as ``hivlp_interface`` writes it."""
+    """Offset and size of every struct field, and the value of every constant, as ``hivlp_interface`` writes them."""
     lines = []
     for name, struct in (("ivf_index", IvfIndex), ("ivf_params", IvfParams), ("search_stats", SearchStats)):
         lines.append(f"{name} {sizeof(struct)}")

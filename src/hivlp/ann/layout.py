@@ -48,7 +48,7 @@ def unpack_nibbles(packed: Bytes) -> Bytes:
 
 
 def pack_refine_codes(codes: Bytes, sign_dims: int) -> Bytes:
-    """(rows, sign_dims / 2 + (dims - sign_dims) / 4) uint8 from (rows, dims) codes: nibbles, then four 2-bit codes a byte."""
+    """(rows, sign_dims / 2 + (dims - sign_dims) / 4) uint8 from (rows, dims) codes: nibbles, then 2-bit codes."""
     fours = np.split(codes[:, sign_dims:], 4, 1)
     packed = fours[0] | fours[1] << np.uint8(2) | fours[2] << np.uint8(4) | fours[3] << np.uint8(6)
     return np.concatenate([pack_nibbles(codes[:, :sign_dims]), packed], 1)

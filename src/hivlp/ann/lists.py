@@ -75,7 +75,7 @@ def encode(items: NDArray[Any], quantizer: Quantizer, assignments: int, tell: Pr
 def place(
     members: NDArray[np.int32], scales: NDArray[np.uint8], nlist: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Position of every code: (nlist + 1,) first block of each list and the end, (n, assignments) position of each code.
+    """(nlist + 1,) first block of each list and the end, and (n, assignments) position of each code.
 
     In a list the largest sign scales come first: the further a list's centroid is from a query, the longer a residual
     must be to reach the threshold, so that a prefix of the list is all that needs to be read.

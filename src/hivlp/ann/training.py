@@ -201,7 +201,7 @@ def choose_dims(
 def choose_sign_dims(dims: int, count: int) -> int:
     """Number of dims with a sign bit, of codes of ``count`` items.
 
-    Shorter sign codes are read faster from memory, and the refinement codes of a few more candidates cost less than that.
+    Shorter sign codes are read faster from memory; the refinement codes of a few more candidates cost less than that.
     """
     return dims if count <= SMALL else min(dims, MAX_SIGN_DIMS)
 
