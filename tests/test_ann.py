@@ -20,19 +20,12 @@ from hivlp.ann.constants import CODE_LANES, HEADER, NO_ROW
 from hivlp.ann.lists import place
 from hivlp.ann.router import train_router
 from hivlp.errors import IndexFolderError
+from synthetic import cloud
 
 LIBRARY = native.load()
 VARIANTS = range(len(native.VARIANTS)) if LIBRARY is not None else []
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
 KERNELS = Path(__file__).with_name("kernels_variants.c")
-
-
-def cloud(count: int, width: int, seed: int) -> np.ndarray:
-    """Unit vectors in groups, with an offset: a little like embeddings."""
-    rng = np.random.default_rng(seed)
-    groups = rng.normal(size=(max(2, count // 40), width))
-    vectors = groups[rng.integers(len(groups), size=count)] + 0.7 * rng.normal(size=(count, width)) + 0.5
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +181,7 @@ def test_dot(each, width):
     np.testing.assert_array_equal(many[2], -four)
 
 
+@pytest.mark.slow
 def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch):
     efforts = (
         (40, np.inf, 1.0, 50), (5, np.inf, 3.0, 20), (40, 3.0, -0.5, 30), (40, 2.0, 1.0, 20), (40, 9.0, 1.5, 25),
@@ -409,6 +403,7 @@ def test_little_slack_reads_fewer_nibbles_and_much_finds_all_that_they_would(eng
         np.testing.assert_array_equal(found[0], ann_oracle.rerank(engine.vectors, vector, best, 10)[0])
 
 
+@pytest.mark.slow
 def test_what_is_further_from_the_last_wanted_one_than_nibbles_err_is_not_handed_on(engine, items, queries):
     """Fewer fine vectors are read, and of some queries fewer than of others."""
     read = []
@@ -458,6 +453,7 @@ def test_fewer_rows_than_wanted(items):
     assert (rows[:, 5:] == -1).all() and np.isneginf(scores[:, 5:]).all()
 
 
+@pytest.mark.slow
 def test_the_router_learns(items, queries):
     """Fewer lists hold the best items once keys were learnt from queries than with the lists' centres as keys."""
     rng = np.random.default_rng(0)
@@ -515,6 +511,7 @@ COMPILERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", COMPILERS)
 def test_variants_compiled_for(machine, tmp_path):
     """All variants say the same, also on Arm, which is emulated where the tools for it are installed."""

@@ -66,11 +66,10 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Collection:
     return write_collection(tmp_path / "collection", unit(rng, 200), unit(rng, 30), unit(rng, 40))
 
 
-def test_exact_answers_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_answers_across_blocks() -> None:
     rng = np.random.default_rng(1)
     items, queries = unit(rng, 100), unit(rng, 7)
-    monkeypatch.setattr("hivlp.bench.ann.truth.BLOCK", 30)
-    found = exact(items, queries, 10)
+    found = exact(items, queries, 10, block=30)
     assert (found == np.argsort(-queries @ items.T, axis=1)[:, :10]).all()
     assert recall(found[:, ::-1], found) == 1
     assert recall(np.where(np.arange(10) < 5, found, -1), found) == 0.5
@@ -90,7 +89,7 @@ def test_every_engine_runs_in_its_own_process(collection: Collection) -> None:
     assert result["best_rival"] == result["best_rival_batch"] == "half"
     for key in ("speedup_best_rival", "speedup_flat", "speedup_best_rival_batch"):
         assert result[key] > 0
-    shown = run.format_text({**result, "pools": [], "match": None, "scale": None, "seconds": 1.0})
+    shown = run.AnnReport(size="small", **result, pools=[], match=None, scale=None).to_text()
     assert "not installed" in shown and "out of order" in shown
 
 
@@ -114,7 +113,7 @@ def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest
     half = [[row for row in result["rows"] if row["engine"] == "half"] for result in (first, second)]
     assert half[0] == half[1]
     assert "measured" in second["engines"][1] and "measured" not in second["engines"][0]
-    assert "measured on" in run.format_text({**second, "pools": [], "match": None, "scale": None, "seconds": 1.0})
+    assert "measured on" in run.AnnReport(size="small", **second, pools=[], match=None, scale=None).to_text()
     run.compare(collection, engines, 60, kept=Kept(collection.folder / "measured", {"cpu": "another"}))
     assert asked[5:] == engines
 
@@ -134,18 +133,17 @@ def test_what_is_kept_depends_on_an_engines_own_code() -> None:
         assert "class _FaissRefined" in code and "def principal" in code and "class FaissFlat" not in code
 
 
+@pytest.mark.slow
 def test_ten_times_as_many_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(13)
     real = RealSet(*(unit(rng, count, 32) for count in (3000, 1200, 300, 300)))
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    monkeypatch.setattr(run, "LARGE", 12_000)
     million = {"rows": [{"engine": "hivlp", "recall": 0.995, "p50_us": 50.0}]}
-    result = run.scale(tmp_path / "large", real, million)
+    result = run.scale(tmp_path / "large", real, million, count=12_000)
     assert result["status"] == "ok" and result["items"] == 12_000
     assert result["peak_mb"] is None and result["resident_mb"] < 100
     assert result["qps_at_90"] > 0 and result["latency_ratio"] == round(result["p50_us"] / 50, 2)
-    monkeypatch.setattr(run, "LARGE", 10**14)
-    assert "GB of disk" in run.scale(tmp_path / "larger", real, million)["status"]
+    assert "GB of disk" in run.scale(tmp_path / "larger", real, million, count=10**14)["status"]
 
 
 def test_a_slow_engine_is_stopped(collection: Collection) -> None:

@@ -79,31 +79,29 @@ def test_signs_are_rotated_only_where_that_helps(pairs):
     assert levels.coded(fine, train, "binary", lambda vectors: float(vectors is fine)) is fine
 
 
-def test_every_way_has_a_row_for_each_width_and_code_and_margins_compare_with_the_best(pairs, monkeypatch, tmp_path):
-    monkeypatch.setattr(objective, "DIMS", (4, 8))
-    monkeypatch.setattr(objective, "CLAIMED", ((4, "int8"), (8, "binary")))
-    tiny = objective.Size(0, 0, 0, Budget(10, 40, 64, dim=24), seeds=2)
-    monkeypatch.setitem(objective.SIZES, "small", tiny)
-    monkeypatch.setattr(objective, "_data", lambda settings, model: iter([("hidden causes", pairs)]))
-    result = objective.run("small", None, tmp_path / "plot.png")
-    ways = {row["method"] for row in result["rows"]}
+def test_every_way_has_a_row_for_each_width_and_code_and_margins_compare_with_the_best(pairs, tmp_path):
+    claimed = ((4, "int8"), (8, "binary"))
+    tiny = objective.Size(0, 0, 0, Budget(10, 40, 64, dim=24), seeds=2, dims=(4, 8), claimed=claimed)
+    result = objective.compare([("hidden causes", pairs)], tiny)
+    objective.draw(result.rows, tmp_path / "plot.png")
+    ways = {row["method"] for row in result.rows}
     assert ways == {
         "truncation", "random projection", "PCA", "LeanVec-OOD", "MRL prefixes", "separate heads", objective.OURS,
     }  # fmt: skip
-    assert len(result["rows"]) == 7 * 2 * 3
-    for row in result["rows"]:
+    assert len(result.rows) == 7 * 2 * 3
+    for row in result.rows:
         assert 0 < row["both"]["mean"] <= 100
         assert row["both"]["mean"] == pytest.approx(
             (row["text_to_image"]["mean"] + row["image_to_text"]["mean"]) / 2, abs=0.02
         )
-    margin = result["margin"]["hidden causes"]["4 int8"]
-    same = {row["method"]: row["both"] for row in result["rows"] if (row["dims"], row["code"]) == (4, "int8")}
+    margin = result.margin["hidden causes"]["4 int8"]
+    same = {row["method"]: row["both"] for row in result.rows if (row["dims"], row["code"]) == (4, "int8")}
     mine = same.pop(objective.OURS)
     best = max(same, key=lambda way: same[way]["mean"])
     assert margin["best"] == best
     assert margin["points"] == pytest.approx(mine["mean"] - same[best]["mean"], abs=0.01)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    assert "hidden causes" in objective.format_text(result) and "4 int8: hivlp is" in objective.format_text(result)
+    assert "hidden causes" in result.to_text() and "4 int8: hivlp is" in result.to_text()
 
 
 @pytest.mark.parametrize("levels", ["one level", "two levels"])
@@ -131,7 +129,7 @@ def test_a_second_level_costs_the_finest_nothing_at_all():
     """Nothing of a coarser level reaches the towers, so that the finest is the one of a run without it, bit for bit."""
     ways = hierarchy.recipes(scenes=700, epochs=2)
     result = hierarchy.run(seeds=1, ways={way: ways[way] for way in (hierarchy.ALONE, hierarchy.OURS)})
-    alone, ours = result["rows"]
+    alone, ours = result.rows
     assert alone["fine"] == ours["fine"] and alone["fine"]["mean"] > 3 * 100 / 70
-    assert set(ours) == {"way", "coarse", "fine", "cascade"} and result["cost"]["points"] == 0.0
-    assert "costs the fine one +0.0 points" in hierarchy.format_text(result)
+    assert set(ours) == {"way", "coarse", "fine", "cascade"} and result.cost["points"] == 0.0
+    assert "costs the fine one +0.0 points" in result.to_text()

@@ -17,15 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hivlp.search.exhaustive as scan
-from conftest import FakeEncoder, Stored, tuned_connections
 from hivlp.errors import QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.store.reader import Reader
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
+from synthetic import STAMP, FakeEncoder, Stored, random_unit, tuned_connections
 
-STAMP = Stamp(1, 2, 3, 4)
 WHERE = {
     "json_extract(metadata, '$.n') % 2 = 0": lambda item: item.n % 2 == 0,
     "id % 7 = 3": lambda item: item.id % 7 == 3,
@@ -43,8 +42,7 @@ def exact_vector(rng, dim):
 
 
 def any_vector(rng, dim):
-    vector = rng.normal(size=dim)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+    return random_unit(rng, 1, dim)[0]
 
 
 @dataclass
@@ -246,6 +244,7 @@ asked = st.builds(
 seeds = st.integers(0, 2**32 - 1)
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=60)
 @given(seed=seeds, dims=dims, steps=steps, asked=asked, like=st.booleans())
 def test_any_search_is_the_oracles(seed, dims, steps, asked, like):
@@ -292,6 +291,7 @@ def test_pages_are_one_long_list(seed, dims, steps, asked):
             assert sorted(ids) == sorted(passing), "nothing lost"
 
 
+@pytest.mark.slow
 @quick
 @given(seed=seeds, dims=dims, steps=steps, asked=asked, exact=st.booleans(), count=st.integers(0, 9))
 def test_many_searches_are_each_search(seed, dims, steps, asked, exact, count):
@@ -306,6 +306,7 @@ def test_many_searches_are_each_search(seed, dims, steps, asked, exact, count):
         assert [result.hits for result in many] == [made.index.search(vector=q, **options).hits for q in queries]
 
 
+@pytest.mark.slow
 @quick
 @given(seed=seeds, dims=dims, steps=steps, k=st.integers(1, 60), where=st.sampled_from([None, *WHERE]))
 def test_a_shortlist_of_everything_is_exact_and_where_is_a_filter(seed, dims, steps, k, where):

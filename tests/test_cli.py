@@ -75,6 +75,7 @@ def test_the_main_job(photos, tmp_path):
     assert set(found["timings_ms"]) == {"encode", "coarse", "fine", "total"}
 
 
+@pytest.mark.slow
 def test_what_is_not_read_is_told_and_nothing_at_all_is_a_failure(photos, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -102,6 +103,7 @@ def test_what_is_not_read_is_told_and_nothing_at_all_is_a_failure(photos, tmp_pa
     assert hivlp("index", empty, "-o", place).returncode == 0
 
 
+@pytest.mark.slow
 def test_search_by_picture_item_and_page(index, photos):
     by_picture = answer("search", index, "--image", photos / "cello.webp")
     assert by_picture["hits"][0]["path"].endswith("cello.webp")
@@ -119,6 +121,7 @@ def test_search_by_picture_item_and_page(index, photos):
     assert len(dogs) == 1
 
 
+@pytest.mark.slow
 def test_remove_info_compact_merge(index, photos, tmp_path):
     mine = tmp_path / "mine.hivlp"
     shutil.copytree(index, mine)
@@ -129,6 +132,7 @@ def test_remove_info_compact_merge(index, photos, tmp_path):
     assert "no item 777" in refusal("remove", mine, 777)
 
 
+@pytest.mark.slow
 def test_many_searches_at_once(index, tmp_path):
     texts = ["a red car", "food", "ünïcödé 狐"]
     file = tmp_path / "queries.txt"
@@ -146,6 +150,7 @@ def test_many_searches_at_once(index, tmp_path):
     assert hivlp("search", index, "--queries", file, "--json").stdout == b""
 
 
+@pytest.mark.slow
 def test_equal_pictures_are_one_hit(photos, tmp_path):
     folder, place = tmp_path / "p", tmp_path / "x.hivlp"
     shutil.copytree(photos, folder)
@@ -178,7 +183,7 @@ def test_equal_pictures_are_one_hit(photos, tmp_path):
         (["index", "{photos}", "-o", "/proc/nosuch/x"], "cannot be created"),
         (["evaluate", "{missing}"], "does not exist"),
         (["evaluate", "{photos}"], "no"),
-        (["train", "{missing}"], "no recipe"),
+        pytest.param(["train", "{missing}"], "no recipe", marks=pytest.mark.train),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, message):
@@ -205,6 +210,7 @@ def test_wrong_usage_exits_with_two(index, line):
     refusal(*(part.format(index=index) for part in line.split()), code=2)
 
 
+@pytest.mark.slow
 def test_options_stand_anywhere_among_the_arguments(index, photos, tmp_path):
     last = answer("search", index, "a red car", "-k", 1)["hits"]
     for words in (["-k", 1, index, "a red car"], [index, "-k", 1, "a red car"]):
@@ -227,6 +233,7 @@ def test_bars_are_for_terminals_alone():
     assert bars > 10
 
 
+@pytest.mark.slow
 def test_an_index_of_another_model_is_refused(index, photos, tmp_path):
     other = tmp_path / "other"
     HiVLP.from_pretrained("hivlp-mini").save_pretrained(other)
@@ -237,11 +244,13 @@ def test_an_index_of_another_model_is_refused(index, photos, tmp_path):
     assert "was made with model hivlp-mini, not other" in refusal("index", photos, "-o", index, "--model", other)
 
 
+@pytest.mark.slow
 def test_a_long_query_and_odd_words(index):
     assert len(answer("search", index, "word " * 2000)["hits"]) == 5
     assert len(answer("search", index, "🦊 \n ünïcödé 狐")["hits"]) == 5
 
 
+@pytest.mark.slow
 def test_evaluate_on_a_folder(photos, tmp_path):
     folder = tmp_path / "pairs"
     shutil.copytree(photos, folder)
@@ -256,6 +265,7 @@ def test_evaluate_on_a_folder(photos, tmp_path):
     assert result["cascade"]["shortlist"] == 3 and "retained" in result["cascade"]
 
 
+@pytest.mark.slow
 def test_the_core_runs_without_torch(index):
     script = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'pyarrow', 'onnx', 'resvg_py']))\n"

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.bench import crash
 from hivlp.bench.crash_child import NumberEncoder, store
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
+from synthetic import FakeEncoder, Stored, write_pictures
 
 TESTS = Path(__file__).parent
 
@@ -25,7 +25,7 @@ WRITER = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from conftest import FakeEncoder
+from synthetic import FakeEncoder
 from hivlp.index import Index, adding
 adding.COMMIT_ITEMS = 8
 encoder = FakeEncoder()
@@ -61,6 +61,7 @@ def check(index: Index, encoder: FakeEncoder) -> int:
     return len(items)
 
 
+@pytest.mark.slow
 def test_killed_while_adding(tmp_path):
     pictures, place, encoder = tmp_path / "pictures", tmp_path / "x", FakeEncoder()
     write_pictures(pictures, 240)
@@ -90,6 +91,7 @@ def test_killed_while_adding(tmp_path):
         assert index.add(pictures).skipped == 240
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.006, 0.015])
 def test_killed_while_compacting(tmp_path, delay):
     pictures, place, encoder = tmp_path / "pictures", tmp_path / "x", FakeEncoder()
@@ -140,13 +142,14 @@ def test_a_create_that_was_killed_leaves_nothing_under_the_name(tmp_path, encode
         Index.create(tmp_path / "x", model=encoder)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_in_a_score_of_kills_and_faults():
     result = crash.run(20, seed=5)
-    assert result["failures"] == []
-    assert result["kills"] == 20
-    assert sum(result["operations"].values()) > 20 and sum(result["faults"].values()) > 3
-    json.dumps(result)
-    assert "20 kills, 0 failures" in crash.format_text(result)
+    assert result.failures == []
+    assert result.kills == 20
+    assert sum(result.operations.values()) > 20 and sum(result.faults.values()) > 3
+    json.dumps(result.to_json())
+    assert "20 kills, 0 failures" in result.to_text()
 
 
 def test_the_bench_finds_a_write_that_is_not_finished(tmp_path):

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hivlp.data import openclipart, stamps
-from hivlp.data.pairs import Pair, load_pairs, within
+import hivlp
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair, within
 from hivlp.data.pictures import decode
 from hivlp.errors import DataError, MissingExtraError, PictureError
+from hivlp.mini import openclipart, stamps
 
 
 def picture(colour: str = "red") -> bytes:
@@ -352,8 +354,12 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
         load_pairs(table, "test")
 
 
+@pytest.mark.slow
 def test_optional_packages_are_asked_for_only_when_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ", ".join(f"hivlp.data.{path.stem}" for path in Path(stamps.__file__).parent.glob("*.py"))
+    rooms = [Path(hivlp.__file__).parent / "data", *(Path(module.__file__) for module in (stamps, openclipart))]
+    files = [path for room in rooms for path in ([room] if room.suffix else room.rglob("*.py"))]
+    root = Path(hivlp.__file__).parent.parent
+    names = ", ".join(".".join(path.relative_to(root).with_suffix("").parts) for path in files if path.stem[0] != "_")
     code = f"import sys, {names}; print({{'torch', 'pyarrow', 'resvg_py', 'transformers'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
@@ -455,6 +461,7 @@ def test_missing_stamps_say_what_to_install(tmp_path: Path, monkeypatch: pytest.
 needs_stamps = pytest.mark.skipif(not stamps.DEFAULT_ROOT.is_dir(), reason="tuxpaint-stamps-default is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @needs_stamps
 def test_the_real_stamps() -> None:
@@ -469,6 +476,7 @@ def test_the_real_stamps() -> None:
         assert hashlib.sha256("\n".join(captions).encode()).hexdigest() == digest
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @needs_stamps
 def test_the_header_tells_which_real_drawings_resvg_refuses() -> None:
@@ -499,6 +507,7 @@ def clip(title: str, keywords: str = "", description: str = "", license: str = "
 <path d="M 0 0 & this is never read"/></svg>"""
 
 
+@pytest.mark.slow
 def test_openclipart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "clips"
     clips = {
@@ -530,6 +539,7 @@ def test_openclipart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_pictures_of_the_demonstration_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shown", "other"):
         write(tmp_path / "svg" / f"{name}.svg", clip(f"{name} thing"))
@@ -566,6 +576,7 @@ def test_missing_openclipart_says_what_to_install(tmp_path: Path, monkeypatch: p
         load_pairs("openclipart")
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @needs_stamps
 @pytest.mark.skipif(not openclipart.DEFAULT_ROOT.is_dir(), reason="openclipart is not installed")

@@ -32,6 +32,7 @@ def render(page: Path, folder: Path, fragment: str = "") -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_indexes_and_answers(result):
     table = [json.loads(line) for line in (pictures_folder() / "captions.jsonl").read_text().splitlines()]
     assert result.report.added == len(table) >= 300 and not result.report.failed
@@ -54,6 +55,7 @@ def test_every_picture_names_its_source_and_is_in_the_public_domain():
     assert sum(path.stat().st_size for path in pictures_folder().iterdir()) < 6_000_000
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(result):
     page = result.page.read_text(encoding="utf-8")
     assert len(page) < 3_000_000
@@ -62,6 +64,7 @@ def test_the_page_stands_alone(result):
     assert str(result.page.parent) not in page, "no path of the machine that made it"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_page_works_in_a_browser(result, tmp_path):
     dom, log = render(result.page, tmp_path)

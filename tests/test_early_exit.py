@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from hivlp.bench.early_exit import adaptive_exit, format_text, run
+from hivlp.bench.early_exit import adaptive_exit, run
 from hivlp.encode import HiVLP
 from hivlp.levels import Embeddings
-
-
-def unit(rows: list[list[float]]) -> np.ndarray:
-    vectors = np.array(rows, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+from synthetic import unit
 
 
 def test_the_surest_stop_first_and_keep_what_the_coarse_level_says():
@@ -27,13 +22,14 @@ def test_the_surest_stop_first_and_keep_what_the_coarse_level_says():
     assert rows[3]["saved_ms"] == 1.0 and all(row["R@10"] == 100.0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @pytest.mark.skipif(not Path("/usr/share/tuxpaint/stamps").is_dir(), reason="the Tux Paint stamps are not installed")
 def test_the_measurement_on_the_model_that_ships():
     result = run(HiVLP.from_pretrained("hivlp-mini"), queries=20)
-    assert set(result["encode_ms"]) == {"coarse", "fine"} and min(result["encode_ms"].values()) > 0
-    assert result["exit"][-1]["R@10"] <= result["exit"][0]["R@10"]
-    assert "overlap saves" in format_text(result)
+    assert set(result.encode_ms) == {"coarse", "fine"} and min(result.encode_ms.values()) > 0
+    assert result.exit[-1]["R@10"] <= result.exit[0]["R@10"]
+    assert "overlap saves" in result.to_text()
 
 
 @pytest.mark.train
@@ -42,7 +38,7 @@ def test_an_early_layer_costs_less():
     from torch.utils.flop_counter import FlopCounterMode
 
     from hivlp.model.hivlp_model import HiVLPModel
-    from tiny import tiny_config
+    from synthetic import tiny_config
 
     model = HiVLPModel(tiny_config()).eval()
     pixels, tokens = torch.zeros(1, 3, 32, 32), torch.ones(1, 8, dtype=torch.int64)

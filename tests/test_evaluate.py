@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import FakeEncoder
 from hivlp.cli.parser import build_parser
 from hivlp.errors import DataError
 from hivlp.evaluate.recall import cascade_ranks, level_ranks, score
 from hivlp.index import Index
 from hivlp.levels import DEFAULT_SHORTLIST, Embeddings
-from hivlp.store.records import NewItem, Stamp
+from synthetic import FakeEncoder, fill, unit
 
 
 def level(array):
@@ -32,7 +31,7 @@ def test_a_hand_written_matrix():
     owner = np.array([0, 0, 1, 2, 2])
     to_image, to_text = level_ranks(texts, images, owner)
     assert to_image.tolist() == [0, 1, 0, 0, 1] and to_text.tolist() == [0, 1, 0]
-    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 3)
+    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 3).to_json()
     assert result["levels"]["fine"]["text_to_image"] == {"R@1": 60.0, "R@5": 100.0, "R@10": 100.0}
     # Picture 0: caption 0 first. Picture 1: caption 1 (not its own) first, then its own. Picture 2: caption 3.
     assert result["levels"]["fine"]["image_to_text"]["R@1"] == round(200 / 3, 2)
@@ -43,7 +42,7 @@ def test_ties_count_against_us():
     images = level(np.ones((4, 2)) / 2**0.5)
     texts = level(np.ones((4, 2)) / 2**0.5)
     owner = np.arange(4)
-    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 2)
+    result = score(Embeddings({"fine": images}), Embeddings({"fine": texts}), owner, 2).to_json()
     assert result["levels"]["fine"]["text_to_image"]["R@1"] == 0
     assert level_ranks(texts, images, owner)[0].tolist() == [3, 3, 3, 3]
     # A tie at the edge of the shortlist loses the item altogether.
@@ -106,9 +105,7 @@ def test_counted_ranks_are_those_of_sorting(seed, images, captions, block):
     owner = rng.integers(0, images, captions)  # in any order, and some pictures have no caption
     own = [[t for t in range(captions) if owner[t] == i] for i in range(images)]
     table = np.array([row + [-1] * (captions - len(row)) for row in own])
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hivlp.evaluate.recall.BLOCK_FLOATS", block)
-        to_image, to_text = level_ranks(texts, pictures, owner)
+    to_image, to_text = level_ranks(texts, pictures, owner, block)
     assert to_image.tolist() == naive_ranks([texts], [pictures], owner[:, None], None)
     assert to_text.tolist() == naive_ranks([pictures], [texts], table, None)
 
@@ -131,14 +128,13 @@ def test_the_cascade_that_is_judged_is_the_search(tmp_path):
     centres = rng.normal(size=(images, 24))
     owner = np.repeat(np.arange(images), 2)
     fine = {"pictures": centres, "texts": centres[owner] + 1.3 * rng.normal(size=(captions, 24))}
-    unit = {kind: level(rows / np.linalg.norm(rows, axis=1, keepdims=True)) for kind, rows in fine.items()}
-    coarse = {kind: rows[:, :6] / np.linalg.norm(rows[:, :6], axis=1, keepdims=True) for kind, rows in unit.items()}
-    got = cascade_ranks([coarse["texts"], unit["texts"]], [coarse["pictures"], unit["pictures"]], owner[:, None], k)
-    items = [NewItem(f"/{i}.png", i.to_bytes(32), None, {}, Stamp(1, 2, 3, 4)) for i in range(images)]
+    fine = {kind: unit(rows) for kind, rows in fine.items()}
+    coarse = {kind: unit(rows[:, :6]) for kind, rows in fine.items()}
+    got = cascade_ranks([coarse["texts"], fine["texts"]], [coarse["pictures"], fine["pictures"]], owner[:, None], k)
     with Index.create(tmp_path / "x", model=FakeEncoder(dims=(6, 24))) as index:
-        index.store.append(items, Embeddings({"coarse": coarse["pictures"], "fine": unit["pictures"]}))
+        fill(index, {"coarse": coarse["pictures"], "fine": fine["pictures"]})
         for number in range(captions):
-            vector = {"coarse": coarse["texts"][number], "fine": unit["texts"][number]}
+            vector = {"coarse": coarse["texts"][number], "fine": fine["texts"][number]}
             seen = [hit.id - 1 for hit in index.search(vector=vector, k=k, shortlist=k)]
             rank = seen.index(owner[number]) if owner[number] in seen else images
             assert got[number] == rank
@@ -153,7 +149,7 @@ def test_one_shortlist_wherever_none_is_given():
     assert signature(evaluate).parameters["shortlist"].default == DEFAULT_SHORTLIST
     pytest.importorskip("torch")
     from hivlp.train.adapt import AdaptConfig
-    from hivlp.train.recipe import Recipe
+    from hivlp.train.recipe.schema import Recipe
 
     assert AdaptConfig().shortlist == DEFAULT_SHORTLIST
     assert {f.name: f.default for f in fields(Recipe)}["shortlist"] == DEFAULT_SHORTLIST
@@ -174,7 +170,7 @@ def test_a_shortlist_of_everything_is_the_fine_level(seed, images, extra):
     coarse, fine = (
         Embeddings({"c": half(rng.normal(size=(images, 3))), "f": half(rng.normal(size=(images, 6)))}) for _ in range(2)
     )
-    result = score(coarse, fine, np.arange(images), images + extra)
+    result = score(coarse, fine, np.arange(images), images + extra).to_json()
     assert result["cascade"]["text_to_image"] == result["levels"]["f"]["text_to_image"]
     assert result["cascade"]["image_to_text"] == result["levels"]["f"]["image_to_text"]
     assert set(result["cascade"]["retained"]["text_to_image"].values()) == {1.0}

@@ -27,7 +27,7 @@ from hivlp.search.filters import Filter
 from hivlp.search.likeness import Likeness
 from hivlp.search.operating_points import FOLDER, Tuned
 from hivlp.search.stages import Asked, Exact
-from test_ann import cloud
+from synthetic import cloud
 
 LIBRARY = native.load()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
@@ -119,6 +119,7 @@ def test_a_batch_is_answered_as_its_queries_one_by_one(params, passing):
             np.testing.assert_array_equal(scores, everything.rescore(query, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_score_is_above_its_bound(variant, kind):
     everything, bound, rng = made(kind).everything, made(kind).bounds, np.random.default_rng(0)
@@ -165,6 +166,7 @@ def test_the_largest_sums(variant, signed):
         np.testing.assert_array_equal(most[:found], said + 2.0 * lengths[[0, 1, 3]])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(KINDS),
@@ -195,6 +197,7 @@ def test_it_is_the_ranking_of_everything(kind, count, share, few, reaching, seed
     np.testing.assert_array_equal(scores, every[expected])
 
 
+@pytest.mark.slow
 def test_most_rows_are_left_out_where_there_is_something_to_know():
     for query in made("cloud").items[:10].astype(np.float32):
         threshold = made("cloud").everything.top(query, 10)[1].min()

@@ -7,10 +7,7 @@ from hivlp.coarse import CoarseMaps, fit_coarse
 from hivlp.coarse.closed import lean, prefix, principal, second_moment
 from hivlp.coarse.distill import distill, ranking_loss
 from hivlp.errors import DataError, IndexFolderError
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+from synthetic import unit
 
 
 def off_distribution(items=3000, queries=1200, width=32, seed=0):
@@ -89,6 +86,7 @@ def test_loss_is_least_where_the_rankings_agree():
     assert perfect < ranking_loss(whole[:4], whole[:4], np.log(1 / 0.1), queries, items, 0.1)[0]
 
 
+@pytest.mark.slow
 def test_learning_beats_the_closed_form_which_beats_pca_off_distribution():
     items, queries = off_distribution()
     fitted = fit_coarse(items, queries, dims=8)

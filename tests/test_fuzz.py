@@ -23,6 +23,7 @@ from hivlp.ann.arrays import DEFERRED
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.bench import fuzz
 from hivlp.bench.fuzz_mutations import forge
+from hivlp.bench.report import Report
 from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files import npy
@@ -91,15 +92,17 @@ def forged(folder: Path, name: str, array: np.ndarray) -> None:
     forge(folder / FOLDER)
 
 
+@pytest.mark.slow
 def test_a_hundred_damaged_indexes_do_no_harm():
     result = fuzz.run(100, seed=20)
-    assert result["failures"] == []
-    assert (result["cases"], result["crashes"], result["hangs"], result["silent"]) == (100, 0, 0, 0)
-    assert result["refused"] > 30 and result["accepted"] > 5
-    assert "100 cases: 0 crashes" in fuzz.format_text(result)
-    json.dumps(result)
+    assert result.failures == []
+    assert (result.cases, result.crashes, result.hangs, result.silent) == (100, 0, 0, 0)
+    assert result.refused > 30 and result.accepted > 5
+    assert "100 cases: 0 crashes" in result.to_text()
+    json.dumps(result.to_json())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
     environment, watched = fuzz.sanitized(tmp_path)
@@ -117,10 +120,9 @@ def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
 
 
 def test_a_bench_with_failures_exits_with_one(monkeypatch, capsys):
-    bad = {"failures": ["case 3: crash"], "cases": 5}
-    monkeypatch.setattr(fuzz, "run", lambda cases: {**bad, "cases": cases})
+    monkeypatch.setattr(fuzz, "run", lambda cases: Report(failures=[f"case {cases}: crash"]))
     assert main(["bench", "fuzz", "--cases", "5", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out) == bad
+    assert json.loads(capsys.readouterr().out)["failures"] == ["case 5: crash"]
 
 
 def changed(record: np.ndarray, name: str, value: float) -> np.ndarray:
@@ -320,6 +322,7 @@ def test_callers_cannot_lead_a_kernel_out_of_its_arrays(made):
         assert engine.search(bad, 5, setting)[0].shape == (1, 5)
 
 
+@pytest.mark.slow
 def test_a_tune_that_is_killed_leaves_an_engine_that_works(folder, queries):
     """SIGKILL before each change to the folder in turn: the old engine, or the new one, and no scraps for ever."""
     expected = true_answers(folder, queries)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from conftest import FakeEncoder, Stored, tuned_connections, write_pictures
 from hivlp.errors import HivlpError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index import adding as adding_module
 from hivlp.store import vectors as vectors_module
+from synthetic import FakeEncoder, Stored, tuned_connections, write_pictures
 
 
 def age(*paths: Path) -> None:
@@ -296,11 +296,12 @@ def test_a_second_writer_is_refused_and_readers_go_on(index, encoder, pictures):
         assert len(index.search("x")) == 10
 
 
+@pytest.mark.slow
 def test_readers_see_whole_commits_while_another_process_writes(tmp_path, encoder, monkeypatch):
     write_pictures(tmp_path / "p", 200)
     script = (
         "import sys; sys.path[:0] = sys.argv[3:]\n"
-        "from pathlib import Path; from conftest import FakeEncoder; from hivlp.index import Index, adding\n"
+        "from pathlib import Path; from synthetic import FakeEncoder; from hivlp.index import Index, adding\n"
         "adding.COMMIT_ITEMS = 10\n"
         "with Index.open(sys.argv[1], FakeEncoder()) as index: print(index.add(Path(sys.argv[2])).added)\n"
     )

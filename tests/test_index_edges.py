@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.ann import native
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.store.codec import FLOAT16, FLOAT32
 from hivlp.store.records import NewItem, Stamp
+from synthetic import STAMP, FakeEncoder, Stored, fill, random_unit, write_pictures
 
 TESTS = Path(__file__).parent
 
@@ -35,13 +35,9 @@ def index(tmp_path, encoder, pictures):
 def test_pages_are_sorted_by_the_scores_they_show_and_twins_keep_their_order(tmp_path, dim):
     rng = np.random.default_rng(0)
     encoder = FakeEncoder(dims=(16, dim))
-    vectors = {}
-    for level in encoder.levels:
-        unique = rng.normal(size=(40, level.dim)).astype(np.float32)
-        vectors[level.name] = np.repeat(unique / np.linalg.norm(unique, axis=1, keepdims=True), 3, axis=0)
-    items = [NewItem(f"/p/{n}", bytes([n]), None, {}, Stamp(1, 2, 3, 4)) for n in range(120)]
+    vectors = {level.name: np.repeat(random_unit(rng, 40, level.dim), 3, axis=0) for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
-        index.store.append(items, Embeddings(vectors))
+        fill(index, vectors)
         for _ in range(20):
             query = {level.name: rng.normal(size=level.dim) for level in encoder.levels}
             for options in ({"exact": True}, {"shortlist": 200}):
@@ -97,7 +93,7 @@ UNPRIVILEGED = """
 import mmap, os, sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-from conftest import FakeEncoder
+from synthetic import FakeEncoder
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
 encoder, place = FakeEncoder(), Path(sys.argv[3])
@@ -201,7 +197,7 @@ def test_a_caption_is_never_a_link_or_a_pipe(tmp_path, encoder):
     # A process of its own: opening the pipe would never return.
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from conftest import FakeEncoder; from hivlp.index import Index\n"
+        "from synthetic import FakeEncoder; from hivlp.index import Index\n"
         "with Index.create(sys.argv[3], model=FakeEncoder()) as index: index.add(sys.argv[4])\n"
     )
     arguments = [str(TESTS), str(TESTS.parent / "src"), str(tmp_path / "x"), str(tmp_path / "p")]
@@ -250,8 +246,8 @@ def test_half_precision_is_what_numpy_gives_bit_for_bit(kernels, monkeypatch):
             expected = numbers.astype("<f2")
         assert np.array_equal(FLOAT16.encode(numbers).view("<u2"), expected.view("<u2"))
         for length in (1, 13):  # not whole groups of those that are converted together
-            some = numbers.reshape(-1)[:length]
-            assert np.array_equal(FLOAT16.encode(some[None])[0].view("<u2"), expected.reshape(-1)[:length].view("<u2"))
+            some = numbers.reshape(-1)[None, :length]
+            assert np.array_equal(FLOAT16.encode(some).view("<u2"), expected.reshape(-1)[None, :length].view("<u2"))
     turned = rng.standard_normal((9, 5), np.float32).T
     assert np.array_equal(FLOAT16.encode(turned), turned.astype("<f2"))
     assert np.array_equal(FLOAT32.encode(turned), turned)
@@ -266,7 +262,7 @@ def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(ind
     known = before[7][1]
     vectors = Embeddings({name: np.repeat(array, 3, axis=0) for name, array in index.store.embeddings(0).items()})
     for paths in (["/new/a", known, "/new/b"], ["/new/a", "/new/b", known]):
-        items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in paths]
+        items = [NewItem(path, bytes(32), None, {}, STAMP) for path in paths]
         with pytest.raises(IndexFolderError, match="unique"):
             index.store.append(items, vectors, new=True)
         assert [(item.id, item.path, item.hash, item.row) for item in Stored(index).all_items()] == before

@@ -9,13 +9,12 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from conftest import Stored
 from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.store import inserting, writer
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
+from synthetic import STAMP, Stored
 
-STAMP = Stamp(1, 2, 3, 4)
 ODD_NAMES = ('it\'s "so"', "a\\b\n\t\x01\x7f", "ключ/🦊\u2028.png", "", "[1, null]", "e" * 5000, "a%sb{0}?1")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
 from hivlp.errors import DamagedIndexError, HivlpError, IndexFolderError, VectorError
@@ -20,9 +19,10 @@ from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.store.codec import FLOAT16, FLOAT32
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import NewItem
 from hivlp.store.schema import ITEM, OLD_HASHES, PART, record_crc, seal_meta
 from hivlp.store.vectors import Rows
+from synthetic import FakeEncoder, Stored, make_index, new_items, random_levels, write_pictures
 
 FORMAT_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -122,6 +122,7 @@ def stem_of(row: int) -> str:
     return f"{row:05}" if row < 30 else f"{row + 70:05}"
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_the_catalog_is_found_or_changes_nothing(index, encoder):
     index.close()
     file = index.path / "items.db"
@@ -149,6 +150,7 @@ def test_a_flipped_bit_of_the_catalog_is_found_or_changes_nothing(index, encoder
     assert verify(index.path).ok
 
 
+@pytest.mark.slow
 def test_whatever_is_flipped_in_the_catalog_nothing_but_sentences_comes_of_it(index, encoder, pictures):
     index.close()
     shutil.copytree(index.path, index.path.with_name("whole"))
@@ -180,6 +182,7 @@ def test_whatever_is_flipped_in_the_catalog_nothing_but_sentences_comes_of_it(in
     assert refused > 50
 
 
+@pytest.mark.slow
 def test_every_file_that_is_cut_or_gone_is_named(index):
     index.close()
     rng = random.Random(2)
@@ -372,13 +375,12 @@ def test_info_verify_and_repair_on_the_command_line(index, encoder, capsys, monk
 
 @pytest.fixture
 def given(tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)
-    np.save(tmp_path / "v.npy", vectors)
-    with Index.create_from_embeddings(tmp_path / "given", prefix(24, 8)) as index:
-        assert index.add_embeddings(tmp_path / "v.npy").added == 40
+    with make_index(tmp_path / "given", np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)) as index:
+        assert len(index) == 40
         yield index
 
 
+@pytest.mark.slow
 def test_the_maps_of_given_vectors_are_checked(given):
     given.close()
     rng = random.Random(3)
@@ -414,8 +416,8 @@ def test_given_vectors_that_are_damaged_come_back_when_they_are_given_again(give
     flip(given.path / "fine.0.f16", 7, 24)
     with Index.open(given.path) as index:
         (lost,) = index.repair().lost
-        assert lost[1].endswith("v.npy#7") and len(index) == 39
-        assert index.add_embeddings(tmp_path / "v.npy").added == 1
+        assert lost[1].endswith("given.npy#7") and len(index) == 39
+        assert index.add_embeddings(tmp_path / "given.npy").added == 1
         assert Stored(index).get(lost[0]).path == lost[1] and index.verify().ok and not index.verify().lost
 
 
@@ -475,12 +477,7 @@ def test_damage_to_an_index_of_format_1(index, encoder, pictures):
 
 
 def some(count: int, encoder: FakeEncoder) -> tuple[list[NewItem], dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    items = [NewItem(f"/p/{n}.png", n.to_bytes(32), None, {}, Stamp(1, 2, 3, 4)) for n in range(count)]
-    vectors = {level.name: rng.normal(size=(count, level.dim)) for level in encoder.levels}
-    return items, {
-        name: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for name, v in vectors.items()
-    }
+    return new_items(count), random_levels(encoder.levels, count)
 
 
 @pytest.mark.parametrize(

@@ -8,64 +8,42 @@ import numpy as np
 import pytest
 
 from hivlp.ann import native
-from hivlp.cli import main
 from hivlp.index import Index
+from hivlp.index.from_embeddings import index_embeddings
 from hivlp.search.likeness import FAR, LIKE, MANY, NEAR, Likeness, Region, make_probes
+from synthetic import clusters, queries_of_every_kind
 
 WIDTH, ROWS = 64, 12_000
+ITEMS = clusters(ROWS, WIDTH, 0)
 needs_kernels = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def clusters(count: int, seed: int) -> np.ndarray:
-    """Around 300 centres in a few dimensions, as pictures and texts of one subject lie together."""
-    centres = np.random.default_rng(99).normal(size=(300, 16)) @ np.random.default_rng(98).normal(size=(16, WIDTH))
-    rng = np.random.default_rng(seed)
-    return unit(unit(centres)[rng.integers(300, size=count)] + 0.08 * rng.normal(size=(count, WIDTH)))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("likeness")
-    np.save(folder / "v.npy", clusters(ROWS, 0))
-    arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
-    assert main(["index", *arguments]) == 0
-    with Index.open(folder / "index") as index:
-        index.tune(clusters(4000, 1), recall=0.95)
-    return folder / "index"
+    place = tmp_path_factory.mktemp("likeness") / "index"
+    np.save(place.with_suffix(".npy"), ITEMS)
+    index_embeddings(place, place.with_suffix(".npy"), dims=16, method="pca")
+    with Index.open(place) as index:
+        index.tune(clusters(4000, WIDTH, 1), recall=0.95)
+    return place
 
 
-def kinds(items: np.ndarray) -> dict[str, np.ndarray]:
-    rng, asked = np.random.default_rng(5), clusters(80, 2)
-    return {
-        "the sample's": asked,
-        "items": items[rng.integers(len(items), size=80)],
-        "noisy": unit(asked + unit(rng.normal(size=asked.shape))),
-        "random": unit(rng.normal(size=asked.shape)),
-        "negated": -asked,
-        "another model's": asked[:, rng.permutation(WIDTH)],
-        "generic": unit(items.mean(0) / np.linalg.norm(items.mean(0)) + 0.05 * unit(rng.normal(size=asked.shape))),
-        "mixtures": unit(items[rng.integers(len(items), size=(5, 80))].sum(0)),
-    }
-
-
+@pytest.mark.slow
 @needs_kernels
 def test_the_promise_holds_for_queries_of_every_kind(made):
     with Index.open(made) as index:
-        for name, asked in kinds(clusters(ROWS, 0)).items():
+        for name, asked in queries_of_every_kind(ITEMS, clusters(80, WIDTH, 2)).items():
             truth = index.search_many(vectors={"fine": asked}, exact=True)
             found = index.search_many(vectors={"fine": asked})
             shares = [len({h.id for h in a} & {h.id for h in b}) / 10 for a, b in zip(truth, found, strict=True)]
             assert np.mean(shares) >= 0.94, name
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_what_was_done_for_an_unlike_query_is_said(made, capsys):
     with Index.open(made) as index:
-        asked = kinds(clusters(ROWS, 0))
+        asked = queries_of_every_kind(ITEMS, clusters(80, WIDTH, 2))
         usual = [index.search(vector={"fine": query}).plan for query in asked["the sample's"]]
         assert sum("widened" in step for plan in usual for step in plan) <= 8
         assert usual[0][0]["stage"] == "ann" and usual[0][0]["recall"] == 0.95
@@ -81,13 +59,14 @@ def test_what_was_done_for_an_unlike_query_is_said(made, capsys):
             assert (alone.hits, alone.plan) == (result.hits, result.plan)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_filter_that_suits_a_query_badly_does_not_hide_answers(made):
     """Only what is far from the query passes."""
-    items = clusters(ROWS, 0)
+    items = ITEMS
     with Index.open(made) as index:
         shares = []
-        for query in clusters(12, 2):
+        for query in clusters(12, WIDTH, 2):
             far = np.argsort(items @ query)[: ROWS // 2] + 1
             condition = f"id IN ({','.join(map(str, far))})"
             truth = index.search(vector={"fine": query}, exact=True, where=condition)
@@ -143,8 +122,8 @@ def test_it_is_read_back_as_it_was_written():
 
 
 def test_probes_are_of_many_kinds_and_of_length_one():
-    items = clusters(500, 0)
-    probes = make_probes(clusters(50, 1), items, 10)
+    items = clusters(500, WIDTH, 0)
+    probes = make_probes(clusters(50, WIDTH, 1), items, 10)
     assert len(np.unique(probes.kinds)) >= 12 and len(probes.queries) == len(probes.kinds)
     np.testing.assert_allclose(np.linalg.norm(probes.queries, axis=1), 1, atol=1e-3)
     best = (probes.queries @ items.T).max(1)

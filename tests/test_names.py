@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Stored, write_pictures
 from hivlp.cli import main
 from hivlp.errors import ArgumentError, DataError, QueryError
 from hivlp.index import Index
+from synthetic import Stored, write_pictures
 
 COMPOSED, APART = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 

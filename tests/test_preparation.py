@@ -15,7 +15,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from hivlp.config import RESAMPLE, PictureConfig  # noqa: E402
 from hivlp.data.pictures import load_pixels  # noqa: E402
-from hivlp.data.preparing import fit  # noqa: E402
+from hivlp.data.pictures.preparing import fit  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.export.graphs import export  # noqa: E402
@@ -134,7 +134,7 @@ def test_a_jpeg_is_decoded_at_its_full_size_where_exactness_is_promised(fitting,
 def test_an_endless_strip_is_not_scaled_as_a_whole(size, monkeypatch):
     config = PictureConfig(SIDE, "crop", resize={"shortest_edge": 40})
     expected = fit(photograph(size), config)
-    monkeypatch.setattr("hivlp.data.preparing.WHOLE", 1)
+    monkeypatch.setattr("hivlp.data.pictures.preparing.WHOLE", 1)
     assert np.abs(fit(photograph(size), config).astype(int) - expected).max() <= 1
     monkeypatch.undo()
     assert fit(Image.new("RGB", (1, 3_000_000), "red"), config).shape == (SIDE, SIDE, 3)

@@ -6,11 +6,12 @@ torch = pytest.importorskip("torch")
 
 from tokenizers import Tokenizer  # noqa: E402
 
+from hivlp.errors import RecipeError  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig  # noqa: E402
 from hivlp.train.pretext import MaskedLanguage, Matching, TrainingModel  # noqa: E402
-from hivlp.train.recipe import Optim, Pretext, Recipe, RecipeError  # noqa: E402
-from tiny import VOCABULARY, tiny_config, write_tokenizer  # noqa: E402
+from hivlp.train.recipe.schema import Optim, Pretext, Recipe  # noqa: E402
+from synthetic import VOCABULARY, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 

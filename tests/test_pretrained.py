@@ -12,13 +12,17 @@ pytest.importorskip("transformers")
 
 from PIL import Image  # noqa: E402
 
-from conftest import write_pictures  # noqa: E402
 from hivlp.cli import main  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.index import Index  # noqa: E402
 from hivlp.model.pretrained import import_dual_encoder  # noqa: E402
-from tiny import VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
+from synthetic import (  # noqa: E402
+    VOCABULARY,
+    save_checkpoint,
+    write_pictures,
+    write_tokenizer,
+)
 
 pytestmark = pytest.mark.train
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Stored
 from hivlp.bench.crash_child import NumberEncoder, store
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index
 from hivlp.store.folder import Store
+from synthetic import Stored
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
 BASE, READERS, VERSIONS = 20, 3, 25
@@ -86,6 +86,7 @@ def place(tmp_path) -> Path:
     return tmp_path / "x"
 
 
+@pytest.mark.slow
 def test_readers_see_one_commit_whole_while_a_writer_adds_removes_and_compacts(place, tmp_path):
     stop = tmp_path / "stop"
     readers = [start(READER, place, stop, seed) for seed in range(READERS)]

@@ -22,11 +22,11 @@ from hivlp.export.graphs import export  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.adapt import AdaptConfig, adapt  # noqa: E402
-from hivlp.train.augment import plain_view  # noqa: E402
-from hivlp.train.features import build_corpus, frozen_text_features, text_features  # noqa: E402
-from hivlp.train.recipe import Augment, Recipe  # noqa: E402
+from hivlp.train.inputs.augment import plain_view  # noqa: E402
+from hivlp.train.inputs.features import build_corpus, frozen_text_features, text_features  # noqa: E402
+from hivlp.train.recipe.schema import Augment, Recipe  # noqa: E402
 from hivlp.train.step import Inputs  # noqa: E402
-from tiny import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
+from synthetic import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 LONG = "a red circle on the white square on the blue circle on a"

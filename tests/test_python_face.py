@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import write_pictures
 from hivlp import HiVLP, Index
 from hivlp.errors import EXTRAS, ArgumentError, HivlpError, IndexFolderError, ModelError, PictureError, QueryError
+from synthetic import write_pictures
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -255,6 +255,7 @@ def in_another_process(model: HiVLP) -> list[float]:
     return model.encode_text("a dog").coarse[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_used_model_goes_to_other_processes_and_can_be_copied(model, tmp_path):
     (path,) = write_pictures(tmp_path, 1)
     model.encode_image(path)

@@ -14,9 +14,9 @@ yaml = pytest.importorskip("yaml")
 
 from hivlp.cli import main  # noqa: E402
 from hivlp.errors import HivlpError, RecipeError  # noqa: E402
-from hivlp.train.check import check_data, check_recipe  # noqa: E402
-from hivlp.train.recipe import Optim, load_recipe  # noqa: E402
-from shapes import shapes_recipe  # noqa: E402
+from hivlp.train.recipe.check import check_data, check_recipe  # noqa: E402
+from hivlp.train.recipe.schema import Optim, load_recipe  # noqa: E402
+from synthetic import shapes_recipe  # noqa: E402
 
 pytestmark = pytest.mark.train
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from hivlp.data import flashcards, openclipart, stamps
-from hivlp.data.pairs import Pair, load_pairs
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair
 from hivlp.data.same_picture import excluding, looks_of, same_as
+from hivlp.mini import flashcards, openclipart, stamps
 
 HERE = stamps.DEFAULT_ROOT.is_dir()
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -83,6 +84,7 @@ COPIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", [False, True])
 @pytest.mark.parametrize("make", [drawing, photograph])
 @pytest.mark.parametrize("change", COPIES)
@@ -189,6 +191,7 @@ KNOWN = {  # how the captions of those test and validation stamps begin whose dr
 }
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @pytest.mark.skipif(not HERE, reason="tuxpaint-stamps-default is not installed")
 def test_what_the_real_stamps_share():
@@ -219,8 +222,8 @@ def test_the_known_copies_in_the_real_openclipart_are_found():
 def test_a_recipe_does_not_train_on_copies_of_what_it_evaluates_on(tmp_path, caplog):
     pytest.importorskip("torch")
     from hivlp.errors import RecipeError
-    from hivlp.train.held_out import rows_apart
-    from hivlp.train.recipe import Source, load_recipe
+    from hivlp.train.inputs.held_out import rows_apart
+    from hivlp.train.recipe.schema import Source, load_recipe
 
     for number in range(6):
         save(tmp_path / "train", f"{number}.png", drawing(number), f"Thing {number}.")
@@ -256,8 +259,8 @@ def test_a_recipe_does_not_train_on_copies_of_what_it_evaluates_on(tmp_path, cap
 @pytest.mark.parametrize("name", ["mini", "scenes_cpu"])
 def test_data_sets_that_keep_themselves_apart_are_not_read_once_more(name, monkeypatch):
     pytest.importorskip("torch")
-    from hivlp.train import held_out
-    from hivlp.train.recipe import load_recipe
+    from hivlp.train.inputs import held_out
+    from hivlp.train.recipe.schema import load_recipe
 
     def refuse(*_, **__):
         raise AssertionError("pictures were compared")

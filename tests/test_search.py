@@ -12,32 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import FakeEncoder, Stored, write_pictures
 from hivlp.errors import HivlpError, PictureError, QueryError
 from hivlp.index import Index
-from hivlp.levels import Embeddings
 from hivlp.search.exhaustive import ExhaustiveScanner
-from hivlp.store.records import NewItem, Stamp
-
-
-def unit(rng, rows, dim):
-    vectors = rng.normal(size=(rows, dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def stored(rng, rows, dim):
-    """Unit vectors, rounded as an index stores them, so that an oracle sees the same numbers."""
-    return unit(rng, rows, dim).astype(np.float16).astype(np.float32)
-
-
-def fill(index, vectors, captions=None):
-    rows = len(next(iter(vectors.values())))
-    items = [
-        NewItem(f"/p/{n}.png", n.to_bytes(32), None if captions is None else captions[n], {"n": n}, Stamp(1, 2, 3, 4))
-        for n in range(rows)
-    ]
-    if rows:
-        index.store.append(items, Embeddings(vectors))
+from synthetic import FakeEncoder, Stored, fill, random_levels, random_unit, stored_unit, write_pictures
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,8 +31,8 @@ def fill(index, vectors, captions=None):
 def test_the_cascade_equals_the_oracle(seed, rows, dims, removed, k, page, filtered):
     rng = np.random.default_rng(seed)
     encoder = FakeEncoder(dims=dims)
-    vectors = {level.name: stored(rng, rows, level.dim) for level in encoder.levels}
-    query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
+    vectors = {level.name: stored_unit(rng, rows, level.dim) for level in encoder.levels}
+    query = {level.name: random_unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with tempfile.TemporaryDirectory() as folder, Index.create(Path(folder) / "x", model=encoder) as index:
         fill(index, vectors)
         index.remove([n for n in removed if n <= rows])
@@ -91,11 +69,12 @@ def test_the_cascade_equals_the_oracle(seed, rows, dims, removed, k, page, filte
             assert [hit.id - 1 for hit in largest] == order, "who asks for all gets the exact ranking"
 
 
+@pytest.mark.slow
 def test_whoever_asks_for_all_that_passes_a_filter_gets_the_exact_ranking(tmp_path):
     rng = np.random.default_rng(3)
     encoder = FakeEncoder(dims=(2, 16))
-    vectors = {level.name: stored(rng, 6000, level.dim) for level in encoder.levels}
-    query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
+    vectors = {level.name: stored_unit(rng, 6000, level.dim) for level in encoder.levels}
+    query = {level.name: random_unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         fill(index, vectors)
         for where in ("id % 2 = 0", "id > 10", "id < 100", "id = 7", "id < 0"):
@@ -108,8 +87,8 @@ def test_whoever_asks_for_all_that_passes_a_filter_gets_the_exact_ranking(tmp_pa
 def test_few_items_are_ranked_exactly_so_that_pages_of_any_size_fit_together(tmp_path, where):
     rng = np.random.default_rng(3)
     encoder = FakeEncoder(dims=(2, 16))  # a coarse level that overlooks nearly everything
-    vectors = {level.name: stored(rng, 1500, level.dim) for level in encoder.levels}
-    query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
+    vectors = {level.name: stored_unit(rng, 1500, level.dim) for level in encoder.levels}
+    query = {level.name: random_unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         fill(index, vectors)
         whole = index.search(vector=query, k=1500, where=where).hits
@@ -121,8 +100,8 @@ def test_few_items_are_ranked_exactly_so_that_pages_of_any_size_fit_together(tmp
 def test_two_levels_are_a_shortlist_then_an_order(tmp_path):
     rng = np.random.default_rng(0)
     encoder = FakeEncoder()
-    vectors = {level.name: stored(rng, 500, level.dim) for level in encoder.levels}
-    query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
+    vectors = {level.name: stored_unit(rng, 500, level.dim) for level in encoder.levels}
+    query = {level.name: random_unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         fill(index, vectors)
         shortlist = np.argsort(-(vectors["coarse"] @ query["coarse"]), kind="stable")[:40]
@@ -133,8 +112,8 @@ def test_two_levels_are_a_shortlist_then_an_order(tmp_path):
 def test_a_funnel_of_three_levels(tmp_path):
     rng = np.random.default_rng(1)
     encoder = FakeEncoder(dims=(4, 8, 16))
-    vectors = {level.name: stored(rng, 400, level.dim) for level in encoder.levels}
-    query = {level.name: unit(rng, 1, level.dim)[0] for level in encoder.levels}
+    vectors = {level.name: stored_unit(rng, 400, level.dim) for level in encoder.levels}
+    query = {level.name: random_unit(rng, 1, level.dim)[0] for level in encoder.levels}
     with Index.create(tmp_path / "x", model=encoder) as index:
         fill(index, vectors)
         rows = np.arange(400)
@@ -147,9 +126,7 @@ def test_a_funnel_of_three_levels(tmp_path):
 
 def test_equal_scores_come_in_the_order_they_were_added(tmp_path):
     encoder = FakeEncoder()
-    same = {
-        level.name: np.repeat(unit(np.random.default_rng(0), 1, level.dim), 300, axis=0) for level in encoder.levels
-    }
+    same = {name: np.repeat(one, 300, axis=0) for name, one in random_levels(encoder.levels, 1).items()}
     with Index.create(tmp_path / "x", model=encoder) as index:
         fill(index, same)
         hits = index.search(vector={name: array[0] for name, array in same.items()}, k=20, shortlist=50)

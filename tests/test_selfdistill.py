@@ -9,19 +9,20 @@ torch = pytest.importorskip("torch")
 
 
 from hivlp.config import TextConfig, TowerConfig  # noqa: E402
-from hivlp.data.stamps import comparable  # noqa: E402
 from hivlp.encode.text import TextTokenizer  # noqa: E402
-from hivlp.errors import DataError, ModelError  # noqa: E402
+from hivlp.errors import DataError, ModelError, RecipeError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
+from hivlp.linalg import lean_vec  # noqa: E402
+from hivlp.mini.stamps import comparable  # noqa: E402
 from hivlp.model.heads import build_head  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.objective.codes import quantize  # noqa: E402
-from hivlp.train import selfdistill  # noqa: E402
-from hivlp.train.directions import ridge, score_directions, score_factors, sign_rotation  # noqa: E402
-from hivlp.train.fit import Side, fit_level, neighbours  # noqa: E402
-from hivlp.train.recipe import Recipe, RecipeError, SelfDistillation, load_recipe  # noqa: E402
-from hivlp.train.selfdistill import distil  # noqa: E402
-from tiny import BERT, tiny_config, write_tokenizer  # noqa: E402
+from hivlp.train.distillation import self_distillation  # noqa: E402
+from hivlp.train.distillation.closed_form import ridge, score_directions, sign_rotation  # noqa: E402
+from hivlp.train.distillation.level import Side, distill_level, neighbours  # noqa: E402
+from hivlp.train.distillation.self_distillation import distil  # noqa: E402
+from hivlp.train.recipe.schema import Recipe, SelfDistillation, load_recipe  # noqa: E402
+from synthetic import BERT, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -59,7 +60,7 @@ def lesson(model: HiVLPModel, count: int, extra: torch.Tensor | None = None, cod
         weights = torch.cat([weights, torch.zeros(len(extra))])
     with torch.no_grad():
         teacher = model.text_heads["fine"](features[3])
-    fit_level(
+    distill_level(
         model.image_heads["coarse"],
         model.text_heads["coarse"],
         Side(pictures, pictures, torch.ones(300)),
@@ -132,7 +133,7 @@ def test_a_level_that_is_stored_as_signs_learns_signs_that_rank():
     for code, steps in (("float", 0), ("binary", 0), ("binary", 300)):
         heads = build_head("projection", 32, 16), build_head("projection", 32, 16)
         settings = SelfDistillation(steps=steps, batch_size=128, code=code, learn_projections=True, shortlist=0.3)
-        fit_level(*heads, *sides, settings, seed=0)
+        distill_level(*heads, *sides, settings, seed=0)
         results[code, steps] = kept(heads)
     assert results["float", 0] < results["binary", 0] < results["binary", 300]
 
@@ -173,11 +174,12 @@ def test_score_directions_span_the_left_factor_of_all_scores():
     assert torch.allclose(basis @ basis.T, expected @ expected.T, atol=1e-3)
 
 
-def test_score_factors_are_the_best_low_rank_scores():
+def test_lean_vec_gives_the_best_low_rank_scores():
     rng = torch.Generator().manual_seed(0)
     texts = torch.randn(300, 8, generator=rng, dtype=torch.float64) * torch.tensor([9.0, 5, 1, 1, 1, 1, 1, 0.1])
     pictures = torch.randn(200, 8, generator=rng, dtype=torch.float64) @ torch.randn(8, 8, generator=rng).double()
-    image_map, text_map = score_factors(texts, torch.ones(300, dtype=torch.float64), pictures, 3)
+    maps = lean_vec((pictures.T @ pictures / 200).numpy(), (texts.T @ texts / 300).numpy())
+    image_map, text_map = (torch.from_numpy(matrix[:, :3]) for matrix in maps)
     left, values, right = torch.linalg.svd(texts @ pictures.T, full_matrices=False)
     best = (left[:, :3] * values[:3]) @ right[:3]
     assert torch.allclose((texts @ text_map) @ (pictures @ image_map).T, best, atol=1e-6 * best.abs().max())
@@ -210,10 +212,12 @@ def test_wordnet_teaches_too_but_nothing_that_is_tested(model, tmp_path, monkeyp
         )
     )
     monkeypatch.setenv("HIVLP_WORDNET", str(tmp_path))
-    monkeypatch.setattr(selfdistill, "held_out_comparable", lambda: frozenset({"blue", "square on white"}))
+    monkeypatch.setattr("hivlp.mini.phrases.held_out_comparable", lambda: frozenset({"blue", "square on white"}))
     asked = []
-    real = selfdistill.text_features
-    monkeypatch.setattr(selfdistill, "text_features", lambda m, t, texts: asked.extend(texts) or real(m, t, texts))
+    real = self_distillation.text_features
+    monkeypatch.setattr(
+        self_distillation, "text_features", lambda m, t, texts: asked.extend(texts) or real(m, t, texts)
+    )
     tokenizer = TextTokenizer(write_tokenizer(tmp_path / "t"), TextConfig())
     views = [{8: torch.randn(9, model.image_tower.widths[7])}] * 2
     distil(model, tokenizer, texts(50, 1), views, recipe(texts=99, steps=3))
@@ -248,7 +252,7 @@ def test_other_heads_cannot_be_fitted():
         text_tower=TowerConfig("bert", BERT, {"coarse": "residual"})))  # fmt: skip
     side = Side(torch.randn(9, 16), torch.randn(9, 16), torch.ones(9))
     with pytest.raises(ModelError, match="a ResidualHead cannot be fitted"):
-        fit_level(model.image_heads["coarse"], model.text_heads["coarse"], side, side, SelfDistillation(), 0)
+        distill_level(model.image_heads["coarse"], model.text_heads["coarse"], side, side, SelfDistillation(), 0)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "projection"])

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hivlp.data.embeddings import open_embeddings
-from hivlp.data.pairs import Pair, load_pairs
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair
+from hivlp.data.vectors.source import open_embeddings
 from hivlp.errors import DataError, HivlpError
 
 BLOCK = 512

@@ -15,18 +15,18 @@ yaml = pytest.importorskip("yaml")
 from PIL import Image  # noqa: E402
 
 from hivlp.data.contents import Contents  # noqa: E402
-from hivlp.data.pairs import load_pairs  # noqa: E402
+from hivlp.data.load import load_pairs  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import HivlpError, RecipeError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
-from hivlp.train.adapt import picture_vectors, prepare_original, text_vectors  # noqa: E402
-from hivlp.train.features import build_corpus, frozen_image_features  # noqa: E402
+from hivlp.train.adapt import prepare_original  # noqa: E402
+from hivlp.train.inputs.features import build_corpus, frozen_image_features  # noqa: E402
+from hivlp.train.inputs.vectors import picture_vectors, text_vectors  # noqa: E402
 from hivlp.train.job import train  # noqa: E402
-from hivlp.train.recipe import Augment, load_recipe  # noqa: E402
-from shapes import draw_shape, shapes_recipe  # noqa: E402
-from tiny import save_tiny, tiny_config, write_tokenizer  # noqa: E402
+from hivlp.train.recipe.schema import Augment, load_recipe  # noqa: E402
+from synthetic import draw_shape, save_tiny, shapes_recipe, tiny_config, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train
 

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from conftest import SIZE, FakeEncoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
+from synthetic import SIZE, FakeEncoder
 
 
 def load(job: int):

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hivlp.data.pairs import Pair, load_pairs, split_of_folders, split_of_name
-from hivlp.data.values import as_text
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair, split_of_folders, split_of_name
+from hivlp.data.readers.values import as_text
 from hivlp.errors import DataError
-from hivlp.train.augment import caption_variants
-from hivlp.train.recipe import Augment
 
 
 def read(path: Path, content: str | bytes) -> list[tuple[str, tuple[str, ...]]]:
@@ -248,7 +247,12 @@ def test_a_table_of_a_split_and_pictures_of_a_split_are_not_trained_on(tmp_path:
     assert [pair.split for pair in load_pairs(tmp_path / "own.csv")] == ["train", "test"]
 
 
+@pytest.mark.train
 def test_folder_names_are_captions_only_if_asked_for_and_shard_names_never() -> None:
+    pytest.importorskip("torch")
+    from hivlp.train.inputs.augment import caption_variants
+    from hivlp.train.recipe.schema import Augment
+
     pair = Pair("cc3m-train-0000/animals/dog", b"", ("A dog.",), shard="cc3m-train-0000")
     assert caption_variants(pair, Augment()) == ["A dog.", "dog"]
     assert caption_variants(pair, Augment(folders=True)) == ["A dog.", "dog", "dog, animals", "dog, animals"]

@@ -19,11 +19,11 @@ from hivlp.config import HiVLPConfig, PictureConfig  # noqa: E402
 from hivlp.data.pairs import Pair  # noqa: E402
 from hivlp.demo import pictures_folder  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
+from hivlp.errors import RecipeError  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
-from hivlp.train.augment import bare, caption_variants, random_view  # noqa: E402
-from hivlp.train.recipe import Augment, RecipeError, load_recipe  # noqa: E402
-from shapes import shapes_recipe  # noqa: E402
-from tiny import BERT  # noqa: E402
+from hivlp.train.inputs.augment import bare, caption_variants, random_view  # noqa: E402
+from hivlp.train.recipe.schema import Augment, load_recipe  # noqa: E402
+from synthetic import BERT, shapes_recipe  # noqa: E402
 
 pytestmark = pytest.mark.train
 SOURCE = Path(__file__).resolve().parent.parent / "src"
@@ -390,7 +390,7 @@ def test_caption_variants():
 def test_a_slim_vocabulary_spells_the_rest_in_smaller_tokens(tmp_path):
     from tokenizers import Tokenizer
 
-    from hivlp.train.backbones import slim_vocabulary
+    from hivlp.mini.backbones import slim_vocabulary
 
     words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "cat", "##s", "1999", "1", "##9", "н", "##ии", "a"]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -430,10 +430,10 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 @pytest.mark.skipif(not STAMPS.is_dir(), reason="the Tux Paint stamps are not installed (make system)")
 def test_the_model_that_ships_is_as_good_as_its_card_says():
     """On the stamps' validation part: the card's own numbers, and the floor that the project asks for."""
-    from hivlp.data.pairs import load_pairs
+    from hivlp.data.load import load_pairs
     from hivlp.evaluate.recall import evaluate
 
-    result = evaluate(load_pairs("stamps", "val"), HiVLP.from_pretrained("hivlp-mini"), progress=False)
+    result = evaluate(load_pairs("stamps", "val"), HiVLP.from_pretrained("hivlp-mini"), progress=False).to_json()
     recalls = result["cascade"]["text_to_image"]
     assert recalls["R@1"] >= 30 and recalls["R@5"] >= 55 and recalls["R@10"] >= 70
     assert result["cascade"]["retained"]["text_to_image"]["R@10"] >= 0.96
@@ -442,7 +442,8 @@ def test_the_model_that_ships_is_as_good_as_its_card_says():
 def test_wordnet_says_what_a_class_is(tmp_path):
     """Offsets, word counts in hexadecimal, pointers: the format of wndb(5), in small."""
     from hivlp.errors import DataError
-    from hivlp.train.wordnet import class_texts, read_nouns
+    from hivlp.mini.warm_start import class_texts
+    from hivlp.mini.wordnet import read_synsets
 
     (tmp_path / "data.noun").write_text(
         "  1 This is the licence  \n"
@@ -452,7 +453,7 @@ def test_wordnet_says_what_a_class_is(tmp_path):
         "00000400 06 n 02 crane 0 derrick 0 001 @ 00000100 n 0000 | a machine that lifts\n"
         "00000500 05 n 01 crane 1 001 @i 00000100 n 0000 | a large bird\n"
     )
-    nouns = read_nouns(tmp_path)
+    nouns = read_synsets(folder=tmp_path)
     assert nouns["00000200"].words == ("fish", "Pisces") and nouns["00000200"].kinds == ("00000100",)
 
     def embed(texts):
@@ -464,4 +465,4 @@ def test_wordnet_says_what_a_class_is(tmp_path):
     assert got[1][2] == "crane (bird): a large bird", "the name says which sense is meant"
     assert got[2] == ["nosuch"] * 3
     with pytest.raises(DataError, match="wordnet-base"):
-        read_nouns(tmp_path / "missing")
+        read_synsets(folder=tmp_path / "missing")

@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from conftest import Stored
 from hivlp.ann import AnnIndex, native
 from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, manifest_check
@@ -19,10 +18,10 @@ from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
 from hivlp.index.from_embeddings import index_embeddings
-from hivlp.search import calibration, opened
+from hivlp.search import opened
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned
-from test_ann import cloud
+from synthetic import Stored, cloud, make_tuned_index, quick_tuning
 
 WIDTH = 48
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -39,15 +38,11 @@ def queries() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, quick, vectors, queries):
+def made(tmp_path_factory, vectors, queries):
     """A tuned index of the first 3,500 vectors, and the folder they come from."""
     folder = tmp_path_factory.mktemp("tuned")
-    np.save(folder / "v.npy", vectors[:3500])
     np.save(folder / "q.npy", queries[:1300])
-    arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
-    assert main(["index", *arguments]) == 0
-    with Index.open(folder / "index") as index:
-        index.tune(folder / "q.npy")
+    make_tuned_index(folder / "index", vectors[:3500], folder / "q.npy")
     return folder
 
 
@@ -61,10 +56,7 @@ def folder(made, tmp_path):
 @pytest.fixture(autouse=True, scope="module")
 def quick():
     """Few settings, timed a few times: what is tested here does not depend on them."""
-    every = AnnIndex.params_grid
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "TIMED", 10)
-        patch.setattr(AnnIndex, "params_grid", lambda engine: every(engine)[1::4])
+    with quick_tuning():
         yield
 
 
@@ -104,6 +96,7 @@ def test_searches_use_the_engine(made, queries, monkeypatch):
         assert asked == [1, 1]
 
 
+@pytest.mark.slow
 def test_pages_are_one_long_list_best_first(made, queries):
     with Index.open(made / "index") as index:
         for query in queries[1300:1330]:
@@ -150,6 +143,7 @@ def test_filters_starve_nobody(made, queries, monkeypatch, condition):
         assert len(hits) == 20
 
 
+@pytest.mark.slow
 def test_what_changes_after_tuning(folder, vectors, queries):
     with Index.open(folder / "index") as index:
         first = index.search(vector={"fine": vectors[10]})[0]
@@ -173,6 +167,7 @@ def test_what_changes_after_tuning(folder, vectors, queries):
         assert index.snapshot().collection.ann is not None
 
 
+@pytest.mark.slow
 def test_an_engine_of_an_earlier_format(folder, queries):
     """It is not used, and built again when the index next has reason to look at it."""
     file = folder / "index" / "engine" / MANIFEST
@@ -189,6 +184,7 @@ def test_an_engine_of_an_earlier_format(folder, queries):
         assert index.snapshot().collection.ann is not None and index.refresh() is False
 
 
+@pytest.mark.slow
 def test_another_process_tunes(folder, queries):
     """An index that is open notes an engine that comes, is replaced or goes, without a commit."""
     place = folder / "index"
@@ -257,6 +253,7 @@ def test_info_counts_the_engine(folder):
         assert (index.info().bytes, index.info().engine_bytes) == (info.bytes - engine, 0)
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_remembered(folder, vectors):
     """An index that has grown to twice its size learns anew, from the queries that it was tuned with."""
     with Index.open(folder / "index") as index:
@@ -268,9 +265,10 @@ def test_what_was_asked_is_remembered(folder, vectors):
     assert (after.rows, after.learnt_rows) == (7100, 7100)
     assert after.queries == before.queries == "given vectors"
     with Index.open(folder / "index") as index:
-        assert index.search(vector={"fine": vectors[5]})[0].path.endswith("v.npy#5")
+        assert index.search(vector={"fine": vectors[5]})[0].path.endswith("index.npy#5")
 
 
+@pytest.mark.slow
 def test_damage_is_found_and_does_no_harm(folder, queries):
     path = folder / "index" / "engine"
     with Index.open(folder / "index") as index:
@@ -326,6 +324,7 @@ def test_without_kernels(made, queries, monkeypatch):
             index.tune()
 
 
+@pytest.mark.slow
 def test_command_line(folder, capsys):
     pytest.importorskip("matplotlib")
     picture = folder / "tune.png"

@@ -10,10 +10,8 @@ import threading
 import unicodedata
 from contextlib import closing
 
-import numpy as np
 import pytest
 
-from conftest import write_pictures
 from hivlp.errors import DamagedIndexError, HivlpError, QueryError
 from hivlp.index import Index
 from hivlp.index.verify import verify
@@ -21,6 +19,7 @@ from hivlp.levels import Embeddings
 from hivlp.store import where
 from hivlp.store.folder import reading
 from hivlp.store.records import NewItem, Stamp
+from synthetic import FakeEncoder, random_levels, write_pictures
 
 ITEMS = 60
 LONG = "a" * 900_000
@@ -29,23 +28,16 @@ LONG = "a" * 900_000
 def filled(place, encoder, told) -> Index:
     """An index of items with (path, caption, metadata) each."""
     index = Index.create(place, model=encoder)
-    rng = np.random.default_rng(0)
-    vectors = {}
-    for level in encoder.levels:
-        drawn = rng.normal(size=(len(told), level.dim)).astype(np.float32)
-        vectors[level.name] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     items = [
         NewItem(path, n.to_bytes(32), caption, metadata, Stamp(10 * n, 2, 3, 4))
         for n, (path, caption, metadata) in enumerate(told)
     ]
-    index.store.append(items, Embeddings(vectors))
+    index.store.append(items, Embeddings(random_levels(encoder.levels, len(told))))
     return index
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    from conftest import FakeEncoder
-
     told = [(f"/p/{n}.png", LONG if n < 8 else f"a dog {n}", {"n": n, "tags": ["red", f"t{n}"]}) for n in range(ITEMS)]
     with filled(tmp_path_factory.mktemp("where") / "x", FakeEncoder(), told) as index:
         yield index

@@ -111,7 +111,7 @@ class TowerConfig:
     """Which network a tower is, and which heads stand on it.
 
     Attributes:
-        kind: ``efficientnet_lite`` or ``convnet`` (images), ``bert`` (texts), or ``dual_encoder`` (both).
+        kind: a name in the registries of :mod:`hivlp.model.towers`, or ``dual_encoder`` for both towers at once.
         options: the network's own settings.
         heads: level name -> a name in :data:`hivlp.model.heads.HEADS` (default ``linear``).
     """

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hivlp.bench.crash_child import FAULTS, NumberEncoder, Operation, outcome
-from hivlp.bench.machine import describe
+from hivlp.bench.report import Report, measured
 from hivlp.errors import HivlpError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
@@ -51,7 +51,36 @@ class _Expected:
         self.last_id = 0
 
 
-def run(rounds: int, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class CrashReport(Report):
+    """What became of an index whose writers were killed or hit by faults; see :func:`run`."""
+
+    rounds: int
+    kills: int
+    faults: dict[str, int]
+    operations: dict[str, int]
+    in_flight: dict[str, int]
+    seed: int
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        machine = self.machine
+        faults, operations, in_flight = (
+            ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+            for counts in (self.faults, self.operations, self.in_flight)
+        )
+        return "\n".join(
+            [
+                *(f"FAILED: {failure}" for failure in self.failures),
+                f"{self.rounds} rounds, {self.kills} kills, {len(self.failures)} failures",
+                f"injected: {faults}",
+                f"confirmed: {operations}; not confirmed: {in_flight}",
+                f"{self.seconds} s; {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}",
+            ]
+        )
+
+
+def run(rounds: int, seed: int = 0) -> CrashReport:
     """Let ``rounds`` processes change one small index, each killed or hit by a fault, and check it after each.
 
     What must hold: everything that was confirmed is there, with its own vectors and its old id; an operation in flight
@@ -60,8 +89,8 @@ def run(rounds: int, seed: int = 0) -> dict[str, Any]:
     still writes.
 
     Returns:
-        ``rounds``, ``kills``, ``faults`` by kind, confirmed ``operations`` by kind, what became of those ``in_flight``,
-        ``failures`` as sentences, ``seconds`` and the machine.
+        with ``faults`` and confirmed ``operations`` by kind, what became of those ``in_flight``, and ``failures`` as
+        sentences.
     """
     started = time.perf_counter()
     rng = random.Random(seed)
@@ -90,35 +119,15 @@ def run(rounds: int, seed: int = 0) -> dict[str, Any]:
                 place = Path(scratch) / f"index{number}"
                 Index.create(place, model=ENCODER).close()
                 expected = _Expected()
-    return {
-        "rounds": rounds,
-        "kills": kills,
-        "faults": {kind: faults[kind] for kind in FAULTS},
-        "operations": dict(sorted(operations.items())),
-        "in_flight": dict(sorted(in_flight.items())),
-        "failures": failures,
-        "seconds": round(time.perf_counter() - started, 1),
-        "seed": seed,
-        "machine": describe("numpy", "filelock"),
-        "command": " ".join(["hivlp", *sys.argv[1:]]),
-    }
-
-
-def format_text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    machine = result["machine"]
-    told = {
-        name: ", ".join(f"{count} {kind}" for kind, count in result[name].items()) or "none"
-        for name in ("faults", "operations", "in_flight")
-    }
-    return "\n".join(
-        [
-            *(f"FAILED: {failure}" for failure in result["failures"]),
-            f"{result['rounds']} rounds, {result['kills']} kills, {len(result['failures'])} failures",
-            f"injected: {told['faults']}",
-            f"confirmed: {told['operations']}; not confirmed: {told['in_flight']}",
-            f"{result['seconds']} s; {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}",
-        ]
+    return CrashReport(
+        rounds=rounds,
+        kills=kills,
+        faults={kind: faults[kind] for kind in FAULTS},
+        operations=dict(sorted(operations.items())),
+        in_flight=dict(sorted(in_flight.items())),
+        failures=failures,
+        seed=seed,
+        **measured(started, "numpy", "filelock"),
     )
 
 

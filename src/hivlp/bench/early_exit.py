@@ -6,17 +6,16 @@ sure of itself (adaptive exit); never run the deeper layers at all. None is wort
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hivlp.bench.machine import describe
-from hivlp.data.pairs import load_pairs
+from hivlp.bench.report import Report, measured, median_ms
+from hivlp.data.load import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import encode_stream
@@ -28,7 +27,32 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 CUTOFFS = (1, 10)
 
 
-def run(model: HiVLP, data: str = "stamps", split: str = "val", queries: int = 200) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ExitReport(Report):
+    """What a coarse level from an early layer saves; see :func:`run`."""
+
+    encode_ms: dict[str, float]
+    flops: dict[str, dict[str, int]] | None
+    scan_ms: dict[str, float]
+    overlap_saves_ms: dict[str, float]
+    exit: list[dict[str, float | None]]
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        lines = [f"encode a text: {', '.join(f'{name} {value:.2f} ms' for name, value in self.encode_ms.items())}"]
+        for side, flops in (self.flops or {}).items():
+            lines.append(f"{side}: {', '.join(f'{name} {value / 1e6:.1f} Mflop' for name, value in flops.items())}")
+        for count, scan in self.scan_ms.items():
+            lines.append(f"scan of {count}: {scan:.2f} ms; overlap saves {self.overlap_saves_ms[count]:.2f} ms")
+        lines.append(f"{'stop early':>12s}{'at margin':>12s}{'R@1':>8s}{'R@10':>8s}{'ms saved':>10s}")
+        for row in self.exit:
+            margin = "" if row["margin"] is None else f"{row['margin']:.3f}"
+            recalls = "".join(f"{row[name]:8.1f}" for name in ("R@1", "R@10"))
+            lines.append(f"{row['share']:12.0%}{margin:>12s}{recalls}{row['saved_ms']:10.2f}")
+        return "\n".join(lines)
+
+
+def run(model: HiVLP, data: str = "stamps", split: str = "val", queries: int = 200) -> ExitReport:
     """Measure on one thread.
 
     Args:
@@ -42,11 +66,12 @@ def run(model: HiVLP, data: str = "stamps", split: str = "val", queries: int = 2
         ``scan_ms`` of a coarse scan by collection size, and ``overlap_saves_ms`` there; ``exit``: for growing shares of
         queries that stop early, those with the widest margin first, the recalls and the mean milliseconds saved.
     """
+    began = time.perf_counter()
     pairs = [pair for pair in load_pairs(data) if pair.split == split]
     texts = [pair.captions[0] for pair in pairs]
     coarse, *_, fine = (level.name for level in model.levels)
     asked = (texts * (queries // len(texts) + 1))[:queries]
-    encode = {level: _median_ms(model, asked, level) for level in tqdm((coarse, fine), desc="encode", disable=None)}
+    encode = {level: _encode_ms(model, asked, level) for level in tqdm((coarse, fine), desc="encode", disable=None)}
     deeper = max(0.0, encode[fine] - encode[coarse])
     scans = {count: _scan_ms(count, model.levels[0].dim) for count in tqdm(COLLECTIONS, desc="scan", disable=None)}
     images = Embeddings.concatenate(
@@ -55,14 +80,14 @@ def run(model: HiVLP, data: str = "stamps", split: str = "val", queries: int = 2
             for batch in encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture))
         ]
     )
-    return {
-        "encode_ms": {level: round(value, 3) for level, value in encode.items()},
-        "flops": _flops(model),
-        "scan_ms": {str(count): round(value, 3) for count, value in scans.items()},
-        "overlap_saves_ms": {str(count): round(min(deeper, value), 3) for count, value in scans.items()},
-        "exit": adaptive_exit(images, model.encode_text(texts), deeper),
-        "machine": describe("onnxruntime", "numpy"),
-    }
+    return ExitReport(
+        encode_ms={level: round(value, 3) for level, value in encode.items()},
+        flops=_flops(model),
+        scan_ms={str(count): round(value, 3) for count, value in scans.items()},
+        overlap_saves_ms={str(count): round(min(deeper, value), 3) for count, value in scans.items()},
+        exit=adaptive_exit(images, model.encode_text(texts), deeper),
+        **measured(began, "onnxruntime", "numpy"),
+    )
 
 
 def adaptive_exit(images: Embeddings, texts: Embeddings, deeper_ms: float) -> list[dict[str, float | None]]:
@@ -96,27 +121,17 @@ def adaptive_exit(images: Embeddings, texts: Embeddings, deeper_ms: float) -> li
     return rows
 
 
-def _median_ms(model: HiVLP, texts: Sequence[str], level: str) -> float:
+def _encode_ms(model: HiVLP, texts: Sequence[str], level: str) -> float:
     for text in texts[:10]:
         model.encode_text([text], levels=[level])
-    times = []
-    for text in texts:
-        started = time.perf_counter()
-        model.encode_text([text], levels=[level])
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times)
+    return median_ms(lambda text: model.encode_text([text], levels=[level]), texts)
 
 
 def _scan_ms(count: int, dim: int) -> float:
     rng = np.random.default_rng(0)
     items: Vectors = rng.standard_normal((count, dim), np.float32)
     query: Vectors = rng.standard_normal(dim, np.float32)
-    times = []
-    for _ in range(7):
-        started = time.perf_counter()
-        np.argpartition(items @ query, count - 200)
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times)
+    return median_ms(lambda _: np.argpartition(items @ query, count - 200), range(7))
 
 
 def _flops(model: HiVLP) -> dict[str, dict[str, int]] | None:
@@ -140,18 +155,3 @@ def _flops(model: HiVLP) -> dict[str, dict[str, int]] | None:
                 tower(*inputs, (layer,))
             result[side][level.name] = counter.get_total_flops()
     return result
-
-
-def format_text(result: Mapping[str, Any]) -> str:
-    """A table for the terminal."""
-    lines = [f"encode a text: {', '.join(f'{name} {value:.2f} ms' for name, value in result['encode_ms'].items())}"]
-    for side, flops in (result["flops"] or {}).items():
-        lines.append(f"{side}: {', '.join(f'{name} {value / 1e6:.1f} Mflop' for name, value in flops.items())}")
-    for count, scan in result["scan_ms"].items():
-        lines.append(f"scan of {count}: {scan:.2f} ms; overlap saves {result['overlap_saves_ms'][count]:.2f} ms")
-    lines.append(f"{'stop early':>12s}{'at margin':>12s}{'R@1':>8s}{'R@10':>8s}{'ms saved':>10s}")
-    for row in result["exit"]:
-        margin = "" if row["margin"] is None else f"{row['margin']:.3f}"
-        recalls = "".join(f"{row[name]:8.1f}" for name in ("R@1", "R@10"))
-        lines.append(f"{row['share']:12.0%}{margin:>12s}{recalls}{row['saved_ms']:10.2f}")
-    return "\n".join(lines)

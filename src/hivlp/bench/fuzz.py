@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from hivlp.ann import AnnIndex, SearchParams, native
 from hivlp.ann.bounds import Bounds
-from hivlp.bench.machine import describe
+from hivlp.bench.report import Report, measured
 from hivlp.coarse.closed import prefix
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index, tuning
@@ -50,14 +51,43 @@ SHAPES = (
 )
 
 
-def run(cases: int, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FuzzReport(Report):
+    """What damaged and hostile index folders did; see :func:`run`."""
+
+    cases: int
+    crashes: int
+    hangs: int
+    silent: int
+    errors: int
+    refused: int
+    accepted: int
+    ours: int
+    misled: int
+    sanitizer: str
+    seed: int
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        counts = f"{self.crashes} crashes, {self.hangs} hangs, {self.silent} silent, {self.errors} errors"
+        return "\n".join(
+            [
+                *(f"FAILED: {failure}" for failure in self.failures),
+                f"{self.cases} cases: {counts}",
+                f"{self.accepted} searched with the engine, {self.refused} without it, {self.ours} refused",
+                f"{self.misled} with exact answers that forged sums made wrong; watched by {self.sanitizer}",
+                f"{self.seconds} s",
+            ]
+        )
+
+
+def run(cases: int, seed: int = 0) -> FuzzReport:
     """Try so many damaged indexes.
 
     Returns:
         ``cases``; ``crashes``, ``hangs`` and ``silent``; ``errors`` that are none of ours; ``accepted``, ``refused``
         (searched without the engine), ``ours`` (one of our errors); ``misled``: exact answers that are wrong since
-        somebody changed an engine and made its sums fit; ``sanitizer``: what watched; ``failures`` as sentences; the
-        machine.
+        somebody changed an engine and made its sums fit; ``sanitizer``: what watched; ``failures`` as sentences.
 
     Raises:
         IndexFolderError: if there are no kernels.
@@ -80,35 +110,20 @@ def run(cases: int, seed: int = 0) -> dict[str, Any]:
     outcomes = Counter(case["outcome"] for case in done)
     silent = [case for case in done if case.get("wrong") and not _misled(case)]
     bad = [case for case in done if case["outcome"] in ("crash", "hang", "raw")]
-    return {
-        "cases": len(done),
-        "crashes": outcomes["crash"],
-        "hangs": outcomes["hang"],
-        "silent": len(silent),
-        "errors": outcomes["raw"],
-        "refused": outcomes["refused"],
-        "accepted": outcomes["accepted"],
-        "ours": outcomes["error"],
-        "misled": sum(_misled(case) for case in done),
-        "sanitizer": note,
-        "failures": [_sentence(case) for case in [*bad, *silent]],
-        "seconds": round(time.perf_counter() - started, 1),
-        "seed": seed,
-        "machine": describe("numpy"),
-    }
-
-
-def format_text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    counts = ", ".join(f"{result[name]} {name}" for name in ("crashes", "hangs", "silent", "errors"))
-    return "\n".join(
-        [
-            *(f"FAILED: {failure}" for failure in result["failures"]),
-            f"{result['cases']} cases: {counts}",
-            f"{result['accepted']} searched with the engine, {result['refused']} without it, {result['ours']} refused",
-            f"{result['misled']} with exact answers that forged sums made wrong; watched by {result['sanitizer']}",
-            f"{result['seconds']} s",
-        ]
+    return FuzzReport(
+        cases=len(done),
+        crashes=outcomes["crash"],
+        hangs=outcomes["hang"],
+        silent=len(silent),
+        errors=outcomes["raw"],
+        refused=outcomes["refused"],
+        accepted=outcomes["accepted"],
+        ours=outcomes["error"],
+        misled=sum(_misled(case) for case in done),
+        sanitizer=note,
+        failures=[_sentence(case) for case in [*bad, *silent]],
+        seed=seed,
+        **measured(started, "numpy"),
     )
 
 

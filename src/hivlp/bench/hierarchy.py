@@ -5,17 +5,16 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from hivlp.bench.machine import describe
-from hivlp.bench.objective import summary
+from hivlp.bench.report import Report, measured, summary
 from hivlp.bench.scenes import COARSE, FINE, scenes_recipe, train_on_scenes
 from hivlp.objective import ObjectiveConfig
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 SCENES, EPOCHS = 8000, 8
 ALONE, OURS = "one level", "two levels, hivlp"
@@ -34,7 +33,27 @@ def recipes(scenes: int = SCENES, epochs: int = EPOCHS) -> dict[str, Recipe]:
     }
 
 
-def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class HierarchyReport(Report):
+    """Recalls of models with one level and with two; see :func:`run`."""
+
+    rows: list[dict[str, Any]]
+    cost: dict[str, float | None]
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        lines = [f"{'AR on scenes':36s}{'fine':>14s}{'coarse':>14s}{'cascade':>14s}"]
+        for row in self.rows:
+            cells = (row.get(key) for key in ("fine", "coarse", "cascade"))
+            shown = (f"{cell['mean']:8.1f} ±{cell['spread']:4.1f}" if cell else f"{'':14s}" for cell in cells)
+            lines.append(f"{row['way']:36s}{''.join(shown)}")
+        cost = self.cost
+        spreads = "" if cost["spreads"] is None else f" ({cost['spreads']:+.1f} spreads)"
+        lines.append(f"a second level costs the fine one {cost['points']:+.1f} points{spreads}")
+        return "\n".join([*lines, f"{self.seconds:.0f} s"])
+
+
+def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> HierarchyReport:
     """Train each way from random weights on rendered scenes, and measure combinations that training never showed.
 
     Args:
@@ -44,7 +63,7 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> dict[str, A
     Returns:
         ``rows``: for each way the AR of its fine and coarse level and of the cascade (mean and standard deviation over
         the seeds); ``cost``: the fine AR of one level less that of our two, in points and in units of the larger
-        deviation; the machine.
+        deviation.
     """
     started = time.perf_counter()
     ways = ways or recipes()
@@ -53,7 +72,7 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> dict[str, A
         for seed in range(seeds):
             for way, recipe in ways.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    test = train_on_scenes(replace(recipe, seed=seed), Path(folder) / "model")["test"]
+                    test = train_on_scenes(replace(recipe, seed=seed), Path(folder) / "model").recalls["test"]
                 levels = {name: level["AR"] for name, level in test["levels"].items()}
                 seen[way].append({**levels, "cascade": test["cascade"]["AR"]})
                 bar.update()
@@ -61,22 +80,8 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> dict[str, A
     alone, ours = found[ALONE]["fine"], found[OURS]["fine"]
     points = alone["mean"] - ours["mean"]
     spread = max(alone["spread"], ours["spread"])
-    return {
-        "rows": [{"way": way, **measured} for way, measured in found.items()],
-        "cost": {"points": round(points, 2), "spreads": round(points / spread, 2) if spread else None},
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe("torch"),
-    }
-
-
-def format_text(result: Mapping[str, Any]) -> str:
-    """A table for the terminal."""
-    lines = [f"{'AR on scenes':36s}{'fine':>14s}{'coarse':>14s}{'cascade':>14s}"]
-    for row in result["rows"]:
-        cells = (row.get(key) for key in ("fine", "coarse", "cascade"))
-        shown = (f"{cell['mean']:8.1f} ±{cell['spread']:4.1f}" if cell else f"{'':14s}" for cell in cells)
-        lines.append(f"{row['way']:36s}{''.join(shown)}")
-    cost = result["cost"]
-    spreads = "" if cost["spreads"] is None else f" ({cost['spreads']:+.1f} spreads)"
-    lines.append(f"a second level costs the fine one {cost['points']:+.1f} points{spreads}")
-    return "\n".join([*lines, f"{result['seconds']:.0f} s"])
+    return HierarchyReport(
+        rows=[{"way": way, **recalls} for way, recalls in found.items()],
+        cost={"points": round(points, 2), "spreads": round(points / spread, 2) if spread else None},
+        **measured(started, "torch"),
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hivlp.bench.machine import describe
+from hivlp.bench.report import Report, measured, median_ms
 from hivlp.data.pictures import decode, fit
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
@@ -30,15 +30,43 @@ SIDE = 400
 SAMPLE = 64
 
 
-def run(model: Encoder, pictures: int, repeats: int = 3) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class IndexingReport(Report):
+    """How fast pictures are indexed; see :func:`run`."""
+
+    pictures: int
+    pictures_per_second: float
+    runs: list[float]
+    core_ms_per_picture: dict[str, float]
+    peak_resident_mb: float
+    append: dict[str, Any]
+    model: str
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        stages = ", ".join(f"{name} {value:.2f} ms" for name, value in self.core_ms_per_picture.items())
+        machine = self.machine
+        return (
+            f"{self.pictures_per_second} pictures/s (median of {self.runs}), "
+            f"{self.pictures} PNGs of {SIDE}×{SIDE}, {self.model}\n"
+            f"one core, one picture: {stages}\n"
+            f"peak resident memory {self.peak_resident_mb} MB\n"
+            f"{self.append['vectors_per_second']} items/s stored if they are encoded already: batches of "
+            f"{self.append['batch']}, {'+'.join(map(str, self.append['dims']))} dims\n"
+            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {machine['versions']}"
+        )
+
+
+def run(model: Encoder, pictures: int, repeats: int = 3) -> IndexingReport:
     """Index ``pictures`` distinct 400×400 RGBA PNGs, ``repeats`` times into new indexes.
 
     The pictures are the demo's, enlarged and slightly tinted, so that no two have the same content.
 
     Returns:
         ``pictures_per_second`` (median), the milliseconds of one core that each stage takes a picture, the peak
-        resident memory while indexing in MB, what :func:`append_rates` measures, and the machine.
+        resident memory while indexing in MB, and what :func:`append_rates` measures.
     """
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "pictures"
         folder.mkdir()
@@ -60,36 +88,20 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> dict[str, Any]:
         images = [decode(content, target=model.picture.size) for content in data]
         pixels = np.stack([fit(image, model.picture) for image in images])
         stages = {
-            "read": _milliseconds(lambda: [path.read_bytes() for path in sample]),
-            "decode": _milliseconds(lambda: [decode(content, target=model.picture.size) for content in data]),
-            "fit": _milliseconds(lambda: [fit(image, model.picture) for image in images]),
-            "model": _milliseconds(lambda: model.encode_pixels(pixels)),
+            "read": _each_ms(lambda: [path.read_bytes() for path in sample]),
+            "decode": _each_ms(lambda: [decode(content, target=model.picture.size) for content in data]),
+            "fit": _each_ms(lambda: [fit(image, model.picture) for image in images]),
+            "model": _each_ms(lambda: model.encode_pixels(pixels)),
         }
-    return {
-        "pictures": pictures,
-        "pictures_per_second": round(statistics.median(rates), 1),
-        "runs": [round(rate, 1) for rate in rates],
-        "core_ms_per_picture": stages,
-        "peak_resident_mb": round(max(peaks), 1),
-        "append": append_rates(),
-        "model": model.name,
-        "machine": describe("onnxruntime", "pillow", "numpy"),
-        "command": " ".join(["hivlp", *sys.argv[1:]]),
-    }
-
-
-def format_text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    stages = ", ".join(f"{name} {value:.2f} ms" for name, value in result["core_ms_per_picture"].items())
-    machine = result["machine"]
-    return (
-        f"{result['pictures_per_second']} pictures/s (median of {result['runs']}), "
-        f"{result['pictures']} PNGs of {SIDE}×{SIDE}, {result['model']}\n"
-        f"one core, one picture: {stages}\n"
-        f"peak resident memory {result['peak_resident_mb']} MB\n"
-        f"{result['append']['vectors_per_second']} items/s stored if they are encoded already: batches of "
-        f"{result['append']['batch']}, {'+'.join(map(str, result['append']['dims']))} dims\n"
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {machine['versions']}"
+    return IndexingReport(
+        pictures=pictures,
+        pictures_per_second=round(statistics.median(rates), 1),
+        runs=[round(rate, 1) for rate in rates],
+        core_ms_per_picture=stages,
+        peak_resident_mb=round(max(peaks), 1),
+        append=append_rates(),
+        model=model.name,
+        **measured(began, "onnxruntime", "pillow", "numpy"),
     )
 
 
@@ -144,14 +156,9 @@ def _make(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def _milliseconds(action: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of one picture."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        action()
-        times.append((time.perf_counter() - started) / SAMPLE * 1000)
-    return round(statistics.median(times), 3)
+def _each_ms(action: Callable[[], object], repeats: int = 5) -> float:
+    """Median milliseconds of one picture."""
+    return round(median_ms(lambda _: action(), range(repeats)) / SAMPLE, 3)
 
 
 class _PeakMemory:

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hivlp.linalg import lean_vec
 from hivlp.model.heads import ProjectionHead
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig
 from hivlp.objective.codes import quantize
-from hivlp.train.directions import score_factors, sign_rotation
-from hivlp.train.fit import Side, fit_level
-from hivlp.train.recipe import SelfDistillation
+from hivlp.train.distillation.closed_form import sign_rotation
+from hivlp.train.distillation.level import Side, distill_level
+from hivlp.train.recipe.schema import SelfDistillation
 
 WARMUP = 30
 SPLITS = ("train", "val", "test")
@@ -175,7 +176,8 @@ def linear_maps(fine: Vectors, train: Tensor, dim: int, seed: int) -> dict[str, 
     first = torch.eye(width)[:, :dim]
     random = torch.linalg.qr(torch.randn(width, dim, generator=torch.Generator().manual_seed(seed))).Q
     both = torch.linalg.eigh(images.T @ images + texts.T @ texts).eigenvectors.flip(1)[:, :dim]
-    image_map, text_map = score_factors(texts, torch.ones(len(texts)), images, dim)
+    moments = [(side.T @ side / len(side)).double().numpy() for side in (images, texts)]
+    image_map, text_map = (torch.from_numpy(matrix[:, :dim]).float() for matrix in lean_vec(moments[0], moments[1]))
     return {
         "truncation": (first, first),
         "random projection": (random, random),
@@ -185,11 +187,11 @@ def linear_maps(fine: Vectors, train: Tensor, dim: int, seed: int) -> dict[str, 
 
 
 def ours(fine: Vectors, train: Tensor, dim: int, settings: SelfDistillation, seed: int) -> Vectors:
-    """The coarse level that :func:`hivlp.train.fit.fit_level` fits to the fine one."""
+    """The coarse level that :func:`hivlp.train.distillation.level.distill_level` fits to the fine one."""
     width = fine.images.shape[1]
     image_head, text_head = ProjectionHead(width, dim), ProjectionHead(width, dim)
     sides = [Side(vectors[train], vectors[train], torch.ones(len(train))) for vectors in (fine.images, fine.texts)]
-    fit_level(image_head, text_head, sides[0], sides[1], settings, seed)
+    distill_level(image_head, text_head, sides[0], sides[1], settings, seed)
     with torch.no_grad():
         return Vectors(image_head(fine.images), text_head(fine.texts))
 

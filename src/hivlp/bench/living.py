@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hivlp.bench.ann.real import TESTED, TRAINED_FROM, read_real
-from hivlp.bench.machine import describe
+from hivlp.bench.report import Report, measured, median_ms, milliseconds, quantiles
 from hivlp.coarse.maps import FINE
 from hivlp.encode import HiVLP
 from hivlp.index import Index
@@ -31,7 +32,39 @@ ASKED = 300
 FILTERS = {"1%": "id % 100 = 0", "10%": "id % 10 = 0", "50%": "id % 2 = 0"}
 
 
-def run(model: HiVLP, queries: int = ASKED) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class LivingReport(Report):
+    """Figures of a tuned index before and after it has changed; see :func:`run`."""
+
+    items: int
+    vectors_per_second: dict[str, int]
+    durations_s: dict[str, float]
+    stages: dict[str, Any]
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        rates, seconds = self.vectors_per_second, self.durations_s
+        lines = [
+            f"{self.items} vectors; added {rates['empty']}/s to an empty index, {rates['living']}/s to a tuned one",
+            f"tuned in {seconds['tune']:.0f} s, compacted in {seconds['compact']:.1f} s; the approximate index took a "
+            f"fifth more in within {seconds['refresh']:.0f} s, and a tenth fewer within "
+            f"{seconds['refresh_compacted']:.0f} s",
+            f"{'':12s}{'passing':>8s}{'recall':>8s}{'p50 ms':>8s}{'p99 ms':>8s}{'times':>7s}",
+        ]
+        for stage, found in self.stages.items():
+            for name in ("all", *FILTERS):
+                row = found[name]
+                lines.append(
+                    f"{stage:12s}{name:>8s}{row['recall']:8.4f}{row['p50_ms']:8.3f}{row['p99_ms']:8.3f}{row['times']:7.2f}"
+                )
+            for kind, row in found["kinds"].items():
+                figures_of = f"recall {row['recall']:.4f}, p50 {row['p50_ms']:.3f} ms, widened {row['widened']:.0%}"
+                lines.append(f"{stage:12s}{kind:>18s} {figures_of}")
+            lines.append(f"{stage:12s}exact {found['exact_ms']} ms, reading everything {found['everything_ms']} ms")
+        return "\n".join(lines)
+
+
+def run(model: HiVLP, queries: int = ASKED) -> LivingReport:
     """Measure on one thread.
 
     Args:
@@ -40,10 +73,11 @@ def run(model: HiVLP, queries: int = ASKED) -> dict[str, Any]:
 
     Returns:
         ``items``; ``vectors_per_second``: ``empty``, into an empty index, with its coarse level fitted before, and
-        ``living``, into the tuned one; ``seconds`` of the fit, of ``tune``, of ``compact`` and of ``refresh`` after
+        ``living``, into the tuned one; ``durations_s`` of the fit, of ``tune``, of ``compact`` and of ``refresh`` after
         the additions and after the removals; ``stages``: figures (see :func:`figures`) when ``tuned``, ``grown`` and
-        ``compacted``; the machine.
+        ``compacted``.
     """
+    began = time.perf_counter()
     real = read_real(model, pictures=False)
     words, asked = np.asarray(real.words, np.float32), np.asarray(real.glosses[:TESTED], np.float32)[:queries]
     later = int(len(words) * (1 - LATER))
@@ -57,9 +91,7 @@ def run(model: HiVLP, queries: int = ASKED) -> dict[str, Any]:
         rates = {"empty": later / report.added.seconds}
         bar.update()
         with Index.open(folder) as index:
-            start = time.perf_counter()
-            index.tune(np.asarray(real.glosses[TRAINED_FROM:], np.float32))
-            seconds["tune"] = time.perf_counter() - start
+            seconds["tune"] = _seconds(lambda: index.tune(np.asarray(real.glosses[TRAINED_FROM:], np.float32)))
             bar.update()
             stages = {"tuned": figures(index, asked, words[:later])}
             bar.update()
@@ -74,13 +106,13 @@ def run(model: HiVLP, queries: int = ASKED) -> dict[str, Any]:
             bar.update()
             stages["compacted"] = figures(index, asked, words[:later])
             bar.update()
-    return {
-        "items": len(words),
-        "vectors_per_second": {name: round(rate) for name, rate in rates.items()},
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "stages": stages,
-        "machine": describe("numpy"),
-    }
+    return LivingReport(
+        items=len(words),
+        vectors_per_second={name: round(rate) for name, rate in rates.items()},
+        durations_s={name: round(value, 2) for name, value in seconds.items()},
+        stages=stages,
+        **measured(began, "numpy"),
+    )
 
 
 def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
@@ -98,20 +130,13 @@ def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for name, where in ({"all": None} | FILTERS).items():
-        truth = index.search_many(vectors={FINE: queries}, k=K, exact=True, where=where)
-        found, times = [], []
-        index.search(vector={FINE: queries[0]}, k=K, where=where)  # a filter is worked out once
-        for query in queries:
-            start = time.perf_counter()
-            found.append(index.search(vector={FINE: query}, k=K, where=where))
-            times.append((time.perf_counter() - start) * 1000)
-        result[name] = {"recall": _recall(truth, found), **_quantiles(times)}
+        result[name], _ = _asked(index, queries, where)
         result[name]["times"] = round(result[name]["p50_ms"] / result["all"]["p50_ms"], 2)
     result["kinds"] = kinds_of_queries(index, queries, items)
     some = queries[:60]
-    result["exact_ms"] = _median_ms(lambda query: index.search(vector={FINE: query}, k=K, exact=True), some)
+    result["exact_ms"] = round(median_ms(lambda query: index.search(vector={FINE: query}, k=K, exact=True), some), 2)
     everything = index.snapshot().collection.scanners[-1]
-    result["everything_ms"] = _median_ms(lambda query: everything.top(query, K, None), some)
+    result["everything_ms"] = round(median_ms(lambda query: everything.top(query, K, None), some), 2)
     return result
 
 
@@ -135,36 +160,22 @@ def kinds_of_queries(index: Index, queries: Vectors, items: Vectors) -> dict[str
     }
     result = {}
     for name, asked in kinds.items():
-        truth, found, times, widened = index.search_many(vectors={FINE: asked}, k=K, exact=True), [], [], 0
-        for query in asked:
-            start = time.perf_counter()
-            found.append(index.search(vector={FINE: query}, k=K))
-            times.append((time.perf_counter() - start) * 1000)
-            widened += any("widened" in step for step in found[-1].plan)
-        result[name] = {"recall": _recall(truth, found), **_quantiles(times), "widened": round(widened / len(asked), 3)}
+        row, found = _asked(index, asked, None)
+        widened = sum(any("widened" in step for step in each.plan) for each in found)
+        result[name] = {**row, "widened": round(widened / len(asked), 3)}
     return result
 
 
-def format_text(result: Mapping[str, Any]) -> str:
-    """A table for the terminal."""
-    rates, seconds = result["vectors_per_second"], result["seconds"]
-    lines = [
-        f"{result['items']} vectors; added {rates['empty']}/s to an empty index, {rates['living']}/s to a tuned one",
-        f"tuned in {seconds['tune']:.0f} s, compacted in {seconds['compact']:.1f} s; the engine took a fifth more in "
-        f"within {seconds['refresh']:.0f} s, and a tenth fewer within {seconds['refresh_compacted']:.0f} s",
-        f"{'':12s}{'passing':>8s}{'recall':>8s}{'p50 ms':>8s}{'p99 ms':>8s}{'times':>7s}",
-    ]
-    for stage, found in result["stages"].items():
-        for name in ("all", *FILTERS):
-            row = found[name]
-            lines.append(
-                f"{stage:12s}{name:>8s}{row['recall']:8.4f}{row['p50_ms']:8.3f}{row['p99_ms']:8.3f}{row['times']:7.2f}"
-            )
-        for kind, row in found["kinds"].items():
-            figures_of = f"recall {row['recall']:.4f}, p50 {row['p50_ms']:.3f} ms, widened {row['widened']:.0%}"
-            lines.append(f"{stage:12s}{kind:>18s} {figures_of}")
-        lines.append(f"{stage:12s}exact {found['exact_ms']} ms, reading everything {found['everything_ms']} ms")
-    return "\n".join(lines)
+def _asked(index: Index, queries: Vectors, where: str | None) -> tuple[dict[str, float], list[SearchResult]]:
+    """Recall of the exact ten best and milliseconds of searches one by one, and what they found."""
+    truth = index.search_many(vectors={FINE: queries}, k=K, exact=True, where=where)
+    found, times = [], []
+    index.search(vector={FINE: queries[0]}, k=K, where=where)  # a filter is worked out once
+    for query in queries:
+        started = time.perf_counter()
+        found.append(index.search(vector={FINE: query}, k=K, where=where))
+        times.append(1000 * (time.perf_counter() - started))
+    return {"recall": _recall(truth, found), **quantiles(times)}, found
 
 
 def _recall(truth: Sequence[SearchResult], found: Sequence[SearchResult]) -> float:
@@ -180,20 +191,5 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
-def _quantiles(times: list[float]) -> dict[str, float]:
-    return {f"p{share}_ms": round(float(np.percentile(times, share)), 3) for share in (50, 99)}
-
-
-def _median_ms(action: Callable[[Vectors], object], queries: Vectors) -> float:
-    times = []
-    for query in queries:
-        start = time.perf_counter()
-        action(query)
-        times.append((time.perf_counter() - start) * 1000)
-    return round(float(np.median(times)), 2)
-
-
 def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    return milliseconds(action) / 1000

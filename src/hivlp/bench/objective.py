@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from hivlp.bench.levels import (
     recall,
     train_heads,
 )
-from hivlp.bench.machine import describe
+from hivlp.bench.report import Report, measured, summary
 from hivlp.bench.scenes import scenes_recipe, train_on_scenes
-from hivlp.data.pairs import Pair, load_pairs
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.base import Encoder
@@ -36,25 +36,25 @@ from hivlp.encode.stream import chunks, encode_stream
 from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from hivlp.levels import Vectors as Vectors32
-from hivlp.train.recipe import SelfDistillation
-from hivlp.train.wordnet import read_nouns
+from hivlp.mini.wordnet import read_synsets
+from hivlp.train.recipe.schema import SelfDistillation
 
-DIMS = (16, 32, 64, 128)
 SHARE, TOP = 0.05, 10
 OURS = "hivlp"
-CLAIMED = ((32, "int8"), (64, "binary"))
 LEAST_SPREAD = 0.05  # points; three seeds that agree by chance do not make a margin infinite
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """How much of everything, the widths of coarse levels, and for which width and code our way claims to be best."""
 
     scenes: int
     epochs: int
     nouns: int
     budget: Budget
     seeds: int = 3
+    dims: tuple[int, ...] = (16, 32, 64, 128)
+    claimed: tuple[tuple[int, str], ...] = ((32, "int8"), (64, "binary"))
 
 
 SIZES = {
@@ -63,7 +63,38 @@ SIZES = {
 }
 
 
-def run(size: str, model: Encoder, plot: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveReport(Report):
+    """What coarse levels keep of their fine level's first hits; see :func:`run`."""
+
+    rows: list[dict[str, Any]]
+    margin: dict[str, dict[str, dict[str, Any]]]
+    fine_AR: dict[str, dict[str, Any]]
+    size: str = ""
+    share: float = SHARE
+    top: int = TOP
+    plot: str | None = None
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        lines = []
+        cases = [(dim, code) for dim in dict.fromkeys(row["dims"] for row in self.rows) for code in CODES[1:]]
+        for name, margin in self.margin.items():
+            lines.append(f"{name}: % of the fine level's first {TOP} kept by a shortlist of {SHARE:.0%} (± over seeds)")
+            lines.append(" " * 20 + "".join(f"{f'{dim} {code}':>14s}" for dim, code in cases))
+            rows = [row for row in self.rows if row["data"] == name]
+            for way in dict.fromkeys(row["method"] for row in rows):
+                cells = {(row["dims"], row["code"]): row["both"] for row in rows if row["method"] == way}
+                shown = "".join(f"{cells[case]['mean']:8.1f} ±{cells[case]['spread']:4.1f}" for case in cases)
+                lines.append(f"{way:20s}{shown}")
+            for case in (case for case, gained in margin.items() if gained["claimed"]):
+                gain = f"{margin[case]['points']:+.1f} points, {margin[case]['spreads']:+.1f} spreads"
+                lines.append(f"{case}: {OURS} is {gain} from the best alternative, {margin[case]['best']}")
+            lines.append("")
+        return "\n".join([*lines, f"{self.seconds:.0f} s"])
+
+
+def run(size: str, model: Encoder, plot: Path | None = None) -> ObjectiveReport:
     """Compare the ways on stamps with clip-art, on WordNet's nouns with their glosses, and on rendered scenes.
 
     Everything stands on frozen towers: ``model`` for stamps, clip-art and WordNet (where a gloss stands for a picture),
@@ -75,67 +106,63 @@ def run(size: str, model: Encoder, plot: Path | None = None) -> dict[str, Any]:
         size: a name in :data:`SIZES`.
         model: the frozen model.
         plot: where to write a PNG of the rows.
+    """
+    settings = SIZES[size]
+    result = compare(_data(settings, model), settings)
+    if plot is not None:
+        draw(result.rows, plot)
+    return replace(result, size=size, plot=None if plot is None else str(plot))
+
+
+def compare(data: Iterable[tuple[str, Pairs]], settings: Size) -> ObjectiveReport:
+    """Compare the ways on named pairs.
 
     Returns:
-        ``rows``, ``margin`` (ours minus the best alternative, in units of the seeds' spread), ``fine`` (AR of each
-        way's own fine level on the test part), and the machine.
+        ``rows``, ``margin`` (ours minus the best alternative, in units of the seeds' spread), and ``fine`` (AR of each
+        way's own fine level on the test part).
     """
     started = time.perf_counter()
-    settings = SIZES[size]
     rows: list[dict[str, Any]] = []
     fine: dict[str, dict[str, Any]] = {}
-    for name, pairs in _data(settings, model):
+    for name, pairs in data:
         results: dict[tuple[str, int, str], list[list[float]]] = {}
         fine_levels: dict[str, list[float]] = {}
         for seed in tqdm(range(settings.seeds), desc=f"{name}: seeds", disable=None):
-            for way, own_fine, levels in _ways(pairs, settings.budget, seed):
+            for way, own_fine, levels in _ways(pairs, settings, seed):
                 fine_levels.setdefault(way, []).append(_average_recall(pairs, own_fine))
                 for (dim, code), coarse in levels.items():
-                    measured = _measure(pairs, own_fine, coarse, code)
-                    results.setdefault((way, dim, code), []).append(measured)
+                    results.setdefault((way, dim, code), []).append(_measure(pairs, own_fine, coarse, code))
         rows += [_row(name, way, dim, code, seeds) for (way, dim, code), seeds in results.items()]
         fine[name] = {way: summary(values) for way, values in fine_levels.items()}
-    result = {
-        "size": size,
-        "share": SHARE,
-        "top": TOP,
-        "rows": rows,
-        "margin": margins(rows),
-        "fine_AR": fine,
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe("torch", "numpy"),
-    }
-    if plot is not None:
-        draw(rows, plot)
-        result["plot"] = str(plot)
-    return result
+    margin = margins(rows, settings.claimed)
+    return ObjectiveReport(rows=rows, margin=margin, fine_AR=fine, **measured(started, "torch", "numpy"))
 
 
 Levels = dict[tuple[int, str], Vectors]
 
 
-def _ways(pairs: Pairs, budget: Budget, seed: int) -> Iterator[tuple[str, Vectors, Levels]]:
+def _ways(pairs: Pairs, settings: Size, seed: int) -> Iterator[tuple[str, Vectors, Levels]]:
     """Each way's name, its own fine level, and its coarse ones by width and code."""
-    train = pairs.rows["train"]
+    budget, dims, train = settings.budget, settings.dims, pairs.rows["train"]
     everything = torch.arange(len(pairs.images))
 
     def best(own_fine: Vectors, code: str) -> Callable[[Vectors], float]:
         return lambda coarse: sum(recall(own_fine, coarse, code, pairs.rows["val"], everything, SHARE, TOP))
 
     def every_code(own_fine: Vectors, by_dim: Mapping[int, Vectors]) -> Levels:
-        return {(dim, code): coded(by_dim[dim], train, code, best(own_fine, code)) for dim in DIMS for code in CODES}
+        return {(dim, code): coded(by_dim[dim], train, code, best(own_fine, code)) for dim in dims for code in CODES}
 
     for name, nested in (("MRL prefixes", True), ("separate heads", False)):
-        together = train_heads(pairs, (*DIMS, budget.dim), budget, seed, nested=nested)
+        together = train_heads(pairs, (*dims, budget.dim), budget, seed, nested=nested)
         yield name, together[budget.dim], every_code(together[budget.dim], together)
     fine = train_heads(pairs, (budget.dim,), budget, seed, nested=False)[budget.dim]
-    maps = {dim: linear_maps(fine, train, dim, seed) for dim in DIMS}
-    for way in maps[DIMS[0]]:
-        yield way, fine, every_code(fine, {dim: fine.mapped(*maps[dim][way]) for dim in DIMS})
+    maps = {dim: linear_maps(fine, train, dim, seed) for dim in dims}
+    for way in maps[dims[0]]:
+        yield way, fine, every_code(fine, {dim: fine.mapped(*maps[dim][way]) for dim in dims})
     levels: Levels = {}
-    for dim in DIMS:
+    for dim in dims:
         for code in ("int8", "binary"):
-            settings = SelfDistillation(
+            fitting = SelfDistillation(
                 steps=budget.coarse_steps,
                 batch_size=min(budget.batch, len(train)),
                 lr=3e-3,
@@ -145,7 +172,7 @@ def _ways(pairs: Pairs, budget: Budget, seed: int) -> Iterator[tuple[str, Vector
                 learn_projections=True,
                 code=code,
             )
-            levels[dim, code] = ours(fine, train, dim, settings, seed)
+            levels[dim, code] = ours(fine, train, dim, fitting, seed)
         levels[dim, "float"] = levels[dim, "int8"]
     yield OURS, fine, levels
 
@@ -163,7 +190,7 @@ def _average_recall(pairs: Pairs, fine: Vectors) -> float:
     """AR of a fine level on the test part."""
     test = fine.rows(pairs.rows["test"])
     images, texts = (Embeddings({"fine": side.numpy()}) for side in (test.images, test.texts))
-    return float(score(images, texts, np.arange(len(test.images)), 20)["levels"]["fine"]["AR"])
+    return score(images, texts, np.arange(len(test.images)), 20).levels["fine"].average
 
 
 def _row(data: str, way: str, dim: int, code: str, seeds: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -185,13 +212,9 @@ def _row(data: str, way: str, dim: int, code: str, seeds: Sequence[Sequence[floa
     }
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation over seeds."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.fmean(values), 2), "spread": round(spread, 2)}
-
-
-def margins(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+def margins(
+    rows: Sequence[Mapping[str, Any]], claimed: Sequence[tuple[int, str]]
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Ours minus the best alternative, mean of both directions, by data set, width and code.
 
     Returns:
@@ -208,7 +231,7 @@ def margins(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, 
             "best": best["method"],
             "points": round(points, 2),
             "spreads": round(points / spread, 2),
-            "claimed": (mine["dims"], mine["code"]) in CLAIMED,
+            "claimed": (mine["dims"], mine["code"]) in claimed,
         }
     return result
 
@@ -252,7 +275,7 @@ def encode_glosses(count: int, model: Encoder) -> Pairs:
     A noun occurs once; of ten, seven are to train on, one to choose by and two to test with.
     """
     pairs: dict[str, str] = {}
-    nouns = list(read_nouns().values())
+    nouns = list(read_synsets().values())
     for number in np.random.default_rng(0).permutation(len(nouns)):
         pairs.setdefault(nouns[number].words[0].casefold(), nouns[number].gloss)
         if len(pairs) == count:
@@ -274,7 +297,7 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    data = list(dict.fromkeys(row["data"] for row in rows))
+    data, dims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("data", "dims"))
     figure, axes = pyplot.subplots(len(data), len(CODES), figsize=(13, 4 * len(data)), squeeze=False, sharex=True)
     for line, name in enumerate(data):
         for column, code in enumerate(CODES):
@@ -285,7 +308,7 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 style = {"linewidth": 2.6, "color": "black", "zorder": 3} if way == OURS else {"linewidth": 1.3}
                 axis.errorbar([row["dims"] for row in chosen], values, spread, marker="o", label=way, **style)
             axis.set_xscale("log", base=2)
-            axis.set(title=f"{name}, {code}", xticks=DIMS, xticklabels=DIMS)
+            axis.set(title=f"{name}, {code}", xticks=dims, xticklabels=dims)
             axis.grid(alpha=0.3)
         axes[line, 0].set_ylabel(f"% of the fine level's first {TOP}\nin a shortlist of {SHARE:.0%}")
     axes[0, 0].legend(fontsize=8)
@@ -294,22 +317,3 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=100)
     pyplot.close(figure)
-
-
-def format_text(result: Mapping[str, Any]) -> str:
-    """A table for the terminal."""
-    lines = []
-    cases = [(dim, code) for dim in DIMS for code in ("int8", "binary")]
-    for name, margin in result["margin"].items():
-        lines.append(f"{name}: % of the fine level's first {TOP} kept by a shortlist of {SHARE:.0%} (± over seeds)")
-        lines.append(" " * 20 + "".join(f"{f'{dim} {code}':>14s}" for dim, code in cases))
-        rows = [row for row in result["rows"] if row["data"] == name]
-        for way in dict.fromkeys(row["method"] for row in rows):
-            cells = {(row["dims"], row["code"]): row["both"] for row in rows if row["method"] == way}
-            shown = "".join(f"{cells[case]['mean']:8.1f} ±{cells[case]['spread']:4.1f}" for case in cases)
-            lines.append(f"{way:20s}{shown}")
-        for case in (f"{dim} {code}" for dim, code in CLAIMED):
-            gain = f"{margin[case]['points']:+.1f} points, {margin[case]['spreads']:+.1f} spreads"
-            lines.append(f"{case}: {OURS} is {gain} from the best alternative, {margin[case]['best']}")
-        lines.append("")
-    return "\n".join([*lines, f"{result['seconds']:.0f} s"])

@@ -9,7 +9,8 @@ from hivlp.config import PictureConfig, TextConfig, TowerConfig
 from hivlp.levels import Level
 from hivlp.objective import ObjectiveConfig
 from hivlp.train.job import train
-from hivlp.train.recipe import Augment, Compute, Init, Optim, Recipe, Source
+from hivlp.train.publish import TrainResult
+from hivlp.train.recipe.schema import Augment, Compute, Init, Optim, Recipe, Source
 
 COARSE, FINE = Level("coarse", 32, 4, 1), Level("fine", 256, 4, 2)
 
@@ -44,8 +45,8 @@ def scenes_recipe(count: int, epochs: int, **changes: Any) -> Recipe:
     return Recipe(**{**settings, **changes})
 
 
-def train_on_scenes(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Run the recipe in this process; gives its metrics."""
-    metrics = train(recipe, out)
-    assert metrics is not None, "a measurement is one process"
-    return metrics
+def train_on_scenes(recipe: Recipe, out: Path) -> TrainResult:
+    """Run the recipe in this process."""
+    result = train(recipe, out)
+    assert result is not None, "a measurement is one process"
+    return result

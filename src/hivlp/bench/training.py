@@ -7,14 +7,14 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hivlp.bench.machine import describe
+from hivlp.bench.report import Report, measured
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.levels import Level
 from hivlp.model.hivlp_model import HiVLPModel
@@ -62,29 +62,52 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def run(repeats: int = 7) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class TrainingReport(Report):
+    """Memory and speed of the objective beside a plain one; see :func:`run`."""
+
+    batch: int
+    dims: dict[str, int]
+    memory_mb: dict[str, float]
+    memory_ratio: dict[str, float]
+    pairs_per_second: dict[str, float]
+    throughput_ratio: float
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        lines = [f"{'':20s}{'MB, batch 8192':>16s}{'pairs/s':>12s}"]
+        for name, memory in self.memory_mb.items():
+            lines.append(f"{name:20s}{memory:16.0f}{self.pairs_per_second[name]:12.0f}")
+        for levels, ratio in self.memory_ratio.items():
+            lines.append(f"memory, {levels}, plain over hivlp: {ratio:.1f}×")
+        lines.append(f"throughput, hivlp's two levels over the plain one: {self.throughput_ratio:.3f}×")
+        return "\n".join(lines)
+
+
+def run(repeats: int = 7) -> TrainingReport:
     """Peak memory of each loss for a batch of 8,192, and training throughput with the same towers.
 
     Returns:
         ``memory_mb`` by loss and ``memory_ratio`` (plain over ours, by number of levels); ``pairs_per_second`` by loss
         (median) and ``throughput_ratio`` (our two levels over the plain one, the median of ratios of runs that took
-        turns); the machine.
+        turns).
     """
+    started = time.perf_counter()
     memory = {name: peak_memory(name) for name in LOSSES}
     rates = throughput(repeats)
     plain, two = rates["plain, one level"], rates["hivlp, two levels"]
-    return {
-        "batch": BATCH,
-        "dims": {"fine": FINE, "coarse": COARSE},
-        "memory_mb": {name: round(value, 1) for name, value in memory.items()},
-        "memory_ratio": {
+    return TrainingReport(
+        batch=BATCH,
+        dims={"fine": FINE, "coarse": COARSE},
+        memory_mb={name: round(value, 1) for name, value in memory.items()},
+        memory_ratio={
             levels: round(memory[f"plain, {levels}"] / memory[f"hivlp, {levels}"], 2)
             for levels in ("one level", "two levels")
         },
-        "pairs_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
-        "throughput_ratio": round(statistics.median(b / a for a, b in zip(plain, two, strict=True)), 3),
-        "machine": describe("torch"),
-    }
+        pairs_per_second={name: round(statistics.median(values), 1) for name, values in rates.items()},
+        throughput_ratio=round(statistics.median(b / a for a, b in zip(plain, two, strict=True)), 3),
+        **measured(started, "torch"),
+    )
 
 
 def peak_memory(name: str) -> float:
@@ -161,14 +184,3 @@ def _model(levels: tuple[str, ...]) -> HiVLPModel:
             TextConfig(TOKENS),
         )
     ).train()
-
-
-def format_text(result: Mapping[str, Any]) -> str:
-    """A table for the terminal."""
-    lines = [f"{'':20s}{'MB, batch 8192':>16s}{'pairs/s':>12s}"]
-    for name, memory in result["memory_mb"].items():
-        lines.append(f"{name:20s}{memory:16.0f}{result['pairs_per_second'][name]:12.0f}")
-    for levels, ratio in result["memory_ratio"].items():
-        lines.append(f"memory, {levels}, plain over hivlp: {ratio:.1f}×")
-    lines.append(f"throughput, hivlp's two levels over the plain one: {result['throughput_ratio']:.3f}×")
-    return "\n".join(lines)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hivlp.cli.models import load_model
 from hivlp.cli.output import fail, print_result
+
+if TYPE_CHECKING:
+    from hivlp.bench.report import Report
 
 BENCHES = {
     "index": "pictures a second, and where the time goes",
@@ -17,54 +20,57 @@ BENCHES = {
     "crash": "whether an index survives kills and failing disks",
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
+    "threads": "throughput and answers of threads that search one index, alone and beside a writer",
     "ann": "the engine's speed and recall beside other libraries'",
 }
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
     """``hivlp bench``."""
-    result: dict[str, Any]
+    report = _measure(arguments)
+    print_result(arguments, report.to_json, report.to_text)
+    return fail(f"{len(report.failures)} failures") if report.failures else 0
+
+
+def _measure(arguments: argparse.Namespace) -> Report:
     match arguments.name:
         case "index":
             from hivlp.bench import indexing
 
-            result, text = indexing.run(load_model(arguments.model), arguments.pictures), indexing.format_text
+            return indexing.run(load_model(arguments.model), arguments.pictures)
         case "objective":
             from hivlp.bench import objective
 
-            result, text = (
-                objective.run(arguments.size, load_model(arguments.model), arguments.plot),
-                objective.format_text,
-            )
+            return objective.run(arguments.size, load_model(arguments.model), arguments.plot)
         case "hierarchy":
             from hivlp.bench import hierarchy
 
-            result, text = hierarchy.run(), hierarchy.format_text
+            return hierarchy.run()
         case "training":
             from hivlp.bench import training
 
-            result, text = training.run(), training.format_text
+            return training.run()
         case "exit":
             from hivlp.bench import early_exit
 
-            result, text = early_exit.run(load_model(arguments.model)), early_exit.format_text
+            return early_exit.run(load_model(arguments.model))
         case "crash":
             from hivlp.bench import crash
 
-            result, text = crash.run(arguments.rounds), crash.format_text
+            return crash.run(arguments.rounds)
         case "fuzz":
             from hivlp.bench import fuzz
 
-            result, text = fuzz.run(arguments.cases), fuzz.format_text
+            return fuzz.run(arguments.cases)
         case "living":
             from hivlp.bench import living
 
-            result, text = living.run(load_model(arguments.model)), living.format_text
-        case "ann":
+            return living.run(load_model(arguments.model))
+        case "threads":
+            from hivlp.bench import threads
+
+            return threads.run(lambda: load_model(arguments.model), arguments.vectors, arguments.queries)
+        case _:
             from hivlp.bench.ann import run as ann
 
-            model = load_model(arguments.model)
-            result = ann.run(arguments.size, model, arguments.plot, fresh=arguments.fresh)
-            text = ann.format_text
-    print_result(arguments, lambda: result, lambda: text(result))
-    return fail(f"{len(result['failures'])} failures") if result.get("failures") else 0
+            return ann.run(arguments.size, load_model(arguments.model), arguments.plot, fresh=arguments.fresh)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hivlp.cli.models import DEFAULT_MODEL, load_model
 from hivlp.cli.output import print_result, recall_table
@@ -12,7 +14,7 @@ from hivlp.errors import HivlpError
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """``hivlp evaluate``."""
-    from hivlp.data.pairs import load_pairs
+    from hivlp.data.load import load_pairs
     from hivlp.evaluate.recall import evaluate
 
     if arguments.shortlist < 1:
@@ -21,54 +23,50 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
-    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
+    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist).to_json()
     print_result(arguments, lambda: result, lambda: recall_table(result))
     return 0
 
 
 def run_train(arguments: argparse.Namespace) -> int:
     """``hivlp train``."""
-    from hivlp.train.recipe import load_recipe
+    from hivlp.train.recipe.schema import load_recipe
 
     recipe = load_recipe(arguments.recipe)
     out = arguments.out or Path("runs") / recipe.name
     if arguments.plan:
-        from hivlp.train.plan import format_plan, plan
+        from hivlp.train.recipe.plan import plan
 
         planned = plan(recipe, out)
-        print_result(arguments, lambda: planned, lambda: format_plan(planned))
+        print_result(arguments, planned.to_json, planned.to_text)
         return 0
     from hivlp.train.job import train
 
-    metrics = train(recipe, out, resume=arguments.resume)
-
-    if metrics is None:  # one of several processes, and not the one that speaks for them
+    result = train(recipe, out, resume=arguments.resume)
+    if result is None:  # one of several processes, and not the one that speaks for them
         return 0
 
     def text() -> str:
-        tables = [f"{split}\n{recall_table(metrics[split])}" for split in ("validation", "test") if split in metrics]
-        return "\n".join([*tables, f"model written to {out} ({metrics['seconds']:.0f} s)"])
+        return f"{_tables(result.recalls)}model written to {out} ({result.seconds:.0f} s)"
 
-    print_result(arguments, lambda: {"model": str(out), **metrics}, text)
+    print_result(arguments, lambda: {"model": str(out), **result.to_json()}, text)
     return 0
 
 
 def run_adapt(arguments: argparse.Namespace) -> int:
     """``hivlp adapt``."""
     from hivlp.train.adapt import AdaptConfig, adapt
-    from hivlp.train.typed import build
+    from hivlp.typed import build
 
     names = ("dims", "code", "text_layer", "steps", "split", "limit", "shortlist")
     config = build(AdaptConfig, {name: getattr(arguments, name) for name in names})
     result = adapt(arguments.model, arguments.data, arguments.out, config)
 
     def text() -> str:
-        parts = ("validation", "test", "train")
-        tables = [f"{part}\n{recall_table(result[part])}" for part in parts if part in result]
-        learned = f"learned from {result['pictures']} pictures and {result['texts']} texts"
-        return "\n".join([*tables, f"{learned}; model written to {arguments.out} ({result['seconds']:.0f} s)"])
+        learned = f"learned from {result.pictures} pictures and {result.texts} texts"
+        return f"{_tables(result.recalls)}{learned}; model written to {arguments.out} ({result.seconds:.0f} s)"
 
-    print_result(arguments, lambda: result, text)
+    print_result(arguments, result.to_json, text)
     return 0
 
 
@@ -77,13 +75,14 @@ def run_export(arguments: argparse.Namespace) -> int:
     from hivlp.encode import HiVLP
     from hivlp.encode.hub import resolve_folder
     from hivlp.export.graphs import export
-    from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
+    from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
 
     folder = resolve_folder(arguments.model) if arguments.model == DEFAULT_MODEL else Path(arguments.model)
     if not folder.is_dir() or is_transformers_folder(folder):
         if arguments.out is None:
             raise HivlpError(f"{arguments.model} is not a hivlp model folder; to import it, say where to with -o DIR")
-        import_dual_encoder(arguments.model, arguments.out)
+        name = "" if folder.is_dir() else arguments.model
+        import_dual_encoder(resolve_folder(folder if folder.is_dir() else name, FILES), arguments.out, name)
         folder = arguments.out
     export(folder)
     model = HiVLP.from_pretrained(folder)
@@ -91,3 +90,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
     print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")
     return 0
+
+
+def _tables(recalls: Mapping[str, Any]) -> str:
+    return "".join(f"{part}\n{recall_table(found)}\n" for part, found in recalls.items())

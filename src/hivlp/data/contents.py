@@ -15,11 +15,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import __version__ as pillow
 
 from hivlp import __version__ as hivlp
+from hivlp.config import PictureConfig
 from hivlp.data.pairs import Pair
+from hivlp.data.pictures import load_pixels
 from hivlp.errors import PictureError
+from hivlp.files.scratch import write_whole
 
 PREPARED_BY = f"hivlp {hivlp}, Pillow {pillow}"
 """Whose work the pixels of a picture are."""
@@ -77,9 +82,8 @@ class Contents:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps([self.ids, self.pictures, self.captions]), encoding="utf-8")
-        temporary.replace(path)
+        content = json.dumps([self.ids, self.pictures, self.captions])
+        write_whole(path, lambda place: place.write_text(content, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: Path) -> Contents | None:
@@ -112,6 +116,21 @@ def hash_picture(pair: Pair) -> str:
         return content_hash(pair.read())
     except PictureError:
         return ""
+
+
+def read_pixels(pair: Pair, config: PictureConfig) -> tuple[str, NDArray[np.uint8] | PictureError]:
+    """:func:`content_hash` of the encoded picture (empty if it cannot be read), and its pixels or why it has none.
+
+    Returns:
+        The hash, and (size, size, 3) uint8 RGB as a model takes it.
+    """
+    content = ""
+    try:
+        data = pair.read()
+        content = content_hash(data)
+        return content, load_pixels(data, config)
+    except PictureError as error:
+        return content, error
 
 
 def folder_digest(folder: Path) -> str:

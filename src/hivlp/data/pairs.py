@@ -1,12 +1,11 @@
-"""A picture and the captions that describe it; and where pairs come from."""
+"""Pairs of a picture and its captions, and the split that names of files and folders say."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
 
@@ -101,102 +100,12 @@ class Pairs(list[Pair]):
         self.skipped = skipped
 
     def of(self, split: str) -> Pairs:
-        """Those of one split."""
+        """The pairs of one split."""
         return Pairs((pair for pair in self if pair.split == split), self.skipped)
 
-
-def load_pairs(source: str | Path, split: str | None = None, *, images: Path | None = None) -> Pairs:
-    """Read the pairs of a data set, in an order that is the same every time.
-
-    ====================================  ==============================================================
-    ``stamps``, ``openclipart``           the data sets of these Debian packages
-    ``flashcards``                        the drawings in Debian's pysiogame, with their words
-    ``scenes:COUNT``                      rendered scenes, as many as wanted, with exact captions
-    ``demo``                              the pictures that ship with hivlp
-    ``X.json``                            Karpathy's JSON, or COCO's own captions
-    ``X.csv``, ``X.tsv``, ``X.jsonl``     a table of captions
-    ``X.txt``, ``X.token``                the same, or Flickr's ``picture.jpg#0``, a tab and a caption in each line
-    ``X.parquet``, or a folder of them    a table of captions, the pictures often inside it
-    ``X.tar``, or a folder of them        webdataset
-    a folder                              pictures, with a caption file beside each or a table for all
-    ====================================  ==============================================================
-
-    Args:
-        source: one of the above; the words come before files of the same name (write ``./stamps`` for those).
-        split: keep only ``train``, ``val`` or ``test``.
-        images: the folder that picture paths in a table or Karpathy's JSON start from, if it is not the file's own.
-
-    What is damaged in a source of many parts is passed over: named in the log, a few of each kind, and counted.
-
-    Raises:
-        DataError: if the source is missing, cannot be read, or has no pairs of that split.
-        MissingExtraError: if it needs a package that is not installed.
-    """
-    if split is not None and split not in SPLITS:
-        raise DataError(f"there is no split {split!r}: choose from {', '.join(SPLITS)}")
-    read = _read(source, images, split)
-    pairs = read if isinstance(read, Pairs) else Pairs(read)
-    if split is None:
-        if not pairs:
-            raise DataError(f"{source} holds no picture with a caption")
-        return pairs
-    chosen = pairs.of(split)
-    if not chosen:
-        present = ", ".join(name for name in SPLITS if any(pair.split == name for pair in pairs)) or "none at all"
-        raise DataError(f"{source} holds no pairs of the split {split!r}; it has {present}")
-    return chosen
-
-
-def _read(source: str | Path, images: Path | None, split: str | None) -> list[Pair]:
-    # Readers are imported when they are needed: they build on this module, and some pull in large packages.
-    from hivlp.data import flashcards, folder, karpathy, openclipart, parquet, scenes, stamps, table, webdataset
-
-    if source == "stamps":
-        return stamps.read_stamps(split=split)
-    if source == "openclipart":
-        return openclipart.read_openclipart()
-    if source == "flashcards":
-        return flashcards.read_flashcards()
-    if isinstance(source, str) and source.startswith(scenes.PREFIX):
-        return scenes.read_scenes(source.removeprefix(scenes.PREFIX))
-    if source == "demo":
-        return folder.read_folder(Path(str(resources.files("hivlp") / "assets" / "pictures")))
-    path = Path(source)
-    try:
-        if not path.exists():
-            raise DataError(f"{printable(path)} does not exist")
-    except OSError as error:
-        raise DataError(f"{printable(path)} cannot be read: {error.strerror}") from error
-    if path.is_dir():
-        if tars := _shards(path, (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
-            return webdataset.read_webdataset(tars, path)
-        if files := _shards(path, (".parquet",)):
-            return parquet.read_parquet(files, path, images)
-        return folder.read_folder(path)
-    match path.suffix.lower():
-        case ".json":
-            return karpathy.read_karpathy(path, images)
-        case ".csv" | ".tsv" | ".jsonl" | ".txt" | ".token":
-            return table.read_table(path, images)
-        case ".parquet":
-            return parquet.read_parquet([path], path.parent, images)
-        case ".tar":
-            return webdataset.read_webdataset([path], path.parent)
-    raise DataError(f"{path} is not a data set: give a folder, or a .json, .jsonl, .csv, .tsv, .parquet or .tar file")
-
-
-def _shards(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of many pairs in a folder, in its folder ``data``, and in those that are named like a split."""
-    try:
-        inner = [each for each in folder.iterdir() if each.is_dir() and (each.name == "data" or _is_split(each.name))]
-        found = [file for place in (folder, *inner) for file in place.iterdir() if not file.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
-    return sorted(file for file in found if file.name.lower().endswith(suffixes) and not file.is_dir())
-
-
-def _is_split(folder: str) -> bool:
-    return split_of_folders(f"{folder}/") is not None
+    def splits(self) -> str:
+        """The splits that there are, for a message."""
+        return ", ".join(name for name in SPLITS if any(pair.split == name for pair in self)) or "none at all"
 
 
 def split_named(name: str) -> str | None:
@@ -252,19 +161,3 @@ def within(root: Path, name: str, where: str) -> Path:
     if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         raise DataError(f"{where}: the picture's path leaves its folder: {printable(name)[:200]}")
     return root / name
-
-
-def clean_captions(value: object) -> tuple[str, ...]:
-    """The captions in a field that holds one string or a list of them, stripped, without empty and repeated ones."""
-    values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
-    texts = (" ".join(_whole(text).split()) for text in values if isinstance(text, str))
-    return tuple(dict.fromkeys(text for text in texts if text))
-
-
-def _whole(text: str) -> str:
-    """A text that can be encoded: halves of characters beyond 16 bits, as JSON may hold them, are joined or marked."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

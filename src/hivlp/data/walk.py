@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hivlp.data.kinds import kind_of_name, why_unread
 from hivlp.errors import DataError
+from hivlp.files.reading import printable, reason
 
 _INDEX_FILE = "items.db"
 
@@ -63,9 +64,9 @@ def find_pictures(roots: Iterable[Path]) -> Iterator[Found | Unreadable | NotRea
         try:
             root.stat()
         except FileNotFoundError:
-            raise DataError(f"{_printable(root)} does not exist") from None
+            raise DataError(f"{printable(root)} does not exist") from None
         except (OSError, ValueError) as error:
-            raise DataError(f"{_printable(root)} cannot be read: {_reason(error)}") from error
+            raise DataError(f"{printable(root)} cannot be read: {reason(error)}") from error
     return _walk(checked)
 
 
@@ -111,7 +112,7 @@ def _listing(folder: Path, visited: set[tuple[int, int]]) -> Iterator[os.DirEntr
                 (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
             )
     except OSError as error:
-        return iter([Unreadable(folder, _reason(error))])
+        return iter([Unreadable(folder, reason(error))])
     if (status.st_dev, status.st_ino) in visited or any(entry.name == _INDEX_FILE for entry in listed):
         return iter(())
     visited.add((status.st_dev, status.st_ino))
@@ -127,7 +128,7 @@ def _why_not(entry: os.DirEntry[str], real_root: Path) -> str | None:
             return None
         return "is not a regular file" if Path(entry.path).exists() else "is a broken link"
     except OSError as error:
-        return _reason(error)
+        return reason(error)
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
@@ -140,12 +141,3 @@ def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
 def _kind(name: str) -> str | None:
     suffix = os.path.splitext(name)[1]  # noqa: PTH122 (a Path for every file is slow)
     return kind_of_name(suffix) if suffix else None
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _printable(path: Path) -> str:
-    """The path on one line, with bytes that are no text replaced."""
-    return repr(str(path))[1:-1] if not str(path).isprintable() else str(path)

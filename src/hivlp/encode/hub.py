@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -14,8 +15,12 @@ SHIPPED = "hivlp-mini"
 MODEL_FILES = ("*.json", "*.onnx", "text.bin", "*.safetensors", "README.md")
 
 
-def resolve_folder(name: str | Path) -> Path:
+def resolve_folder(name: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
     """The folder of a model: one on disk, the one that ships with the package, or one from the Hugging Face hub.
+
+    Args:
+        name: of the model.
+        files: patterns of what is fetched from the hub.
 
     Raises:
         ModelError: if there is no such model.
@@ -31,11 +36,11 @@ def resolve_folder(name: str | Path) -> Path:
             return shipped
         raise ModelError(f"this installation lacks the {SHIPPED} model; reinstall hivlp")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
-        return download(str(name), list(MODEL_FILES))
+        return download(str(name), files)
     raise ModelError(f"no model {str(name)!r}: give {SHIPPED}, a model folder, or a hub id such as owner/name")
 
 
-def download(hub_id: str, patterns: list[str]) -> Path:
+def download(hub_id: str, patterns: Sequence[str]) -> Path:
     """The named files of a hub repository, from its cache if they are there.
 
     Raises:
@@ -49,7 +54,7 @@ def download(hub_id: str, patterns: list[str]) -> Path:
         raise MissingExtraError(f"loading {hub_id} from the hub", "hub") from error
     try:
         # Only files that are asked for: a hub repository may also hold pickles and code.
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except RepositoryNotFoundError as error:
         raise ModelError(f"the hub has no model {hub_id!r}, and there is no such folder") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -59,12 +64,13 @@ def download(hub_id: str, patterns: list[str]) -> Path:
 class HiVLP(OnnxEncoder):
     """A ready model: pictures and texts in, vectors at every level out.
 
-    >>> model = HiVLP.from_pretrained("hivlp-mini")
-    >>> [(level.name, level.dim) for level in model.levels]
-    [('coarse', 64), ('fine', 768)]
-    >>> vectors = model.encode_text(["a red car", "a sleeping cat"])
-    >>> vectors.coarse.shape, vectors.fine.shape
-    ((2, 64), (2, 768))
+    Examples:
+        >>> model = HiVLP.from_pretrained("hivlp-mini")
+        >>> [(level.name, level.dim) for level in model.levels]
+        [('coarse', 64), ('fine', 768)]
+        >>> vectors = model.encode_text(["a red car", "a sleeping cat"])
+        >>> vectors.coarse.shape, vectors.fine.shape
+        ((2, 64), (2, 768))
     """
 
     @classmethod

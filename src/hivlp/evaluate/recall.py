@@ -11,8 +11,7 @@ Each level alone is judged by its float32 vectors. The cascade is judged as peop
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from hivlp.data.pictures import load_pixels
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import DataError
+from hivlp.evaluate.results import Evaluation, Recalls, Scores
 from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Level, Vectors
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Rows
@@ -31,7 +31,6 @@ from hivlp.search.stages import Asked
 from hivlp.store.codec import FLOAT16
 
 logger = logging.getLogger(__name__)
-CUTOFFS = (1, 5, 10)
 BLOCK_FLOATS = 1 << 21  # scores at once: they stay in the processor's cache, and memory stays bounded
 QUERIES = 256  # that share one scan
 # Two float32 sums of `dim` products, in whatever order, differ by some sqrt(dim) · 2^-24 of the product of the lengths
@@ -41,8 +40,8 @@ ROUNDING = 4 * 2.0**-24
 
 def evaluate(
     pairs: Sequence[Pair], model: Encoder, *, shortlist: int = DEFAULT_SHORTLIST, progress: bool = True
-) -> dict[str, Any]:
-    """Encode pictures and captions, then report recalls in the shape that the command prints.
+) -> Evaluation:
+    """Recalls of a model on pictures with captions, which it encodes.
 
     Broken pictures are left out with a warning, and counted in ``skipped``, as are damaged parts of their source.
 
@@ -70,13 +69,13 @@ def evaluate(
         raise DataError("no picture could be read")
     texts = [caption for pair in kept for caption in pair.captions]
     owner = np.repeat(np.arange(len(kept)), [len(pair.captions) for pair in kept])
-    result = score(Embeddings.concatenate(parts), model.encode_text(texts), owner, shortlist)
-    return {"model": model.name, "images": len(kept), "captions": len(texts), "skipped": skipped, **result}
+    scores = score(Embeddings.concatenate(parts), model.encode_text(texts), owner, shortlist)
+    return Evaluation(model.name, len(kept), len(texts), skipped, scores)
 
 
 def score(
     images: Embeddings, texts: Embeddings, owner: NDArray[np.int64], shortlist: int = DEFAULT_SHORTLIST
-) -> dict[str, Any]:
+) -> Scores:
     """Recalls of each level alone and of the cascade over all of them.
 
     Args:
@@ -91,27 +90,18 @@ def score(
     if shortlist < 1:
         raise DataError(f"a shortlist of {shortlist} hands on nothing: it must be at least 1")
     names = list(images)
-    levels = {name: summary(*level_ranks(texts[name], images[name], owner)) for name in names}
-    finest = levels[names[-1]]
-    cascade: dict[str, Any] = dict(finest)
+    levels = {name: Recalls.of_ranks(*level_ranks(texts[name], images[name], owner)) for name in names}
+    cascade = levels[names[-1]]
     if len(names) > 1:
         text_vectors, image_vectors = [texts[name] for name in names], [images[name] for name in names]
         to_image = cascade_ranks(text_vectors, image_vectors, owner[:, None], shortlist)
         to_text = cascade_ranks(image_vectors, text_vectors, _own_captions(owner, images.count), shortlist)
-        cascade = summary(to_image, to_text)
-    cascade["shortlist"] = shortlist
-    cascade["retained"] = {
-        direction: {
-            cutoff: round(cascade[direction][cutoff] / value, 4) if value else 1.0
-            for cutoff, value in finest[direction].items()
-        }
-        for direction in ("text_to_image", "image_to_text")
-    }
-    return {"levels": levels, "cascade": cascade}
+        cascade = Recalls.of_ranks(to_image, to_text)
+    return Scores(levels, cascade, shortlist)
 
 
 def level_ranks(
-    texts: Vectors, images: Vectors, owner: NDArray[np.int64]
+    texts: Vectors, images: Vectors, owner: NDArray[np.int64], block_floats: int = BLOCK_FLOATS
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rank (from 0) of each caption's picture, and of the best of each picture's captions, by one level alone.
 
@@ -123,6 +113,7 @@ def level_ranks(
         texts: (M, D) float32.
         images: (N, D) float32.
         owner: (M,) which picture each caption describes.
+        block_floats: scores that are computed at once.
 
     Returns:
         (M,) ranks among the pictures, and (N,) ranks among the captions; a picture without captions is ranked M.
@@ -134,7 +125,7 @@ def level_ranks(
     lengths = (float(np.linalg.norm(side, axis=1).max(initial=0)) for side in (texts, images))
     error = np.float32(ROUNDING * texts.shape[1] ** 0.5 * np.prod(list(lengths)) + np.finfo(np.float32).tiny)
     to_image, to_text = np.zeros(count, np.int64), np.zeros(total, np.int64)
-    step = max(1, BLOCK_FLOATS // max(1, total))
+    step = max(1, block_floats // max(1, total))
     for start in range(0, count, step):
         stop = min(start + step, count)
         scores = texts[start:stop] @ images.T
@@ -168,37 +159,38 @@ def cascade_ranks(
     Returns:
         (Q,) ranks; a tie with an item that is not the query's own counts against it, at the shortlist's edge too.
     """
-    total, count = len(items[0]), len(items)
+    ranks = np.full(len(own), len(items[0]), np.int64)
+    for number, (rows, scores) in enumerate(_searches(queries, items, own, shortlist)):
+        right = np.isin(rows, own[number])
+        if right.any() and np.isfinite(best := scores[right].max()):
+            ranks[number] = np.count_nonzero(scores[~right] >= best)
+    return ranks
+
+
+def _searches(
+    queries: Sequence[Vectors], items: Sequence[Vectors], own: NDArray[np.int64], shortlist: int
+) -> Iterator[tuple[Rows, Vectors]]:
+    """Rows and finest scores that the search's own cascade ranks for each query; see :func:`cascade_ranks`.
+
+    An own item whose coarse score equals that of the shortlist's last is left out of the shortlist.
+    """
+    total = len(items[0])
     levels = tuple(Level(f"level{number}", part.shape[1], number, number) for number, part in enumerate(items, 1))
     collection = Collection.of(levels, tuple(FLOAT16.encode(vectors) for vectors in items))
-    scan, *rest = cascade(levels, [shortlist] * (count - 1))
-    ranks = np.full(len(own), total, np.int64)
-    is_own = np.zeros(total, bool)
+    scan, *rest = cascade(levels, [shortlist] * (len(items) - 1))
     for start in range(0, len(own), QUERIES):
         batch = [list(query) for query in zip(*(level[start : start + QUERIES] for level in queries), strict=True)]
         asked = Asked(batch, shortlist)
         found = scan.run(collection, asked, ())
-        for number, candidates in enumerate(found, start):
-            mine = own[number][own[number] >= 0]
-            is_own[mine] = True
-            at_edge = candidates.scores == candidates.scores[-1:]
-            if at_edge[is_own[candidates.rows]].any() and len(candidates.rows) < total:
-                everything = collection.scanners[0].rescore(queries[0][number], np.arange(total))
-                found[number - start] = candidates._replace(rows=_unlucky(everything, is_own, shortlist))
-            is_own[mine] = False
+        for place, (rows, coarse, _) in enumerate(found):
+            mine = own[start + place]
+            if len(rows) < total and (coarse[np.isin(rows, mine)] == coarse[-1:]).any():
+                scores = collection.scanners[0].rescore(batch[place][0], np.arange(total))
+                unlucky = np.lexsort((np.isin(np.arange(total), mine), -scores))[:shortlist]
+                found[place] = found[place]._replace(rows=unlucky)
         for stage in rest:
             found = stage.run(collection, asked, found)
-        for number, (rows, scores, _) in enumerate(found, start):
-            right = np.isin(rows, own[number][own[number] >= 0])
-            if right.any() and np.isfinite(best := scores[right].max()):
-                ranks[number] = np.count_nonzero(scores[~right] >= best)
-    return ranks
-
-
-def _unlucky(scores: Vectors, is_own: NDArray[np.bool_], shortlist: int) -> Rows:
-    """The shortlist in which own items go last among equals: a tie at its edge counts against them."""
-    rows: Rows = np.lexsort((is_own, -scores))[:shortlist]
-    return rows
+        yield from ((each.rows, each.scores) for each in found)
 
 
 def _pairwise(texts: Vectors, images: Vectors, text: Rows, image: Rows) -> Vectors:
@@ -209,16 +201,6 @@ def _pairwise(texts: Vectors, images: Vectors, text: Rows, image: Rows) -> Vecto
         part = slice(start, start + step)
         scores[part] = np.einsum("ij,ij->i", texts[text[part]], images[image[part]])
     return scores
-
-
-def summary(to_image: NDArray[np.int64], to_text: NDArray[np.int64]) -> dict[str, Any]:
-    """R@K in percent for both directions, their sum, and their mean (AR)."""
-    directions = {
-        name: {f"R@{cutoff}": round(float(100 * (ranks < cutoff).mean()), 2) for cutoff in CUTOFFS}
-        for name, ranks in (("text_to_image", to_image), ("image_to_text", to_text))
-    }
-    rsum = sum(value for recalls in directions.values() for value in recalls.values())
-    return {**directions, "AR": round(rsum / 6, 2), "rsum": round(rsum, 2)}
 
 
 def _own_captions(owner: NDArray[np.int64], images: int) -> NDArray[np.int64]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,33 +24,16 @@ from hivlp.model.hivlp_model import HiVLPModel
 OPSET = 17
 
 
-class _ImageGraph(nn.Module):
-    """Preparation and towers in one graph, so that callers hand over plain uint8 pixels."""
+class _Graph(nn.Module):
+    """A function of a model as a module of its own, which is what torch exports."""
 
-    def __init__(self, model: HiVLPModel) -> None:
+    def __init__(self, model: HiVLPModel, function: Callable[..., Mapping[Any, Tensor]]) -> None:
         super().__init__()
-        self.model = model
+        self.model = model  # so that its weights are the graph's
+        self._function = function
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.encode_image(pixels).values())
-
-
-class _FeatureGraph(nn.Module):
-    def __init__(self, model: HiVLPModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.image_features(pixels)[layer] for layer in self.model.image_layers)
-
-
-class _TextGraph(nn.Module):
-    def __init__(self, model: HiVLPModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.encode_text(input_ids, attention_mask).values())
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._function(*inputs).values())
 
 
 def export(
@@ -65,7 +49,7 @@ def export(
 
     Args:
         folder: a model folder with ``config.json`` and ``model.safetensors``.
-        calibration: (N, S, S, 3) uint8 pictures, any S, whose ranges set the int8 scales of the image graph; without
+        calibration: (N, size, size, 3) uint8 pictures, whose ranges set the int8 scales of the image graph; without
             them it stays float32.
         quantize_text: int8 weights for the text graph, computed with as float.
 
@@ -74,8 +58,7 @@ def export(
     """
     model = HiVLPModel.from_pretrained(folder)
     names = [level.name for level in model.config.levels]
-    size = model.config.picture.size
-    batch = {0: "batch"}
+    pixels = _pixels(model)
     steps = 2 + (calibration is not None) + quantize_text
     with (
         scratch_folder(folder / "graphs") as scratch,
@@ -83,35 +66,14 @@ def export(
         _quiet(),
     ):
         image, text = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH
-        torch.onnx.export(
-            _ImageGraph(model).eval(),
-            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
-            str(image),
-            input_names=["pixels"],
-            output_names=names,
-            dynamic_axes={"pixels": batch, **dict.fromkeys(names, batch)},
-            opset_version=OPSET,
-            dynamo=False,
-        )
+        _write_graph(_Graph(model, model.encode_image), {"pixels": pixels}, names, image)
         progress.update()
         tokens = torch.ones(2, model.config.text.max_tokens if model.config.text.pad_to_max else 8, dtype=torch.int64)
-        sequence = {0: "batch", 1: "tokens"}
-        torch.onnx.export(
-            _TextGraph(model).eval(),
-            (tokens, tokens),
-            str(text),
-            input_names=["input_ids", "attention_mask"],
-            output_names=names,
-            dynamic_axes={"input_ids": sequence, "attention_mask": sequence, **dict.fromkeys(names, batch)},
-            opset_version=OPSET,
-            dynamo=False,
-        )
+        texts = {"input_ids": tokens, "attention_mask": tokens}
+        _write_graph(_Graph(model, model.encode_text), texts, names, text)
         progress.update()
         if calibration is not None:
-            from hivlp.train.augment import plain_view
-
-            views = np.stack([plain_view(pixels, size) for pixels in calibration])
-            image = quantize_image(image, views, model.config.picture)
+            image = quantize_image(image, calibration, model.config.picture)
             progress.update()
         if quantize_text:
             text = compress_tables(text)
@@ -125,19 +87,28 @@ def export_image_features(model: HiVLPModel, path: Path) -> None:
 
     On a CPU, ONNX Runtime runs a frozen tower several times as fast as torch does.
     """
-    size = model.config.picture.size
     names = [f"layer{layer}" for layer in model.image_layers]
     with _quiet():
-        torch.onnx.export(
-            _FeatureGraph(model).eval(),
-            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
-            str(path),
-            input_names=["pixels"],
-            output_names=names,
-            dynamic_axes={"pixels": {0: "batch"}, **{name: {0: "batch"} for name in names}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
+        _write_graph(_Graph(model, model.image_features), {"pixels": _pixels(model)}, names, path)
+
+
+def _pixels(model: HiVLPModel) -> Tensor:
+    return torch.zeros(2, model.config.picture.size, model.config.picture.size, 3, dtype=torch.uint8)
+
+
+def _write_graph(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str], path: Path) -> None:
+    """Trace a graph whose batch may have any size, and whose texts any length."""
+    axes = {name: {0: "batch"} if name == "pixels" else {0: "batch", 1: "tokens"} for name in inputs}
+    torch.onnx.export(
+        graph.eval(),
+        tuple(inputs.values()),
+        str(path),
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_axes={**axes, **{name: {0: "batch"} for name in outputs}},
+        opset_version=OPSET,
+        dynamo=False,
+    )
 
 
 def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:

@@ -12,8 +12,8 @@ from itertools import repeat
 import numpy as np
 
 from hivlp.coarse.maps import FINE, CoarseMaps
-from hivlp.data.embedding_files import Chunk
-from hivlp.data.embeddings import EmbeddingSource, unit_rows
+from hivlp.data.vectors.files import Chunk
+from hivlp.data.vectors.source import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
 from hivlp.index.adding import AddReport, Failure
 from hivlp.store.codec import VectorCodec

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hivlp.coarse.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, Fitted, Method, fit_coarse
-from hivlp.data.embeddings import has_texts, open_embeddings
+from hivlp.data.vectors.source import has_texts, open_embeddings
 from hivlp.encode.base import Encoder
 from hivlp.errors import IndexFolderError
 from hivlp.index.adding import AddReport
@@ -54,7 +54,7 @@ def index_embeddings(
 
     Args:
         out: the index folder.
-        source: see :func:`hivlp.data.embeddings.open_embeddings`.
+        source: see :func:`hivlp.data.vectors.source.open_embeddings`.
         column: of parquet that holds the vectors; default ``embedding``.
         queries: vectors as they will be asked for, to fit to, likewise; default the texts of a clip-retrieval folder,
             otherwise the items themselves. An existing index keeps its coarse level.

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps
-from hivlp.data.embeddings import EmbeddingSource, open_embeddings
+from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
 from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
@@ -402,7 +402,7 @@ class Index:
         """Add vectors that come from elsewhere; those that are there already and unchanged are skipped.
 
         Args:
-            source: a file or folder, or what :func:`hivlp.data.embeddings.open_embeddings` made of it.
+            source: a file or folder, or what :func:`hivlp.data.vectors.source.open_embeddings` made of it.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
 

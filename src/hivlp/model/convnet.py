@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hivlp.model.tower import Features, Tower
+from hivlp.typed import Count
+
+
+@dataclass(frozen=True)
+class ConvOptions:
+    """Output channels of each layer, and cells along a side of the raster that a layer's map is averaged in."""
+
+    channels: tuple[Count, ...] = (32, 64, 128, 192)
+    grid: Count = 4
 
 
 class ConvTower(Tower):
@@ -20,18 +29,26 @@ class ConvTower(Tower):
 
     numbered = re.compile(r"^layers\.(\d+)\.")
     first = ()
+    options = ConvOptions
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 192), grid: int = 4) -> None:
+    def __init__(self, options: ConvOptions) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         inputs = 3
-        for outputs in channels:
+        for outputs in options.channels:
             convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
             self.layers.append(nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU()))
             inputs = outputs
-        self.grid = grid
+        self.grid = options.grid
         self.depth = len(self.layers)
-        self.widths = [width * grid * grid for width in channels]
+        self.widths = [width * self.grid**2 for width in options.channels]
+
+    def check_size(self, size: int, layer: int) -> None:
+        """See :meth:`Tower.check_size`: every cell of the raster holds the same number of positions."""
+        if -(-size // 2**layer) % self.grid:
+            raise ValueError(
+                f"a multiple of {self.grid * 2**layer}, so that its map has whole cells in a grid of {self.grid}"
+            )
 
     def forward(self, pixels: Tensor, layers: tuple[int, ...]) -> Features:
         """(B, 3, H, W) float -> layer -> (B, channels × grid²) float; sides are multiples of ``grid · 2^layer``."""

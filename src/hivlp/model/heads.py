@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CLASSES = 1000
-ANCHOR = 0.5  # weight of the untrained similarity; chosen on validation among 0, 0.25, 0.5, 1
+from hivlp.plugins import Registry
 
 
 class FittedHead(nn.Module):
-    """A head with a linear part, which a closed form can set (:mod:`hivlp.train.fit`).
+    """A head with a linear part, which a closed form can set (:mod:`hivlp.train.distillation.level`).
 
     Attributes:
         project: the linear part.
@@ -47,27 +46,22 @@ class FittedHead(nn.Module):
 class LinearHead(FittedHead):
     """One linear map."""
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, width: int, dim: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.project = nn.Linear(width, dim)
+        self.project = nn.Linear(width, dim, bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, dim), rows of unit length."""
         return F.normalize(self.project(features), dim=-1)
 
 
-class ProjectionHead(FittedHead):
-    """Fewer dimensions of the finest level's own vector."""
+class ProjectionHead(LinearHead):
+    """Fewer dimensions of the finest level's own vector, by a matrix."""
 
     reads_finest = True
 
     def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(width, dim, bias=False)
-
-    def forward(self, finest: Tensor) -> Tensor:
-        """(B, width) -> (B, dim), rows of unit length."""
-        return F.normalize(self.project(finest), dim=-1)
+        super().__init__(width, dim, bias=False)
 
 
 class PrefixHead(nn.Module):
@@ -110,50 +104,6 @@ class MLPHead(FittedHead):
         return self.project, self.hidden
 
 
-class PrototypeHead(nn.Module):
-    """A linear map of the features plus class values weighted by a classifier's softmax.
-
-    The last ``classes`` inputs are the classifier's logits. With its class names' text embeddings as values, the second
-    term is ConSE (Norouzi et al., 2014, eq. 3), which needs no image-text pair at all; training starts from there.
-    """
-
-    def __init__(self, width: int, dim: int, classes: int = CLASSES) -> None:
-        super().__init__()
-        self.classes = classes
-        self.project = nn.Linear(width - classes, dim)
-        self.values = nn.Parameter(torch.randn(classes, dim) / dim**0.5)
-        self.sharpness = nn.Parameter(torch.ones(()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width) -> (B, dim), rows of unit length."""
-        pooled, logits = features[:, : -self.classes], features[:, -self.classes :]
-        attention = (self.sharpness * logits).softmax(-1)
-        return F.normalize(self.project(pooled) + attention @ self.values, dim=-1)
-
-
-class AnchoredPrototypeHead(nn.Module):
-    """A prototype head beside an untrained one, half the dimensions each.
-
-    The anchor stays what no pair has taught: on a few thousand pairs the trained half gains on what it saw and forgets
-    some of what it did not, and the sum of both similarities is better than either. Its partner on the text side is
-    :class:`AnchoredResidualHead`; their dot product is ``(trained + ANCHOR * untrained) / (1 + ANCHOR)``.
-    """
-
-    anchor: Tensor
-    anchor_sharpness: Tensor
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.trained = PrototypeHead(width, dim // 2)
-        self.register_buffer("anchor", torch.zeros(CLASSES, dim // 2))
-        self.register_buffer("anchor_sharpness", torch.ones(()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width) -> (B, dim), rows of unit length."""
-        attention = (self.anchor_sharpness * features[:, -CLASSES:]).softmax(-1)
-        return anchored(self.trained(features), F.normalize(attention @ self.anchor, dim=-1))
-
-
 class ResidualHead(nn.Module):
     """The features themselves plus a learned correction; for towers that already end in an embedding."""
 
@@ -170,24 +120,6 @@ class ResidualHead(nn.Module):
         return F.normalize(unit + self.project(unit), dim=-1)
 
 
-class AnchoredResidualHead(nn.Module):
-    """A residual head beside the features themselves, half the dimensions each."""
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.trained = ResidualHead(width, dim // 2)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width) -> (B, 2 width), rows of unit length."""
-        return anchored(self.trained(features), F.normalize(features, dim=-1))
-
-
-def anchored(trained: Tensor, untrained: Tensor) -> Tensor:
-    """Join two unit vectors into one, so that dot products add up in the ratio 1 : ``ANCHOR``."""
-    share = 1 / (1 + ANCHOR)
-    return torch.cat([share**0.5 * trained, (1 - share) ** 0.5 * untrained], -1)
-
-
 class IdentityHead(nn.Module):
     """The features as they are, for a level that is another model's own embedding."""
 
@@ -201,34 +133,37 @@ class IdentityHead(nn.Module):
         return F.normalize(features, dim=-1)
 
 
+HEADS: Registry[Callable[[int, int], nn.Module]] = Registry(
+    "hivlp.heads",
+    {
+        "linear": LinearHead,
+        "projection": ProjectionHead,
+        "prefix": PrefixHead,
+        "mlp": MLPHead,
+        "residual": ResidualHead,
+        "identity": IdentityHead,
+    },
+)
+"""Classes of heads by name; each is built from the width of its input and the dims of its level.
+
+A class may have ``reads_finest`` (see :class:`FittedHead`) and ``reads_classes``: its last inputs are the logits of an
+image classifier. ``prototypes()``, if there is one, gives parameters with a learning rate of their own
+(``optim.prototype_lr``).
+"""
+
+
 def build_head(kind: str, width: int, dim: int) -> nn.Module:
     """A head by name.
 
     Raises:
         ValueError: if the kind is unknown or does not fit the sizes.
     """
-    if kind not in HEADS:
-        raise ValueError(f"unknown head {kind!r}; known: {', '.join(HEADS)}")
-    if kind in ("prototype", "anchored_prototype") and width <= CLASSES:
-        raise ValueError(f"a {kind} head reads features and {CLASSES} logits, not {width} numbers")
-    if kind.startswith("anchored") and dim % 2:
-        raise ValueError(f"a {kind} head needs an even number of dims, not {dim}")
-    return HEADS[kind](width, dim)
+    head = HEADS.get(kind)
+    if head is None:
+        raise ValueError(f"unknown head {kind!r}; known: {', '.join(HEADS.names())}")
+    return head(width, dim)
 
 
-def reads_finest(head: nn.Module) -> bool:
-    """Whether a head reads the finest level's vector rather than its level's layer."""
+def reads_finest(head: object) -> bool:
+    """Whether a head, or a class of heads, reads the finest level's vector rather than its level's layer."""
     return bool(getattr(head, "reads_finest", False))
-
-
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {
-    "linear": LinearHead,
-    "projection": ProjectionHead,
-    "prefix": PrefixHead,
-    "mlp": MLPHead,
-    "prototype": PrototypeHead,
-    "residual": ResidualHead,
-    "anchored_prototype": AnchoredPrototypeHead,
-    "anchored_residual": AnchoredResidualHead,
-    "identity": IdentityHead,
-}

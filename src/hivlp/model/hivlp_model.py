@@ -52,7 +52,7 @@ class HiVLPModel(nn.Module):
                 if layer > tower.depth:
                     raise ModelError(f"level {level.name} reads layer {layer} of a tower of {tower.depth}")
                 kind, width = settings.heads.get(level.name, "linear"), tower.widths[layer - 1]
-                if getattr(HEADS.get(kind), "reads_finest", False):
+                if reads_finest(HEADS.get(kind)):
                     if level == finest or layer != last:
                         raise ModelError(f"level {level.name}: a {kind} is of a finer level, at that level's layer")
                     width = finest.dim
@@ -109,7 +109,7 @@ class HiVLPModel(nn.Module):
         std = torch.tensor(settings.std, device=pixels.device)
         normalised = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
         features: Features = self.image_tower(normalised, self.image_layers)
-        return features
+        return {layer: features[layer] for layer in self.image_layers}
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
         """Tower features, layer -> (B, width), of (B, T) int64 ids and mask."""
@@ -172,15 +172,20 @@ class HiVLPModel(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(self.config.to_json(), encoding="utf-8")
-        # A dual encoder is one module seen from two towers; a tensor with two names is stored under the first.
-        seen: dict[int, str] = {}
-        state = {}
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            if seen.setdefault(id(tensor), name) == name:
-                state[name] = tensor.detach().contiguous()
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(distinct_state(self), folder / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None and tokenizer.resolve() != (folder / "tokenizer.json").resolve():
             shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+
+def distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """A state dict in which a tensor with two names, as a dual encoder's two towers have them, is under the first."""
+    names: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in state.items()
+        if names.setdefault(id(tensor), name) == name
+    }
 
 
 def _throttled(features: Tensor, share: float) -> Tensor:

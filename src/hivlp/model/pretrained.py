@@ -13,12 +13,13 @@ from typing import Any
 
 from hivlp.config import HiVLPConfig, TowerConfig
 from hivlp.errors import ModelError
+from hivlp.files.reading import one_line
 from hivlp.levels import Level
 from hivlp.model import processor
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.towers import DualEncoderImageTower
 
-FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", *processor.FILES]
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *processor.FILES)
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -29,15 +30,16 @@ def is_transformers_folder(folder: Path) -> bool:
         return False
 
 
-def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
+def import_dual_encoder(folder: Path, out: Path, name: str = "") -> HiVLPModel:
     """Write a ``transformers`` dual encoder as a hivlp model folder (weights, configuration, tokenizer).
 
     Pictures and texts are prepared as the checkpoint's own processor does it; weights of any precision become float32.
 
     Args:
-        source: a folder with ``config.json``, safetensors weights (also in shards) and the processor's files, or the
-            hub id of one.
+        folder: with ``config.json``, safetensors weights (also in shards) and the processor's files
+            (:data:`FILES` of a repository on the hub).
         out: where to write; graphs are added by :func:`hivlp.export.export`.
+        name: what people call the model; default the folder's.
 
     Raises:
         ModelError: if a file is missing, or the model is not a dual encoder that hivlp knows, or its processor does
@@ -45,11 +47,11 @@ def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
     """
     from transformers import AutoConfig, AutoModel
 
-    folder = Path(source) if Path(source).is_dir() else _download(str(source))
+    source = name or folder
     try:
         original = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a configuration's class makes of the file
-        raise ModelError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(f"{source} cannot be loaded: {one_line(error, 300)}") from error
     family = original.model_type
     if family not in ("clip", "siglip"):
         raise ModelError(f"{source} is a {family} model; hivlp imports the clip and siglip families (SigLIP2 included, "
@@ -62,7 +64,7 @@ def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
             folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # of files, of safetensors, of torch
-        raise ModelError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(f"{source} cannot be loaded: {one_line(error, 300)}") from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"{source} lacks {len(missing)} of its weights, the first of them {missing[0]}")
     tower = TowerConfig("dual_encoder", _without_dtype(original.to_dict()), {"fine": "identity"})
@@ -72,7 +74,7 @@ def import_dual_encoder(source: Path | str, out: Path) -> HiVLPModel:
         processor.write_tokenizer(folder, source, tokenizer)
         model = HiVLPModel(
             HiVLPConfig(
-                name=str(source) if not Path(source).is_dir() else folder.resolve().name,
+                name=name or folder.resolve().name,
                 levels=(Level("fine", dim, int(vision.num_hidden_layers), int(text.num_hidden_layers)),),
                 image_tower=tower,
                 text_tower=tower,
@@ -93,9 +95,3 @@ def _without_dtype(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if key not in ("dtype", "torch_dtype")
     }
-
-
-def _download(hub_id: str) -> Path:
-    from hivlp.encode.hub import download
-
-    return download(hub_id, FILES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from hivlp.config import RESAMPLE, PictureConfig, TextConfig
 from hivlp.errors import ModelError
+from hivlp.files.reading import one_line, read_json
 from hivlp.model.sentencepiece import convert_sentencepiece
 
 logger = logging.getLogger(__name__)
@@ -37,15 +37,14 @@ def picture_config(folder: Path, source: Path | str, side: int) -> PictureConfig
     from transformers import AutoImageProcessor
 
     alone = (folder / PICTURES).is_file()
-    named = read_json(folder / PICTURES) if alone else read_json(folder / BOTH).get("image_processor")
+    named = _read(folder / PICTURES) if alone else _read(folder / BOTH).get("image_processor")
     if not isinstance(named, dict):
         raise ModelError(f"{source} has no {PICTURES}, which hivlp needs to prepare pictures as it was trained")
     try:
         # What the files leave open, the class decides.
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever the class makes of its settings
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(f"{source}: its image processor cannot be read: {text}") from error
+        raise ModelError(f"{source}: its image processor cannot be read: {one_line(error)}") from error
     kind = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     if kind not in PLAIN:
         raise ModelError(f"{source} prepares pictures with a {kind}; hivlp knows {', '.join(PLAIN)}")
@@ -126,8 +125,7 @@ def write_tokenizer(folder: Path, source: Path | str, out: Path) -> None:
         try:
             AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer.save(str(out))
         except Exception as error:  # whatever the class makes of its files
-            text = " ".join(str(error).split())[:200]
-            raise ModelError(f"{source}: its tokenizer cannot be read: {text}") from error
+            raise ModelError(f"{source}: its tokenizer cannot be read: {one_line(error)}") from error
     else:
         raise ModelError(f"{source} has no {TOKENIZER}, nor {PIECES}, nor {WORDS} with merges.txt")
 
@@ -147,13 +145,13 @@ def text_config(folder: Path, source: Path | str, tokenizer: Path, family: str, 
     """
     from tokenizers import Tokenizer
 
-    settings = read_json(folder / SETTINGS)
-    stored = read_json(tokenizer)
+    settings = _read(folder / SETTINGS)
+    stored = _read(tokenizer)
     siglip = family == "siglip"
     named = str(settings.get("tokenizer_class", ""))
     usual = "left" if named.startswith(LEFT) else "right"
     side = settings.get("padding_side") or _direction(stored, "padding") or usual
-    pad = settings.get("pad_token") or read_json(folder / SPECIAL).get("pad_token")
+    pad = settings.get("pad_token") or _read(folder / SPECIAL).get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
     # Else that of the tokenizer's class.
     pad = pad or ("<pad>" if named.startswith(LEFT) else "</s>" if siglip else "<|endoftext|>")
@@ -180,18 +178,10 @@ def _direction(stored: Mapping[str, Any], what: str) -> str | None:
     return str(section["direction"]).lower() if isinstance(section, dict) and "direction" in section else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no such file.
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file.
 
     Raises:
         ModelError: if it holds something else.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return data
+    return read_json(path, ModelError) if path.exists() else {}

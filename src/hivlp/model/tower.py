@@ -1,11 +1,14 @@
-"""What the model asks of a tower."""
+"""What every image and text tower has, and how a recipe's or a model folder's options build one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
+
+from hivlp.typed import build
 
 Features = dict[int, Tensor]
 """Layer -> (B, width)."""
@@ -21,6 +24,8 @@ class Tower(nn.Module):
         numbered: pattern of the parameters of a numbered layer, counted from 0.
         first: prefixes of what comes before the first layer.
         sees_padding: whether a text's vector depends on the padding beside it.
+        classes: logits of an image classifier, at the end of the last layer's features.
+        options: the dataclass that the tower is built from; None for one that takes the plain mapping.
     """
 
     depth: int
@@ -29,6 +34,24 @@ class Tower(nn.Module):
     numbered: re.Pattern[str]
     first: tuple[str, ...]
     sees_padding: bool = False
+    classes: int = 0
+    options: ClassVar[type | None] = None
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """A tower with random weights.
+
+        Raises:
+            RecipeError: naming the option that is wrong.
+        """
+        return cls(options if cls.options is None else build(cls.options, options))
+
+    def check_size(self, size: int, layer: int) -> None:
+        """Check that a picture of ``size`` × ``size`` pixels has features at a layer.
+
+        Raises:
+            ValueError: if it has not.
+        """
 
     def parameters_by_layer(self) -> Iterator[tuple[int, nn.Parameter]]:
         """Each of the tower's parameters with its layer: 0 before the first one, ``depth`` beyond the last."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hivlp.config import TowerConfig
-from hivlp.errors import ModelError
+from hivlp.errors import ModelError, RecipeError
 from hivlp.model.convnet import ConvTower
-from hivlp.model.efficientnet import EfficientNetLite
 from hivlp.model.tower import Features, Tower
+from hivlp.plugins import Registry
 
 
 class BertTextTower(Tower):
@@ -75,19 +75,26 @@ class DualEncoder(nn.Module):
         self.is_siglip = "siglip" in config.model_type
 
 
-class DualEncoderImageTower(Tower):
+class _Half(Tower):
+    """One of the two towers of a :class:`DualEncoder`."""
+
+    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
+
+    def __init__(self, dual: DualEncoder, config: Any) -> None:
+        super().__init__()
+        self.dual = dual
+        self.depth = int(config.num_hidden_layers)
+        self.widths = [int(config.hidden_size)] * (self.depth - 1) + [dual.embedding_dim]
+
+
+class DualEncoderImageTower(_Half):
     """The vision half of a :class:`DualEncoder`."""
 
     owned = ("dual.network.vision_model.", "dual.network.visual_projection.")
-    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
     first = ("dual.network.vision_model.embeddings.", "dual.network.vision_model.pre_layrnorm.")
 
     def __init__(self, dual: DualEncoder) -> None:
-        super().__init__()
-        self.dual = dual
-        config = dual.network.config.vision_config
-        self.depth = int(config.num_hidden_layers)
-        self.widths = [int(config.hidden_size)] * (self.depth - 1) + [dual.embedding_dim]
+        super().__init__(dual, dual.network.config.vision_config)
 
     def forward(self, pixels: Tensor, layers: tuple[int, ...]) -> Features:
         """Layers below the last give the class token (CLIP) or the mean patch (SigLIP), the last the embedding."""
@@ -104,19 +111,15 @@ class DualEncoderImageTower(Tower):
         return features
 
 
-class DualEncoderTextTower(Tower):
+class DualEncoderTextTower(_Half):
     """The text half of a :class:`DualEncoder`."""
 
     owned = ("dual.network.text_model.", "dual.network.text_projection.")
-    numbered = re.compile(r"encoder\.layers\.(\d+)\.")
     first = ("dual.network.text_model.embeddings.",)
 
     def __init__(self, dual: DualEncoder) -> None:
-        super().__init__()
-        self.dual, self.sees_padding = dual, dual.is_siglip
-        config = dual.network.config.text_config
-        self.depth = int(config.num_hidden_layers)
-        self.widths = [int(config.hidden_size)] * (self.depth - 1) + [dual.embedding_dim]
+        super().__init__(dual, dual.network.config.text_config)
+        self.sees_padding = dual.is_siglip
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, layers: tuple[int, ...]) -> Features:
         """Layers below the last give the mean token, the last the model's own text embedding."""
@@ -136,25 +139,34 @@ class DualEncoderTextTower(Tower):
         return features
 
 
+IMAGE_TOWERS: Registry[type[Tower]] = Registry("hivlp.image_towers", {"convnet": ConvTower})
+TEXT_TOWERS: Registry[type[Tower]] = Registry("hivlp.text_towers", {"bert": BertTextTower})
+"""Classes of towers by their ``kind``; a dual encoder is both at once."""
+DUAL_ENCODER = "dual_encoder"
+
+
 def build_towers(image: TowerConfig, text: TowerConfig) -> tuple[Tower, Tower]:
     """The two towers that a configuration names, with random weights.
 
     Raises:
         ModelError: if a kind is unknown, or only one half of a dual encoder is asked for.
     """
-    if "dual_encoder" in (image.kind, text.kind):
+    if DUAL_ENCODER in (image.kind, text.kind):
         if image.kind != text.kind:
             raise ModelError("both towers of a dual_encoder must come from the same model")
         dual = DualEncoder(image.options)
         return DualEncoderImageTower(dual), DualEncoderTextTower(dual)
-    if text.kind != "bert":
-        raise ModelError(f"unknown text tower {text.kind!r}; known: bert, dual_encoder")
-    match image.kind:
-        case "efficientnet_lite":
-            return EfficientNetLite(image.options.get("variant", "lite2")), BertTextTower(text.options)
-        case "convnet":
-            return ConvTower(**image.options), BertTextTower(text.options)
-    raise ModelError(f"unknown image tower {image.kind!r}; known: efficientnet_lite, convnet, dual_encoder")
+    towers: list[Tower] = []
+    for side, config, known in (("image", image, IMAGE_TOWERS), ("text", text, TEXT_TOWERS)):
+        tower = known.get(config.kind)
+        if tower is None:
+            names = ", ".join([*known.names(), DUAL_ENCODER])
+            raise ModelError(f"unknown {side} tower {config.kind!r}; known: {names}")
+        try:
+            towers.append(tower.from_options(config.options))
+        except RecipeError as error:
+            raise ModelError(f"{side} tower: {error}") from error
+    return towers[0], towers[1]
 
 
 def tokenizer_path(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from hivlp.train.typed import Between, Checked, Code, Count, Number, PositiveShare, Weight
+from hivlp.typed import Between, Checked, Code, Count, Number, PositiveShare, Weight
 
 # Bounds on the inverse temperature; the upper one is CLIP's: a colder softmax makes training unstable.
 MIN_SCALE, MAX_SCALE = 0.1, 100.0

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hivlp.encode.stream import chunks
-from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
 from hivlp.store import schema
@@ -113,8 +113,11 @@ class Store:
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
+            ArgumentError: if there is no such codec.
         """
         Store.check_free(path)
+        if codec not in CODECS:
+            raise ArgumentError(f"a codec is {', '.join(CODECS)}, not {codec!r:.40}")
         finest = CODECS[codec]
         state = State(0, 0, 0, format_of(finest), finest.dtype)
         levels = {"levels": json.dumps([asdict(level) for level in about.levels])}
@@ -161,23 +164,30 @@ class Store:
     def reading(self) -> Iterator[Reader]:
         """One consistent commit: nobody's change is seen, or succeeds, before the block ends; for any thread.
 
+        Nests in one thread: the inner block reads the commit of the outer one. (A transaction of its own would wait for
+        a writer who waits for the outer one.)
+
         Raises:
             IndexFolderError: if the store is closed, belongs to another process, or cannot be read.
         """
-        self._mine.reading = getattr(self._mine, "reading", 0) + 1
+        self._connections.check()
+        outer = getattr(self._mine, "reader", None)
+        if outer is not None:
+            yield outer
+            return
         try:
             with self._connections.borrow() as db:
                 db.execute("BEGIN")
                 try:
-                    yield Reader(self.path, db, self.about, self._views)
+                    self._mine.reader = Reader(self.path, db, self.about, self._views)
+                    yield self._mine.reader
                 finally:
+                    self._mine.reader = None
                     if db.in_transaction:
                         db.execute("COMMIT")
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             kind = IndexFolderError if passing(error) else DamagedIndexError
             raise kind(f"{self.path / FILE} cannot be read: {error}") from error
-        finally:
-            self._mine.reading -= 1
 
     @contextmanager
     def writer(self) -> Iterator[None]:
@@ -214,7 +224,8 @@ class Store:
         Raises:
             IndexFolderError: if another process is writing, or the disk is full, read-only or failing.
         """
-        assert not getattr(self._mine, "reading", 0), "a commit would wait for its own thread, which is reading"
+        self._connections.check()
+        assert not getattr(self._mine, "reader", None), "a commit would wait for its own thread, which is reading"
         with self.writer(), self._guard(), self._connections.borrow() as db:
             db.execute(f"PRAGMA cache_size=-{WRITE_CACHE_KIB}")
             db.execute("BEGIN IMMEDIATE")
@@ -397,22 +408,7 @@ class Store:
             IndexFolderError: if a vector file is missing or too short.
         """
         with self.reading() as reader:
-            reader.vectors()
-            state, about = reader.state, self.about
-            return {
-                "path": str(self.path),
-                "format": state.format,
-                "vectors": reader.files()[-1].codec.name,
-                "items": reader.count(),
-                "lost": reader.integrity.lost_count(),
-                "rows": state.rows,
-                "dead": len(reader.dead()),
-                "model": about.model,
-                "source": about.source,
-                "fingerprint": about.fingerprint,
-                "levels": {level.name: level.dim for level in about.levels},
-                "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
-            }
+            return reader.info()
 
     # Inside.
 

@@ -231,6 +231,29 @@ class Reader:
         """
         return self._checked("ORDER BY row")
 
+    def info(self) -> dict[str, Any]:
+        """What the index holds, and whether its files are as long as they must be.
+
+        Raises:
+            IndexFolderError: if a vector file is missing or too short.
+        """
+        self.vectors()
+        state, about = self.state, self.about
+        return {
+            "path": str(self.folder),
+            "format": state.format,
+            "vectors": self.files()[-1].codec.name,
+            "items": self.count(),
+            "lost": self.integrity.lost_count(),
+            "rows": state.rows,
+            "dead": len(self.dead()),
+            "model": about.model,
+            "source": about.source,
+            "fingerprint": about.fingerprint,
+            "levels": {level.name: level.dim for level in about.levels},
+            "bytes": sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file()),
+        }
+
     def live(self) -> NDArray[np.int64]:
         """(items, 2) of row and id, by row."""
         pairs = self._db.execute("SELECT row, id FROM items ORDER BY row")

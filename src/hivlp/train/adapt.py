@@ -1,7 +1,8 @@
 """A coarse level for a model that is already trained, which itself stays as it is.
 
-The towers run once over pictures and texts, which need not belong together; what comes out is kept, and the coarse
-level's heads are fitted to it (:mod:`hivlp.train.fit`). The finest level is the original embedding, to the bit.
+The towers run once over pictures and texts, which need not belong together; their vectors are kept, and the coarse
+level's heads are fitted to them (:mod:`hivlp.train.distillation.level`). The finest level is the original embedding, to
+the bit.
 """
 
 from __future__ import annotations
@@ -10,42 +11,38 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hivlp.config import HiVLPConfig
-from hivlp.data.contents import PREPARED_BY, Contents, content_hash, folder_digest
-from hivlp.data.pairs import SPLITS, Pair, load_pairs
-from hivlp.data.pictures import load_pixels
+from hivlp.data.contents import folder_digest
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair, Pairs
 from hivlp.data.walk import Found, find_pictures
 from hivlp.encode import HiVLP, resolve_folder
-from hivlp.encode.onnx import OnnxEncoder
-from hivlp.encode.stream import Pixels, chunks, encode_stream
 from hivlp.errors import DataError, HivlpError, ModelError
 from hivlp.evaluate.recall import evaluate
+from hivlp.evaluate.results import Evaluation
 from hivlp.export.card import model_card
 from hivlp.export.graphs import export
+from hivlp.files.reading import read_json, read_lines
 from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.pretrained import import_dual_encoder, is_transformers_folder
-from hivlp.train.fit import Side, fit_level
-from hivlp.train.kept import key_of, read_kept, write_kept
-from hivlp.train.recipe import SelfDistillation
-from hivlp.train.typed import Checked, Code, Count, Number
+from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
+from hivlp.train.distillation.level import Side, distill_level
+from hivlp.train.inputs.vectors import layer_features, picture_vectors, text_vectors
+from hivlp.train.recipe.schema import SelfDistillation
+from hivlp.typed import Checked, Code, Count, Number
 
 logger = logging.getLogger(__name__)
-PART = 512  # pictures or texts whose vectors are kept in one file
 PERPLEXITY = 10.0
 SAMPLE = 1024
-FEW = 300  # items below which drawing close ones brings nothing
 
 
 @dataclass(frozen=True)
@@ -75,28 +72,53 @@ class AdaptConfig(Checked):
 
 @dataclass(frozen=True)
 class Items:
-    """What there is to learn from; pictures, texts or both."""
+    """What there is to learn from: pictures, texts or both; and pairs to measure on, by what results call them."""
 
     pictures: Sequence[Pair]
     texts: Sequence[str]
-    held_out: dict[str, list[Pair]]
+    held_out: Mapping[str, Sequence[Pair]]
 
 
-def adapt(source: str, data: str, out: Path, config: AdaptConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AdaptResult:
+    """A model folder with a new coarse level.
+
+    Attributes:
+        model: the folder.
+        levels: name -> dims.
+        pictures: how many it learned from.
+        texts: how many it learned from.
+        seconds: of the whole job.
+        recalls: ``validation`` and ``test``, or ``train`` where there is neither -> what
+            :func:`hivlp.evaluate.recall.evaluate` found.
+    """
+
+    model: Path
+    levels: Mapping[str, int]
+    pictures: int
+    texts: int
+    seconds: float
+    recalls: Mapping[str, Evaluation]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds and ``hivlp adapt --json`` prints."""
+        counts = {"pictures": self.pictures, "texts": self.texts, "seconds": self.seconds}
+        recalls = {name: found.to_json() for name, found in self.recalls.items()}
+        return {"model": str(self.model), "levels": dict(self.levels), **counts, **recalls}
+
+
+def adapt(source: str, data: str, out: Path, config: AdaptConfig) -> AdaptResult:
     """Give a model a coarse level, and write it as a model folder with graphs, metrics and card.
 
-    Run again, it uses what the towers said the first time, of what is still the same: the model's files, and the
-    pictures and texts, by their contents.
+    Run again, it reads back the vectors of the first time, as far as the model's files and the contents of the pictures
+    and texts are what they were.
 
     Args:
         source: a ``transformers`` dual encoder or a hivlp model with weights, as a folder or a hub id.
-        data: pairs as :func:`hivlp.data.pairs.load_pairs` reads them, a folder of pictures, or a ``.txt`` file with a
+        data: pairs as :func:`hivlp.data.load.load_pairs` reads them, a folder of pictures, or a ``.txt`` file with a
             text in each line.
-        out: the model folder to write; ``out/run`` keeps the towers' answers.
+        out: the model folder to write; ``out/run`` keeps the vectors.
         config: which level.
-
-    Returns:
-        ``model``, ``levels`` (name -> dims), ``pictures``, ``texts``, ``seconds``, and recalls of each held-out part.
 
     Raises:
         HivlpError: if the model or data cannot be read, or do not allow what is asked.
@@ -113,38 +135,33 @@ def adapt(source: str, data: str, out: Path, config: AdaptConfig) -> dict[str, A
     # The towers, once.
     encoder = HiVLP.from_pretrained(original)
     run = out / "run"
-    vectors: dict[str, Tensor] = {}
-    if items.pictures:
-        vectors["pictures"] = picture_vectors(encoder, items.pictures, run)
-    if items.texts:
-        vectors["texts"] = text_vectors(encoder, items.texts, run)
+    pictures = picture_vectors(encoder, items.pictures, run) if items.pictures else None
+    texts = text_vectors(encoder, items.texts, run) if items.texts else None
     early_features = layer_features(model, encoder, items.texts, run) if early else None
 
     # The heads.
-    fit_coarse(model, vectors, early_features, config)
+    distill_coarse(model, pictures, texts, early_features, config)
     model.save_pretrained(out, original / "tokenizer.json")
     export(out)
 
-    metrics: dict[str, Any] = {}
+    # What was written, measured.
     adapted = HiVLP.from_pretrained(out)
-    for name, pairs in items.held_out.items():
-        metrics[name] = evaluate(pairs, adapted, shortlist=config.shortlist)
-    result = {
-        "model": str(out),
-        "levels": {level.name: level.dim for level in model.config.levels},
-        "pictures": len(vectors.get("pictures", ())),
-        "texts": len(vectors.get("texts", ())),
-        "seconds": round(time.perf_counter() - started, 1),
-        **metrics,
-    }
-    (out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = AdaptResult(
+        model=out,
+        levels={level.name: level.dim for level in model.config.levels},
+        pictures=0 if pictures is None else len(pictures),
+        texts=0 if texts is None else len(texts),
+        recalls={name: evaluate(pairs, adapted, shortlist=config.shortlist) for name, pairs in items.held_out.items()},
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    (out / "metrics.json").write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     notes = {
         "Origin": f"{base.config.name}, whose own embedding is the level {model.config.levels[-1].name}, unchanged. "
-        f"The coarse level was fitted to it by {result['pictures']} pictures and {result['texts']} texts, to be stored "
+        f"The coarse level was fitted to it by {result.pictures} pictures and {result.texts} texts, to be stored "
         f"as {config.code}.",
         "Licence": "That of the original.",
     }
-    (out / "README.md").write_text(model_card(model.config, metrics, notes), encoding="utf-8")
+    (out / "README.md").write_text(model_card(model.config, result.to_json(), notes), encoding="utf-8")
     return result
 
 
@@ -156,10 +173,7 @@ def read_items(data: str, config: AdaptConfig) -> Items:
     """
     path = Path(data)
     if path.suffix == ".txt" and path.is_file():
-        try:
-            lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        lines = (" ".join(line.split()) for line in read_lines(path))
         texts = list(dict.fromkeys(line for line in lines if line))[: config.limit]
         if not texts:
             raise DataError(f"{path} holds no text")
@@ -167,9 +181,7 @@ def read_items(data: str, config: AdaptConfig) -> Items:
     try:
         pairs = load_pairs(data)
     except DataError:
-        if not path.is_dir():
-            raise
-        found = [item.path for item in find_pictures([path]) if isinstance(item, Found)]
+        found = [item.path for item in find_pictures([path]) if isinstance(item, Found)] if path.is_dir() else []
         if not found:
             raise
         alone = [Pair(str(picture.relative_to(path)), picture, ("",)) for picture in found]
@@ -177,14 +189,14 @@ def read_items(data: str, config: AdaptConfig) -> Items:
     split = config.split or "train"
     if split == "test":
         raise DataError("the test part is not to learn from: choose another --split")
-    learn = [pair for pair in pairs if pair.split == split][: config.limit]
+    learn = pairs.of(split)[: config.limit]
     if not learn:
-        present = ", ".join(name for name in SPLITS if any(pair.split == name for pair in pairs))
-        raise DataError(f"{data} holds no pairs of the split {split!r} to learn from; it has {present}")
+        raise DataError(f"{data} holds no pairs of the split {split!r} to learn from; it has {pairs.splits()}")
     texts = list(dict.fromkeys(caption for pair in learn for caption in pair.captions))
-    named = {"validation": "val", "test": "test"}
-    held_out = {name: [pair for pair in pairs if pair.split == part] for name, part in named.items() if part != split}
-    held_out = {name: part for name, part in held_out.items() if part}
+    parts: dict[str, Pairs] = {
+        name: pairs.of(part) for name, part in (("validation", "val"), ("test", "test")) if part != split
+    }
+    held_out = {name: part for name, part in parts.items() if part}
     return Items(learn, texts[: config.limit], held_out or {"train": learn})
 
 
@@ -196,10 +208,13 @@ def prepare_original(source: str, out: Path) -> Path:
         HivlpError: if ``out`` holds something else.
     """
     folder, marker = out / "run" / "original", out / "run" / "source.json"
-    known = resolve_folder(source)
+    known = resolve_folder(source, FILES)
     name = str(Path(source).resolve()) if Path(source).exists() else source
     about = {"source": name, "contents": folder_digest(known)}
-    before = _read_marker(marker)
+    try:
+        before = read_json(marker) if marker.exists() else None
+    except DataError as error:
+        raise HivlpError(f"{marker} cannot be read: choose another folder with -o") from error
     if before is not None:
         if before.get("source") != name:
             raise HivlpError(f"{out} holds another model's adaptation: choose another folder with -o")
@@ -211,7 +226,7 @@ def prepare_original(source: str, out: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     marker.unlink(missing_ok=True)
     if is_transformers_folder(known):
-        import_dual_encoder(source, folder)
+        import_dual_encoder(known, folder, "" if Path(source).is_dir() else source)
     else:
         whole = HiVLPModel.from_pretrained(known)
         one = HiVLPModel(replace(whole.config, levels=whole.config.levels[-1:]))
@@ -220,17 +235,6 @@ def prepare_original(source: str, out: Path) -> Path:
     export(folder)
     marker.write_text(json.dumps(about | {"original": folder_digest(folder)}), encoding="utf-8")
     return folder
-
-
-def _read_marker(marker: Path) -> dict[str, Any] | None:
-    """What an adaptation was made of; None if there is none yet."""
-    try:
-        about = json.loads(marker.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise HivlpError(f"{marker} cannot be read: choose another folder with -o") from error
-    return about if isinstance(about, dict) else {}
 
 
 def with_coarse_level(base: HiVLPModel, config: AdaptConfig) -> HiVLPModel:
@@ -265,125 +269,28 @@ def _shared_state(old: nn.Module, new: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in old.state_dict().items() if name in names}
 
 
-def picture_vectors(encoder: OnnxEncoder, pictures: Sequence[Pair], run: Path) -> Tensor:
-    """(N, D) finest vectors of the pictures that can be read, kept part by part in ``run``.
-
-    Raises:
-        DataError: if none can be read.
-    """
-    parts = _Parts(run, "pictures", encoder)
-    vectors = []
-    with tqdm(total=len(pictures), desc="pictures", unit="", disable=None) as bar:
-        for number, chunk in enumerate(chunks(pictures, PART)):
-            known = None
-            if parts.has(number):
-                known = parts.read(number, Contents.read(chunk).digest)
-            if known is None:
-                known, contents = _encode_pictures(encoder, chunk)
-                parts.write(number, contents.digest, known)
-            bar.update(len(chunk))
-            vectors.append(known)
-    together = torch.cat(vectors)
-    if not len(together):
-        raise DataError("no picture could be read")
-    return together
-
-
-def _encode_pictures(encoder: OnnxEncoder, pictures: Sequence[Pair]) -> tuple[Tensor, Contents]:
-    """(n, D) finest vectors of the pictures that can be read, and what was read."""
-    hashes = [""] * len(pictures)
-
-    def load(place: int) -> Pixels:
-        data = pictures[place].read()
-        hashes[place] = content_hash(data)
-        return load_pixels(data, encoder.picture)
-
-    found = []
-    for batch in encode_stream(encoder, range(len(pictures)), load):
-        for place, reason in batch.failures:
-            logger.warning("skipped %s: %s", pictures[place].id, reason)
-        found.append(batch.embeddings.fine)
-    return torch.from_numpy(np.concatenate(found)), Contents.of(pictures, hashes)
-
-
-def text_vectors(encoder: OnnxEncoder, texts: Sequence[str], run: Path) -> Tensor:
-    """(M, D) finest vectors of the texts, kept part by part in ``run``."""
-    parts = _Parts(run, "texts", encoder)
-    vectors = []
-    with tqdm(total=len(texts), desc="texts", unit="", disable=None) as bar:
-        for number, chunk in enumerate(chunks(texts, PART)):
-            contents = key_of(texts=chunk)
-            known = parts.read(number, contents)
-            if known is None:
-                known = parts.write(number, contents, torch.from_numpy(encoder.encode_text(chunk).fine))
-            vectors.append(known)
-            bar.update(len(chunk))
-    return torch.cat(vectors)
-
-
-@torch.no_grad()
-def layer_features(model: HiVLPModel, encoder: OnnxEncoder, texts: Sequence[str], run: Path) -> Tensor:
-    """(M, W) features of the text layer that the coarse level reads, kept part by part in ``run``.
-
-    Texts are cut, padded and lower-cased as the encoder does it.
-    """
-    layer = model.config.levels[0].text_layer
-    parts = _Parts(run, f"layer{layer}", encoder)
-    features = []
-    with tqdm(total=len(texts), desc=f"text layer {layer}", unit="", disable=None) as bar:
-        for number, chunk in enumerate(chunks(texts, PART)):
-            contents = key_of(texts=chunk)
-            known = parts.read(number, contents)
-            if known is None:
-                found = []
-                for batch in chunks(chunk, 64):
-                    ids, mask = (torch.from_numpy(array) for array in encoder.tokenize(batch))
-                    found.append(model.text_tower(ids, mask, (layer,))[layer])
-                known = parts.write(number, contents, torch.cat(found))
-            features.append(known)
-            bar.update(len(chunk))
-    return torch.cat(features)
-
-
-class _Parts:
-    """Tensors in files of their own: an interrupted run goes on where it was, as far as nothing has changed."""
-
-    def __init__(self, run: Path, kind: str, encoder: OnnxEncoder) -> None:
-        self._folder = run / kind
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._of = {"kind": kind, "model": folder_digest(encoder.folder), "by": [PREPARED_BY, onnxruntime.__version__]}
-
-    def has(self, number: int) -> bool:
-        return self._path(number).is_file()
-
-    def read(self, number: int, contents: str) -> Tensor | None:
-        known = read_kept(self._path(number), key_of(contents=contents, **self._of))
-        return None if known is None else known["rows"]
-
-    def write(self, number: int, contents: str, rows: Tensor) -> Tensor:
-        write_kept(self._path(number), key_of(contents=contents, **self._of), {"rows": rows})
-        return rows
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number:06}.safetensors"
-
-
-def fit_coarse(
-    model: HiVLPModel, vectors: dict[str, Tensor], early_features: Tensor | None, config: AdaptConfig
+def distill_coarse(
+    model: HiVLPModel,
+    pictures: Tensor | None,
+    texts: Tensor | None,
+    early_features: Tensor | None,
+    config: AdaptConfig,
 ) -> None:
-    """Fit the heads of the first level.
+    """Fit the heads of the first level to vectors of the finest.
 
     Args:
         model: from :func:`with_coarse_level`.
-        vectors: ``pictures`` (N, D), ``texts`` (M, D), or one of them, which then stands for the other.
+        pictures: (N, D) vectors; None to let the texts stand for them.
+        texts: (M, D) vectors; None to let the pictures stand for them.
         early_features: (M, W) what the text head reads, if not the finest vectors.
         config: code and steps.
     """
     name = model.config.levels[0].name
     image_head, text_head = model.image_heads[name], model.text_heads[name]
-    pictures = vectors.get("pictures", vectors.get("texts", torch.empty(0)))
-    texts = vectors.get("texts", pictures)
-    both = "pictures" in vectors and "texts" in vectors
+    both = pictures is not None and texts is not None
+    pictures = texts if pictures is None else pictures
+    texts = pictures if texts is None else texts
+    assert pictures is not None and texts is not None
     settings = SelfDistillation(
         steps=config.steps,
         batch_size=min(512, len(pictures), len(texts)),
@@ -397,10 +304,10 @@ def fit_coarse(
     picture_side = Side(pictures, pictures, torch.ones(len(pictures)))
     text_side = Side(texts if early_features is None else early_features, texts, torch.ones(len(texts)))
     if both or early_features is not None:
-        fit_level(image_head, text_head, picture_side, text_side, settings, config.seed)
+        distill_level(image_head, text_head, picture_side, text_side, settings, config.seed)
         return
     # One kind alone cannot tell how the other should be mapped: both get the same map.
-    fit_level(image_head, image_head, picture_side, text_side, settings, config.seed)
+    distill_level(image_head, image_head, picture_side, text_side, settings, config.seed)
     text_head.load_state_dict(image_head.state_dict())
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,36 +18,33 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from hivlp.config import HiVLPConfig
 from hivlp.data.contents import content_hash
-from hivlp.encode import resolve_folder
-from hivlp.encode.text import TextTokenizer
-from hivlp.errors import HivlpError, ModelError
+from hivlp.errors import HivlpError, RecipeError
+from hivlp.files.reading import one_line
 from hivlp.model.batchnorm import share_statistics
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.towers import tokenizer_path
 from hivlp.objective import HierarchicalObjective
-from hivlp.train import backbones, checkpoint
-from hivlp.train.check import check_data, check_folder, check_recipe
-from hivlp.train.features import build_corpus, frozen_image_features, frozen_text_features
-from hivlp.train.held_out import rows_apart
-from hivlp.train.kept import weights_digest
+from hivlp.train.distillation.self_distillation import distil
+from hivlp.train.inputs.features import build_corpus, frozen_image_features, frozen_text_features
+from hivlp.train.inputs.held_out import rows_apart
 from hivlp.train.log import MetricLog, draw_curves
-from hivlp.train.origin import Origin
 from hivlp.train.pretext import Matching, TrainingModel
-from hivlp.train.publish import publish
-from hivlp.train.recipe import Recipe, RecipeError
+from hivlp.train.publish import TrainResult, publish
+from hivlp.train.recipe.check import check_data, check_folder, check_recipe
+from hivlp.train.recipe.schema import Recipe
 from hivlp.train.schedule import parameter_groups, set_learning_rates
-from hivlp.train.selfdistill import distil
-from hivlp.train.shard import clip_gradients, shard, whole_copy
+from hivlp.train.state import checkpoint
+from hivlp.train.state.kept import weights_digest
+from hivlp.train.state.origin import Origin
+from hivlp.train.state.shard import clip_gradients, shard, whole_copy
 from hivlp.train.step import FAILED, Inputs, Losses, backward, batches, share_of, steps_of_epoch
-from hivlp.train.warmstart import warm_start
 from hivlp.train.watch import Best, Validation, keep_best, load_best
+from hivlp.train.weights import build_model, warm_start
 
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] | None:
+def train(recipe: Recipe, out: Path, *, resume: bool = False) -> TrainResult | None:
     """Run a recipe and leave a model folder with graphs, card and metrics.
 
     Every random choice is a function of the seed and the step, so a resumed run repeats the uninterrupted one exactly,
@@ -61,23 +57,22 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any] 
             to start from, with any number of processes.
 
     Returns:
-        The validation metrics (and test metrics, if the recipe names a test set) with timings; None from every process
-        but the first.
+        What was measured; None from every process but the first.
 
     Raises:
         HivlpError: if the recipe cannot be carried out, data or backbones are missing, the folder holds another run, or
             a loss or gradient is no number.
     """
     groups: list[Any] = []
-    metrics = _train(recipe, out, resume, groups)
+    result = _train(recipe, out, resume, groups)
     # Only now, when everything else that holds it is gone: the group of processes waits for its threads, and these for
     # Python's lock to let go of their tensors. Its own object does not keep that lock meanwhile; that of the gradients'
     # reducer does, and would wait for ever now and then (torch 2.13, Gloo).
     groups.clear()
-    return metrics
+    return result
 
 
-def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[str, Any] | None:
+def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainResult | None:
     """:func:`train`, which leaves the group of processes, if there is one, in ``groups``."""
     started = time.perf_counter()
     run = out / "run"
@@ -109,9 +104,8 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     if broadcast_object_list([corpus.contents.digest])[0] != corpus.contents.digest:
         raise RecipeError(f"process {accelerator.process_index} reads other pictures or captions than the first one")
     if recipe.init.warm_start:
-        warm_start(model, tokenizer)
-    taught = recipe.levels if recipe.self_distillation is None else recipe.levels[-1:]
-    objective = HierarchicalObjective(tuple(level.name for level in taught), recipe.objective)
+        warm_start().apply(model, tokenizer)
+    objective = HierarchicalObjective([level.name for level in recipe.taught], recipe.objective)
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
     data = {"training": corpus.contents} | ({"validation": validation.contents} if validation is not None else {})
     origin = Origin(recipe.settings(), weights, content_hash(tokenizer_file.read_bytes()), data)
@@ -211,10 +205,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> dict[s
     model.save_pretrained(out, tokenizer_file)
     draw_curves(run, out / "curves.png", recipe.name)
     calibration = corpus.pixels[np.random.default_rng(recipe.seed).permutation(len(corpus))[:128]]
-    facts: dict[str, Any] = {"pairs": len(corpus)}
-    if patience:
-        facts["best_step"] = best.step
-    return publish(recipe, out, calibration, facts, started)
+    return publish(recipe, out, calibration, len(corpus), best.step if patience else None, started)
 
 
 BEST = "best.safetensors"
@@ -235,7 +226,7 @@ def start(recipe: Recipe, run: Path) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
-        raise RecipeError(f"compute: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"compute: {one_line(error)}") from error
 
 
 def set_training(model: HiVLPModel, recipe: Recipe) -> None:
@@ -250,32 +241,3 @@ def set_training(model: HiVLPModel, recipe: Recipe) -> None:
 def _ema(decay: float) -> Callable[..., None]:
     average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return average
-
-
-def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, TextTokenizer, Path]:
-    """The recipe's model with its initial weights, and its tokenizer, as an object and as a file."""
-    path, text_tower, text_state = run / "tokenizer.json", recipe.text_tower, None
-    if recipe.init.text == "registry":
-        kept = backbones.slim_vocabulary(tokenizer_path(backbones.minilm_folder()), path)
-        positions = recipe.text.max_tokens
-        sizes = {"vocab_size": len(kept), "max_position_embeddings": positions}
-        text_tower = replace(text_tower, options={**text_tower.options, **sizes})
-        text_state = backbones.minilm_state(kept, positions)
-    else:
-        shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer)), path)
-    model = HiVLPModel(
-        HiVLPConfig(recipe.name, recipe.levels, recipe.image_tower, text_tower, recipe.picture, recipe.text)
-    )
-    if recipe.init.image == "registry":
-        _load(model.image_tower, backbones.efficientnet_state(), "image")
-    if text_state is not None:
-        _load(model.text_tower, text_state, "text")
-    return model, TextTokenizer(path, recipe.text), path
-
-
-def _load(tower: nn.Module, state: dict[str, torch.Tensor], side: str) -> None:
-    try:
-        tower.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"init.{side}: the registry's weights do not fit {side}_tower.options: {reason}") from error

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from accelerate import Accelerator
 
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 FILE = "metrics.jsonl"
 
@@ -45,17 +45,12 @@ class MetricLog:
             self._file.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``."""
-    return _rows(run / FILE)
-
-
 def draw_curves(run: Path, out: Path, name: str) -> None:
     """A PNG of every term of the loss, and of the validation recalls by level, over the steps."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = read_metrics(run)
+    rows = _rows(run / FILE)
     losses = [row for row in rows if "loss" in row]
     recalls = [row for row in rows if "recalls" in row]
     figure, axes = pyplot.subplots(1, 2 if recalls else 1, figsize=(12 if recalls else 7, 4.5), squeeze=False)

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from hivlp.errors import RecipeError
 from hivlp.model.heads import PrefixHead
 from hivlp.model.hivlp_model import HiVLPModel, LevelVectors
 from hivlp.model.tower import Features
 from hivlp.model.towers import BertTextTower
 from hivlp.objective import gather
 from hivlp.objective.computed import Computed, exact
-from hivlp.train.recipe import Recipe, RecipeError
+from hivlp.train.recipe.schema import Recipe
 
 Masked = tuple[Tensor, Tensor]
 """(B, T) token ids with some replaced, and what each of these counts, 0 for the others."""

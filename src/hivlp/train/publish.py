@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +14,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.config import HiVLPConfig
-from hivlp.data.pairs import load_pairs
-from hivlp.errors import HivlpError
+from hivlp.data.load import load_pairs
+from hivlp.errors import HivlpError, RecipeError
 from hivlp.evaluate.recall import evaluate
 from hivlp.export.graphs import export
-from hivlp.train.recipe import Recipe, RecipeError, split_of
+from hivlp.train.inputs.augment import plain_view
+from hivlp.train.recipe.schema import Recipe, split_of
 
 logger = logging.getLogger(__name__)
 QUANTIZATION_LOSS = 0.5
 
 
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model folder, and what was measured of it.
+
+    Attributes:
+        model: the folder.
+        recalls: ``validation`` and ``test``, if the recipe names them -> what
+            :func:`hivlp.evaluate.recall.evaluate` found.
+        seconds: of the whole run, as far as this process did it.
+        pairs: readable ones, which were trained on.
+        best_step: whose weights they are, if the run was stopped by its validation; else None.
+        quantization: AR on validation, in percent, in ``float32`` and with the ``image`` and the ``text`` tower in
+            int8, whether that was kept or not; empty if it was not tried.
+    """
+
+    model: Path
+    recalls: Mapping[str, Mapping[str, Any]]
+    seconds: float
+    pairs: int
+    best_step: int | None
+    quantization: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds and, with the model's folder, ``hivlp train --json`` prints."""
+        best = {} if self.best_step is None else {"best_step": self.best_step}
+        run = {"seconds": self.seconds, "pairs": self.pairs, **best, "quantization": dict(self.quantization)}
+        return {**self.recalls, **run}
+
+
 def publish(
-    recipe: Recipe, out: Path, calibration: NDArray[np.uint8], facts: dict[str, Any], started: float
-) -> dict[str, Any]:
+    recipe: Recipe, out: Path, calibration: NDArray[np.uint8], pairs: int, best_step: int | None, started: float
+) -> TrainResult:
     """Write graphs, ``metrics.json`` and the card for a saved model, and measure what was written.
 
     Args:
         recipe: what was done.
         out: the model folder.
-        calibration: (N, S, S, 3) pictures on which int8 ranges are set.
-        facts: further entries of the metrics.
-        started: when the run began, by ``time.perf_counter``.
+        calibration: (N, S, S, 3) uint8 pictures on which int8 ranges are set.
+        pairs: that were trained on.
+        best_step: see :class:`TrainResult`.
+        started: when the run began, by ``time.perf_counter``, in seconds.
     """
     export(out)
     quantized = quantize_where_harmless(recipe, out, calibration) if recipe.quantize else {}
-    metrics = measure(recipe, out, ("validation", "test"))
-    metrics |= {"seconds": round(time.perf_counter() - started, 1), **facts, "quantization": quantized}
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    write_card(recipe, out, metrics)
-    return metrics
+    recalls = measure(recipe, out, ("validation", "test"))
+    seconds = round(time.perf_counter() - started, 1)
+    result = TrainResult(out, recalls, seconds, pairs, best_step, quantized)
+    (out / "metrics.json").write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_card(recipe, out, recalls)
+    return result
 
 
 def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[np.uint8]) -> dict[str, float]:
@@ -54,7 +88,8 @@ def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[n
     best = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
     seen = {"float32": best}
     chosen: dict[str, Any] = {}
-    options: dict[str, dict[str, Any]] = {"image": {"calibration": calibration}, "text": {"quantize_text": True}}
+    views = np.stack([plain_view(pixels, recipe.picture.size) for pixels in calibration])
+    options: dict[str, dict[str, Any]] = {"image": {"calibration": views}, "text": {"quantize_text": True}}
     for tower, option in options.items():
         tried = {**chosen, **option}
         export(folder, **tried)
@@ -76,16 +111,16 @@ def measure(recipe: Recipe, folder: Path, splits: tuple[str, ...]) -> dict[str, 
     model = HiVLP.from_pretrained(folder)
     for split, source in (("validation", recipe.validation), ("test", recipe.test)):
         if source is not None and split in splits:
-            metrics[split] = evaluate(load_pairs(*split_of(source)), model, shortlist=recipe.shortlist)
+            metrics[split] = evaluate(load_pairs(*split_of(source)), model, shortlist=recipe.shortlist).to_json()
     return metrics
 
 
-def write_card(recipe: Recipe, folder: Path, metrics: dict[str, Any]) -> None:
+def write_card(recipe: Recipe, folder: Path, recalls: Mapping[str, Any]) -> None:
     """The model's README."""
     from hivlp.export.card import model_card
 
     try:
-        text = model_card(HiVLPConfig.load(folder), metrics, recipe.notes)
+        text = model_card(HiVLPConfig.load(folder), recalls, recipe.notes)
     except HivlpError as error:
         raise RecipeError(f"the model was written, its card was not: {error}") from error
     (folder / "README.md").write_text(text, encoding="utf-8")

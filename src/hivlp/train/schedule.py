@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hivlp.model.heads import PrototypeHead
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.objective import HierarchicalObjective
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 
 def parameter_groups(
@@ -26,8 +25,8 @@ def parameter_groups(
     prototypes: list[nn.Parameter] = []
     heads = [model.image_heads[level] for level in objective.levels]
     for module in nn.ModuleList(heads).modules():
-        if isinstance(module, PrototypeHead):
-            prototypes += [module.values, module.sharpness]
+        if callable(found := getattr(module, "prototypes", None)):
+            prototypes += found()
     special = {id(parameter) for parameter in prototypes}
     image_heads = [parameter for head in heads for parameter in head.parameters() if id(parameter) not in special]
     text_heads = [parameter for level in objective.levels for parameter in model.text_heads[level].parameters()]

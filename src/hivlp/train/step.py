@@ -16,10 +16,10 @@ from hivlp.model.hivlp_model import LevelVectors
 from hivlp.model.tower import Features
 from hivlp.objective import HierarchicalObjective
 from hivlp.objective.gather import total
-from hivlp.train.augment import random_view
-from hivlp.train.features import Corpus
+from hivlp.train.inputs.augment import random_view
+from hivlp.train.inputs.features import Corpus
 from hivlp.train.pretext import Masked, MaskedLanguage, Matching
-from hivlp.train.recipe import Recipe
+from hivlp.train.recipe.schema import Recipe
 
 Images = Tensor | Features
 Texts = tuple[Tensor, Tensor] | Features

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hivlp.data.contents import Contents, content_hash
-from hivlp.data.pairs import load_pairs
-from hivlp.data.pictures import load_pixels
+from hivlp.data.contents import Contents, read_pixels
+from hivlp.data.load import load_pairs
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError, RecipeError
 from hivlp.evaluate.recall import score
+from hivlp.files.scratch import write_whole
 from hivlp.levels import Embeddings
-from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.train.features import tokenize
-from hivlp.train.recipe import Recipe, split_of
+from hivlp.model.hivlp_model import HiVLPModel, distinct_state
+from hivlp.train.inputs.features import tokenize
+from hivlp.train.recipe.schema import Recipe, split_of
 
 logger = logging.getLogger(__name__)
 BATCH = 64
@@ -66,14 +66,12 @@ class Validation:
         hashes: list[str] = []
         pairs = load_pairs(source, split)[: recipe.watch.limit]
         for pair in pairs:
-            hashes.append("")
-            try:
-                data = pair.read()
-                hashes[-1] = content_hash(data)
-                pixels.append(load_pixels(data, recipe.picture))
-            except PictureError as error:
-                logger.warning("skipped %s: %s", pair.id, error)
+            content, prepared = read_pixels(pair, recipe.picture)
+            hashes.append(content)
+            if isinstance(prepared, PictureError):
+                logger.warning("skipped %s: %s", pair.id, prepared)
                 continue
+            pixels.append(prepared)
             texts += pair.captions
             owner += [len(pixels) - 1] * len(pair.captions)
         if not pixels:
@@ -97,8 +95,7 @@ class Validation:
         for module, training in modes:  # not ``model.train()``: frozen parts stay in evaluation mode
             module.training = training
         result = score(_joined(images, levels), _joined(texts, levels), self._owner, self._shortlist)
-        recalls = {level: float(result["levels"][level]["AR"]) for level in levels}
-        return {**recalls, "cascade": float(result["cascade"]["AR"])}
+        return {**{level: result.levels[level].average for level in levels}, "cascade": result.cascade.average}
 
 
 def keep_best(best: Best, recall: float, step: int, model: nn.Module, path: Path | None) -> None:
@@ -106,9 +103,8 @@ def keep_best(best: Best, recall: float, step: int, model: nn.Module, path: Path
     if recall > best.recall:
         best.recall, best.step, best.since = recall, step, 0
         if path is not None:
-            temporary = path.with_suffix(".partial")
-            save_file(_state(model), temporary)
-            temporary.replace(path)
+            state = {name: tensor.cpu() for name, tensor in distinct_state(model).items()}
+            write_whole(path, lambda place: save_file(state, place))
     else:
         best.since += 1
 
@@ -116,17 +112,6 @@ def keep_best(best: Best, recall: float, step: int, model: nn.Module, path: Path
 def load_best(model: nn.Module, path: Path) -> None:
     """Put the best weights back."""
     model.load_state_dict(load_file(path), strict=False)
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor once: a dual encoder's network has two names."""
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            state[name] = tensor.detach().contiguous().cpu()
-    return state
 
 
 def _joined(parts: list[dict[str, Tensor]], levels: tuple[str, ...]) -> Embeddings:

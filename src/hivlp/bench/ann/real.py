@@ -6,8 +6,6 @@ Encoding takes minutes, so the vectors are kept in a cache, by the model's finge
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,17 +19,17 @@ from tqdm import tqdm
 from hivlp.bench.ann.measure import ITEMS, TEST, TRAIN, TRUTH, Collection
 from hivlp.bench.ann.truth import exact
 from hivlp.data.contents import Contents, content_hash
-from hivlp.data.pairs import Pair, load_pairs
+from hivlp.data.load import load_pairs
+from hivlp.data.pairs import Pair
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers, encode_stream
-from hivlp.errors import DataError
 from hivlp.files.digests import cache_folder
 from hivlp.files.npy import open_npy
 from hivlp.files.scratch import write_whole
 from hivlp.levels import Embeddings, Vectors
+from hivlp.mini.wordnet import PARTS, read_synsets
 
-WORDNET = Path("/usr/share/wordnet")
 GLOSSES, TESTED, TRAINED_FROM = 25_000, 1_000, 2_000
 CHUNK = 2_000
 
@@ -99,21 +97,9 @@ def read_wordnet(folder: Path | None = None) -> tuple[list[str], list[str]]:
     Raises:
         DataError: if it is not there.
     """
-    folder = folder or Path(os.environ.get("HIVLP_WORDNET", WORDNET))
-    words: set[str] = set()
-    glosses: set[str] = set()
-    try:
-        for part in ("noun", "verb", "adj", "adv"):
-            for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
-                if line.startswith("  "):  # the licence, which comes first
-                    continue
-                head, _, gloss = line.partition("|")
-                cells = head.split()
-                named = cells[4 : 4 + 2 * int(cells[3], 16) : 2]
-                words.update(re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in named)
-                glosses.add(gloss.split(";")[0].strip())
-    except OSError as error:
-        raise DataError(f"WordNet is not at {folder}: apt-get install wordnet-base") from error
+    synsets = [synset for part in PARTS for synset in read_synsets(part, folder).values()]
+    words = {word for synset in synsets for word in synset.words}
+    glosses = {synset.gloss for synset in synsets}
     shuffled = sorted(glosses)
     np.random.default_rng(0).shuffle(shuffled)
     return sorted(words), shuffled

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hivlp.bench.ann.generator import generate, match
 from hivlp.bench.ann.kept import Kept
 from hivlp.bench.ann.measure import ITEMS, TRUTH, Collection, measure
 from hivlp.bench.ann.real import TESTED, TRAINED_FROM, RealSet, bench_folder, read_real, write_collection
-from hivlp.bench.machine import describe
+from hivlp.bench.report import Report, machine, measured
 from hivlp.encode import HiVLP
 from hivlp.errors import MissingExtraError
 
@@ -33,7 +34,73 @@ LEAST = 10.0  # seconds in which an engine can say anything
 LIBRARIES = ("faiss-cpu", "hnswlib", "usearch", "scann", "rabitqlib", "pyvsag", "numpy")
 
 
-def run(size: str, model: HiVLP, plot: Path | None = None, *, fresh: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class AnnReport(Report):
+    """Speed and recall of ours and of other libraries' indexes; see :func:`compare` and :func:`run`."""
+
+    size: str
+    items: int
+    dim: int
+    speedup_best_rival: float | None
+    best_rival: str | None
+    speedup_flat: float | None
+    speedup_best_rival_batch: float | None
+    best_rival_batch: str | None
+    engines: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    pools: list[dict[str, Any]]
+    match: dict[str, dict[str, float]] | None
+    scale: dict[str, Any] | None
+
+    def to_text(self) -> str:
+        """Tables for the terminal."""
+        lines = [f"{self.items} vectors of {self.dim} dimensions, one thread, recall@10 ≥ {WANTED}"]
+        lines.append(
+            f"{'engine':28s}{'recall':>8s}{'µs p50':>9s}{'p99':>9s}{'QPS':>9s}{'batch':>9s}{'build s':>9s}{'MB':>7s}"
+        )
+        for about in self.engines:
+            rows = [row for row in self.rows if row["engine"] == about["engine"]]
+            there = [row for row in rows if row["recall"] >= WANTED]
+            row = (
+                max(there, key=lambda row: row["qps"])
+                if there
+                else max(rows, key=lambda row: row["recall"], default=None)
+            )
+            note = "" if about["status"] == "ok" else f"  {about['status']}"
+            note += f"  measured on {about['measured']}" if "measured" in about else ""
+            if row is None:
+                lines.append(f"{about['engine']:28s}{note}")
+                continue
+            batch = max((row["batch_qps"] for row in there), default=row["batch_qps"])
+            lines.append(
+                f"{about['engine']:28s}{row['recall']:8.4f}{row['p50_us']:9.0f}{row['p99_us']:9.0f}{row['qps']:9.0f}"
+                f"{batch:9.0f}{about['build_s']:9.0f}{about['resident_mb']:7.0f}{note}"
+            )
+        single = ("one at a time", self.speedup_best_rival, self.best_rival)
+        for what, gain, best in (single, ("many at once", self.speedup_best_rival_batch, self.best_rival_batch)):
+            if gain is not None:
+                lines.append(f"{what}: {gain:.2f} times the best other engine ({best})")
+        if self.speedup_flat is not None:
+            lines.append(f"one at a time: {self.speedup_flat:.1f} times an exhaustive scan")
+        lines += [
+            f"{pool['items']:>9d} real vectors: {pool['speedup']:.1f} times an exhaustive scan"
+            for pool in self.pools
+            if pool["speedup"] is not None
+        ]
+        if large := self.scale:
+            lines.append(f"{large['items']} vectors on disk: {large['status']}")
+            if large.get("build_s") is not None:
+                lines[-1] += f", built in {large['build_s']:.0f} s, {large['resident_mb']} MB in memory"
+            if large.get("qps_at_90") is not None:
+                lines[-1] += f", {large['qps_at_90']:.0f} queries/s at a recall of {LESS}"
+            if large.get("latency_ratio") is not None:
+                lines[-1] += f", {large['p50_us']:.0f} µs at {WANTED}: {large['latency_ratio']:.2f} times as long"
+        for name, values in (self.match or {}).items():
+            lines.append(f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in values.items())}")
+        return "\n".join([*lines, f"{self.seconds:.0f} s"])
+
+
+def run(size: str, model: HiVLP, plot: Path | None = None, *, fresh: bool = False) -> AnnReport:
     """Measure.
 
     Args:
@@ -67,18 +134,17 @@ def run(size: str, model: HiVLP, plot: Path | None = None, *, fresh: bool = Fals
         collection = generate(folder / f"generated-{GENERATED}-{key}", real, GENERATED)
         matched = match(real, collection)
     chosen = rivals.SMALL if size == "small" else rivals.FULL
-    machine = describe(*(name for name in LIBRARIES if _version(name) is not None))
+    libraries = [name for name in LIBRARIES if _version(name) is not None]
     beside = pools(real, TIMEOUTS[size])
     deadline = started + DEADLINE if size == "small" else None
-    kept = Kept(collection.folder / "measured", machine) if size == "full" and not fresh else None
+    kept = Kept(collection.folder / "measured", machine(*libraries)) if size == "full" and not fresh else None
     result = compare(collection, [_path_of(each) for each in chosen], TIMEOUTS[size], deadline, kept)
-    result |= {"pools": beside, "match": matched, "scale": None}
-    if size == "full":
-        result["scale"] = scale(folder / f"generated-{LARGE}-{key}", real, result)
-    result |= {"size": size, "seconds": round(time.perf_counter() - started, 1), "machine": machine}
+    large = scale(folder / f"generated-{LARGE}-{key}", real, result) if size == "full" else None
     if plot is not None:
         draw(result, plot)
-    return result
+    return AnnReport(
+        size=size, **result, pools=beside, match=matched, scale=large, **measured(started, *libraries)
+    )  # fmt: skip
 
 
 def compare(
@@ -114,17 +180,17 @@ def compare(
             about.append({"engine": engine.partition(":")[2], "status": "no time left"})
             continue
         keep = kept if about else None  # ours is measured each time
-        measured = keep.read(engine) if keep is not None else None
-        if measured is None:
-            measured = measure(engine, collection, left, target=target)
+        found = keep.read(engine) if keep is not None else None
+        if found is None:
+            found = measure(engine, collection, left, target=target)
             if keep is not None:
-                keep.write(engine, measured)
-        of_engine = measured.pop("rows")
+                keep.write(engine, found)
+        of_engine = found.pop("rows")
         front = pareto([(row["recall"], row["qps"]) for row in of_engine])
         rows += [
-            {"engine": measured["engine"], **row, "front": place in front} for place, row in enumerate(of_engine)
+            {"engine": found["engine"], **row, "front": place in front} for place, row in enumerate(of_engine)
         ]  # fmt: skip
-        about.append(measured)
+        about.append(found)
     count, dim = collection.read(ITEMS).shape
     for each in about:
         if each.get("resident_mb") is not None:
@@ -155,9 +221,9 @@ def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[d
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             part = write_collection(Path(scratch), items[order[:size]], test, train)
-            measured = compare(part, [ours, flat], timeout, target=WANTED)
-        single, batch = fastest(measured["rows"], "qps"), fastest(measured["rows"], "batch_qps")
-        names = [each["engine"] for each in measured["engines"]]
+            found = compare(part, [ours, flat], timeout, target=WANTED)
+        single, batch = fastest(found["rows"], "qps"), fastest(found["rows"], "batch_qps")
+        names = [each["engine"] for each in found["engines"]]
         result.append(
             {
                 "items": len(items[order[:size]]),
@@ -165,20 +231,21 @@ def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[d
                 **{
                     f"{name}_batch_qps": batch.get(engine) for name, engine in zip(("ours", "flat"), names, strict=True)
                 },
-                "speedup": measured["speedup_flat"],
-                "speedup_batch": measured["speedup_best_rival_batch"],
+                "speedup": found["speedup_flat"],
+                "speedup_batch": found["speedup_best_rival_batch"],
             }
         )
     return result
 
 
-def scale(folder: Path, real: RealSet, million: Mapping[str, Any]) -> dict[str, Any]:
+def scale(folder: Path, real: RealSet, million: Mapping[str, Any], count: int = LARGE) -> dict[str, Any]:
     """Ours over ten times as many vectors, which stay on disk.
 
     Args:
         folder: of the collection, made unless it is there.
         real: what it is made from.
         million: what :func:`compare` said of the smaller collection.
+        count: of vectors.
 
     Returns:
         ``items``, ``status`` ("ok", or what was in the way); if measured, also ``build_s``; ``resident_mb``, without
@@ -187,15 +254,15 @@ def scale(folder: Path, real: RealSet, million: Mapping[str, Any]) -> dict[str, 
         reached); ``rows``.
     """
     width = real.words.shape[1]
-    if not folder.is_dir() and shutil.disk_usage(folder.parent).free < 2.5 * LARGE * width:
-        return {"items": LARGE, "status": f"needs {2.5e-9 * LARGE * width:.0f} GB of disk"}
-    measured = measure(_path_of(rivals.OursOnDisk), generate(folder, real, LARGE), TIMEOUTS["full"])
-    rows = measured["rows"]
+    if not folder.is_dir() and shutil.disk_usage(folder.parent).free < 2.5 * count * width:
+        return {"items": count, "status": f"needs {2.5e-9 * count * width:.0f} GB of disk"}
+    found = measure(_path_of(rivals.OursOnDisk), generate(folder, real, count), TIMEOUTS["full"])
+    rows = found["rows"]
     ours = [row for row in million["rows"] if row["engine"] == rivals.Ours.name]
     before, after = (min((r["p50_us"] for r in part if r["recall"] >= WANTED), default=None) for part in (ours, rows))
     return {
-        "items": LARGE,
-        **measured,
+        "items": count,
+        **found,
         "qps_at_90": max((row["qps"] for row in rows if row["recall"] >= LESS), default=None),
         "p50_us": after,
         "latency_ratio": round(after / before, 2) if before and after else None,
@@ -269,49 +336,3 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def format_text(result: Mapping[str, Any]) -> str:
-    """Tables for the terminal."""
-    lines = [f"{result['items']} vectors of {result['dim']} dimensions, one thread, recall@10 ≥ {WANTED}"]
-    lines.append(
-        f"{'engine':28s}{'recall':>8s}{'µs p50':>9s}{'p99':>9s}{'QPS':>9s}{'batch':>9s}{'build s':>9s}{'MB':>7s}"
-    )
-    for about in result["engines"]:
-        rows = [row for row in result["rows"] if row["engine"] == about["engine"]]
-        there = [row for row in rows if row["recall"] >= WANTED]
-        row = (
-            max(there, key=lambda row: row["qps"]) if there else max(rows, key=lambda row: row["recall"], default=None)
-        )
-        note = "" if about["status"] == "ok" else f"  {about['status']}"
-        note += f"  measured on {about['measured']}" if "measured" in about else ""
-        if row is None:
-            lines.append(f"{about['engine']:28s}{note}")
-            continue
-        batch = max((row["batch_qps"] for row in there), default=row["batch_qps"])
-        lines.append(
-            f"{about['engine']:28s}{row['recall']:8.4f}{row['p50_us']:9.0f}{row['p99_us']:9.0f}{row['qps']:9.0f}"
-            f"{batch:9.0f}{about['build_s']:9.0f}{about['resident_mb']:7.0f}{note}"
-        )
-    for what, rival in (("one at a time", ""), ("many at once", "_batch")):
-        gain = result[f"speedup_best_rival{rival}"]
-        if gain is not None:
-            lines.append(f"{what}: {gain:.2f} times the best other engine ({result[f'best_rival{rival}']})")
-    if result["speedup_flat"] is not None:
-        lines.append(f"one at a time: {result['speedup_flat']:.1f} times an exhaustive scan")
-    lines += [
-        f"{pool['items']:>9d} real vectors: {pool['speedup']:.1f} times an exhaustive scan"
-        for pool in result["pools"]
-        if pool["speedup"] is not None
-    ]
-    if large := result["scale"]:
-        lines.append(f"{large['items']} vectors on disk: {large['status']}")
-        if large.get("build_s") is not None:
-            lines[-1] += f", built in {large['build_s']:.0f} s, {large['resident_mb']} MB in memory"
-        if large.get("qps_at_90") is not None:
-            lines[-1] += f", {large['qps_at_90']:.0f} queries/s at a recall of {LESS}"
-        if large.get("latency_ratio") is not None:
-            lines[-1] += f", {large['p50_us']:.0f} µs at {WANTED}: {large['latency_ratio']:.2f} times as long"
-    for name, values in (result["match"] or {}).items():
-        lines.append(f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in values.items())}")
-    return "\n".join([*lines, f"{result['seconds']:.0f} s"])

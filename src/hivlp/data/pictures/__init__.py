@@ -18,8 +18,8 @@ from hivlp.data.pictures.colour import shrunk_rgb
 from hivlp.data.pictures.formats import open_picture
 from hivlp.data.pictures.limits import BUDGET, MAX_BYTES, MAX_FILE_BYTES, MAX_PIXELS, check_cost, check_size
 from hivlp.data.pictures.opened import Opened, image_bytes
+from hivlp.data.pictures.preparing import fit
 from hivlp.data.pictures.source import opened_source
-from hivlp.data.preparing import fit
 from hivlp.data.walk import Found, Unreadable, find_pictures
 from hivlp.errors import PictureError
 

@@ -1,0 +1,100 @@
+"""Karpathy's JSON, the splits of COCO and Flickr30k on which retrieval is compared, and COCO's own captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hivlp.data.pairs import Pair, Pairs, split_named, split_of_name, within
+from hivlp.data.readers.skips import Skips
+from hivlp.data.readers.values import captions_of
+from hivlp.errors import DataError
+from hivlp.files.reading import one_line, parse_json_value, printable, read_text
+
+# COCO's file is mostly token lists; dropping them while parsing keeps memory to a fraction.
+_KEYS = frozenset({"images", "filename", "filepath", "split", "sentences", "raw"})
+_COCO_KEYS = frozenset({"images", "id", "file_name", "annotations", "image_id", "caption"})
+LIMIT = 1 << 30
+"""Bytes of the file, at most; COCO's has 144 MB."""
+
+
+def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
+    """Read a ``dataset_*.json`` in Karpathy's layout or a ``captions_*.json`` in COCO's: all captions of each picture.
+
+    ``restval`` counts as ``train``, as is the custom; COCO's files say their split by their name
+    (``captions_val2017.json``). A picture is looked for below ``images`` if given, else below the JSON's folder and
+    ``images/`` beside it, with and without the ``filepath`` that COCO's entries have (or the ``val2017`` of its name).
+
+    Raises:
+        DataError: naming file and entry, if it has another layout, names a picture outside the folder, or none of the
+            pictures is there.
+    """
+    data = parse_json_value(read_text(path, LIMIT), printable(path), keep=_KEYS | _COCO_KEYS)
+    entries = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f"{path} is not in Karpathy's layout: it has no list of images")
+    if "annotations" in data:
+        entries = _of_coco(data, path)
+    roots = [images] if images is not None else [path.parent, path.parent / "images"]
+    pairs, present, skips = [], False, Skips()
+    for number, entry in enumerate(entries):
+        where = f"{printable(path)}, image {number}"
+        pair, candidates = _pair(entry, roots, where)
+        found = next((candidate for candidate in candidates if _is_file(candidate)), None)
+        present = present or found is not None
+        if not pair.captions:
+            skips.no_caption(where)
+        else:
+            pairs.append(Pair(pair.id, found or candidates[0], pair.captions, pair.split))
+    if entries and not present:
+        raise DataError(f"none of the pictures of {path} is in {' or '.join(str(root) for root in roots)}")
+    return skips.close(path, pairs)
+
+
+def _of_coco(data: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """COCO's entries in Karpathy's layout.
+
+    Raises:
+        DataError: naming the place, if it is not COCO's layout.
+    """
+    where = f"{printable(path)}, images"
+    split, folder = split_of_name(path.stem) or "train", path.stem.removeprefix("captions_")
+    found: dict[int, dict[str, Any]] = {}
+    try:
+        for number, image in enumerate(data["images"]):
+            where = f"{printable(path)}, image {number}"
+            if image["id"] in found:
+                raise DataError(f"{where}: the id {image['id']!r:.40} occurs twice")
+            entry = {"filename": image["file_name"], "filepath": folder, "split": split, "sentences": []}
+            found[image["id"]] = entry
+        where = f"{printable(path)}, annotations"
+        for number, annotation in enumerate(data["annotations"]):
+            where = f"{printable(path)}, annotation {number}"
+            found[annotation["image_id"]]["sentences"].append({"raw": annotation["caption"]})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: not in COCO's layout: {one_line(repr(error))}") from error
+    return list(found.values())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that is closed
+        return False
+
+
+def _pair(entry: Any, roots: list[Path], where: str) -> tuple[Pair, list[Path]]:
+    """What an entry says, and where its picture may lie."""
+    try:
+        name, folder = entry["filename"], entry.get("filepath", "")
+        captions = captions_of([sentence["raw"] for sentence in entry["sentences"]], where)
+        split = split_named(entry["split"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where}: not in Karpathy's layout: {one_line(repr(error))}") from error
+    if not isinstance(name, str) or not isinstance(folder, str):
+        raise DataError(f"{where}: filename and filepath must be text")
+    if split is None:
+        raise DataError(f"{where}: there is no split {entry['split']!r:.40}")
+    names = [f"{folder}/{name}", name] if folder else [name]
+    candidates = [within(root, each, where) for root in roots for each in names]
+    return Pair(name, candidates[0], captions, split), candidates

@@ -1,0 +1,1 @@
+"""Vectors that another program made: ``.npy``, parquet, clip-retrieval."""

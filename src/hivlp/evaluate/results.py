@@ -1,0 +1,108 @@
+"""Results of an evaluation: recall@K by direction, of each level alone and of the cascade over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CUTOFFS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """Recall@K in both directions, in percent rounded to two places.
+
+    Attributes:
+        text_to_image: ``R@1``, ``R@5``, ``R@10``: captions whose picture is among the K best.
+        image_to_text: the same keys: pictures with one of their own captions among the K best.
+    """
+
+    text_to_image: Mapping[str, float]
+    image_to_text: Mapping[str, float]
+
+    @classmethod
+    def of_ranks(cls, to_image: NDArray[np.int64], to_text: NDArray[np.int64]) -> Recalls:
+        """Recalls from (M,) ranks of captions' pictures and (N,) ranks of pictures' best captions, counted from 0."""
+        both = (
+            {f"R@{cutoff}": round(float(100 * (ranks < cutoff).mean()), 2) for cutoff in CUTOFFS}
+            for ranks in (to_image, to_text)
+        )
+        return cls(*both)
+
+    @property
+    def rsum(self) -> float:
+        """Sum of the six recalls, in percent."""
+        return round(self._sum(), 2)
+
+    @property
+    def average(self) -> float:
+        """Mean of the six recalls (AR), in percent."""
+        return round(self._sum() / 6, 2)
+
+    def _sum(self) -> float:
+        return sum(self.text_to_image.values()) + sum(self.image_to_text.values())
+
+    def retained(self, whole: Recalls) -> dict[str, dict[str, float]]:
+        """These recalls as shares of others', by direction and cutoff; 1 where there was nothing to keep."""
+        return {
+            direction: {
+                cutoff: round(getattr(self, direction)[cutoff] / value, 4) if value else 1.0
+                for cutoff, value in getattr(whole, direction).items()
+            }
+            for direction in DIRECTIONS
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """``text_to_image``, ``image_to_text``, ``AR``, ``rsum``."""
+        return {**asdict(self), "AR": self.average, "rsum": self.rsum}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Recalls of one collection.
+
+    Attributes:
+        levels: level -> recalls of its float32 vectors alone, coarse to fine.
+        cascade: recalls of a search that passes ``shortlist`` candidates from level to level.
+        shortlist: candidates that each coarser level hands on.
+    """
+
+    levels: Mapping[str, Recalls]
+    cascade: Recalls
+    shortlist: int
+
+    def to_json(self) -> dict[str, Any]:
+        """``levels``, and ``cascade`` with its ``shortlist`` and what it ``retained`` of the finest level's recalls."""
+        levels = {name: recalls.to_json() for name, recalls in self.levels.items()}
+        finest = list(self.levels.values())[-1]
+        told = {"shortlist": self.shortlist, "retained": self.cascade.retained(finest)}
+        return {"levels": levels, "cascade": {**self.cascade.to_json(), **told}}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Recalls of a model on pictures with captions.
+
+    Attributes:
+        model: its name.
+        images: pictures that were read.
+        captions: of them.
+        skipped: pictures that could not be read, and damaged parts of their source.
+        scores: the recalls.
+    """
+
+    model: str
+    images: int
+    captions: int
+    skipped: int
+    scores: Scores
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape that ``hivlp evaluate --json`` prints."""
+        counts = {"images": self.images, "captions": self.captions, "skipped": self.skipped}
+        return {"model": self.model, **counts, **self.scores.to_json()}

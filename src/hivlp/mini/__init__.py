@@ -1,0 +1,1 @@
+"""What ``hivlp-mini`` and the recipes for a CPU need and nothing else does; found by entry points, as a plug-in is."""

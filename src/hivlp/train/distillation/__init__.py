@@ -1,0 +1,1 @@
+"""Coarse levels learned from a finished fine one."""

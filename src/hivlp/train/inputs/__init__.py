@@ -1,0 +1,1 @@
+"""What a training step is fed: views of pictures, tokens of captions, features of frozen towers."""

@@ -1,0 +1,1 @@
+"""A recipe: everything that a training run depends on, in one YAML file; read, checked and planned."""

@@ -1,0 +1,73 @@
+"""What every encoder promises: unit rows at each level, which depend on nothing but their own picture or text."""
+
+import numpy as np
+import pytest
+
+from hivlp.encode import HiVLP
+from hivlp.encode.base import check_encoder
+from synthetic import FakeEncoder, save_tiny
+
+TEXTS = ["a red circle", "the blue square on white", "green", "a very long text " * 9, ""]
+
+
+@pytest.fixture(scope="module", params=["fake", "hivlp-mini", pytest.param("exported", marks=pytest.mark.train)])
+def encoder(request, tmp_path_factory):
+    if request.param == "fake":
+        return FakeEncoder()
+    if request.param == "exported":
+        pytest.importorskip("torch")
+        return HiVLP.from_pretrained(save_tiny(tmp_path_factory.mktemp("tiny")))
+    return HiVLP.from_pretrained(request.param)
+
+
+def pixels(encoder, count: int) -> np.ndarray:
+    size = encoder.picture.size
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def assert_rows(encoder, found, count: int) -> None:
+    """(count, dim) float32 at every level, coarse to fine."""
+    assert list(found) == [level.name for level in encoder.levels]
+    for level in encoder.levels:
+        assert found[level.name].shape == (count, level.dim) and found[level.name].dtype == np.float32
+
+
+def assert_same(one, other) -> None:
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=2e-5)
+
+
+def test_it_says_who_it_is(encoder):
+    check_encoder(encoder)
+    assert encoder.name and len(encoder.fingerprint) == 64
+
+
+def test_rows_are_unit_vectors(encoder):
+    for found, count in ((encoder.encode_text(TEXTS[:4]), 4), (encoder.encode_pixels(pixels(encoder, 3)), 3)):
+        assert_rows(encoder, found, count)
+        for vectors in found.values():
+            np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_its_place_or_its_neighbours(encoder):
+    whole = encoder.encode_text(TEXTS)
+    assert_same(whole.rows(slice(None, None, -1)), encoder.encode_text(TEXTS[::-1]))
+    assert_same(whole.rows([1]), encoder.encode_text(TEXTS[1:2]))
+    assert_same(whole, encoder.encode_text(TEXTS * 15).rows(slice(-len(TEXTS), None)))  # more than one batch
+    images = pixels(encoder, 9)
+    seen = encoder.encode_pixels(images)
+    assert_same(seen.rows(slice(None, None, -1)), encoder.encode_pixels(images[::-1]))
+    assert_same(seen.rows([8]), encoder.encode_pixels(images[8:]))
+
+
+def test_nothing_gives_no_rows(encoder):
+    assert_rows(encoder, encoder.encode_text([]), 0)
+    assert_rows(encoder, encoder.encode_pixels(pixels(encoder, 0)), 0)
+
+
+def test_levels_that_are_asked_for_are_those_of_all(encoder):
+    whole = encoder.encode_text(TEXTS)
+    for level in encoder.levels:
+        alone = encoder.encode_text(TEXTS, levels=[level.name])
+        assert list(alone) == [level.name]
+        np.testing.assert_allclose(alone[level.name], whole[level.name], atol=2e-5)

@@ -1,0 +1,122 @@
+"""What `mkdocs build` adds to the pages: tables made from the repository, notebooks as pages, heads of experiments."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mkdocs.utils.meta import get_data
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import count_lines  # noqa: E402
+
+BESIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+"""Pages that lie at the top of the repository, where people look for them."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made from other files."""
+    for name, page in BESIDE.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        text = notebook(Path(file.abs_src_path or ""))
+        files.append(File.generated(config, file.src_uri.removesuffix("ipynb") + "md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in `<!-- table: NAME -->`, and put date, question and verdict below an experiment's title."""
+    if "verdict" in page.meta:
+        title, rest = markdown.split("\n", 1)
+        said = f"**Question.** {page.meta['question']}\n\n**Verdict.** {page.meta['verdict']}"
+        markdown = f"{title}\n\n*{page.meta['date']}*\n\n{said}\n{rest}"
+    if page.file.src_uri.startswith("tutorials/"):
+        return markdown
+    markdown = re.sub(r"(\]\([^)]*)\.ipynb\)", r"\1.md)", markdown)
+    return re.sub(r"<!-- table: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Show what docstrings name, such as :class:`Name`, as code."""
+    return re.sub(r":(?:class|meth|func|data|mod|attr):<code>~?", "<code>", html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that loads anything from another host: the site is read offline."""
+    loaded = re.findall(r'(?:\ssrc=|<link[^>]*\shref=)"((?:https?:)?//[^"]+)"', output)
+    if loaded:
+        raise PluginError(f"{page.file.src_uri} loads from another host: {loaded[0]}")
+    return output
+
+
+def notebook(path: Path) -> str:
+    """Markdown of a notebook, with what its cells printed."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        shown = "".join("".join(output.get("text", "")) for output in cell["outputs"]).rstrip()
+        if shown:
+            parts.append(f'```text title="printed"\n{shown}\n```')
+    parts.insert(1, f"*This page is a [notebook]({path.name}); the tests run it.*")
+    return "\n\n".join(parts) + "\n"
+
+
+def experiments() -> str:
+    """All experiments, newest first."""
+    rows = []
+    for path in sorted((ROOT / "docs" / "experiments").glob("20*.md"), reverse=True):
+        text, meta = get_data(path.read_text(encoding="utf-8"))
+        title = re.search(r"^# (.+)$", text, re.M)
+        link = f"[{title[1] if title else path.stem}]({path.name})"
+        rows.append(f"| <span class='date'>{meta['date']}</span> | {link} | {meta['question']} | {meta['verdict']} |")
+    return "\n".join(["| date | experiment | question | verdict |", "|---|---|---|---|", *rows])
+
+
+def floors() -> str:
+    """The floors of the house as the test of them has them, top first."""
+    tree = ast.parse((ROOT / "tests" / "test_floors.py").read_text(encoding="utf-8"))
+    found: Any = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "FLOORS"
+    )
+    there = {path.stem for path in count_lines.ROOT.iterdir()} - {"__init__", "__main__"}
+    rows = ["  ".join(room for room in rooms if room in there) for rooms in found]
+    rows = [row for row in rows if row]
+    return "\n".join(["```text", *(f"{len(rows) - at:2}  {row}" for at, row in enumerate(rows)), "```"])
+
+
+def verbs() -> str:
+    """The help of every verb."""
+    import argparse
+    import os
+
+    os.environ["COLUMNS"] = "88"
+    from hivlp.cli.parser import build_parser
+
+    parser = build_parser()
+    choices = next(each.choices for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    helps = {name: sub.format_help().rstrip() for name, sub in choices.items()}
+    return "\n\n".join(f"## hivlp {name}\n\n```text\n{text}\n```" for name, text in helps.items())
+
+
+TABLES = {
+    "experiments": experiments,
+    "floors": floors,
+    "lines": lambda: count_lines.table(count_lines.counted()),
+    "verbs": verbs,
+}
