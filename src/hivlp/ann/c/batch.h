@@ -6,9 +6,9 @@
 #pragma once
 #include "rerank.h"
 
-#define MAX_BATCH 256       /* queries */
+#define MAX_BATCH 256         /* queries */
 #define TOPK_BYTES (16 << 20) /* of the candidates of a batch, at most */
-#define MIN_BATCH 8         /* queries: from here on as fast, or faster, on all collections that were measured */
+#define MIN_BATCH 8           /* queries: from here on as fast, or faster, on all collections that were measured */
 
 /* Probe of a list by one query of the batch. */
 typedef struct { uint32_t list, query; int32_t blocks, offset; } request;
@@ -19,8 +19,8 @@ typedef struct {
     int size, made;
     float *projections; /* (size, dims) of the queries */
     request *requests;  /* (size, nprobe) in the order of queries */
-    request *sorted;  /* (size, nprobe) in the order of lists */
-    int64_t *from; /* (nlist + 1) first request of each list in `sorted` */
+    request *sorted;    /* (size, nprobe) in the order of lists */
+    int64_t *from;      /* (nlist + 1) first request of each list in `sorted` */
 } batch;
 
 static void free_batch(batch *g) {
@@ -100,7 +100,8 @@ static int search_batch(const ivf_index *ivf, const float *queries, int64_t coun
             s->projected = g.projections + i * ivf->dims;
             int64_t probes = start_query(s, ivf, queries + (start + i) * ivf->vector_dims, params, codes, allowed, stats);
             for (int64_t c = 0; c < probes; c++)
-                g.requests[requested++] = (request){(uint32_t)s->probes[c].list, (uint32_t)i, s->probes[c].blocks, s->probes[c].offset};
+                g.requests[requested++] =
+                    (request){(uint32_t)s->probes[c].list, (uint32_t)i, s->probes[c].blocks, s->probes[c].offset};
         }
         sort_requests(&g, ivf->nlist, requested);
         scan_requests(&g, ivf, requested, g.all->probes, allowed);

@@ -21,7 +21,7 @@ typedef struct {
     const uint8_t *sign_scales;       /* CODE_LANES a block, in steps of sign_scale, descending in each list */
     const uint8_t *max_sign_scales;   /* (blocks) the first of each block */
     const uint32_t *row_ids;          /* CODE_LANES a block, NO_ROW where a lane is empty */
-    const uint8_t *refine_codes;      /* CODE_LANES a block: 4-bit codes, 2-bit codes, scale in steps of refine_scale (uint16) */
+    const uint8_t *refine_codes;      /* CODE_LANES a block: 4-bit and 2-bit codes, uint16 scale in steps of refine_scale */
     const uint16_t *vectors;          /* (rows, vector_dims) float16 */
     int64_t count;                    /* rows with codes; a code of any other row is skipped */
     int64_t nlist;

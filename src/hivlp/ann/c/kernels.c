@@ -86,8 +86,8 @@ static int32_t bound_dot_generic(const uint8_t *row, const int8_t *high, const i
     return 128 * a + b;
 }
 
-static void bound_dots_generic(const uint8_t *const *rows, const int8_t *high, const int8_t *low, int nibble_bytes, int pair_bytes,
-                             int32_t *out) {
+static void bound_dots_generic(const uint8_t *const *rows, const int8_t *high, const int8_t *low, int nibble_bytes,
+                               int pair_bytes, int32_t *out) {
     for (int r = 0; r < TOGETHER; r++) out[r] = bound_dot_generic(rows[r], high, low, nibble_bytes, pair_bytes);
 }
 

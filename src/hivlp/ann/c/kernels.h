@@ -37,7 +37,7 @@ typedef struct { int count; hit of[RUN_BLOCKS * CODE_LANES]; } hits;
 typedef struct {
     /* Scores of one block of sign codes; returns a bit for each that reaches the threshold. */
     uint32_t (*sign_scores)(const uint8_t *block, const uint8_t *scales, const sign_query *query, int groups, int32_t *out);
-    /* Codes of a run that reach the thresholds of up to TOGETHER queries: hits of each query, in the order of their positions. */
+    /* Codes of a run that reach the thresholds of up to TOGETHER queries: hits of each query, by position. */
     void (*sign_scan)(const block_run *run, const sign_query *queries, int many, int groups, hits *out);
     /* Inner product of one refinement code and a query; and of TOGETHER codes. */
     int32_t (*refine_dot)(const uint8_t *code, const int8_t *query, int nibble_bytes, int pair_bytes);

@@ -4,8 +4,8 @@
 
 #ifdef X86
 
-__attribute__((target("avx2"))) static uint32_t sign_scores_avx2(const uint8_t *block, const uint8_t *scales, const sign_query *query,
-    int groups, int32_t *out) {
+__attribute__((target("avx2"))) static uint32_t sign_scores_avx2(const uint8_t *block, const uint8_t *scales,
+    const sign_query *query, int groups, int32_t *out) {
     /* Sums of pairs of bytes; `odd` holds the high bytes alone, and is taken off the low ones at the end. */
     const __m256i low = _mm256_set1_epi8(15);
     __m256i both = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
@@ -281,8 +281,8 @@ __attribute__((target(WIDE), always_inline)) static inline void sign_scores_of_a
     }
 }
 
-__attribute__((target(WIDE))) static uint32_t sign_scores_avx512(const uint8_t *block, const uint8_t *scales, const sign_query *query,
-    int groups, int32_t *out) {
+__attribute__((target(WIDE))) static uint32_t sign_scores_avx512(const uint8_t *block, const uint8_t *scales,
+    const sign_query *query, int groups, int32_t *out) {
     __m512i even, odd;
     uint32_t mask = 0;
     int32_t scores[CODE_LANES];

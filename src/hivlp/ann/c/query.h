@@ -91,8 +91,8 @@ static int make_query_state(query_state *s, const ivf_index *ivf, int64_t keep, 
     s->ranking = with ? with->ranking : malloc((size_t)lanes * sizeof(candidate));
     s->probes = with ? with->probes : malloc((size_t)lanes * sizeof(probe));
     s->seen = with ? with->seen : malloc((size_t)s->slots * sizeof(uint32_t));
-    return s->projections && s->query_int8 && s->query_refine && s->lut && s->group_scores && s->groups && s->ranking && s->probes &&
-           s->top.list && s->seen;
+    return s->projections && s->query_int8 && s->query_refine && s->lut && s->group_scores && s->groups && s->ranking &&
+           s->probes && s->top.list && s->seen;
 }
 
 static float to_int8(const float *values, const float *weights, int count, int8_t *out) {
@@ -121,7 +121,9 @@ static void project(const ivf_index *ivf, const float *queries, int64_t count, f
 }
 
 /* Int8 query, for keys and centroids. */
-static void quantize_query(query_state *s, const ivf_index *ivf) { s->query_scale = to_int8(s->projected, NULL, ivf->dims, s->query_int8); }
+static void quantize_query(query_state *s, const ivf_index *ivf) {
+    s->query_scale = to_int8(s->projected, NULL, ivf->dims, s->query_int8);
+}
 
 /* LUT, int8 query and score units, for sign codes and refinement codes. */
 static void prepare_query(query_state *s, const ivf_index *ivf, const float *query, const ivf_params *params) {
@@ -163,7 +165,8 @@ static void prepare_query(query_state *s, const ivf_index *ivf, const float *que
     s->refine_unit = to_int8(s->projected, ivf->refine_step, ivf->dims, s->query_refine) / 2 * ivf->refine_scale / unit;
     double length = 0;
     for (int j = 0; j < ivf->vector_dims; j++) length += (double)query[j] * query[j];
-    s->window = (int32_t)lrintf(fmaxf(fminf(params->tolerance * ivf->refine_error * (float)sqrt(length) / unit, MAX_WINDOW), 0));
+    float window = params->tolerance * ivf->refine_error * (float)sqrt(length) / unit;
+    s->window = (int32_t)lrintf(fmaxf(fminf(window, MAX_WINDOW), 0));
     s->refine_offset = 0;
     for (int j = 0; j < ivf->dims; j++) s->refine_offset += (j < ivf->sign_dims ? 15 : 3) * s->query_refine[j];
 }

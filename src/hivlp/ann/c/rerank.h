@@ -58,8 +58,8 @@ static void rerank_rows(const query_state *s, const ivf_index *ivf, const float 
 }
 
 /* Top-k of a query whose lists have been scanned. */
-static void finish_query(query_state *s, const ivf_index *ivf, const float *query, int64_t k, int64_t *out_rows, float *out_scores,
-                   search_stats *stats) {
+static void finish_query(query_state *s, const ivf_index *ivf, const float *query, int64_t k, int64_t *out_rows,
+                         float *out_scores, search_stats *stats) {
     while (s->scored < s->pushed) score_pending(s, ivf);
     stats->refine_codes += s->refine_scored;
     settle_exactly(&s->top);
@@ -69,7 +69,7 @@ static void finish_query(query_state *s, const ivf_index *ivf, const float *quer
 
 /* Prepare a query and scan its best lists; the other probes are in s->probes. Returns how many. */
 static int64_t start_query(query_state *s, const ivf_index *ivf, const float *query, const ivf_params *params, int64_t codes,
-                     const uint8_t *allowed, search_stats *stats) {
+                           const uint8_t *allowed, search_stats *stats) {
     quantize_query(s, ivf);
     prepare_query(s, ivf, query, params);
     clear_topk(&s->top, codes, s->window);

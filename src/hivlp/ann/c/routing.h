@@ -10,22 +10,22 @@
 typedef struct { const uint8_t *keys; const float *bias; float scale; int64_t count; } key_set;
 
 /* Scores of the keys of one block; returns how many there are. */
-static int score_keys(const key_set *k, int64_t block, const int8_t *small, int dims, int32_t shift, float unit,
+static int score_keys(const key_set *k, int64_t block, const int8_t *query, int dims, int32_t shift, float unit,
                       float *out) {
     int32_t sums[LIST_LANES];
     int64_t first = block * LIST_LANES;
     int lanes = (int)(k->count - first < LIST_LANES ? k->count - first : LIST_LANES);
-    use.key_dots(k->keys + first * dims, small, dims / 4, sums);
+    use.key_dots(k->keys + first * dims, query, dims / 4, sums);
     for (int l = 0; l < lanes; l++) out[l] = (float)(sums[l] - shift) * unit + k->bias[first + l];
     return lanes;
 }
 
 /* Router scores of one group of lists; -inf where there is no list. */
-static void score_lists(const ivf_index *ivf, int64_t block, const int8_t *small, int32_t shift, float unit, float *out) {
+static void score_lists(const ivf_index *ivf, int64_t block, const int8_t *query, int32_t shift, float unit, float *out) {
     int32_t sums[LIST_LANES];
     int64_t first = block * LIST_LANES, lanes = ivf->nlist - first;
     const float *steps = ivf->router_scales + first, *bias = ivf->router_bias + first;
-    use.router_dots(ivf->router_keys + first * ivf->dims / 2, small, ivf->dims / 2, sums);
+    use.router_dots(ivf->router_keys + first * ivf->dims / 2, query, ivf->dims / 2, sums);
     if (lanes >= LIST_LANES) { /* as many as the compiler knows of */
         for (int l = 0; l < LIST_LANES; l++) out[l] = (float)(2 * sums[l] - shift) * (unit * steps[l]) + bias[l];
         return;
@@ -61,7 +61,8 @@ static int64_t choose_lists(query_state *s, const ivf_index *ivf, int64_t most, 
     float best = -INFINITY, *score = s->group_scores, of_list[LIST_LANES];
     key_set of_groups = {ivf->group_keys, ivf->group_bias, ivf->group_scale, groups};
     for (int64_t b = 0; b < groups; b += LIST_LANES)
-        score_keys(&of_groups, b / LIST_LANES, s->query_int8, ivf->dims, 128 * shift, s->query_scale * ivf->group_scale, score + b);
+        score_keys(&of_groups, b / LIST_LANES, s->query_int8, ivf->dims, 128 * shift, s->query_scale * ivf->group_scale,
+                   score + b);
     for (int64_t g = 0; g < groups; g++) best = score[g] > best ? score[g] : best;
     float least = best - margin - (float)GROUP_SLACK;
     best = -INFINITY;
@@ -73,7 +74,8 @@ static int64_t choose_lists(query_state *s, const ivf_index *ivf, int64_t most, 
     for (int64_t i = 0; i < worth; i++) {
         int64_t g = s->groups[i];
         if (i + GROUPS_AHEAD < worth)
-            prefetch(ivf->router_keys + (int64_t)s->groups[i + GROUPS_AHEAD] * LIST_LANES * ivf->dims / 2, LIST_LANES * ivf->dims / 2);
+            prefetch(ivf->router_keys + (int64_t)s->groups[i + GROUPS_AHEAD] * LIST_LANES * ivf->dims / 2,
+                     LIST_LANES * ivf->dims / 2);
         score_lists(ivf, g, s->query_int8, 15 * shift, s->query_scale / 2, of_list);
         for (int l = 0; l < LIST_LANES; l++) {
             best = of_list[l] > best ? of_list[l] : best;

@@ -11,22 +11,27 @@ static inline int pair_bytes_of(const ivf_index *ivf) { return (ivf->dims - ivf-
 
 static inline int64_t refine_bytes(const ivf_index *ivf) { return nibble_bytes_of(ivf) + pair_bytes_of(ivf) + 2; }
 
-static inline const uint8_t *refine_code_at(const ivf_index *ivf, uint32_t position) { return ivf->refine_codes + position * refine_bytes(ivf); }
+static inline const uint8_t *refine_code_at(const ivf_index *ivf, uint32_t position) {
+    return ivf->refine_codes + position * refine_bytes(ivf);
+}
 
+/* Centroid's term of the scores of a list. */
 static inline int32_t centroid_offset(const query_state *s, const ivf_index *ivf, int64_t list) {
     return steps_of((float)use.int8_dot(ivf->centroids + list * ivf->dims, s->query_int8, ivf->dims) * s->centroid_unit);
 }
 
 /* Refinement score of a code from its integer product. */
-static inline int32_t refined_score(const query_state *s, const ivf_index *ivf, const uint8_t *code, int32_t sum, int32_t offset) {
+static inline int32_t refined_score(const query_state *s, const ivf_index *ivf, const uint8_t *code, int32_t product,
+                                    int32_t offset) {
     uint16_t scale;
     memcpy(&scale, code + nibble_bytes_of(ivf) + pair_bytes_of(ivf), 2);
-    return offset + steps_of((float)scale * ((float)(2 * sum - s->refine_offset) * s->refine_unit));
+    return offset + steps_of((float)scale * ((float)(2 * product - s->refine_offset) * s->refine_unit));
 }
 
 static inline int32_t refine_score(const query_state *s, const ivf_index *ivf, uint32_t position, int32_t offset) {
     const uint8_t *code = refine_code_at(ivf, position);
-    return refined_score(s, ivf, code, use.refine_dot(code, s->query_refine, nibble_bytes_of(ivf), pair_bytes_of(ivf)), offset);
+    int32_t product = use.refine_dot(code, s->query_refine, nibble_bytes_of(ivf), pair_bytes_of(ivf));
+    return refined_score(s, ivf, code, product, offset);
 }
 
 /* Score the refinement codes that have waited longest, TOGETHER at most. A code counts for its refinement score, but for no
@@ -34,18 +39,18 @@ static inline int32_t refine_score(const query_state *s, const ivf_index *ivf, u
  * on the order in which codes come. */
 static inline void score_pending(query_state *s, const ivf_index *ivf) {
     pending_code one[TOGETHER];
-    const uint8_t *rows[TOGETHER];
-    int32_t sums[TOGETHER];
+    const uint8_t *codes[TOGETHER];
+    int32_t products[TOGETHER];
     int many = s->pushed - s->scored < TOGETHER ? (int)(s->pushed - s->scored) : TOGETHER;
     for (int i = 0; i < TOGETHER; i++) {
         one[i] = s->pending[(s->scored + (i < many ? i : 0)) % PENDING];
-        rows[i] = refine_code_at(ivf, one[i].position);
+        codes[i] = refine_code_at(ivf, one[i].position);
     }
     s->scored += many;
     s->refine_scored += many;
-    use.refine_dot4(rows, s->query_refine, nibble_bytes_of(ivf), pair_bytes_of(ivf), sums);
+    use.refine_dot4(codes, s->query_refine, nibble_bytes_of(ivf), pair_bytes_of(ivf), products);
     for (int i = 0; i < many; i++) {
-        int32_t score = refined_score(s, ivf, rows[i], sums[i], one[i].offset);
+        int32_t score = refined_score(s, ivf, codes[i], products[i], one[i].offset);
         score = score < one[i].most ? score : one[i].most;
         if (score < s->top.threshold) continue;
         offer(&s->top, score, one[i].position);
@@ -93,7 +98,8 @@ static void scan_list(query_state *const *all, const probe *probes, int many, co
     int32_t most[TOGETHER];
     sign_query sign_queries[TOGETHER];
     hits found[TOGETHER];
-    int64_t list = probes[0].list, first = ivf->list_offsets[list], end = ivf->list_offsets[list + 1], groups = ivf->sign_dims / 16;
+    int64_t list = probes[0].list, first = ivf->list_offsets[list], end = ivf->list_offsets[list + 1];
+    int64_t groups = ivf->sign_dims / 16;
     for (int q = 0; q < many; q++) {
         const query_state *s = all[q];
         most[q] = (s->lut_offset + s->sign_slack) * 255;
@@ -101,12 +107,14 @@ static void scan_list(query_state *const *all, const probe *probes, int many, co
     }
     for (int64_t b = 0; b < probes[0].blocks; b += RUN_BLOCKS) {
         int64_t left = probes[0].blocks - b, at = first + b;
-        block_run run = {ivf->sign_codes + at * groups * 64, ivf->sign_scales + at * CODE_LANES, left < RUN_BLOCKS ? left : RUN_BLOCKS};
+        block_run run = {ivf->sign_codes + at * groups * 64, ivf->sign_scales + at * CODE_LANES,
+                         left < RUN_BLOCKS ? left : RUN_BLOCKS};
         if (soon) read_ahead(soon, ivf, run.count);
         while (probes[many - 1].blocks <= b) many--;
         for (int q = 0; q < many; q++) {
             int64_t threshold = (int64_t)all[q]->top.threshold - probes[q].offset;
-            sign_queries[q].threshold = threshold > most[q] ? most[q] + 1 : threshold < -LEAST ? -LEAST : (int32_t)threshold;
+            threshold = threshold > most[q] ? most[q] + 1 : threshold;
+            sign_queries[q].threshold = threshold < -LEAST ? -LEAST : (int32_t)threshold;
         }
         use.sign_scan(&run, sign_queries, many, (int)groups, found);
         const uint32_t *rows = ivf->row_ids + at * CODE_LANES;
@@ -116,7 +124,8 @@ static void scan_list(query_state *const *all, const probe *probes, int many, co
             for (int i = 0; i < found[q].count && found[q].of[i].at < own; i++) {
                 hit one = found[q].of[i];
                 if (!look || (rows[one.at] < ivf->count && passes(allowed, rows[one.at])))
-                    push_pending(all[q], ivf, (uint32_t)(at * CODE_LANES) + one.at, probes[q].offset, probes[q].offset + one.score);
+                    push_pending(all[q], ivf, (uint32_t)(at * CODE_LANES) + one.at, probes[q].offset,
+                                 probes[q].offset + one.score);
             }
         }
     }
@@ -126,13 +135,14 @@ static void scan_list(query_state *const *all, const probe *probes, int many, co
  *
  * A probe ends where no code is long enough: it would have to lie so many standard deviations above its centroid to reach the
  * threshold. These are `margin` for a list that the router scores like the best, half as many for one at the margin. */
-static int64_t probe_best_lists(query_state *s, const ivf_index *ivf, int64_t chosen, float margin, const uint8_t *allowed,
-                          search_stats *stats) {
+static int64_t probe_best_lists(query_state *s, const ivf_index *ivf, int64_t chosen, float margin,
+                                const uint8_t *allowed, search_stats *stats) {
     int64_t few = chosen < WHOLE_LISTS ? chosen : WHOLE_LISTS, count = 0, blocks = 0;
     for (int64_t c = 0; c < few; c++) prefetch(ivf->centroids + (int64_t)s->ranking[c].row * ivf->dims, ivf->dims);
     for (int64_t c = 0; c < few; c++) {
         int64_t list = s->ranking[c].row;
-        s->probes[count] = (probe){list, (int32_t)(ivf->list_offsets[list + 1] - ivf->list_offsets[list]), centroid_offset(s, ivf, list)};
+        int64_t size = ivf->list_offsets[list + 1] - ivf->list_offsets[list];
+        s->probes[count] = (probe){list, (int32_t)size, centroid_offset(s, ivf, list)};
         blocks += s->probes[count].blocks;
         count += s->probes[count].blocks > 0;
     }
