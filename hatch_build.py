@@ -1,6 +1,6 @@
-"""Compiles the engine's kernels while the package is built, where there is a C compiler.
+"""Compiles the kernels of the approximate index while the package is built, where there is a C compiler.
 
-Without one the package is pure Python and searches with numpy: slower, with the same results. The library is plain C
+Without one the package is pure Python and searches are exhaustive. The library is plain C
 that is opened with ctypes, so that one wheel serves every version of Python.
 """
 
@@ -18,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
 FOLDER = Path("src/hivlp/ann")
-SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c", "c/query.c")
+SOURCES = ("c/kernels.c", "c/assign.c", "c/search.c", "c/bounds.c", "c/interface.c", "c/vectors.c")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 
 

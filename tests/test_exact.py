@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ann_oracle
 from hivlp.ann import AnnIndex, SearchParams, bounds, layout, native
 from hivlp.ann.bounds import Bounds
+from hivlp.ann.constants import NO_NORM, NO_ROW
 from hivlp.cli import main
 from hivlp.index import Index
 from hivlp.levels import Level
@@ -36,9 +38,9 @@ ROWS, BUILT, WIDTH = 2600, 2400, 96
 @pytest.fixture(params=range(len(VARIANTS)), ids=lambda number: VARIANTS[number])
 def variant(request):
     """Each instruction set that this processor has, in turn."""
-    chosen = LIBRARY.hivlp_bounds_choose(request.param)
+    chosen = LIBRARY.hivlp_use_variant(request.param)
     yield request.param
-    LIBRARY.hivlp_bounds_choose(len(native.VARIANTS))
+    LIBRARY.hivlp_use_variant(len(native.VARIANTS))
     if chosen != request.param:
         pytest.skip("this processor lacks it")
 
@@ -99,7 +101,7 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
 
 
-@pytest.mark.parametrize("params", [SearchParams(6, 5.0, 1.0, 60), SearchParams(0, np.inf, 0.0, 60)])
+@pytest.mark.parametrize("params", [SearchParams(6, 5.0, 1.0, 60), SearchParams(9, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
 def test_a_batch_is_answered_as_its_queries_one_by_one(params, passing):
     """Also with rows that the index does not know."""
@@ -123,7 +125,7 @@ def test_no_score_is_above_its_bound(variant, kind):
     everything, bound, rng = made(kind).everything, made(kind).bounds, np.random.default_rng(0)
     for number in range(12):
         query = asked(kind, rng)
-        scores, most = everything.rescore(query, np.arange(BUILT)), bound.all(query)
+        scores, most = everything.rescore(query, np.arange(BUILT)), ann_oracle.bounds_of(bound, query)
         assert (scores.astype(np.float64) <= most).all()
         bar, allowed = float(np.quantile(most, rng.random())), None if number % 2 else rng.random(BUILT) < 0.5
         expected = most >= bar if allowed is None else (most >= bar) & allowed
@@ -143,13 +145,13 @@ def test_no_score_is_above_its_bound(variant, kind):
 @pytest.mark.parametrize("signed", [8192, 4112, 0])
 def test_the_largest_sums(variant, signed):
     """All codes at their highest, and a query at both ends of what it is rounded to: the integers do not overflow."""
-    nibbles = np.zeros(32, layout.code_type(8192, signed))
-    nibbles["codes"], nibbles["stretch"] = 255, 2
-    rows_of, homes = np.full(32, layout.EMPTY), np.array([1], np.uint32)
+    nibbles = np.zeros(32, layout.refine_dtype(8192, signed))
+    nibbles["codes"], nibbles["scale"] = 255, 2
+    rows_of, homes = np.full(32, NO_ROW, np.uint32), np.array([1], np.uint32)
     rows_of[:4] = [5, 3, 3, 9]
     lists, most_of_all = np.array([0.0, 3.0]), 15 * signed + 3 * (8192 - signed)
     lengths = np.zeros(32, np.uint16)
-    lengths[:4] = [0, 1, bounds.OTHER, bounds.OTHER - 1]
+    lengths[:4] = [0, 1, NO_NORM, NO_NORM - 1]
     rows, most = np.empty(32, np.int64), np.empty(32)
     for high in (127, -127):
         query = np.full(64 * 128 + 64, high, np.int8)
@@ -266,11 +268,11 @@ def answers(folder, where=None) -> tuple[list, bool]:
         return [[(hit.id, hit.scores) for hit in result] for result in results], bounded
 
 
-@pytest.mark.parametrize("damage", ["none", *bounds.NAMES, "old"])
+@pytest.mark.parametrize("damage", ["none", *bounds.FILES, "old"])
 def test_an_index_with_bounds_and_without(tuned, tmp_path, damage):
     folder = tmp_path / "copy"
     shutil.copytree(tuned, folder)
-    places = [folder / FOLDER / name for name in bounds.NAMES]
+    places = [folder / FOLDER / name for name in bounds.FILES]
     kept = [place.read_bytes() for place in places]
     for place in places:
         place.unlink()

@@ -20,7 +20,7 @@ FLOORS = (
     ("model", "objective"),
     ("data",),
     ("config",),
-    ("levels", "errors", "linalg", "files", "plugins", "typed"),
+    ("levels", "errors", "linalg", "adam", "files", "plugins", "typed"),
 )
 FLOOR = {room: number for number, rooms in enumerate(reversed(FLOORS)) for room in rooms}
 PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_fields_", "_exit", "_pack_"}

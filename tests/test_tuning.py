@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from hivlp.ann import AnnIndex, native
-from hivlp.ann.arrays import MANIFEST, Arrays, manifest_check
+from hivlp.ann.arrays import Arrays
+from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index, tuning
@@ -285,7 +286,7 @@ def test_damage_is_found_and_does_no_harm(folder, queries):
             assert not index.verify().ok
             assert len(index.search(vector={"fine": queries[0]}, k=5)) == 5
         (path / name).write_bytes(data)
-    (path / "signs.npy").unlink()
+    (path / "sign_codes.npy").unlink()
     with Index.open(folder / "index") as index:
         generation = Stored(index).state().generation
         index.repair()

@@ -1,7 +1,7 @@
-"""The engine: a cascade of ever finer codes over one collection of vectors, in memory-mapped arrays.
+"""Approximate nearest-neighbour index over one collection of vectors, in memory-mapped arrays.
 
-Signs of a learnt projection choose among lists that a learnt router picked, four bits of each of these dimensions and
-two of some more choose among those, and the stored float16 vectors decide.
+A learned router picks inverted lists, 1-bit sign codes prune their rows, 4-bit refinement codes (2-bit in the last
+dims) rank what is left, and the stored float16 vectors re-rank the best.
 """
 
 from hivlp.ann.ann_index import AnnIndex, SearchParams

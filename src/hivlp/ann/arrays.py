@@ -1,4 +1,4 @@
-"""The arrays that the engine is made of, and how they lie in a folder."""
+"""Arrays of an approximate index, and how they lie in a folder: one ``.npy`` file each."""
 
 from __future__ import annotations
 
@@ -11,163 +11,176 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import checks, layout
-from hivlp.ann import learning as fit
-from hivlp.ann.building import Half, Learnt, Packed, refine
-from hivlp.ann.manifest import MANIFEST as MANIFEST
-from hivlp.ann.manifest import Manifest, RefusedEngineError, read_manifest
-from hivlp.ann.manifest import manifest_check as manifest_check
+from hivlp.ann.codes import refine, to_int8
+from hivlp.ann.constants import CODE_LANES, LIST_LANES
+from hivlp.ann.lists import InvertedLists
+from hivlp.ann.manifest import MANIFEST, InvalidAnnIndexError, Manifest, read_manifest
+from hivlp.ann.router import Router
+from hivlp.ann.training import Float16, Quantizer
 from hivlp.files import npy
 from hivlp.levels import Vectors
 
-LEARNT = ("mean", "item_map", "map", "step", "amplitude", "centres")  # arrays that are as they were learnt
-PACKED = ("held", "starts", "rows", "signs", "factors", "nibbles")  # arrays that change with the items
-
-MAPPED = ("rows", "signs", "factors", "nibbles")  # that stay on disk until they are read
-LATER = ("signs", "nibbles")  # by far the longest, and safe whatever they hold: summed up when an exact answer needs it
-
-
-@dataclass(frozen=True)
-class Router:
-    """What says, as the logarithm of a probability, where a query's best items lie.
-
-    Attributes:
-        keys: (lists, dims).
-        bias: (lists,).
-        group_keys: (groups, dims) of the blocks of lists.
-        group_bias: (groups,).
-    """
-
-    keys: Vectors
-    bias: Vectors
-    group_keys: Vectors
-    group_bias: Vectors
+TRAINED = tuple(each.name for each in fields(Quantizer) if each.name not in checks.SCALE_NAMES)
+ENCODED = tuple(each.name for each in fields(InvertedLists))
+"""Arrays that change with the items."""
+MAPPED = ("row_ids", "sign_codes", "sign_scales", "refine_codes")
+"""Arrays that stay on disk until they are read."""
+DEFERRED = ("sign_codes", "refine_codes")
+"""The longest arrays, safe for the kernels whatever they hold: checksummed before the first exact answer only."""
 
 
 @dataclass
 class Arrays:
-    """All that the engine holds, beside the float16 vectors; a file each."""
+    """All arrays of an approximate index beside the float16 vectors.
 
-    mean: Vectors  # (d,)
-    item_map: Vectors  # (d, dims)
-    map: Half  # (dims, d)
-    step: Vectors  # (dims,)
-    amplitude: Vectors  # (signed,)
-    centres: NDArray[np.int8]  # (lists, dims)
-    keys: NDArray[np.uint8]  # (list blocks, dims / 8, 16, 4) nibbles
-    key_bias: Vectors  # (lists,)
-    key_steps: Vectors  # (lists,) what one step of a key stands for
-    group_keys: NDArray[np.uint8]  # (group blocks, dims / 4, 16, 4); a group is a block of lists
-    group_bias: Vectors  # (groups,)
-    scales: Vectors  # (5,) of centres, factors, group keys and stretches; the error
-    held: NDArray[np.int64]  # (2,) rows, and codes of each
-    starts: NDArray[np.int64]  # (lists + 1,)
-    rows: NDArray[np.uint32]  # (blocks, 32)
-    signs: NDArray[np.uint8]  # (blocks, signed / 16, 64)
-    factors: NDArray[np.uint8]  # (blocks, 32), the largest of each list first
-    nibbles: NDArray[np.void]  # (blocks, 32) of layout.code_type
+    Attributes:
+        mean: (d,) of the items.
+        item_projection: (d, dims).
+        query_projection: (dims, d) float16.
+        refine_step: (dims,) step of the refinement codes.
+        sign_amplitude: (sign_dims,) value of a sign.
+        centroids: (nlist, dims) int8.
+        router_keys: (list blocks, dims / 8, 16, 4) 4-bit codes of the router's keys.
+        router_bias: (nlist,).
+        router_scales: (nlist,) step of each list's key.
+        group_keys: (group blocks, dims / 4, 16, 4) int8 plus 128; a group is a block of 16 lists.
+        group_bias: (groups,).
+        scales: (1,) record of :data:`hivlp.ann.checks.SCALES`.
+        counts: see :class:`InvertedLists`, like the arrays that follow.
+    """
+
+    mean: Vectors
+    item_projection: Vectors
+    query_projection: Float16
+    refine_step: Vectors
+    sign_amplitude: Vectors
+    centroids: NDArray[np.int8]
+    router_keys: NDArray[np.uint8]
+    router_bias: Vectors
+    router_scales: Vectors
+    group_keys: NDArray[np.uint8]
+    group_bias: Vectors
+    scales: NDArray[np.void]
+    counts: NDArray[np.int64]
+    list_offsets: NDArray[np.int64]
+    row_ids: NDArray[np.uint32]
+    sign_codes: NDArray[np.uint8]
+    sign_scales: NDArray[np.uint8]
+    refine_codes: NDArray[np.void]
 
     def __post_init__(self) -> None:
-        self._unread: dict[str, tuple[npy.Buffer, int]] = {}  # files that are still to be summed up, and their sums
+        self._unverified: dict[str, tuple[npy.Buffer, int]] = {}  # bytes and expected CRC-32 of files, by name
 
     @classmethod
-    def of(cls, learnt: Learnt, packed: Packed, router: Router | None = None) -> Arrays:
-        """Put together what was learnt, the codes, and a router (by default, all groups and their nearest lists)."""
-        centres = learnt.exact_centres
+    def of(cls, quantizer: Quantizer, lists: InvertedLists, router: Router | None = None) -> Arrays:
+        """Quantizer, codes and router as arrays; without a router, lists are ranked by their centroids."""
+        centroids = quantizer.decoded_centroids
+        dims = centroids.shape[1]
         if router is None:
-            groups = -(-len(centres) // layout.LANES)
-            nothing = np.zeros((groups, centres.shape[1]), np.float32), np.zeros(groups, np.float32)
-            router = Router(centres, np.zeros(len(centres), np.float32), *nothing)
-        codes, steps = refine(router.keys, np.ones(centres.shape[1], np.float32), centres.shape[1])
-        of_groups, group_scale = fit.to_int8(router.group_keys)
-        scales = learnt.centre_scale, learnt.factor_scale, group_scale, learnt.stretch_scale, learnt.error
+            groups = -(-len(centroids) // LIST_LANES)
+            nothing = np.zeros((groups, dims), np.float32), np.zeros(groups, np.float32)
+            router = Router(centroids, np.zeros(len(centroids), np.float32), *nothing)
+        codes, router_scales = refine(router.keys, np.ones(dims, np.float32), dims)
+        group_codes, group_scale = to_int8(router.group_keys)
+        scales = {**vars(quantizer), "group_scale": group_scale}
         return cls(
-            **{name: getattr(learnt, name) for name in LEARNT},
-            **{name: getattr(packed, name) for name in PACKED},
-            keys=layout.pack_nibble_keys(codes),
-            key_bias=np.ascontiguousarray(router.bias, np.float32),
-            key_steps=steps,
-            group_keys=layout.pack_keys(of_groups),
+            **{name: getattr(quantizer, name) for name in TRAINED},
+            **{name: getattr(lists, name) for name in ENCODED},
+            router_keys=layout.pack_router_keys(codes),
+            router_bias=np.ascontiguousarray(router.bias, np.float32),
+            router_scales=router_scales,
+            group_keys=layout.pack_int8_keys(group_codes),
             group_bias=np.ascontiguousarray(router.group_bias, np.float32),
-            scales=np.array(scales, np.float32),
+            scales=np.array([tuple(scales[name] for name in checks.SCALE_NAMES)], checks.SCALES),
         )
 
     @classmethod
     def load(cls, folder: Path) -> Arrays:
-        """Open what :meth:`AnnIndex.save` wrote: what is long stays on disk, and all but :data:`LATER` is summed up.
+        """Open what :meth:`hivlp.ann.AnnIndex.save` wrote; all but :data:`DEFERRED` is checksummed.
 
         Args:
-            folder: of the engine.
+            folder: of the approximate index.
 
         Raises:
-            RefusedEngineError: naming the file, if one is missing or not as it was written, if arrays do not fit to
-                each other, or hold what no engine holds.
+            InvalidAnnIndexError: naming the file, if one is missing or not as it was written, or if arrays do not fit
+                each other or hold values that no index has.
         """
         manifest = read_manifest(folder)
-        arrays, unread = {}, {}
-        for name in (each.name for each in fields(cls)):
+        arrays: dict[str, NDArray[Any]] = {}
+        unverified = {}
+        for name in ARRAYS:
             file = f"{name}.npy"
-            later = name in LATER
-            data, arrays[name] = read_array(folder, file, None if later else manifest, mapped=name in MAPPED)
-            if later:
-                unread[file] = data, manifest.check_of(file)
-        loaded = cls(**arrays)
-        loaded._unread = unread
-        reason = checks.fault(loaded)
-        if reason:
-            raise RefusedEngineError(folder, *reason)
-        # Another process may have put a new one in its place meanwhile.
+            deferred = name in DEFERRED
+            data, arrays[name] = read_array(folder, file, None if deferred else manifest, mapped=name in MAPPED)
+            if deferred:
+                unverified[file] = data, manifest.checksum_of(file)
+        fault = checks.fault(arrays)
+        if fault is not None:
+            raise InvalidAnnIndexError(folder, *fault)
+        # Another process may have put a new index in its place meanwhile.
         if read_manifest(folder) != manifest:
-            raise RefusedEngineError(folder, MANIFEST, "it has just changed")
+            raise InvalidAnnIndexError(folder, MANIFEST, "it has just changed")
+        loaded = cls(**arrays)
+        loaded._unverified = unverified
         return loaded
 
     def damage(self) -> str | None:
-        """The name of a file of :data:`LATER` that is not as it was written; looked for once."""
-        while self._unread:
-            file, (data, check) = next(iter(self._unread.items()))
-            if npy.checksum(data) != check:
+        """Name of a :data:`DEFERRED` file that is not as it was written; each is checksummed once."""
+        while self._unverified:
+            file, (data, checksum) = next(iter(self._unverified.items()))
+            if npy.checksum(data) != checksum:
                 return file
-            del self._unread[file]
+            del self._unverified[file]
         return None
 
     @property
-    def learnt(self) -> Learnt:
-        """What the codes depend on."""
-        return Learnt(
-            **{name: getattr(self, name) for name in LEARNT},
-            centre_scale=float(self.scales[0]),
-            factor_scale=float(self.scales[1]),
-            stretch_scale=float(self.scales[3]),
-            error=float(self.scales[4]),
-        )
+    def quantizer(self) -> Quantizer:
+        """What the codes depend on beside the items."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in TRAINED}
+        values |= {name: float(self.scales[name][0]) for name in checks.SCALE_NAMES if name != "group_scale"}
+        return Quantizer(**values)
 
     @property
     def count(self) -> int:
-        """Rows that there are codes of."""
-        return int(self.held[0])
+        """Number of rows that have codes."""
+        return int(self.counts[0])
+
+    @property
+    def assignments(self) -> int:
+        """Number of lists that each row is stored in."""
+        return int(self.counts[1])
 
     @cached_property
-    def homes(self) -> NDArray[np.uint32]:
-        """(blocks,) the list of each block."""
-        return np.repeat(np.arange(len(self.starts) - 1, dtype=np.uint32), np.diff(self.starts))
+    def block_lists(self) -> NDArray[np.uint32]:
+        """(blocks,) list of each block."""
+        return np.repeat(np.arange(len(self.list_offsets) - 1, dtype=np.uint32), np.diff(self.list_offsets))
 
     @cached_property
-    def heads(self) -> NDArray[np.uint8]:
-        """(blocks,) the largest factor of each block, which is its first."""
-        return np.ascontiguousarray(self.factors[:, 0])
+    def max_sign_scales(self) -> NDArray[np.uint8]:
+        """(blocks,) largest sign scale of each block, which is its first."""
+        return np.ascontiguousarray(self.sign_scales[:, 0])
 
     @cached_property
-    def places(self) -> NDArray[np.uint32]:
-        """(rows,) where a code of each row is, and of several the one that is stretched least: of its nearest list."""
-        rows = self.rows.ravel()
-        held = np.flatnonzero(rows < self.count)
-        if self.held[1] > 1:
-            held = held[np.argsort(-self.nibbles["stretch"].ravel()[held].astype(np.int32), kind="stable")]
-        places = np.zeros(self.count, np.uint32)
-        places[rows[held]] = held
-        return places
+    def positions(self) -> NDArray[np.uint32]:
+        """(rows,) position ``block * 32 + lane`` of a code of each row, the one with the smallest refine scale."""
+        rows = self.row_ids.ravel()
+        filled = np.flatnonzero(rows < self.count)
+        if self.assignments > 1:
+            filled = filled[np.argsort(-self.refine_codes["scale"].ravel()[filled].astype(np.int32), kind="stable")]
+        positions = np.zeros(self.count, np.uint32)
+        positions[rows[filled]] = filled
+        return positions
+
+    def lists_of(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
+        """(n,) list of the code at each position."""
+        lists: NDArray[np.uint32] = self.block_lists[positions // CODE_LANES]
+        return lists
 
 
-def file_check(path: Path) -> int | None:
+ARRAYS = tuple(each.name for each in fields(Arrays))
+
+
+def file_checksum(path: Path) -> int | None:
     """CRC-32 of a file; None if it cannot be read."""
     try:
         return npy.checksum(npy.map_file(path))
@@ -178,25 +191,25 @@ def file_check(path: Path) -> int | None:
 def read_array(
     folder: Path, file: str, manifest: Manifest | None, *, mapped: bool = False
 ) -> tuple[npy.Buffer, NDArray[Any]]:
-    """The bytes of an engine's file, and the array that they are.
+    """Bytes of a file of an approximate index, and the array that they hold.
 
     Args:
-        folder: of the engine.
+        folder: of the approximate index.
         file: its name.
-        manifest: what its sum must be; None if that is not looked at.
-        mapped: whether it stays on disk.
+        manifest: with the file's checksum; None to read it unverified.
+        mapped: whether it stays on disk until it is read.
 
     Raises:
-        RefusedEngineError: if it cannot be read, or is not as it was written.
+        InvalidAnnIndexError: if it cannot be read, or is not as it was written.
     """
     try:
         data = npy.map_file(folder / file) if mapped else npy.read_file(folder / file)
-        if manifest is not None and npy.checksum(data) != manifest.check_of(file):
+        if manifest is not None and npy.checksum(data) != manifest.checksum_of(file):
             raise ValueError("it is not what was written")
         return data, npy.parse(data)
     except OSError as error:
-        raise RefusedEngineError(
+        raise InvalidAnnIndexError(
             folder, file, f"it cannot be read ({(error.strerror or str(error)).lower()})"
         ) from error
     except (ValueError, MemoryError) as error:
-        raise RefusedEngineError(folder, file, str(error)) from error
+        raise InvalidAnnIndexError(folder, file, str(error)) from error

@@ -1,71 +1,85 @@
-"""What every array of an engine must be before a kernel reads it: the one place that says so.
+"""Validity of the arrays of an approximate index, checked before a kernel reads them.
 
-Kernels trust lengths, order and the places that lists begin at. What they compute with may be any number: a false one
-makes answers worse, never unsafe. It is refused all the same where no engine holds such numbers.
+Kernels trust lengths, order and list offsets. The values they compute with may be any number: a wrong one makes answers
+worse, never unsafe. Values that no index has are refused all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import layout
+from hivlp.ann.constants import CODE_LANES, LIST_LANES, MAX_DIMS, NO_ROW
 
-if TYPE_CHECKING:
-    from hivlp.ann.arrays import Arrays
-
-MOST_DIMS = 2048  # of codes: a table's sums, 63 for every four of them, stay within 15 bits
-MOST_LISTS = 1 << 22
-MOST_CODES = 1 << 31  # of all rows: their places are 32 bits
-MOST_COPIES = 64
+MAX_WIDTH = 1 << 20  # dims of a vector
+MAX_LISTS = 1 << 22
+MAX_CODES = 1 << 31  # of all rows: positions are 32 bits
+MAX_ASSIGNMENTS = 64
 LARGEST = 1e18  # of any float
+SCALE_NAMES = ("centroid_scale", "sign_scale", "group_scale", "refine_scale", "refine_error")
+"""Scalars of an approximate index: those of :class:`hivlp.ann.training.Quantizer`, and the step of the group keys."""
+SCALES = np.dtype([(name, "<f4") for name in SCALE_NAMES])
 
 Shape = tuple[int, ...]
 Fault = tuple[str, str]  # the file, and what is wrong with it
+ByName = Mapping[str, NDArray[Any]]
 
 
-def fault(arrays: Arrays) -> Fault | None:
-    """What is wrong with the arrays of an engine, if something is."""
-    dims, width, lists, blocks = (_rows(part) for part in (arrays.step, arrays.mean, arrays.key_bias, arrays.signs))
-    signed, groups = _rows(arrays.amplitude), -(-lists // layout.LANES)
+def fault(arrays: ByName) -> Fault | None:
+    """File and reason of the first fault of the arrays of an approximate index; None if they are sound."""
+    sizes = {
+        name: _length(arrays[name]) for name in ("refine_step", "mean", "router_bias", "sign_codes", "sign_amplitude")
+    }
+    dims, width, nlist, blocks, sign_dims = sizes.values()
+    groups = -(-nlist // LIST_LANES)
     limits = (
-        ("step", dims, 16, MOST_DIMS, 16), ("mean", width, 1, 1 << 20, 1), ("key_bias", lists, 1, MOST_LISTS, 1),
-        ("amplitude", signed, 16, dims, 16), ("signs", blocks, 1, MOST_CODES // layout.SIGN_LANES, 1),
+        ("refine_step", 16, MAX_DIMS, 16), ("mean", 1, MAX_WIDTH, 1), ("router_bias", 1, MAX_LISTS, 1),
+        ("sign_amplitude", 16, dims, 16), ("sign_codes", 1, MAX_CODES // CODE_LANES, 1),
     )  # fmt: skip
-    for name, length, least, most, step in limits:
-        if not least <= length <= most or length % step:
-            return f"{name}.npy", f"it has {length} rows, not {least} to {most} by {step}"
-    single, byte, of_blocks = np.dtype(np.float32), np.dtype(np.uint8), (blocks, layout.SIGN_LANES)
+    for name, least, most, multiple in limits:
+        if not least <= sizes[name] <= most or sizes[name] % multiple:
+            return f"{name}.npy", f"it has {sizes[name]} rows, not {least} to {most} by {multiple}"
+    float32, uint8, by_block = np.dtype(np.float32), np.dtype(np.uint8), (blocks, CODE_LANES)
     layouts: dict[str, tuple[Shape, np.dtype[Any]]] = {
-        "mean": ((width,), single), "item_map": ((width, dims), single), "map": ((dims, width), np.dtype(np.float16)),
-        "step": ((dims,), single), "amplitude": ((signed,), single), "centres": ((lists, dims), np.dtype(np.int8)),
-        "keys": ((groups, dims // 8, layout.LANES, 4), byte), "key_bias": ((lists,), single),
-        "key_steps": ((lists,), single),
-        "group_keys": ((-(-groups // layout.LANES), dims // 4, layout.LANES, 4), byte),
-        "group_bias": ((groups,), single), "scales": ((5,), single), "held": ((2,), np.dtype(np.int64)),
-        "starts": ((lists + 1,), np.dtype(np.int64)), "rows": (of_blocks, np.dtype(np.uint32)),
-        "signs": ((blocks, signed // 16, 64), byte), "factors": (of_blocks, byte),
-        "nibbles": (of_blocks, layout.code_type(dims, signed)),
-    }  # fmt: skip
+        "mean": ((width,), float32),
+        "item_projection": ((width, dims), float32),
+        "query_projection": ((dims, width), np.dtype(np.float16)),
+        "refine_step": ((dims,), float32),
+        "sign_amplitude": ((sign_dims,), float32),
+        "centroids": ((nlist, dims), np.dtype(np.int8)),
+        "router_keys": ((groups, dims // 8, LIST_LANES, 4), uint8),
+        "router_bias": ((nlist,), float32),
+        "router_scales": ((nlist,), float32),
+        "group_keys": ((-(-groups // LIST_LANES), dims // 4, LIST_LANES, 4), uint8),
+        "group_bias": ((groups,), float32),
+        "scales": ((1,), SCALES),
+        "counts": ((2,), np.dtype(np.int64)),
+        "list_offsets": ((nlist + 1,), np.dtype(np.int64)),
+        "row_ids": (by_block, np.dtype(np.uint32)),
+        "sign_codes": ((blocks, sign_dims // 16, 64), uint8),
+        "sign_scales": (by_block, uint8),
+        "refine_codes": (by_block, layout.refine_dtype(dims, sign_dims)),
+    }
     for name, (shape, dtype) in layouts.items():
-        reason = misfit(getattr(arrays, name), shape, dtype)
+        reason = misfit(arrays[name], shape, dtype)
         if reason:
             return f"{name}.npy", reason
-    for name, (of, words) in CONTENTS.items():
-        if not of(arrays):
+    for name, (holds, words) in CONTENTS.items():
+        if not holds(arrays):
             return f"{name}.npy", words
     return None
 
 
 def misfit(array: NDArray[Any], shape: Shape, dtype: np.dtype[Any]) -> str | None:
-    """Why an array is not one that a kernel can read as being of this shape and dtype; None if it is."""
+    """Reason why a kernel cannot read an array as one of this shape and dtype; None if it can."""
     if array.shape != shape or array.dtype != dtype:
         return f"it is {array.shape} of {array.dtype}, not {shape} of {dtype}"
     if not (array.flags.c_contiguous and array.flags.aligned):
-        return "it does not lie in memory as it must"
+        return "it is not in C order, or not aligned"
     return None
 
 
@@ -75,67 +89,72 @@ def within(array: NDArray[Any], low: float, high: float = LARGEST) -> bool:
     return bool(((array >= max(low, -most)) & (array <= min(high, most))).all())
 
 
-def _rows(array: NDArray[Any]) -> int:
+def positive(record: NDArray[np.void], low: float = 1e-38) -> bool:
+    """Whether all floats of a record array are at least ``low``."""
+    return all(within(record[name], low) for name in record.dtype.names or ())
+
+
+def _length(array: NDArray[Any]) -> int:
     return len(array) if array.ndim else 0
 
 
-def _held(arrays: Arrays) -> bool:
-    rows, copies = (int(number) for number in arrays.held)
-    return rows >= 1 and 1 <= copies <= MOST_COPIES and rows * copies <= arrays.rows.size
+def _counts(arrays: ByName) -> bool:
+    rows, assignments = (int(number) for number in arrays["counts"])
+    return rows >= 1 and 1 <= assignments <= MAX_ASSIGNMENTS and rows * assignments <= arrays["row_ids"].size
 
 
-def _starts(arrays: Arrays) -> bool:
-    starts = arrays.starts
+def _offsets(arrays: ByName) -> bool:
+    offsets = arrays["list_offsets"]
     # Compared, not subtracted: a difference may wrap.
-    ordered = bool((starts[1:] >= starts[:-1]).all())
-    return ordered and int(starts[0]) == 0 and int(starts[-1]) == len(arrays.signs)
+    ordered = bool((offsets[1:] >= offsets[:-1]).all())
+    return ordered and int(offsets[0]) == 0 and int(offsets[-1]) == len(arrays["sign_codes"])
 
 
-def _lists(arrays: Arrays) -> bool:
-    """Whether places are empty at the end of a list's last block only."""
-    empty = arrays.rows == layout.EMPTY
+def _row_ids(arrays: ByName) -> bool:
+    """Whether every row has as many codes as the counts say, and only ends of lists are empty."""
+    count, assignments = (int(number) for number in arrays["counts"])
+    rows = arrays["row_ids"][arrays["row_ids"] != NO_ROW]
+    if len(rows) != count * assignments or int(rows.max()) >= count or not _filled(arrays):
+        return False
+    return bool((np.bincount(rows, minlength=count) == assignments).all())
+
+
+def _filled(arrays: ByName) -> bool:
+    """Whether lanes are empty at the end of a list's last block only."""
+    empty, offsets = arrays["row_ids"] == NO_ROW, arrays["list_offsets"]
     some = np.flatnonzero(empty.any(1))
     if not len(some):
         return True
-    last = np.zeros(len(arrays.rows), bool)
-    last[arrays.starts[1:][arrays.starts[1:] > arrays.starts[:-1]] - 1] = True
+    last = np.zeros(len(empty), bool)
+    last[offsets[1:][offsets[1:] > offsets[:-1]] - 1] = True
     held = empty[some]
     return bool(last[some].all() and not held[:, 0].any() and (held[:, 1:] >= held[:, :-1]).all())
 
 
-def _rows_of(arrays: Arrays) -> bool:
-    """Whether every row has as many codes as is said, and no other row has any."""
-    count, copies = (int(number) for number in arrays.held)
-    rows = arrays.rows[arrays.rows != layout.EMPTY]
-    if len(rows) != count * copies or int(rows.max()) >= count or not _lists(arrays):
-        return False
-    return bool((np.bincount(rows, minlength=count) == copies).all())
+def _descending(arrays: ByName) -> bool:
+    scales = np.asarray(arrays["sign_scales"]).ravel()
+    rising = np.flatnonzero(scales[1:] > scales[:-1]) + 1
+    firsts = np.zeros(len(arrays["sign_scales"]) + 1, bool)
+    firsts[arrays["list_offsets"]] = True
+    return bool((rising % CODE_LANES == 0).all() and firsts[rising // CODE_LANES].all())
 
 
-def _factors(arrays: Arrays) -> bool:
-    factors = np.asarray(arrays.factors).ravel()
-    rising = np.flatnonzero(factors[1:] > factors[:-1]) + 1
-    firsts = np.zeros(len(arrays.factors) + 1, bool)
-    firsts[arrays.starts] = True
-    return bool((rising % layout.SIGN_LANES == 0).all() and firsts[rising // layout.SIGN_LANES].all())
+def _finite(name: str) -> Callable[[ByName], bool]:
+    return lambda arrays: within(arrays[name], -LARGEST)
 
 
-def _finite(name: str) -> Callable[[Arrays], bool]:
-    return lambda arrays: within(getattr(arrays, name), -LARGEST)
-
-
-CONTENTS: dict[str, tuple[Callable[[Arrays], bool], str]] = {
-    "held": (_held, "it is not how many rows there are, and how many codes of each"),
-    "starts": (_starts, "the lists do not follow one another from the first block to the last"),
-    "rows": (_rows_of, "its rows are not each there as often as is said"),
-    "factors": (_factors, "the largest factors of a list do not come first"),
-    "scales": (lambda arrays: within(arrays.scales, 1e-38), "a scale is no positive number"),
-    "step": (lambda arrays: within(arrays.step, 1e-38), "a step is no positive number"),
-    "amplitude": (lambda arrays: within(arrays.amplitude, 1e-38), "an amplitude is no positive number"),
-    "key_steps": (lambda arrays: within(arrays.key_steps, 0), "a step is negative or no number"),
+CONTENTS: dict[str, tuple[Callable[[ByName], bool], str]] = {
+    "counts": (_counts, "it is not the number of rows and of assignments a row"),
+    "list_offsets": (_offsets, "the lists do not follow one another from the first block to the last"),
+    "row_ids": (_row_ids, "a row does not occur once for each of its assignments"),
+    "sign_scales": (_descending, "the scales of a list are not in descending order"),
+    "scales": (lambda arrays: positive(arrays["scales"]), "a scale is no positive number"),
+    "refine_step": (lambda arrays: within(arrays["refine_step"], 1e-38), "a step is no positive number"),
+    "sign_amplitude": (lambda arrays: within(arrays["sign_amplitude"], 1e-38), "an amplitude is no positive number"),
+    "router_scales": (lambda arrays: within(arrays["router_scales"], 0), "a scale is negative or no number"),
     **{
         name: (_finite(name), "it holds what is no number")
-        for name in ("mean", "item_map", "map", "key_bias", "group_bias")
+        for name in ("mean", "item_projection", "query_projection", "router_bias", "group_bias")
     },
 }
-"""What each must hold, in an order in which one may rely on those before it."""
+"""Checks of the values, each relying on those before it."""

@@ -1,4 +1,4 @@
-"""What lies beside an engine's arrays: which files there are, their sums, and what the caller knows of it."""
+"""Manifest of an approximate index: the checksum of each file, and what the caller knows of it."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ MOST_BYTES = 1 << 22  # of a manifest: one is some 20 kB
 NAME = re.compile(r"[a-z_]{1,40}\.npy")
 
 
-class RefusedEngineError(IndexFolderError):
-    """An engine is not used, since it is not what was written, or not what an engine can be.
+class InvalidAnnIndexError(IndexFolderError):
+    """An approximate index that is not as it was written, or holds what no approximate index has.
 
     Attributes:
-        file: of the engine, that is to blame.
+        file: of the index, that is to blame.
     """
 
     def __init__(self, folder: Path, file: str, reason: str) -> None:
-        super().__init__(f"{folder / file} is damaged: {reason}; `hivlp tune` builds the engine again")
+        super().__init__(f"{folder / file} is damaged: {reason}; `hivlp tune` builds it again")
         self.file = file
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What :meth:`hivlp.ann.AnnIndex.save` noted.
+    """Manifest of an approximate index, written by :meth:`hivlp.ann.AnnIndex.save`.
 
     Attributes:
-        id: of this very engine.
+        id: random, new with every save.
         checks: CRC-32 of each file by its name.
-        about: what the caller wanted to be noted.
-        format: of the folder.
+        about: the caller's own JSON object.
+        format: version of the folder's format.
     """
 
     id: str
@@ -48,8 +48,8 @@ class Manifest:
     about: dict[str, Any]
     format: int = FORMAT
 
-    def check_of(self, file: str) -> int:
-        """What a file's CRC-32 must be.
+    def checksum_of(self, file: str) -> int:
+        """Expected CRC-32 of a file.
 
         Raises:
             ValueError: if the manifest does not say.
@@ -59,20 +59,20 @@ class Manifest:
         return self.checks[file]
 
     def text(self) -> str:
-        """JSON with a sum of its own."""
+        """JSON with a checksum of its own."""
         said = {"format": self.format, "id": self.id, "checks": dict(self.checks), "about": self.about}
         return json.dumps({**said, "check": manifest_check(said)})
 
 
 @dataclass(frozen=True)
 class Number:
-    """What a number in a manifest may be.
+    """Range of a number in a manifest.
 
     Attributes:
-        low: the least.
-        high: the greatest.
+        low: smallest value.
+        high: largest value.
         whole: whether it must be an integer.
-        absent: what JSON's null stands for, if it may be that.
+        absent: value that JSON's null stands for; None if it may not be null.
     """
 
     low: float
@@ -81,10 +81,10 @@ class Number:
     absent: float | None = None
 
     def read(self, data: Any, name: str) -> Any:
-        """The number of this name in a JSON object.
+        """Number of this name in a JSON object.
 
         Raises:
-            ValueError: saying what it is and what it may be.
+            ValueError: if it is missing or out of range.
         """
         value: Any = data.get(name) if isinstance(data, dict) else None
         if value is None and self.absent is not None and isinstance(data, dict) and name in data:
@@ -99,7 +99,7 @@ class Number:
 
 
 def read_numbers(data: Any, wanted: Mapping[str, Number]) -> dict[str, Any]:
-    """The numbers of a JSON object, by their names.
+    """Numbers of a JSON object by name.
 
     Raises:
         ValueError: naming the first that is missing or out of its range.
@@ -108,34 +108,34 @@ def read_numbers(data: Any, wanted: Mapping[str, Number]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path, *, older: bool = False) -> Manifest:
-    """What :meth:`hivlp.ann.AnnIndex.save` noted beside the arrays.
+    """Manifest of the approximate index in a folder.
 
     Args:
-        folder: of the engine.
-        older: whether one of an earlier format will do.
+        folder: of the approximate index.
+        older: whether to accept earlier formats, too.
 
     Raises:
-        RefusedEngineError: if it is missing, unreadable or not as it was written.
+        InvalidAnnIndexError: if it is missing, unreadable or not as it was written.
         IndexFolderError: if it is of another format.
     """
     try:
         said = json.loads(npy.read_file(folder / MANIFEST, MOST_BYTES), parse_constant=_no_number)
     except OSError as error:
         reason = f"it cannot be read ({(error.strerror or str(error)).lower()})"
-        raise RefusedEngineError(folder, MANIFEST, reason) from error
+        raise InvalidAnnIndexError(folder, MANIFEST, reason) from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise RefusedEngineError(folder, MANIFEST, "it is no JSON") from error
+        raise InvalidAnnIndexError(folder, MANIFEST, "it is no JSON") from error
     known = isinstance(said, dict) and type(said.get("format")) is int
     if not known or not (1 if older else FORMAT) <= said["format"] <= FORMAT:
-        raise IndexFolderError(f"{folder} is of another format; `hivlp tune` builds the engine again")
+        raise IndexFolderError(f"{folder} is of another format; `hivlp tune` builds it again")
     check = said.pop("check", None)
     if type(check) is not int or check != manifest_check(said) or not _is_whole(said):
-        raise RefusedEngineError(folder, MANIFEST, "it is not what was written")
+        raise InvalidAnnIndexError(folder, MANIFEST, "it is not what was written")
     return Manifest(said["id"], said["checks"], said["about"], said["format"])
 
 
 def manifest_check(said: Mapping[str, Any]) -> int:
-    """CRC-32 of what a manifest says."""
+    """CRC-32 of a manifest's content."""
     return zlib.crc32(json.dumps(said, sort_keys=True).encode())
 
 

@@ -1,4 +1,4 @@
-"""The compiled kernels, where they could be built; everything works without them, more slowly."""
+"""Compiled kernels of the approximate index, where a C compiler was at hand; without them searches are exhaustive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import warnings
 from contextlib import suppress
-from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,81 +14,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann import interface
+from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 LIBRARY = "_kernels.so"
 VARIANTS = ("generic", "avx2", "avx512", "neon")
-_NOTHING = ctypes.c_char * 0
-
-
-class EngineStruct(Structure):
-    """``engine`` of kernels.c."""
-
-    _fields_ = (
-        ("map", c_void_p),
-        ("amplitude", c_void_p),
-        ("step", c_void_p),
-        ("keys", c_void_p),
-        ("key_bias", c_void_p),
-        ("key_steps", c_void_p),
-        ("group_keys", c_void_p),
-        ("group_bias", c_void_p),
-        ("centres", c_void_p),
-        ("starts", c_void_p),
-        ("signs", c_void_p),
-        ("factors", c_void_p),
-        ("heads", c_void_p),
-        ("rows", c_void_p),
-        ("nibbles", c_void_p),
-        ("fine", c_void_p),
-        ("count", c_int64),
-        ("lists", c_int64),
-        ("dims", c_int32),
-        ("signed_dims", c_int32),
-        ("fine_dim", c_int32),
-        ("centre_scale", c_float),
-        ("factor_scale", c_float),
-        ("group_scale", c_float),
-        ("stretch_scale", c_float),
-        ("error", c_float),
-    )
-
-
-class EffortStruct(Structure):
-    """``effort`` of kernels.c."""
-
-    _fields_ = (
-        ("lists", c_int64),
-        ("last", c_int64),
-        ("margin", c_float),
-        ("slack", c_float),
-        ("tolerance", c_float),
-    )
-
-
-class WorkStruct(Structure):
-    """What searches did, ``work_done`` of kernels.c: lists and codes read, nibbles and fine rows scored."""
-
-    _fields_ = (("lists", c_int64), ("codes", c_int64), ("nibbles", c_int64), ("fine", c_int64))
+"""Instruction sets, as the kernels number them."""
+_EMPTY = ctypes.c_char * 0
 
 
 def pointer(array: NDArray[Any]) -> int:
-    """Where an array's values begin; the caller keeps it alive."""
+    """Address of an array's first value; the caller keeps the array alive."""
     address: int = array.__array_interface__["data"][0]
     return address
 
 
 def view(array: NDArray[Any]) -> Any:
-    """The same as an argument for a function of the library, in a quarter of the time where it may be written to."""
+    """Pointer argument for a function of the library, made four times as fast if the array is writable."""
     try:
-        return _NOTHING.from_buffer(array)  # type: ignore[arg-type]
+        return _EMPTY.from_buffer(array)  # type: ignore[arg-type]
     except TypeError:
         return pointer(array)
 
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The library with its widest variant chosen, or None; ``HIVLP_KERNELS=off`` refuses it."""
+    """Library of the kernels with its widest variant chosen; None where it is missing, stale or refused.
+
+    The environment variable ``HIVLP_KERNELS`` names the widest variant to use, or ``off``.
+    """
     wanted = os.environ.get("HIVLP_KERNELS", "")
     path = Path(__file__).with_name(LIBRARY)
     if wanted == "off" or not path.is_file():
@@ -96,69 +51,66 @@ def load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(path))
         _declare(library)
-        old = library.hivlp_engine_bytes() != ctypes.sizeof(EngineStruct)
+        stale = library.hivlp_interface().decode() != interface.describe()
     except OSError:  # built for another machine
         return None
     except AttributeError:
-        old = True
-    if old:  # in a folder whose sources were changed since it was built
+        stale = True
+    if stale:  # in a folder whose sources were changed since it was built
         warnings.warn(f"{path} is older than this code and is not used: install hivlp again", stacklevel=2)
         return None
-    most = VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS)
-    library.hivlp_choose(most)
-    library.hivlp_bounds_choose(most)
+    library.hivlp_use_variant(VARIANTS.index(wanted) if wanted in VARIANTS else len(VARIANTS))
+    return library
+
+
+def kernels() -> ctypes.CDLL:
+    """Library of the kernels.
+
+    Raises:
+        IndexFolderError: without one.
+    """
+    library = load()
+    if library is None:
+        raise IndexFolderError("the kernels are not compiled here: install a C compiler, then hivlp again")
     return library
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    library.hivlp_choose.argtypes = [c_int]
-    library.hivlp_choose.restype = c_int
-    library.hivlp_signs.argtypes = [
-        c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p,
-    ]  # fmt: skip
-    library.hivlp_nibbles.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_int, c_void_p]
-    library.hivlp_nibbles4.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_int, c_void_p]
-    library.hivlp_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
-    library.hivlp_nibble_keys.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
-    library.hivlp_dot4.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
-    library.hivlp_dot16.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
-    library.hivlp_bytes.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    index, params, stats = (
+        POINTER(each) for each in (interface.IvfIndex, interface.IvfParams, interface.SearchStats)
+    )  # fmt: skip
+    library.hivlp_interface.argtypes = []
+    library.hivlp_interface.restype = c_char_p
+    library.hivlp_use_variant.argtypes = [c_int]
+    library.hivlp_use_variant.restype = c_int
     library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
     library.hivlp_search.argtypes = [
-        POINTER(EngineStruct), c_void_p, c_int64, POINTER(EffortStruct), c_int64, c_int64, c_void_p, c_void_p, c_void_p,
-        POINTER(WorkStruct),
-    ]  # fmt: skip
-    library.hivlp_search_whole.argtypes = [
-        POINTER(EngineStruct), c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p,
-        POINTER(WorkStruct),
+        index, c_void_p, c_int64, params, c_int64, c_int64, c_void_p, c_void_p, c_void_p, stats,
     ]  # fmt: skip
     library.hivlp_search_rows.argtypes = [
-        POINTER(EngineStruct), c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p,
-        POINTER(WorkStruct),
+        index, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, stats,
     ]  # fmt: skip
     library.hivlp_assign.argtypes = [
         c_void_p, c_void_p, c_float, c_int64, c_void_p, c_void_p, c_float, c_int64, c_int, c_void_p, c_int64, c_int,
         c_void_p,
     ]  # fmt: skip
-    library.hivlp_bounds_choose.argtypes = [c_int]
-    library.hivlp_bounds_choose.restype = c_int
     library.hivlp_bounds.argtypes = [
         c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int, c_void_p, c_void_p, c_void_p,
         c_int64, c_double, c_double, c_double, c_double, c_double, c_void_p, c_void_p, c_void_p,
     ]  # fmt: skip
     library.hivlp_bounds.restype = c_int64
-    library.hivlp_halves.argtypes = [c_void_p, c_int64, c_void_p]
-    library.hivlp_halves.restype = c_int
+    library.hivlp_to_float16.argtypes = [c_void_p, c_int64, c_void_p]
+    library.hivlp_to_float16.restype = c_int
 
 
-def give_back() -> None:
-    """Hand memory that was freed back to the system; glibc keeps some of it until then."""
+def release_memory() -> None:
+    """Give freed memory back to the system; glibc keeps some of it otherwise."""
     with suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_rows(rows: NDArray[np.integer[Any]], count: int) -> None:
-    """Whether a kernel may look up these rows.
+    """Check row numbers before a kernel looks them up.
 
     Raises:
         IndexError: if one is not among the first ``count``.
@@ -167,16 +119,16 @@ def check_rows(rows: NDArray[np.integer[Any]], count: int) -> None:
         raise IndexError(f"rows must be from 0 to {count - 1}, not {rows.min()} to {rows.max()}")
 
 
-def check_bits(bits: NDArray[np.uint8] | None, count: int) -> None:
-    """Whether these are a bit for each of so many rows, as kernels read them.
+def check_mask(mask: NDArray[np.uint8] | None, count: int) -> None:
+    """Check a filter mask of one bit a row before a kernel reads it.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it is not of so many rows.
     """
-    if bits is not None and (
-        bits.dtype != np.uint8 or bits.ndim != 1 or len(bits) < -(-count // 8) or not bits.flags.c_contiguous
+    if mask is not None and (
+        mask.dtype != np.uint8 or mask.ndim != 1 or len(mask) < -(-count // 8) or not mask.flags.c_contiguous
     ):
-        raise ValueError(f"{count} rows need {-(-count // 8)} bytes of bits, not {bits.shape} of {bits.dtype}")
+        raise ValueError(f"{count} rows need {-(-count // 8)} bytes of bits, not {mask.shape} of {mask.dtype}")
 
 
 @cache
@@ -222,16 +174,16 @@ SHORT = 1 << 18
 
 
 def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
-    """Dot products with float16 vectors, each depending on its own row alone; None without kernels.
+    """Inner products of float16 vectors with a query, each depending on its own row alone; None without kernels.
 
     Args:
-        vectors: (n, dim), rows one after the other in memory.
+        vectors: (n, dim) in C order.
         query: (dim,).
-        rows: those that are wanted (default: all).
+        rows: numbers of the rows wanted (default: all).
 
     Raises:
         IndexError: if one of the rows is not there.
-        ValueError: if the query is not as long as the vectors.
+        ValueError: if the query is of another length.
     """
     library = load()
     if library is None or not vectors.flags.c_contiguous or vectors.dtype != np.float16:
@@ -252,17 +204,16 @@ def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | No
 
 
 def to_half(numbers: NDArray[np.float32], halves: NDArray[np.uint16]) -> bool:
-    """The nearest float16 of each number, ties to even, as bits.
+    """Float32 to float16 by the processor's own instruction: to nearest, ties to even.
 
     Args:
-        numbers: one after the other in memory.
-        halves: as many, likewise, where they go.
+        numbers: in C order.
+        halves: bits of the float16 numbers, of the same size and in C order; written.
 
     Returns:
-        Whether it was done; the caller does it without kernels, without an instruction for it, and where a number is
-        no number.
+        Whether it was done: not without kernels, without such an instruction, or where a number is NaN.
     """
     if numbers.size != halves.size or not (numbers.flags.c_contiguous and halves.flags.c_contiguous):
         raise ValueError(f"{numbers.shape} numbers do not fit into {halves.shape}")
     library = load()
-    return library is not None and bool(library.hivlp_halves(pointer(numbers), numbers.size, pointer(halves)))
+    return library is not None and bool(library.hivlp_to_float16(pointer(numbers), numbers.size, pointer(halves)))

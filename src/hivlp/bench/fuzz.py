@@ -36,11 +36,10 @@ from hivlp.store.records import NewItem, Stamp
 
 PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
 CHUNK = 50  # cases a process
-SOURCES = ("c/kernels.c", "c/bounds.c", "c/halves.c", "c/query.c")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 FLAGS = ("-O1", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 FOUND = 86  # exit code of a sanitizer that found something
-SETTINGS = SearchParams(6, 6.0, 1.0, 60, 4.0), SearchParams(4, np.inf, 0.5, 50), SearchParams(0, np.inf, 0.0, 60)
+SETTINGS = SearchParams(6, 6.0, 1.0, 60, 4.0), SearchParams(4, np.inf, 0.5, 50)
 
 # Items, dims of the vectors, of the codes, with signs, lists, copies; whether there are bounds, and rows behind them.
 SHAPES = (
@@ -174,8 +173,8 @@ def sanitized(folder: Path) -> tuple[dict[str, str], str]:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return {}, "nothing but the system: there is no C compiler here"
-    source, library = Path(native.__file__).parent, folder / native.LIBRARY
-    command = [compiler, *FLAGS, *SANITIZE, "-o", str(library), *(str(source / name) for name in SOURCES), "-lm"]
+    sources, library = sorted((Path(native.__file__).parent / "c").glob("*.c")), folder / native.LIBRARY
+    command = [compiler, *FLAGS, *SANITIZE, "-o", str(library), *map(str, sources), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     runtime = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False

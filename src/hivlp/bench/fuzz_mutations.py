@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hivlp.ann.arrays import file_check
+from hivlp.ann.arrays import file_checksum
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.search.operating_points import FOLDER
 from hivlp.store.database import FILE
@@ -59,7 +59,7 @@ def mutate(index: Path, others: list[Path], seed: int) -> Mutation:
 def forge(engine: Path) -> None:
     """Make the sums those of the files that are there."""
     manifest = json.loads((engine / MANIFEST).read_text())
-    manifest["checks"] = {name: file_check(engine / name) or 0 for name in manifest["checks"]}
+    manifest["checks"] = {name: file_checksum(engine / name) or 0 for name in manifest["checks"]}
     _write_manifest(engine, manifest)
 
 
@@ -171,7 +171,7 @@ def _crafted(rng: random.Random, index: Path, engine: Path, others: list[Path]) 
 
 def _lists(rng: random.Random, index: Path, engine: Path, others: list[Path]) -> Mutation:
     """Lists, or rows, in an order that wraps, goes back or leaves some out."""
-    name = rng.choice(["starts", "starts", "rows", "held", "factors"])
+    name = rng.choice(["list_offsets", "list_offsets", "row_ids", "counts", "sign_scales"])
     array = np.load(engine / f"{name}.npy")
     flat = array.reshape(-1)
     how = rng.choice(["swap", "wrap", "copy", "shuffle", "beyond"])

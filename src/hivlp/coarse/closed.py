@@ -7,11 +7,9 @@ from numpy.typing import NDArray
 
 from hivlp.coarse.maps import CoarseMaps
 from hivlp.levels import Vectors
+from hivlp.linalg import Matrix, lean_vec
 
-Matrix = NDArray[np.float64]
 BLOCK = 8192
-# Directions in which nothing varies are not magnified by more than this (as a share of the largest moment).
-FLOOR = 1e-9
 
 
 def second_moment(vectors: Vectors) -> Matrix:
@@ -69,22 +67,9 @@ def lean(items: Matrix, queries: Matrix, mean: NDArray[np.floating], dims: int) 
 
 
 def _factors(items: Matrix, queries: Matrix, dims: int) -> tuple[Matrix, Matrix]:
-    """A and B of the least error, A with orthonormal rows.
-
-    With R_q, R_x the square roots of the second moments, ``R_q BᵀA R_x`` must be the truncated singular value
-    decomposition U S Vᵀ of ``R_q R_x``; and ``R_q⁻¹ U S Vᵀ R_x⁻¹ = R_x V Vᵀ R_x⁻¹``, so that R_q need not be inverted.
-    """
-    root_items, inverse_items = _roots(items)
-    root_queries, _ = _roots(queries)
-    right = np.linalg.svd(root_queries @ root_items)[2][:dims]
-    basis, triangle = np.linalg.qr((right @ inverse_items).T)
+    """A and B of the least error, A with orthonormal rows: those of :func:`hivlp.linalg.lean_vec`, turned."""
+    of_items, of_queries = lean_vec(items, queries)
+    basis, triangle = np.linalg.qr(of_items[:, :dims])
     # The subspace may be turned freely; largest moment first, as PCA has it, so that a prefix means something too.
     turn = np.linalg.eigh(basis.T @ items @ basis)[1][:, ::-1]
-    return turn.T @ basis.T, turn.T @ triangle @ right @ root_items
-
-
-def _roots(moment: Matrix) -> tuple[Matrix, Matrix]:
-    """The symmetric square root of a second moment, and its inverse."""
-    values, vectors = np.linalg.eigh(moment)
-    roots = np.sqrt(np.maximum(values, values[-1] * FLOOR))
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+    return turn.T @ basis.T, turn.T @ triangle @ of_queries[:, :dims].T

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.adam import Adam
 from hivlp.coarse.maps import CoarseMaps
 from hivlp.levels import Vectors
 
@@ -22,7 +23,6 @@ BATCH = 256
 POOL = 2048
 STEPS = 300
 RATE = 0.14  # relative to the size of a number in a map with orthonormal rows
-MOMENTUM, DECAY = 0.9, 0.99
 # The hits that must not be missed: together they weigh as much as everything else in the distribution to learn.
 HITS = 10
 
@@ -108,8 +108,7 @@ def distill(
     near, temperature = _neighbours(queries, items, done)
     # The length of Bq means nothing, but Adam's steps are as long for a short matrix as for a long one.
     query_map = start.query / np.linalg.norm(queries @ start.query.T, axis=1).mean()
-    parameters = [start.item, query_map.astype(np.float32), np.float32(-math.log(temperature))]
-    adam = _Adam(parameters)
+    adam = Adam([start.item, query_map, np.float32(-math.log(temperature))])
     for step in range(steps):
         batch = rng.choice(len(queries), min(BATCH, len(queries)), replace=False)
         drawn = rng.choice(near.shape[1], min(DRAWN, near.shape[1]), replace=False)
@@ -118,7 +117,7 @@ def distill(
         item_map, query_map, log_scale = adam.parameters
         _, gradient = ranking_loss(item_map, query_map, float(log_scale), queries[batch], items[pool], temperature)
         rate = RATE / math.sqrt(items.shape[1]) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        adam.step([gradient.item, gradient.query, np.float32(gradient.log_scale)], rate)
+        adam.step([gradient.item, gradient.query, np.float32(gradient.log_scale)], [rate] * 3)
         done(blocks + step + 1)
     item_map, query_map, _ = adam.parameters
     return CoarseMaps(item_map, query_map)
@@ -143,24 +142,6 @@ def _neighbours(queries: Vectors, items: Vectors, done: Callable[[int], None]) -
         gap += float((of_best[:, -hits] - scores.mean(1)).sum())
         done(start // SCAN + 1)
     return near, max(gap / len(queries), 1e-3) / max(math.log(len(items) / HITS), 1.0)
-
-
-class _Adam:
-    def __init__(self, parameters: Sequence[NDArray[np.float32] | np.float32]) -> None:
-        self.parameters = [np.asarray(each, np.float32) for each in parameters]
-        self._mean = [np.zeros_like(each) for each in self.parameters]
-        self._square = [np.zeros_like(each) for each in self.parameters]
-        self._steps = 0
-
-    def step(self, gradients: Sequence[NDArray[np.floating] | np.float32], rate: float) -> None:
-        self._steps += 1
-        for number, gradient in enumerate(gradients):
-            mean = self._mean[number] = MOMENTUM * self._mean[number] + (1 - MOMENTUM) * gradient
-            square = self._square[number] = DECAY * self._square[number] + (1 - DECAY) * gradient**2
-            mean = mean / (1 - MOMENTUM**self._steps)
-            square = square / (1 - DECAY**self._steps)
-            change = rate * mean / (np.sqrt(square) + 1e-12)
-            self.parameters[number] = (self.parameters[number] - change).astype(np.float32)
 
 
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:

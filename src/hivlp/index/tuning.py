@@ -54,8 +54,7 @@ def tune(
     tell: Progress = on_progress or (lambda what, done, total: None)
     if not 0 < recall <= 1:
         raise QueryError(f"recall must be above 0 and at most 1, not {recall}")
-    if native.load() is None:
-        raise IndexFolderError("the kernels are not compiled here: install a C compiler, then hivlp again")
+    native.kernels()  # raises where there are none
     started = time.perf_counter()
     with store.writer():
         vectors, alive, generation = finest(store)
@@ -76,7 +75,7 @@ def tune(
         bounds = Bounds.build(index, known, tell)
         front, ladder, likeness = measure(index, alive, held_out, tell)
         rows = len(vectors)
-        tuned = Tuned(generation, rows, rows, source, recall, front, ladder, likeness, sample(index.fine))
+        tuned = Tuned(generation, rows, rows, source, recall, front, ladder, likeness, sample(index.vectors))
         save(store, index, bounds, tuned, asked)
     return TuneReport.of(store.path, index, bounds, tuned, time.perf_counter() - started)
 
@@ -106,7 +105,7 @@ def refresh(store: Store, on_progress: Progress | None = None) -> bool:
         bounds = Bounds.build(index, known, tell)
         measured = measure(index, alive, held_out, tell)
         tuned = Tuned(
-            generation, len(vectors), learnt, before.queries, before.recall, *measured, sample(index.fine)
+            generation, len(vectors), learnt, before.queries, before.recall, *measured, sample(index.vectors)
         )  # fmt: skip
         save(store, index, bounds, tuned, asked)
     return True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hivlp.ann import AnnIndex
 from hivlp.ann.arrays import Arrays
-from hivlp.ann.manifest import MANIFEST, RefusedEngineError, read_manifest
+from hivlp.ann.manifest import MANIFEST, InvalidAnnIndexError, read_manifest
 from hivlp.coarse.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, load_maps
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import standing
@@ -80,8 +80,8 @@ def _check_engine(folder: Path, fine: Stored | None, generation: int) -> list[Da
         if not damaged and (fine is None or open_ann(folder, fine, generation) is None):
             Arrays.load(place)  # by itself: the vectors were given other rows since it was built
             if fine is not None and Tuned.of_manifest(read_manifest(place)).generation > generation:
-                raise RefusedEngineError(place, MANIFEST, "it is of vectors that do not exist yet")
+                raise InvalidAnnIndexError(place, MANIFEST, "it is of vectors that do not exist yet")
         return damaged
     except IndexFolderError as error:
-        file = error.file if isinstance(error, RefusedEngineError) else MANIFEST
+        file = error.file if isinstance(error, InvalidAnnIndexError) else MANIFEST
         return [Damage("engine", f"{ENGINE_FOLDER}/{file}", str(error))]

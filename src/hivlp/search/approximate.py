@@ -57,8 +57,8 @@ class Approximate:
         """
         self.tuned, self.count = tuned, index.count
         self.index, self.bounds = index, bounds
-        self._is_sound, self._rows, self._few = is_sound, len(index.fine), FEW if few is None else few
-        self._tail = ExhaustiveScanner(index.fine[self.count :])
+        self._is_sound, self._rows, self._few = is_sound, len(index.vectors), FEW if few is None else few
+        self._tail = ExhaustiveScanner(index.vectors[self.count :])
         self._bounded = (
             None if bounds is None else BoundedScanner(index, bounds, self.search, self._tail, few=self._few)
         )

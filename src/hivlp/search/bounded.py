@@ -51,8 +51,8 @@ class BoundedScanner:
             most_reaching: share of the rows reaching the threshold from which on everything is scanned.
         """
         self._few, self._most_reaching = few, most_reaching
-        self._bounds, self._near, self._count, self._rows = bounds, near, index.count, len(index.fine)
-        self._all, self._tail = ExhaustiveScanner(index.fine), tail
+        self._bounds, self._near, self._count, self._rows = bounds, near, index.count, len(index.vectors)
+        self._all, self._tail = ExhaustiveScanner(index.vectors), tail
 
     def top(self, query: Vectors, k: int, allowed: Filter | None) -> tuple[Rows, Vectors] | None:
         """Top-k rows and scores, best first, equal scores in row order; None where scanning all rows is as fast."""

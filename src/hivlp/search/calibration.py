@@ -42,7 +42,7 @@ def measure(
         and what the scores of these queries look like.
     """
     tell("truth", 0, 1)
-    answers = ExhaustiveScanner(index.fine).top_many(asked, K, alive)
+    answers = ExhaustiveScanner(index.vectors).top_many(asked, K, alive)
     tell("truth", 1, 1)
     bits = None if alive is None else np.packbits(alive, bitorder="little")
     points: list[OperatingPoint] = []
@@ -72,12 +72,12 @@ def _likeness(
 ) -> Likeness:
     """What search parameters find for queries of other kinds than the sample's."""
     rng = np.random.default_rng(0)
-    rows = np.arange(len(index.fine)) if alive is None else np.flatnonzero(alive)
+    rows = np.arange(len(index.vectors)) if alive is None else np.flatnonzero(alive)
     some = np.sort(rng.choice(rows, min(len(rows), SAMPLED), replace=False))
-    items = np.asarray(index.fine[some], np.float32)
+    items = np.asarray(index.vectors[some], np.float32)
     probes = make_probes(asked, items, PROBES if len(rows) <= MANY_ROWS else PROBES // 2)
     tell("other queries", 0, len(ladder) + 1)
-    truth = ExhaustiveScanner(index.fine).top_many(probes.queries, K, alive)
+    truth = ExhaustiveScanner(index.vectors).top_many(probes.queries, K, alive)
     found = []
     for number, params in enumerate(ladder):
         tell("other queries", number + 1, len(ladder) + 1)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hivlp.ann import AnnIndex, bounds, native
 from hivlp.ann.bounds import Bounds
-from hivlp.ann.manifest import MANIFEST, RefusedEngineError, read_manifest
+from hivlp.ann.manifest import MANIFEST, InvalidAnnIndexError, read_manifest
 from hivlp.errors import IndexFolderError
 from hivlp.files.scratch import standing
 from hivlp.search.approximate import Approximate
@@ -55,7 +55,7 @@ class _Opened:
                 file = self.index.arrays.damage()
                 self.sound = file is None
                 if file is not None:
-                    _warn(RefusedEngineError(self.place, file, "it is not what was written"))
+                    _warn(InvalidAnnIndexError(self.place, file, "it is not what was written"))
             return self.sound
 
 
@@ -173,14 +173,14 @@ def open_ann(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, Ann
     try:
         tuned = Tuned.of_manifest(manifest)
     except ValueError as error:
-        raise RefusedEngineError(place, MANIFEST, str(error)) from error
+        raise InvalidAnnIndexError(place, MANIFEST, str(error)) from error
     if tuned.generation != generation:
         return None
     index = AnnIndex.load(place, vectors)
     if index.count != tuned.rows:
-        raise RefusedEngineError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {index.count}")
+        raise InvalidAnnIndexError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {index.count}")
     if tuned.sample not in (-1, sample(vectors[: tuned.rows])):
-        raise RefusedEngineError(place, MANIFEST, "it is of other vectors")
+        raise InvalidAnnIndexError(place, MANIFEST, "it is of other vectors")
     return tuned, index, bounds.load(place, manifest, index)
 
 

@@ -22,7 +22,7 @@ FOLDER = ENGINE
 NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), ())
 # What may stand in a manifest.
 PARAMS = {
-    "nprobe": Number(0, 1 << 31, whole=True),
+    "nprobe": Number(1, 1 << 31, whole=True),
     "margin": Number(0, 1e6, absent=math.inf),
     "slack": Number(-1e6, 1e6),
     "rerank": Number(1, 1 << 31, whole=True),

@@ -21,12 +21,10 @@ class Ours:
         self._engine = AnnIndex.build(items, queries=train_queries)
 
     def settings(self) -> list[Ladder]:
-        """Margins for what signs and nibbles hand on; for a small collection, what a code of all rows hands on."""
+        """Margins, for each choice of the other search parameters."""
         ladders: dict[tuple[float, ...], Ladder] = {}
         for each in self._engine.params_grid():
-            if each.nprobe == 0:
-                ladders.setdefault((), []).append({"setting": each})
-            elif np.isfinite(each.margin):
+            if np.isfinite(each.margin):
                 ladders.setdefault((each.slack, each.rerank, each.tolerance, each.nprobe), []).append({"setting": each})
         return list(ladders.values())
 

@@ -1,7 +1,9 @@
-/* The best of many candidates. */
+/* Top-k selection among candidates that come one by one. */
 #pragma once
 #include <stdint.h>
 #include <string.h>
+
+#include "constants.h"
 
 typedef struct { int32_t score; uint32_t row; } candidate;
 
@@ -31,58 +33,57 @@ static void keep_best(candidate *list, int64_t count, int64_t keep) {
 }
 
 #define BUCKETS 1024
-#define MOST_KEPT ((int64_t)1 << 32) /* candidates: more than there are codes */
+#define MAX_KEPT ((int64_t)1 << 32) /* candidates: more than there are codes */
 
-/* The `keep` best candidates so far that are within a window below the `top`-th best, and some more. The bar is a score
- * that at least `keep` of those that came have reached, or lies a window below one that `top` have, so that what lies
- * below it need not be offered. Counting how many scores fall into each of some buckets moves it up all the time for next
- * to nothing; the candidates themselves are only looked at again when there is no room left. */
+/* Best `keep` candidates so far that are within a window below the `top`-th best, and some more. At least `keep` of those
+ * that came reach the threshold, or it lies a window below a score that `top` have reached: candidates below it need not be
+ * offered. A histogram of scores raises it all the time for next to nothing; the candidates themselves are only looked at
+ * again when there is no room left. */
 typedef struct {
     candidate *list;
     int64_t count, keep, top, room;
-    int64_t above, above_top; /* candidates that came into the buckets from `lowest` up, and from `high` up */
-    int32_t bar, base, window, lowest, high;
-    int shift;                /* of scores to buckets; -1 before there is a bar */
+    int64_t above, above_top; /* candidates in the buckets from `lowest` up, and from `high` up */
+    int32_t threshold, base, window, lowest, high;
+    int shift;                /* log2 of a bucket's width in score steps; -1 before there is a histogram */
     uint32_t buckets[BUCKETS];
-} pool;
+} topk;
 
-#define MOST_WINDOW (1 << 28) /* scores are far smaller: so wide a window leaves nothing out */
 
-static void empty_pool(pool *p, int64_t top, int32_t window) {
+static void clear_topk(topk *p, int64_t top, int32_t window) {
     p->count = 0;
     p->top = top;
     p->window = window;
-    p->bar = INT32_MIN;
+    p->threshold = INT32_MIN;
     p->shift = -1;
 }
 
-/* The first bucket is also for all below it, the last one for all beyond. */
-static inline uint32_t *bucket_of(pool *p, int32_t score) {
+/* Bucket of a score; the first also counts all below it, the last all beyond. */
+static inline uint32_t *bucket_of(topk *p, int32_t score) {
     uint32_t at = score < p->base ? 0 : ((uint32_t)score - (uint32_t)p->base) >> p->shift;
     return p->buckets + (at < BUCKETS ? at : BUCKETS - 1);
 }
 
-static inline void raise_bar(pool *p) {
+static inline void raise_threshold(topk *p) {
     while (p->above - p->buckets[p->lowest] >= p->keep) p->above -= p->buckets[p->lowest++];
     while (p->above_top - p->buckets[p->high] >= p->top) p->above_top -= p->buckets[p->high++];
     int32_t of_top = p->base + (int32_t)((uint32_t)p->high << p->shift) - p->window;
-    if (of_top > p->bar) p->bar = of_top;
+    if (of_top > p->threshold) p->threshold = of_top;
     if (!p->lowest) return; /* there may be fewer than `keep` yet */
-    int32_t bar = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
-    if (bar > p->bar) p->bar = bar;
+    int32_t threshold = p->base + (int32_t)((uint32_t)p->lowest << p->shift);
+    if (threshold > p->threshold) p->threshold = threshold;
 }
 
-static inline void drop_below_bar(pool *p) {
+static inline void drop_below_threshold(topk *p) {
     int64_t count = 0;
     for (int64_t i = 0; i < p->count; i++) {
         p->list[count] = p->list[i];
-        count += p->list[i].score >= p->bar;
+        count += p->list[i].score >= p->threshold;
     }
     p->count = count;
 }
 
-/* Count all candidates anew, at least `top` of them, and drop those below the bar. */
-static void lay_buckets(pool *p) {
+/* Build the histogram anew from all candidates, at least `top` of them, and drop those below the threshold. */
+static void lay_buckets(topk *p) {
     int32_t most = INT32_MIN, least = INT32_MAX;
     for (int64_t i = 0; i < p->count; i++) {
         most = p->list[i].score > most ? p->list[i].score : most;
@@ -97,19 +98,19 @@ static void lay_buckets(pool *p) {
     while (range >> p->shift >= BUCKETS) p->shift++;
     memset(p->buckets, 0, sizeof p->buckets);
     for (int64_t i = 0; i < p->count; i++) ++*bucket_of(p, p->list[i].score);
-    raise_bar(p);
-    drop_below_bar(p);
+    raise_threshold(p);
+    drop_below_threshold(p);
 }
 
 /* Leave no more than the best `keep`. All of what is above the lowest bucket is among them, so that only this one's
  * candidates are compared. */
-static void settle(pool *p) {
+static void settle(topk *p) {
     if (p->shift < 0) {
         if (p->count <= p->keep) return;
         lay_buckets(p);
     }
-    raise_bar(p);
-    drop_below_bar(p);
+    raise_threshold(p);
+    drop_below_threshold(p);
     if (p->count <= p->keep) return;
     int64_t sure = 0;
     for (int64_t i = 0; i < p->count; i++) {
@@ -128,24 +129,24 @@ static inline int32_t least_of(const candidate *list, int64_t count) {
     return least;
 }
 
-/* Leave only what is to be kept of all that came so far; the bar is then exactly what that has to reach. */
-static void settle_exactly(pool *p) {
+/* Keep exactly what the definition above says of all that came so far; the threshold is then the lowest score kept. */
+static void settle_exactly(topk *p) {
     settle(p);
     if (p->count == p->keep) {
         int32_t least = least_of(p->list, p->count);
-        if (least > p->bar) p->bar = least;
+        if (least > p->threshold) p->threshold = least;
     }
     if (p->count < p->top) return;
     keep_best(p->list, p->count, p->top);
     int32_t least = least_of(p->list, p->top) - p->window;
-    if (least > p->bar) p->bar = least;
-    drop_below_bar(p);
+    if (least > p->threshold) p->threshold = least;
+    drop_below_threshold(p);
 }
 
-static inline void offer(pool *p, int32_t score, uint32_t place) {
-    if (score < p->bar) return; /* it went up since this block was scored */
+static inline void offer(topk *p, int32_t score, uint32_t position) {
+    if (score < p->threshold) return; /* it went up since this block was scored */
     p->list[p->count].score = score;
-    p->list[p->count++].row = place;
+    p->list[p->count++].row = position;
     if (p->shift < 0) {
         if (p->count == 2 * p->top) lay_buckets(p);
         return;
@@ -155,8 +156,8 @@ static inline void offer(pool *p, int32_t score, uint32_t place) {
     p->above++;
     p->above_top += bucket >= p->buckets + p->high;
     if (p->count < p->room) return;
-    raise_bar(p);
-    drop_below_bar(p);
+    raise_threshold(p);
+    drop_below_threshold(p);
     if (p->count > p->room / 2) { /* a great many have the same score, or one beyond the buckets */
         settle(p);
         lay_buckets(p);
