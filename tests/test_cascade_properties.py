@@ -340,7 +340,7 @@ def test_groups_hold_everything_once(seed, dims, steps, group, k):
                 if group is True:
                     assert known[other.id].content == known[hit.id].content
                 else:
-                    assert known[other.id].vectors[finest] @ known[hit.id].vectors[finest] >= group - 1e-5
+                    assert known[other.id].vectors[finest] @ known[hit.id].vectors[finest] >= group - 1e-3  # float16
         for at, one in enumerate(heads):
             for other in heads[:at]:
                 if group is True:

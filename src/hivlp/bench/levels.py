@@ -226,16 +226,9 @@ def recall(
         share: see :func:`kept`.
         top: see :func:`kept`.
     """
-    result = []
-    for query, item in (("texts", "images"), ("images", "texts")):
-        result.append(
-            kept(
-                getattr(fine, query)[asked],
-                getattr(fine, item)[items],
-                getattr(coarse, query)[asked],
-                quantize(getattr(coarse, item)[items], code),
-                share,
-                top,
-            )
-        )
-    return result
+    to_images = (fine.texts, fine.images, coarse.texts, coarse.images)
+    to_texts = (fine.images, fine.texts, coarse.images, coarse.texts)
+    return [
+        kept(query[asked], item[items], coarse_query[asked], quantize(coarse_item[items], code), share, top)
+        for query, item, coarse_query, coarse_item in (to_images, to_texts)
+    ]

@@ -83,6 +83,13 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"mean": round(statistics.fmean(values), 2), "spread": round(spread, 2)}
 
 
+def memory_bytes(what: str = "VmRSS") -> int:
+    """Bytes of this process (Linux; 0 elsewhere): ``VmRSS`` resident, ``RssAnon`` without files, ``VmHWM`` at most."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(what)), 0)
+
+
 def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

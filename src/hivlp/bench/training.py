@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hivlp.bench.report import Report, measured
+from hivlp.bench.report import Report, measured, memory_bytes
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.levels import Level
 from hivlp.model.hivlp_model import HiVLPModel
@@ -120,7 +120,7 @@ def _measured(name: str) -> float:
     loss = LOSSES[name]()
     _backward(loss, 64)  # threads and kernels are there before the measurement begins
     vectors = _vectors(BATCH)
-    before = _resident()
+    before = memory_bytes() / 2**20
     loss(*vectors)["loss"].backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
@@ -139,12 +139,6 @@ def _vectors(batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         for _ in range(2)
     )
     return image, text
-
-
-def _resident() -> float:
-    """MB resident now."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
 def throughput(repeats: int, batch: int = 256, steps: int = 4) -> dict[str, list[float]]:

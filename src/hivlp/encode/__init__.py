@@ -1,6 +1,21 @@
 """Pictures and texts to level vectors."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from hivlp.encode.base import Encoder, Picture
-from hivlp.encode.hub import HiVLP, resolve_folder
+
+if TYPE_CHECKING:
+    from hivlp.encode.hub import HiVLP, resolve_folder
 
 __all__ = ["Encoder", "HiVLP", "Picture", "resolve_folder"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: an index is searched by vectors without ONNX Runtime and a tokenizer."""
+    if name in ("HiVLP", "resolve_folder"):
+        from hivlp.encode import hub
+
+        return getattr(hub, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ from hivlp.store.codec import INT8, Stored, codec_of
 
 BLOCK_FLOATS = 1 << 22  # 16 MB of vectors, or scores, at once: memory stays bounded, whatever the size of the index
 WIDEN_FLOATS = 1 << 18  # float16 is widened in pieces that stay in the processor's cache
+SCORED = 4096  # rows whose scores are looked at together: they stay in the processor's cache
 SPARSE = 0.2  # of a block's rows: below this, copying them out costs less than scoring them all
 
 
@@ -59,8 +60,7 @@ class ExhaustiveScanner:
             (n,) int64 rows and (n,) float32 scores, best first; equal scores in row order.
         """
         best = _Best(count)
-        floats = BLOCK_FLOATS if self._vectors.dtype != np.float16 else min(WIDEN_FLOATS, BLOCK_FLOATS)
-        for block in self._blocks(allowed, floats // self.dim):
+        for block in self._blocks(allowed, min(BLOCK_FLOATS // self.dim, SCORED)):
             scores = _dot(block.vectors, query)
             places = best.candidates(scores, block.mask)
             best.add(block.rows(places), scores[places])

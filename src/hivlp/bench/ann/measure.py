@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.bench.ann.truth import recall
+from hivlp.bench.report import memory_bytes
 from hivlp.files.npy import open_npy
 from hivlp.levels import Vectors
 
@@ -100,7 +101,7 @@ def child(rival: str, folder: Path, queries: int, target: float | None = None) -
     asked, truth = np.array(collection.read(TEST))[:queries], np.array(collection.read(TRUTH))[:queries, :K]
     # Of a file that is mapped any part may be in memory at any time, and be dropped: only the rest counts.
     resident = "RssAnon" if on_disk else "VmRSS"
-    before = _megabytes(resident)
+    before = memory_bytes(resident) / 2**20
     started = time.perf_counter()
     try:
         engine.build(items, train)
@@ -109,8 +110,8 @@ def child(rival: str, folder: Path, queries: int, target: float | None = None) -
         return
     seconds = time.perf_counter() - started
     memory = {
-        "peak_mb": None if on_disk else round(_megabytes("VmHWM") - before),
-        "resident_mb": round(_megabytes(resident) - before),
+        "peak_mb": None if on_disk else round(memory_bytes("VmHWM") / 2**20 - before),
+        "resident_mb": round(memory_bytes(resident) / 2**20 - before),
     }
     _say({"build_s": round(seconds, 2), **memory})
     for ladder in engine.settings():
@@ -160,13 +161,6 @@ def time_setting(
         "p99_us": round(float(p99), 1),
         "batch_qps": round(batch, 1),
     }
-
-
-def _megabytes(what: str) -> float:
-    """Memory of this process (Linux; 0 elsewhere): ``VmRSS``, what is resident; ``RssAnon``, of it what is no file."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(what)), 0.0)
 
 
 def _say(what: dict[str, Any]) -> None:

@@ -19,7 +19,6 @@ class FaissFlat:
     name: ClassVar[str] = "faiss flat"
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         faiss = load_faiss()
         self._index = faiss.IndexFlatIP(items.shape[1])
         add_all(faiss, self._index, items)
@@ -29,7 +28,6 @@ class FaissFlat:
         return [[{}]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         rows: Rows = self._index.search(queries, k)[1]
         return rows
 
@@ -73,7 +71,6 @@ class _FaissRefined:
         return [[{"refine": refine} for refine in (4, 8, 16, 32, 64, 128, 256)]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         faiss = self._faiss
         within = self._within(setting)
         if within is not None and self.reduced is not None:

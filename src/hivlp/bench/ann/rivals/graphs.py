@@ -13,7 +13,18 @@ from hivlp.bench.ann.rivals.base import UNIT, Ladder, Rows, add_all, blocks, cor
 from hivlp.levels import Vectors
 
 
-class FaissHnsw:
+class Graph:
+    """A graph, whose effort is the number of candidates kept while walking it."""
+
+    most: ClassVar[int] = 3000
+
+    def settings(self) -> list[Ladder]:
+        """Candidates kept while walking."""
+        every = (32, 64, 96, 128, 256, 512, 768, 1000, 1200, 1500, 2000, 3000)
+        return [[{"ef": ef} for ef in every if ef <= self.most]]
+
+
+class FaissHnsw(Graph):
     """A graph over float32 vectors."""
 
     name: ClassVar[str] = "faiss HNSW32"
@@ -21,7 +32,6 @@ class FaissHnsw:
     effort: ClassVar[int] = 200
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         faiss = self._faiss = load_faiss()
         dim, metric = items.shape[1], faiss.METRIC_INNER_PRODUCT
         if self.codes is None:
@@ -32,12 +42,7 @@ class FaissHnsw:
         self._index.hnsw.efConstruction = self.effort
         add_all(faiss, self._index, items)
 
-    def settings(self) -> list[Ladder]:
-        """Candidates kept while walking."""
-        return [[{"ef": ef} for ef in (32, 64, 96, 128, 256, 512, 768, 1000, 1200, 1500, 2000, 3000)]]
-
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         self._index.hnsw.efSearch = setting["ef"]
         rows: Rows = self._index.search(queries, k)[1]
         return rows
@@ -64,37 +69,30 @@ class FaissHnswByte(FaissHnsw):
     codes: ClassVar[str | None] = "QT_8bit"
 
 
-class Hnswlib:
+class Hnswlib(Graph):
     """The graph of its inventors."""
 
     name: ClassVar[str] = "hnswlib"
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         self._index = importlib.import_module("hnswlib").Index(space="ip", dim=items.shape[1])
         self._index.init_index(max_elements=len(items), ef_construction=200, M=32)
         for block in blocks(items):
             self._index.add_items(block, num_threads=cores())
         self._index.set_num_threads(1)
 
-    def settings(self) -> list[Ladder]:
-        """Candidates kept while walking."""
-        return FaissHnsw().settings()
-
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         self._index.set_ef(setting["ef"])
         return np.asarray(self._index.knn_query(queries, k=k, num_threads=1)[0], np.int64)
 
 
-class Usearch:
+class Usearch(Graph):
     """A graph over float16 vectors."""
 
     name: ClassVar[str] = "usearch f16"
     dtype: ClassVar[str] = "f16"
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         index = importlib.import_module("usearch.index").Index
         self._index = index(
             ndim=items.shape[1], metric="ip", dtype=self.dtype, connectivity=32, expansion_add=200
@@ -104,12 +102,7 @@ class Usearch:
             self._index.add(np.arange(done, done + len(block)), block, threads=cores())
             done += len(block)
 
-    def settings(self) -> list[Ladder]:
-        """Candidates kept while walking."""
-        return FaissHnsw().settings()
-
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         self._index.expansion_search = setting["ef"]
         asked = queries[0] if len(queries) == 1 else queries
         return np.asarray(self._index.search(asked, k, threads=1).keys, np.int64).reshape(len(queries), -1)
@@ -122,33 +115,26 @@ class UsearchByte(Usearch):
     dtype: ClassVar[str] = "i8"
 
 
-class Symqg:
+class Symqg(Graph):
     """SymphonyQG of the same library: a graph that scans its neighbours' one-bit codes."""
 
     name: ClassVar[str] = "rabitqlib SymphonyQG"
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         self._index = importlib.import_module("rabitqlib").SymqgIndex(items.shape[1], 64, metric=UNIT)
         self._index.build(items.astype(np.float32), 400, num_threads=cores())
 
-    def settings(self) -> list[Ladder]:
-        """Candidates kept while walking."""
-        return FaissHnsw().settings()
-
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         return rows_of(self._index.search_batch(queries, k, setting["ef"], num_threads=1), len(queries))
 
 
-class Vsag:
+class Vsag(Graph):
     """HGraph: a graph over 8-bit vectors, decided by float16 ones."""
 
     name: ClassVar[str] = "vsag hgraph"
     most: ClassVar[int] = 1000  # candidates: with more it answers nonsense
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         library = importlib.import_module("pyvsag")
         dim = items.shape[1]
         detail = {
@@ -158,10 +144,6 @@ class Vsag:
         asked = {"dtype": "float32", "metric_type": UNIT, "dim": dim, "index_param": detail}
         self._index = library.Index("hgraph", json.dumps(asked))
         self._index.build(items.astype(np.float32).ravel(), np.arange(len(items)), len(items), dim)
-
-    def settings(self) -> list[Ladder]:
-        """Candidates kept while walking."""
-        return [[each for each in ladder if each["ef"] <= self.most] for ladder in FaissHnsw().settings()]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """Search, one at a time: there is no other way."""

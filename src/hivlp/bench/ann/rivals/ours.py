@@ -18,7 +18,6 @@ class Ours:
     name: ClassVar[str] = "hivlp"
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         self._engine = AnnIndex.build(items, queries=train_queries)
 
     def settings(self) -> list[Ladder]:
@@ -32,7 +31,6 @@ class Ours:
         return list(ladders.values())
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         return self._engine.search(queries, k, setting["setting"])[0]
 
 

@@ -18,7 +18,6 @@ class Scann:
     name: ClassVar[str] = "scann"
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         library = importlib.import_module("scann")
         leaves = int(2 * np.sqrt(len(items)))
         builder = library.scann_ops_pybind.builder(items.astype(np.float32), 10, "dot_product")
@@ -35,7 +34,6 @@ class Scann:
         return [[{"reorder": reorder, "leaves": each} for each in leaves] for reorder in (50, 100, 200)]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         hard = {"pre_reorder_num_neighbors": setting["reorder"], "leaves_to_search": setting["leaves"]}
         if len(queries) == 1:
             found = self._index.search(queries[0], final_num_neighbors=k, **hard)[0]
@@ -50,7 +48,6 @@ class Rabitqlib:
     bits: ClassVar[int] = 7
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
-        """Index."""
         library = importlib.import_module("rabitqlib")
         faiss = load_faiss()
         lists = 2 ** round(float(np.log2(4 * np.sqrt(len(items)))))
@@ -71,5 +68,4 @@ class Rabitqlib:
         return [[{"lists": each} for each in (16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048) if each <= self._lists]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        """Search."""
         return rows_of(self._index.search(queries, k, setting["lists"], num_threads=1), len(queries))
