@@ -224,6 +224,7 @@ def test_everything_read_is_exact(either, engine, items, queries):
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+@pytest.mark.slow
 def test_recall_grows_with_effort(either, engine, items, queries):
     truth = exact(items, queries[:100], 10)
 
@@ -270,6 +271,7 @@ def test_together_as_one_by_one(variant, engine, queries):
             np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone[:count]]))
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
 def test_list_after_list_as_query_after_query(variant, engine, items, queries, share):
@@ -373,6 +375,7 @@ def test_a_library_with_another_idea_of_an_engine_is_not_used(monkeypatch):
         assert native.load.__wrapped__() is None
 
 
+@pytest.mark.slow
 @needs_kernels
 @settings(max_examples=60, deadline=None)
 @given(

@@ -99,6 +99,7 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [SearchParams(6, 5.0, 1.0, 60), SearchParams(0, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
 def test_a_batch_is_answered_as_its_queries_one_by_one(params, passing):
