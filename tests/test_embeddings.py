@@ -15,7 +15,7 @@ from hivlp.cli import main
 from hivlp.coarse.closed import prefix
 from hivlp.data.vectors import files as embedding_files
 from hivlp.data.vectors.source import open_embeddings, unit_rows
-from hivlp.errors import DataError, IndexFolderError, QueryError
+from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
 from synthetic import FakeEncoder, Stored
@@ -464,3 +464,41 @@ def test_command_line(tmp_path, capfd):
         result = run(*arguments)
         assert result[0] == code
         assert message in result[2] and result[2].count("\n") == 1
+
+
+def test_given_vectors_may_be_stored_without_a_coarse_level(tmp_path, capsys):
+    given = save(tmp_path / "v.npy", vectors(1500))
+    assert main(["index", "--embeddings", str(given), "-o", str(tmp_path / "one"), "--fit", "none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fit"] is None
+    with Index.open(tmp_path / "one") as index:
+        assert [level.name for level in index.levels] == ["fine"] and index.verify().ok
+        asked = vectors(1500)[7].astype(np.float32)
+        found = index.search(vector=asked, k=5)
+        assert found[0].path.endswith("#7") and set(found[0].scores) == {"fine"}
+        assert [hit.id for hit in index.search_many(vectors=asked[None], k=5)[0]] == [hit.id for hit in found]
+        assert [hit.id for hit in index.search(like=8, k=4)] == [hit.id for hit in found][1:]
+        more = save(tmp_path / "more.npy", vectors(20))
+        assert index.add_embeddings(more).added == 20 and index.compact() == 0
+    with pytest.raises(IndexFolderError, match="coarse level of"):
+        index_embeddings(tmp_path / "one", given, dims=8)
+
+
+@pytest.mark.parametrize("codec", ["float16", "float32", "int8"])
+def test_the_finest_level_is_stored_as_was_chosen(tmp_path, codec):
+    given = save(tmp_path / "v.npy", vectors(600))
+    index_embeddings(tmp_path / "i", given, dims=8, method="pca", vectors=codec)
+    with Index.open(tmp_path / "i") as index:
+        assert index.info().vectors == codec and index.verify().ok
+        truth = vectors(600).astype(np.float32)
+        truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+        for query in truth[:20]:
+            exact = index.search(vector={"fine": query}, exact=True)
+            best = set((np.argsort(-(truth @ query))[:10] + 1).tolist())
+            assert len({hit.id for hit in exact} & best) >= 8
+            assert exact[0].scores["fine"] == pytest.approx(1, abs=2e-2 if codec == "int8" else 2e-3)
+
+
+def test_a_codec_that_there_is_not_is_refused(tmp_path, encoder):
+    with pytest.raises(ArgumentError, match="float16, float32, int8"):
+        Index.create(tmp_path / "i", model=encoder, vectors="int4")
+    assert not (tmp_path / "i").exists()

@@ -25,10 +25,10 @@ from hivlp.data.pictures import (
     Unreadable,
     decode,
     find_pictures,
-    fit,
     load_pixels,
     picture_facts,
     picture_size,
+    prepare,
 )
 from hivlp.data.walk import NotRead
 from hivlp.errors import DataError, PictureError
@@ -333,7 +333,7 @@ def test_arbitrary_bytes_decode_or_are_refused(content: bytes) -> None:
 
 
 def test_pad_centres_between_white_bars() -> None:
-    pixels = fit(Image.new("RGB", (40, 20), RED), PictureConfig(size=8, fit="pad"))
+    pixels = prepare(Image.new("RGB", (40, 20), RED), PictureConfig(size=8, fit="pad"))
     assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
     assert (pixels[:2] == WHITE).all() and (pixels[6:] == WHITE).all()
     assert (pixels[2:6] == RED).all()
@@ -343,13 +343,13 @@ def test_crop_takes_the_centre() -> None:
     image = Image.new("RGB", (40, 20), RED)
     image.paste(GREEN, (10, 0, 30, 20))
     # The filter's edge reaches a pixel or two beyond the square.
-    assert (fit(image, PictureConfig(size=8, fit="crop"))[:, 1:-1] == GREEN).all()
+    assert (prepare(image, PictureConfig(size=8, fit="crop"))[:, 1:-1] == GREEN).all()
 
 
 def test_stretch_uses_the_whole_square() -> None:
     image = Image.new("RGB", (40, 20), RED)
     image.paste(GREEN, (20, 0, 40, 20))
-    pixels = fit(image, PictureConfig(size=8, fit="stretch"))
+    pixels = prepare(image, PictureConfig(size=8, fit="stretch"))
     assert (pixels[:, 0] == RED).all() and (pixels[:, -1] == GREEN).all()
 
 

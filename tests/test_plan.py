@@ -19,7 +19,7 @@ from hivlp.search.plan import FEW, Look, cascade, choose
 from hivlp.search.stages import Ann, Asked, Exact, Rerank, Scan
 from hivlp.search.timing import Stopwatch
 
-ROWS = 4000
+ROWS = 12_000
 LEVELS = (Level("coarse", 4, 1, 1), Level("middle", 8, 2, 2), Level("fine", 16, 3, 3))
 
 
@@ -137,7 +137,7 @@ def test_a_cascade_is_what_its_stages_say(excluded, share):
 
 
 def test_explain_says_the_plan_why_and_what_was_carried_out(tmp_path, capsys):
-    np.save(tmp_path / "v.npy", unit(3000, 32, 0))
+    np.save(tmp_path / "v.npy", unit(12_000, 32, 0))
     np.save(tmp_path / "q.npy", unit(1, 32, 1)[0])
     index, query = str(tmp_path / "index"), ["--vector", str(tmp_path / "q.npy")]
     assert main(["index", "--embeddings", str(tmp_path / "v.npy"), "-o", index, "--dims", "8", "--fit", "pca"]) == 0

@@ -15,7 +15,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from hivlp.config import RESAMPLE, PictureConfig  # noqa: E402
 from hivlp.data.pictures import load_pixels  # noqa: E402
-from hivlp.data.pictures.preparing import fit  # noqa: E402
+from hivlp.data.pictures.preparing import prepare  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.export.graphs import export  # noqa: E402
@@ -51,7 +51,7 @@ def normalised(pixels: np.ndarray, config: PictureConfig) -> np.ndarray:
 def grey_levels(processor, image: Image.Image, config: PictureConfig) -> float:
     """By how many grey levels the two preparations differ at most."""
     theirs = processor(image, return_tensors="np")["pixel_values"][0]
-    ours = normalised(fit(image, config), config)
+    ours = normalised(prepare(image, config), config)
     assert theirs.shape == ours.shape
     return float((np.abs(theirs - ours) * np.abs(np.float32(config.std))[:, None, None]).max())
 
@@ -125,7 +125,7 @@ def test_a_jpeg_is_decoded_at_its_full_size_where_exactness_is_promised(fitting,
         image = photograph(size).filter(ImageFilter.GaussianBlur(1))
         image.save(tmp_path / "x.jpg", quality=88)
         with Image.open(tmp_path / "x.jpg") as whole:
-            expected = fit(whole.convert("RGB"), config)
+            expected = prepare(whole.convert("RGB"), config)
         np.testing.assert_array_equal(load_pixels(tmp_path / "x.jpg", config), expected)
         np.testing.assert_array_equal(load_pixels((tmp_path / "x.jpg").read_bytes(), config), expected)
 
@@ -133,11 +133,11 @@ def test_a_jpeg_is_decoded_at_its_full_size_where_exactness_is_promised(fitting,
 @pytest.mark.parametrize("size", [(2, 4000), (4000, 2), (1, 300)])
 def test_an_endless_strip_is_not_scaled_as_a_whole(size, monkeypatch):
     config = PictureConfig(SIDE, "crop", resize={"shortest_edge": 40})
-    expected = fit(photograph(size), config)
+    expected = prepare(photograph(size), config)
     monkeypatch.setattr("hivlp.data.pictures.preparing.WHOLE", 1)
-    assert np.abs(fit(photograph(size), config).astype(int) - expected).max() <= 1
+    assert np.abs(prepare(photograph(size), config).astype(int) - expected).max() <= 1
     monkeypatch.undo()
-    assert fit(Image.new("RGB", (1, 3_000_000), "red"), config).shape == (SIDE, SIDE, 3)
+    assert prepare(Image.new("RGB", (1, 3_000_000), "red"), config).shape == (SIDE, SIDE, 3)
 
 
 REFUSED = [

@@ -1,4 +1,4 @@
-"""What a model folder's ``config.json`` says; readable without torch."""
+"""The configuration of a model (``config.json``); readable without torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PictureConfig:
             picture is decoded at a fraction of its size; ``crop`` and ``stretch`` are exactly what the PIL processors
             of ``transformers`` do.
         mean: of each channel, with ``rgb`` in 0…255.
-        std: of each channel, likewise.
+        std: of each channel, with ``rgb`` in 0…255.
         resample: the filter, one of :data:`RESAMPLE`.
         resize: for ``crop``, what the picture is scaled to first: ``shortest_edge`` (and ``longest_edge``, which it
             may not exceed), or ``height`` and ``width``; empty for not at all, None for ``size`` as the shortest edge.

@@ -1,4 +1,4 @@
-"""Registries: what a name in a recipe, a model folder or a command stands for, from this package or from any other.
+"""Registries of names: a built-in table, extended by entry points of installed packages.
 
 A package adds to a registry by an entry point in its ``pyproject.toml``::
 

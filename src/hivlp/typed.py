@@ -1,4 +1,4 @@
-"""From plain data to dataclasses: every wrong key or value is named, with what may stand in its place.
+"""Validation of plain data (YAML, JSON) into dataclasses, with messages that name the key and the allowed values.
 
 A dataclass's annotations say all: ``int``, ``float``, ``bool``, ``str``, ``Literal``, ``Annotated[…, Between(…)]``,
 tuples, mappings, ``X | None`` and other dataclasses.
@@ -85,7 +85,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
 
 
 class Checked:
-    """A dataclass whose values must be as their annotations say, whoever makes one."""
+    """Base of dataclasses whose values are checked against their annotations when one is made."""
 
     def __post_init__(self) -> None:
         """Check.

@@ -161,8 +161,8 @@ def _append(index: Index, vectors: Vectors, first: int) -> None:
         NewItem(f"/p/{first + row}", row.to_bytes(32, "big"), None, {}, Stamp(0, 0, 0, 0))
         for row in range(len(vectors))
     ]
-    assert index.coarse_maps is not None
-    index.store.append(items, index.coarse_maps.of_items(vectors))
+    assert index.maps is not None
+    index.store.append(items, index.maps.of_items(vectors))
 
 
 def sanitized(folder: Path) -> tuple[dict[str, str], str]:

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hivlp.bench.report import Report, measured, median_ms, memory_bytes
-from hivlp.data.pictures import decode, fit
+from hivlp.data.pictures import decode, prepare
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
 from hivlp.levels import Embeddings, Level
@@ -86,11 +86,11 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> IndexingReport:
         sample = paths[:SAMPLE]
         data = [path.read_bytes() for path in sample]
         images = [decode(content, target=model.picture.size) for content in data]
-        pixels = np.stack([fit(image, model.picture) for image in images])
+        pixels = np.stack([prepare(image, model.picture) for image in images])
         stages = {
             "read": _each_ms(lambda: [path.read_bytes() for path in sample]),
             "decode": _each_ms(lambda: [decode(content, target=model.picture.size) for content in data]),
-            "fit": _each_ms(lambda: [fit(image, model.picture) for image in images]),
+            "fit": _each_ms(lambda: [prepare(image, model.picture) for image in images]),
             "model": _each_ms(lambda: model.encode_pixels(pixels)),
         }
     return IndexingReport(

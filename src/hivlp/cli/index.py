@@ -33,7 +33,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         if not existing(path).exists():
             raise HivlpError(f"{path} does not exist")
     with (
-        _open_or_create(arguments.out, arguments.model) as index,
+        _open_or_create(arguments.out, arguments.model, arguments.vectors) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
     ):
@@ -55,6 +55,7 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             queries=arguments.queries,
             dims=arguments.dims,
             method=arguments.fit or "distill",
+            vectors=arguments.vectors or "float16",
             model=load_model(arguments.model) if arguments.model else None,
             model_source=arguments.model,
             on_fit=follow,
@@ -75,14 +76,15 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open_or_create(path: Path, model: str | None) -> Index:
+def _open_or_create(path: Path, model: str | None, vectors: str | None) -> Index:
     from hivlp.index import Index
 
     if Index.exists(path):
         index = Index.open(path)
         index.attach(index_model(index, model))
         return index
-    return Index.create(path, model=load_model(model or DEFAULT_MODEL), source=str(model or DEFAULT_MODEL))
+    name = model or DEFAULT_MODEL
+    return Index.create(path, model=load_model(name), source=str(name), vectors=vectors or "float16")
 
 
 def _added(report: AddReport, out: Path) -> str:

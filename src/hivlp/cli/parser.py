@@ -77,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("paths", type=_path, nargs="*", metavar="PATH", help="pictures or folders of pictures")
     sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
     sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    sub.add_argument(
+        "--vectors",
+        choices=("float16", "float32", "int8"),
+        help="how a new index stores its fine level (default: float16; int8 takes half of that, and is not tuned)",
+    )
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
@@ -87,7 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="vectors to fit to, as they will be asked for (default: text_emb beside img_emb, or the items)",
     )
     given.add_argument("--dims", type=_count, help="of the coarse level (default 64)")
-    given.add_argument("--fit", choices=FITS, help="how it is made (default: distill)")
+    given.add_argument(
+        "--fit", choices=(*FITS, "none"), help="how it is made (default: distill), or none: for an index to be tuned"
+    )
 
     sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
     sub.add_argument("index", type=_path, metavar="INDEX")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,11 @@ class CoarseMaps:
         """File name -> array, as :meth:`load` reads them."""
         return {ITEM_FILE: self.item, QUERY_FILE: self.query}
 
+    @property
+    def width(self) -> int:
+        """Dims of the vectors that are given."""
+        return int(self.item.shape[1])
+
     @classmethod
     def load(cls, folder: Path, fingerprint: str | None = None) -> CoarseMaps:
         """Read the maps that lie in an index folder.
@@ -92,6 +98,46 @@ class CoarseMaps:
         if fingerprint not in (None, maps.fingerprint):
             raise DamagedIndexError(f"the index is damaged: the maps in {folder} are not those that it was made with")
         return maps
+
+
+@dataclass(frozen=True)
+class NoCoarseLevel:
+    """Given vectors without a coarse level: the finest level is all that is stored.
+
+    Attributes:
+        width: dims of the vectors.
+    """
+
+    width: int
+
+    @property
+    def levels(self) -> tuple[Level]:
+        """The fine level, which is the vector itself."""
+        return (Level(FINE, self.width, 1, 1),)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the width."""
+        return hashlib.sha256(repr(self.width).encode()).hexdigest()
+
+    def of_items(self, vectors: Vectors) -> Embeddings:
+        """The only level of (N, d) unit vectors."""
+        return Embeddings({FINE: vectors})
+
+    of_queries = of_items
+
+    def arrays(self) -> dict[str, Vectors]:
+        """No files."""
+        return {}
+
+
+def load_maps(folder: Path, levels: Sequence[Level], fingerprint: str) -> CoarseMaps | NoCoarseLevel:
+    """What makes the levels of an index of given vectors.
+
+    Raises:
+        DamagedIndexError: see :meth:`CoarseMaps.load`.
+    """
+    return NoCoarseLevel(levels[-1].dim) if len(levels) == 1 else CoarseMaps.load(folder, fingerprint)
 
 
 def unit_or_flat(vectors: Vectors) -> Vectors:

@@ -1,4 +1,4 @@
-"""What was really read of a data set: decides whether work on it may be used again, and says what has changed.
+"""Content hashes of a data set, by which cached work on it is used again or not, and changes are named.
 
 Names, sizes and dates do not tell: a picture may be replaced in place. So the pictures' bytes are hashed, as they are
 read for the work itself or, later, to find out whether they are still those.
@@ -37,7 +37,7 @@ class Contents:
     Attributes:
         ids: of the pairs.
         pictures: :func:`content_hash` of each encoded picture; empty where it could not be read.
-        captions: the same of each pair's captions.
+        captions: :func:`content_hash` of each pair's captions.
     """
 
     ids: tuple[str, ...]

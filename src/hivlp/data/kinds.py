@@ -1,4 +1,4 @@
-"""What a file is, told by its content, or by its name where nothing more is wanted of it."""
+"""File types by content (magic bytes) and by suffix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs from wherever they are kept: one registry of readers, and one function that asks them."""
+"""The registry of pair readers, and :func:`load_pairs`, which picks one by name or suffix."""
 
 from __future__ import annotations
 

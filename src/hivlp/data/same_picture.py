@@ -1,4 +1,4 @@
-"""Which pictures show the same drawing or photograph, so that none that is trained on is evaluated on too.
+"""Near-duplicate pictures by their edges, so that no picture is both trained on and evaluated on.
 
 Two files show the same if their edges lie in the same places: a picture is trimmed to what differs from its border,
 scaled to a square, and described by the directions of its edges in 24 × 24 cells (a histogram of oriented gradients;
@@ -67,7 +67,7 @@ class Looks:
         return len(self.aspect)
 
     def mirrored(self) -> Looks:
-        """The same of the mirror images."""
+        """Looks of the mirror images."""
         cells = self.edges[:, :-1].reshape(-1, _BINS, _CELLS, _CELLS)
         turned = cells[:, -np.arange(_BINS) % _BINS, :, ::-1].reshape(len(self), -1)
         colours = self.colours.reshape(-1, _COLOURS, _COLOURS, 3)[:, :, ::-1].reshape(len(self), -1)

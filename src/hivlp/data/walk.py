@@ -1,4 +1,4 @@
-"""Finding pictures in folders, whatever the folders hold."""
+"""A walk through folders for pictures, in the order of their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the index, the evaluation and the server need of a model, whatever runs it."""
+"""The encoder interface that index, evaluation and training use, and conversion of texts and pictures given to it."""
 
 from __future__ import annotations
 

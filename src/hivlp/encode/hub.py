@@ -1,4 +1,4 @@
-"""Finding a model by the name a person gives, and loading it."""
+"""Model lookup by name (shipped, folder, Hugging Face hub), and :class:`HiVLP`, the loaded model."""
 
 from __future__ import annotations
 

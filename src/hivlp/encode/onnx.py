@@ -1,4 +1,4 @@
-"""The default way to run a model: its exported graphs on ONNX Runtime, without torch."""
+"""The default encoder: a model folder's graphs on ONNX Runtime, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hivlp.config import HiVLPConfig, PictureConfig
-from hivlp.data.pictures import fit, load_pixels, to_rgb
+from hivlp.data.pictures import load_pixels, prepare, to_rgb
 from hivlp.encode.base import Picture, as_pictures, as_texts
 from hivlp.encode.text import TextTokenizer
 from hivlp.errors import ArgumentError, ModelError, PictureError
@@ -145,7 +145,7 @@ class OnnxEncoder:
 
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
         if isinstance(picture, Image.Image):
-            return fit(to_rgb(picture), self.picture)
+            return prepare(to_rgb(picture), self.picture)
         try:
             return load_pixels(picture, self.picture)
         except PictureError as error:

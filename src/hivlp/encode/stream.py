@@ -1,4 +1,4 @@
-"""Many pictures to vectors without ever holding many pictures."""
+"""Parallel loading and encoding of many pictures in bounded memory."""
 
 from __future__ import annotations
 

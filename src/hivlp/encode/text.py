@@ -1,4 +1,4 @@
-"""Texts to token ids: the one way for training, adaptation, evaluation and search."""
+"""The tokenizer of a model, as training, adaptation, evaluation and search use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README that goes with a model: what it is, what it was trained on, how good it is."""
+"""The model card (``README.md``): levels, training data, measured recalls."""
 
 from __future__ import annotations
 

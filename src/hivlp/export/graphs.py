@@ -1,4 +1,4 @@
-"""From weights to the two graphs that search needs: ``image.onnx`` and ``text.onnx``, one output a level."""
+"""ONNX export: ``image.onnx`` and ``text.onnx``, one output a level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""int8 for exported graphs: convolutions that compute in it, matrices that are stored in it."""
+"""int8 quantization of exported graphs: static for convolutions, weights alone for matrices."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from itertools import repeat
 
 import numpy as np
 
-from hivlp.coarse.maps import FINE, CoarseMaps
+from hivlp.coarse.maps import FINE, CoarseMaps, NoCoarseLevel
 from hivlp.data.vectors.files import Chunk
 from hivlp.data.vectors.source import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
@@ -25,7 +25,7 @@ from hivlp.store.vectors import PIECE, Rows, check_vectors
 
 def add_vectors(
     store: Store,
-    maps: CoarseMaps,
+    maps: CoarseMaps | NoCoarseLevel,
     source: EmbeddingSource,
     *,
     on_progress: Callable[[AddReport], None] | None = None,
@@ -37,7 +37,7 @@ def add_vectors(
     failed.
     """
     started = time.perf_counter()
-    width = maps.item.shape[1]
+    width = maps.width
     if source.dim != width:
         raise DataError(f"vectors of {source.dim} dims for an index of {width}: they must come from the same model")
     report = AddReport()
@@ -73,7 +73,9 @@ class _Batch:
     refused: dict[int, str]
 
 
-def _read_ahead(source: EmbeddingSource, maps: CoarseMaps, codecs: dict[str, VectorCodec]) -> Iterator[_Batch]:
+def _read_ahead(
+    source: EmbeddingSource, maps: CoarseMaps | NoCoarseLevel, codecs: dict[str, VectorCodec]
+) -> Iterator[_Batch]:
     """One batch is read, hashed, mapped and made ready on another core while the one before is being stored.
 
     A batch's vectors are good until the next one is asked for.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hivlp.coarse.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, Fitted, Method, fit_coarse
-from hivlp.data.vectors.source import has_texts, open_embeddings
+from hivlp.coarse.maps import CoarseMaps, NoCoarseLevel
+from hivlp.data.vectors.source import EmbeddingSource, has_texts, open_embeddings
 from hivlp.encode.base import Encoder
 from hivlp.errors import IndexFolderError
 from hivlp.index.adding import AddReport
@@ -25,7 +26,7 @@ class EmbeddingsReport:
 
     Attributes:
         added: what was stored.
-        fit: how the coarse level came about; None if the index had one.
+        fit: how the coarse level came about; None if the index had one, or has none.
     """
 
     added: AddReport
@@ -43,7 +44,8 @@ def index_embeddings(
     column: str | None = None,
     queries: Path | str | None = None,
     dims: int | None = None,
-    method: Method = "distill",
+    method: Method | Literal["none"] = "distill",
+    vectors: str = "float16",
     model: Encoder | None = None,
     model_source: str | None = None,
     on_fit: Callable[[int, int], None] | None = None,
@@ -59,7 +61,8 @@ def index_embeddings(
         queries: vectors as they will be asked for, to fit to, likewise; default the texts of a clip-retrieval folder,
             otherwise the items themselves. An existing index keeps its coarse level.
         dims: of the coarse level, default 64; an existing index must have so many.
-        method: see :func:`hivlp.coarse.fit_coarse`.
+        method: see :func:`hivlp.coarse.fit_coarse`; ``none`` stores no coarse level, for an index that will be tuned.
+        vectors: codec of the finest level, see :meth:`hivlp.index.Index.create`.
         model: that made the vectors, if texts and pictures shall be searched for without naming it again.
         model_source: how to load it again (a name or folder); default its name.
         on_fit: called with how much of the learning is done, and of how much.
@@ -80,17 +83,28 @@ def index_embeddings(
                 )
             return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), None)
     Store.check_free(Path(out))  # before minutes go into the fit
+    fitted: Fitted | None = None
+    maps: CoarseMaps | NoCoarseLevel = NoCoarseLevel(embeddings.dim)
+    if method != "none":
+        fitted = _fit(source, embeddings, column, queries, DIMS if dims is None else dims, method, on_fit)
+        maps = fitted.maps
+    with Index.create_from_embeddings(out, maps, model=model, source=model_source, vectors=vectors) as index:
+        return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), fitted)
+
+
+def _fit(
+    source: Path,
+    embeddings: EmbeddingSource,
+    column: str | None,
+    queries: Path | str | None,
+    dims: int,
+    method: Method,
+    on_fit: Callable[[int, int], None] | None,
+) -> Fitted:
+    """A coarse level for a sample of the vectors, and of the queries that will be asked."""
     if queries is None and has_texts(source):
         queries = source
     asked = None
     if queries is not None:
         asked = open_embeddings(queries, column=column, texts=has_texts(Path(queries))).sample(SAMPLE_QUERIES)
-    fitted = fit_coarse(
-        embeddings.sample(SAMPLE_ITEMS),
-        asked,
-        dims=DIMS if dims is None else dims,
-        method=method,
-        on_progress=on_fit,
-    )
-    with Index.create_from_embeddings(out, fitted.maps, model=model, source=model_source) as index:
-        return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), fitted)
+    return fit_coarse(embeddings.sample(SAMPLE_ITEMS), asked, dims=dims, method=method, on_progress=on_fit)

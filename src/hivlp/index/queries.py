@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hivlp.ann import native
-from hivlp.coarse.maps import COARSE, FINE, CoarseMaps
+from hivlp.coarse.maps import COARSE, FINE, CoarseMaps, NoCoarseLevel
 from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
 from hivlp.errors import ArgumentError, IndexFolderError, MissingExtraError, ModelError, QueryError
 from hivlp.levels import Level, Vectors
@@ -23,10 +23,10 @@ class QueryEncoder:
     """What turns queries into vectors: the index's model, loaded when it is first needed, and its coarse maps.
 
     Attributes:
-        maps: coarse level of given vectors; None where the model itself has one.
+        maps: what makes the levels of given vectors; None where a model does.
     """
 
-    def __init__(self, path: Path, about: About, maps: CoarseMaps | None) -> None:
+    def __init__(self, path: Path, about: About, maps: CoarseMaps | NoCoarseLevel | None) -> None:
         """No model is loaded yet.
 
         Args:
@@ -130,14 +130,14 @@ class QueryEncoder:
             QueryError: see :func:`unit_vectors`.
         """
         levels = self._about.levels
-        if self.maps is not None and COARSE not in vectors:
+        if isinstance(self.maps, CoarseMaps) and COARSE not in vectors:
             (fine,) = unit_vectors(vectors, levels[-1:])
             return [self._coarse(fine), fine]
         return unit_vectors(vectors, levels)
 
     def _coarse(self, fine: Vectors) -> Vectors:
         """The (m,) coarse vector of a (dim,) fine one: as the maps have it, without letting go of the lock."""
-        assert self.maps is not None
+        assert isinstance(self.maps, CoarseMaps)
         coarse, length = native.unit(native.project(self.maps.query, fine))
         return coarse if 0 < length < math.inf else self.maps.of_queries(fine[None])[COARSE][0]
 
@@ -152,7 +152,7 @@ class QueryEncoder:
         raise ArgumentError(f"vectors are given by level ({names}), as in {{'{levels[-1].name}': …}}")
 
 
-def check_width(model: Encoder, maps: CoarseMaps) -> None:
+def check_width(model: Encoder, maps: CoarseMaps | NoCoarseLevel) -> None:
     """Whether a model's vectors are as long as the given ones.
 
     Raises:

@@ -35,6 +35,8 @@ HELD_OUT = 400  # queries that operating points are measured with, if there are 
 MOST_HELD_OUT = 1000  # or a tenth of them: the better a recall is known, the faster the parameters that surely reach it
 MOST_QUERIES = 20_000  # that are learnt from; of a large index, one for so many rows, as there are more lists to teach
 ROWS_A_QUERY = 100
+QUERIES_A_ROW = 2  # of a small index: more would take more room beside it than its vectors
+LEAST_QUERIES = 4_000
 ENCODED = 6_000  # texts that are encoded to learn from, at most
 GROWTH = 1.1  # from how many times the rows on the approximate index takes in what was added
 RELEARN = 2.0  # from how many times the rows on it is trained anew
@@ -67,6 +69,7 @@ def tune(
             )
         asked, source = _queries(store, encoder, queries, vectors, tell)
         most = max(MOST_QUERIES, min(ROUTER_QUERIES, len(vectors) // ROWS_A_QUERY))
+        most = min(most, max(LEAST_QUERIES, QUERIES_A_ROW * len(vectors)))
         asked = asked[np.random.default_rng(0).permutation(len(asked))[:most]]
         held_out, known = split(asked)
         index = AnnIndex.build(vectors, queries=known, on_progress=tell)
@@ -138,6 +141,8 @@ def finest(store: Store) -> tuple[Stored, NDArray[np.bool_] | None, int]:
     """Stored vectors of the finest level, which of them are alive, and the generation of their file."""
     with store.reading() as reader:
         vectors = np.asarray(reader.vectors()[-1])
+        if vectors.dtype.names:
+            raise IndexFolderError(f"{store.path} stores int8 vectors: an approximate index re-ranks float16 ones")
         if vectors.dtype != np.float16:
             raise IndexFolderError(f"{store.path} is of an old format: `hivlp compact` it first")
         return vectors, reader.alive(), reader.state.generation

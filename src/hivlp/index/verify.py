@@ -8,7 +8,7 @@ from pathlib import Path
 from hivlp.ann import AnnIndex
 from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, RefusedEngineError, read_manifest
-from hivlp.coarse.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, CoarseMaps
+from hivlp.coarse.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, load_maps
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import standing
 from hivlp.search.opened import open_ann
@@ -63,7 +63,7 @@ def verify_index(store: Store, on_progress: Progress | None = None) -> VerifyRep
 def _check_maps(store: Store) -> list[Damage]:
     if store.about.model == EMBEDDINGS:
         try:
-            CoarseMaps.load(store.path, store.about.fingerprint)
+            load_maps(store.path, store.levels, store.about.fingerprint)
         except DamagedIndexError as error:
             return [Damage("maps", f"{ITEM_FILE}, {QUERY_FILE}", str(error))]
     return []

@@ -1,1 +1,1 @@
-"""What ``hivlp-mini`` and the recipes for a CPU need and nothing else does; found by entry points, as a plug-in is."""
+"""Data sets, towers, heads and initial weights of ``hivlp-mini`` and the CPU recipes, plugged in by entry points."""

@@ -1,4 +1,4 @@
-"""Heads that start from what an image classifier and a sentence encoder know already (ConSE), and stay close to it."""
+"""Prototype heads over an image classifier's softmax (ConSE), alone or beside an untrained anchor."""
 
 from __future__ import annotations
 

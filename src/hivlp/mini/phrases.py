@@ -1,4 +1,4 @@
-"""WordNet's nouns and glosses as texts that a coarse level learns from, except those that are evaluated on."""
+"""WordNet's nouns and glosses as texts for self-distillation, without the captions of held-out stamps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rendered scenes: any number of pictures whose captions are exact.
+"""Rendered scenes: a synthetic data set of any size with exact captions.
 
 "Two small red hearts above a large blue ring": counts, sizes, colours, shapes and relations, which is what models
 trained on clip-art and photographs do not learn. Some combinations of colour and shape occur in the test or validation
@@ -100,7 +100,7 @@ class Scene:
 
 
 def scenes(count: int, seed: int = 0) -> list[Scene]:
-    """``count`` scenes with captions that occur once, the same ones every time.
+    """``count`` scenes with captions that occur once, in a fixed order.
 
     A longer list begins with the shorter one.
 

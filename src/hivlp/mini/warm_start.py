@@ -1,4 +1,4 @@
-"""A model that retrieves before it has seen a single image-text pair.
+"""Warm start by ConSE: a model that retrieves before it has seen an image-text pair.
 
 All it takes is an image classifier, the names of its classes, and a sentence encoder: the finest image head is ConSE
 (Norouzi et al., 2014, eq. 3), the class names' text vectors weighted by the classifier's softmax, and its anchor adds

@@ -1,4 +1,4 @@
-"""Batch normalisation whose batch is that of all processes, on any device."""
+"""Synchronised batch normalisation on any device."""
 
 from __future__ import annotations
 

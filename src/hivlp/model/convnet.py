@@ -1,4 +1,4 @@
-"""A small convolutional tower that is trained from nothing in minutes, and keeps where in the picture things are."""
+"""A small convolutional image tower for training from scratch, pooled in a grid so that positions are kept."""
 
 from __future__ import annotations
 

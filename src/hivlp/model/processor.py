@@ -1,4 +1,4 @@
-"""What a checkpoint's own processor does to pictures and texts, in our terms."""
+"""Preparation settings of a ``transformers`` checkpoint (image processor, tokenizer) as hivlp configurations."""
 
 from __future__ import annotations
 

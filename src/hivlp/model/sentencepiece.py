@@ -1,4 +1,4 @@
-"""SigLIP's texts from the model file of sentencepiece alone, which ``transformers`` 5 writes instead of a tokenizer.
+"""Conversion of a SentencePiece model file, all that ``transformers`` 5 writes for SigLIP, to a ``tokenizer.json``.
 
 The file is a protocol buffer (``sentencepiece_model.proto``), of which three parts matter: the pieces with their
 scores, how text is normalised, and what stands for the unknown. What SigLIP does before is in its authors' big_vision:

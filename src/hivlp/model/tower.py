@@ -1,4 +1,4 @@
-"""What every image and text tower has, and how a recipe's or a model folder's options build one."""
+"""The base class of image and text towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors as an index will store them, so that a level is trained on the codes that will be searched."""
+"""Quantisation-aware training: vectors as an index will store them (float, int8, sign codes)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses over the batch of all processes, whose gradients are computed together with them."""
+"""An autograd function whose gradients are computed in its forward pass."""
 
 from __future__ import annotations
 

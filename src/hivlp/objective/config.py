@@ -1,4 +1,4 @@
-"""What a recipe says of the objective."""
+"""Settings of the objective: terms and their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every process's vectors in every process, and their gradients back where they came from."""
+"""Collectives over training processes: all-gather of vectors, sums of gradients."""
 
 from __future__ import annotations
 

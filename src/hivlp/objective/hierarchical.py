@@ -1,4 +1,4 @@
-"""The objective as a whole: every term, both directions, block by block, over all processes."""
+"""The sum of all terms over levels and directions, computed block by block over all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A coarse level for a model that is already trained, which itself stays as it is.
+"""``hivlp adapt``: a coarse level for a trained model, whose own embedding stays as it is.
 
 The towers run once over pictures and texts, which need not belong together; their vectors are kept, and the coarse
 level's heads are fitted to them (:mod:`hivlp.train.distillation.level`). The finest level is the original embedding, to
@@ -238,7 +238,7 @@ def prepare_original(source: str, out: Path) -> Path:
 
 
 def with_coarse_level(base: HiVLPModel, config: AdaptConfig) -> HiVLPModel:
-    """The same towers and finest level, and a new level before it.
+    """A copy of the model with a new coarse level before its finest one, and no other.
 
     Raises:
         ModelError: if the level does not fit the model.

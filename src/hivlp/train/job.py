@@ -1,4 +1,4 @@
-"""The training job, top to bottom."""
+"""``hivlp train``: the training job from top to bottom."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hivlp.train.recipe.check import check_data, check_folder, check_recipe
 from hivlp.train.recipe.schema import Recipe
 from hivlp.train.schedule import parameter_groups, set_learning_rates
 from hivlp.train.state import checkpoint
-from hivlp.train.state.kept import weights_digest
+from hivlp.train.state.cache import weights_digest
 from hivlp.train.state.origin import Origin
 from hivlp.train.state.shard import clip_gradients, shard, whole_copy
 from hivlp.train.step import FAILED, Inputs, Losses, backward, batches, share_of, steps_of_epoch

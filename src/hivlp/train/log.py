@@ -1,4 +1,4 @@
-"""What a run says of itself: ``metrics.jsonl``, trackers, and a picture at the end."""
+"""Training logs: ``metrics.jsonl``, trackers, and a plot of losses and recalls."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def draw_curves(run: Path, out: Path, name: str) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but for those that a kill or a failing disk has left damaged."""
+    """The intact lines of a log; a kill or a failing disk may have damaged some."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):

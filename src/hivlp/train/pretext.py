@@ -1,4 +1,4 @@
-"""What the towers may learn beside retrieval: masked words, and whether a picture and a text belong together.
+"""Pre-training tasks beside retrieval: masked language modelling and image-text matching.
 
 Both are for pre-training from towers that have never seen the other side; their heads are thrown away afterwards. Which
 words are masked and which pairs are wrong is drawn for the whole batch from the seed and the step, so that neither

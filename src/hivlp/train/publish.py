@@ -1,4 +1,4 @@
-"""From a trained model to the folder that people use: graphs, int8 where it is harmless, recalls, a card."""
+"""The published model folder: ONNX graphs, int8 where recall allows it, measured recalls, and the card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What learns, how fast, and when: parameter groups, learning rates, freezing."""
+"""Parameter groups of AdamW and their learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parameter_groups(
 
 
 def matrices_and_vectors(group: dict[str, Any], decay_vectors: bool = False) -> list[dict[str, Any]]:
-    """A group as two, of which the second, biases and gains, does not decay; without those that would be empty."""
+    """A group split in two: matrices, which decay, and vectors (biases, gains), which do not; no empty parts."""
     if decay_vectors or not group["weight_decay"]:
         return [group] if group["params"] else []
     matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]

@@ -1,4 +1,4 @@
-"""One step: which pairs, which views of them, and the gradients."""
+"""One optimiser step: the batch, its random views, and the gradients (GradCache with micro-batches)."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def backward(
 
     With ``micro_batch`` the towers see a few pairs at a time, twice: first for the vectors, from which the loss over
     the whole batch gives each vector's gradient, then again to carry that gradient into the weights (GradCache; Gao et
-    al., 2021). The same, to rounding, as the whole batch at once.
+    al., 2021). The result equals that of the whole batch at once but for rounding.
 
     Raises:
         HivlpError: if the loss is no number.

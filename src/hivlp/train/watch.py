@@ -1,4 +1,4 @@
-"""Recall on the validation set while a run goes on, and when to stop it."""
+"""Validation recall during training, the best weights, and early stopping."""
 
 from __future__ import annotations
 

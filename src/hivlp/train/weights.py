@@ -1,4 +1,4 @@
-"""The weights that a run starts from: random ones, or those of a package that registers them (``hivlp.weights``).
+"""Initial weights: random, or those that a package registers (``hivlp.weights``).
 
 ``init: {image: NAME, text: NAME, warm_start: true}`` in a recipe asks for the entries ``image.NAME``, ``text.NAME`` and
 ``warm_start``.

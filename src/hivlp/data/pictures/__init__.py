@@ -1,4 +1,4 @@
-"""Decoding pictures that nobody vouches for, and fitting them to a model's input."""
+"""Decoding pictures that nobody vouches for, and preparing them as a model's input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hivlp.data.pictures.colour import shrunk_rgb
 from hivlp.data.pictures.formats import open_picture
 from hivlp.data.pictures.limits import BUDGET, MAX_BYTES, MAX_FILE_BYTES, MAX_PIXELS, check_cost, check_size
 from hivlp.data.pictures.opened import Opened, image_bytes
-from hivlp.data.pictures.preparing import fit
+from hivlp.data.pictures.preparing import prepare
 from hivlp.data.pictures.source import opened_source
 from hivlp.data.walk import Found, Unreadable, find_pictures
 from hivlp.errors import PictureError
@@ -32,10 +32,10 @@ __all__ = [
     "Unreadable",
     "decode",
     "find_pictures",
-    "fit",
     "load_pixels",
     "picture_facts",
     "picture_size",
+    "prepare",
     "to_rgb",
 ]
 
@@ -94,7 +94,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def load_pixels(data: bytes | Path, config: PictureConfig) -> NDArray[np.uint8]:
-    """Decode a picture and fit it to a model's input.
+    """Decode a picture and prepare it as a model's input.
 
     Returns:
         (size, size, 3) uint8 RGB.
@@ -104,7 +104,7 @@ def load_pixels(data: bytes | Path, config: PictureConfig) -> NDArray[np.uint8]:
     """
     # At a fraction of its size a picture is not, to the grey level, what a trained model saw.
     whole = 0 if config.fit == "pad" else _WHOLE_PIXELS
-    return _used(data, config.size, lambda image: fit(image, config), whole)
+    return _used(data, config.size, lambda image: prepare(image, config), whole)
 
 
 def picture_size(data: bytes | Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""From whatever mode and colour space a picture was decoded to, to eight bits of sRGB over white, strip by strip."""
+"""Conversion of any mode and colour space to 8-bit sRGB over white, strip by strip."""
 
 from __future__ import annotations
 

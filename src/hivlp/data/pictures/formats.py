@@ -1,4 +1,4 @@
-"""The formats that are opened, and nothing else.
+"""The table of picture formats that are opened.
 
 Pillow knows thirty formats more; each is a parser open to attack, and one of them (EPS) starts another program.
 """

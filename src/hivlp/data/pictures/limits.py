@@ -1,4 +1,4 @@
-"""What one picture, and all pictures together, may cost: one limit for every format."""
+"""Limits on pixels, bytes and time of a picture, and on the memory of all that are decoded at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture whose header has been read, and none of its pixels."""
+"""An opened picture: its header has been read, none of its pixels decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An RGB image to the square of pixels that a model takes."""
+"""Preparation of an RGB image: resize and pad, crop or stretch to the square of pixels that a model takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WHOLE = 1 << 24
 is scaled, whose edges in the picture are then known in single precision only."""
 
 
-def fit(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
+def prepare(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
     """Scale an RGB image into the square that a model takes.
 
     Args:

@@ -1,4 +1,4 @@
-"""Parquet files from anybody, by way of pyarrow: whatever goes wrong in them is one line that names the file."""
+"""Parquet reading by pyarrow, with every error turned into one line that names the file."""
 
 from __future__ import annotations
 

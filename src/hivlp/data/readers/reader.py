@@ -1,4 +1,4 @@
-"""What a reader of pairs is, and what it is asked; registered under a name or a file's suffix (``hivlp.readers``)."""
+"""The interface of a reader of pairs, registered under a name or a file's suffix (``hivlp.readers``)."""
 
 from __future__ import annotations
 

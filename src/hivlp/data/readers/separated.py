@@ -1,4 +1,4 @@
-"""CSV, TSV and their relatives, read as a person reads them; what a person could not tell is refused by its line.
+"""A parser of CSV and TSV that refuses, by line, what could be read in two ways.
 
 Python's ``csv`` takes a quote that never closes for the start of a cell that runs to the end of the file, and cells
 beyond the header's for nothing. Both lose pairs in silence, so that rows are taken apart here.

@@ -1,4 +1,4 @@
-"""What a reader passes over: named in the log, the first few of each kind, and counted."""
+"""Skipped parts of a data set: the first few of each kind are named in the log, all are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the files lie inside an uncompressed tar, whoever made it; nothing is unpacked.
+"""Offsets and sizes of the files in an uncompressed tar, which is not unpacked.
 
 Python's ``tarfile`` takes a damaged or shortened header for the end of the archive, follows sizes below zero, and reads
 a header's extension into memory however large it claims to be. Here each of them is an error that says where.

@@ -1,4 +1,4 @@
-"""Cells of tables by their meaning: what a number, bytes or a missing value is as text."""
+"""Conversion of table cells to text: numbers, bytes, dates and missing values; captions and columns by their names."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def as_text(value: Any) -> str | None:
 
 
 def captions_of(value: Any, where: str) -> tuple[str, ...]:
-    """The captions in a cell that holds one or a list of them; those that are missing are left out.
+    """The captions in a cell that holds one or a list of them, without missing ones.
 
     Raises:
         DataError: naming the place, if one has no meaning as text.
@@ -70,7 +70,7 @@ def captions_of(value: Any, where: str) -> tuple[str, ...]:
 
 
 def column_named(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """The first of some names among the columns, exactly or but for case, spaces and hyphens; None if there is none."""
+    """The first of some names among the columns; exactly, else but for case, spaces and hyphens."""
     return _column_named(tuple(columns), tuple(names))
 
 

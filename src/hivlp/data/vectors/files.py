@@ -1,4 +1,4 @@
-"""One file of vectors, read in pieces: ``.npy``, or a column of parquet; and what a table says of each of them."""
+"""One file of vectors, read in chunks: ``.npy`` or a parquet column, with path, caption and metadata of each row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLE_EXCESS = 4
 
 
 class UnfitError(DataError):
-    """A file is sound, but not what is looked for, or not of the same export as its partner: no reason to go on."""
+    """A sound file of another layout, or that does not belong to its partner: not to be skipped as a damaged one is."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Vectors that somebody has made already: ``.npy`` files, parquet columns, and folders as clip-retrieval writes them.
+"""Sources of vectors made elsewhere: ``.npy`` files, parquet columns, and folders as clip-retrieval writes them.
 
 Everything is read in pieces; a set of vectors need not fit in memory.
 """
@@ -25,12 +25,12 @@ IMAGE_FOLDER, TEXT_FOLDER, METADATA_FOLDER = "img_emb", "text_emb", "metadata"
 class EmbeddingSource:
     """One or several files of vectors, in order.
 
-    A file that is damaged is passed over from there, if there are others; a row's name does not depend on them.
+    Of several files, a damaged one is skipped from where the damage begins; names of rows do not depend on other files.
 
     Attributes:
         dim: length of every vector.
         rows: how many there are.
-        damaged: file -> what is wrong with it, of those that are passed over.
+        damaged: skipped file -> what is wrong with it.
     """
 
     def __init__(self, parts: Sequence[Part], damaged: Mapping[Path, str] | None = None) -> None:

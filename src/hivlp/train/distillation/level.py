@@ -1,4 +1,4 @@
-"""A coarse level fitted to a finished fine one: a closed form to start from, then the hierarchical objective.
+"""Distillation of a finished fine level into a coarse one: closed-form start, then AdamW on the hierarchical objective.
 
 No pairs are needed. The fine level is asked which of some pictures it would choose for some texts, and which of the
 texts for the pictures, and the coarse level learns to answer alike.
@@ -58,7 +58,7 @@ def distill_level(
 
     Args:
         image_head: a :class:`~hivlp.model.heads.FittedHead`; in evaluation mode, on the CPU.
-        text_head: likewise.
+        text_head: a :class:`~hivlp.model.heads.FittedHead`; in evaluation mode, on the CPU.
         pictures: with as many different pictures as can be had.
         texts: with as many different texts as can be had.
         config: how long to learn, and what.

@@ -1,4 +1,4 @@
-"""A coarse level learnt from the finest one alone: texts and pictures, but no pairs.
+"""Self-distillation of a trained model: coarser levels learn from the finest, by unpaired texts and pictures.
 
 A few thousand pairs teach a coarse level by heart what they hold, and it forgets what the towers knew of everything
 else. The finest level is a better teacher, because it can be asked about any text:

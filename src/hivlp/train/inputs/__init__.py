@@ -1,1 +1,1 @@
-"""What a training step is fed: views of pictures, tokens of captions, features of frozen towers."""
+"""Inputs of training: augmentation, the decoded training set, cached features and vectors."""

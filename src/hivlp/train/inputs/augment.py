@@ -1,4 +1,4 @@
-"""Random views of pictures, and the ways a caption can be put."""
+"""Augmentation: random crops, flips and colours of pictures, and variants of captions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def random_view(pixels: NDArray[np.uint8], size: int, config: Augment, rng: np.r
 
 
 def bare(caption: str) -> str:
-    """The caption without its leading article and closing full stop; what makes two captions the same."""
+    """The caption without leading article and closing full stop; captions that are equal so are taken for equal."""
     return ARTICLE.sub("", caption.strip().rstrip(". "))
 
 

@@ -1,4 +1,4 @@
-"""Inputs of a training step: pixels and token ids, or, for frozen towers, their features computed once."""
+"""The decoded and tokenised training set, and cached features of frozen towers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
 from hivlp.train.inputs.augment import bare, caption_variants, plain_view, random_view
 from hivlp.train.recipe.schema import Augment
-from hivlp.train.state.kept import key_of, read_kept, weights_digest, write_kept
+from hivlp.train.state.cache import key_of, read_cache, weights_digest, write_cache
 
 logger = logging.getLogger(__name__)
 MASTER = 256  # side, in pixels, at which decoded pictures are kept for augmentation
@@ -206,13 +206,13 @@ def frozen_image_features(
         session = None
         for view in range(augment.views + 1):
             path = cache / f"view{view}.safetensors"
-            known = read_kept(path, key)
+            known = read_cache(path, key)
             if known is None:
                 if session is None:
                     export_image_features(model, Path(folder) / "features.onnx")
                     session = open_session(Path(folder) / "features.onnx")
                 known = _view_features(session, corpus, model, augment, seed, view)
-                write_kept(path, key, known)
+                write_cache(path, key, known)
             views.append({int(layer): tensor for layer, tensor in known.items()})
     return views
 

@@ -1,4 +1,4 @@
-"""No picture that a recipe evaluates on is trained on, under whatever name and in whatever data set it lies."""
+"""Exclusion of training pictures that a recipe's validation or test set shows too, found by comparing pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors of a finished model's towers, computed once and kept in a folder, part by part.
+"""Cached vectors of a finished model's towers, kept in a folder in parts of 512.
 
 An interrupted run goes on where it was, and a part is computed again only if its pictures or texts, the model's files
 or the program that prepares pictures have changed.
@@ -24,7 +24,7 @@ from hivlp.encode.stream import Pixels, chunks, encode_stream
 from hivlp.errors import DataError, PictureError
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.train.inputs.features import text_features
-from hivlp.train.state.kept import key_of, read_kept, write_kept
+from hivlp.train.state.cache import key_of, read_cache, write_cache
 
 logger = logging.getLogger(__name__)
 PART = 512
@@ -116,11 +116,11 @@ def _kept(
             def key(contents: str) -> str:
                 return key_of(contents=contents, kind=folder.name, model=model, by=by)
 
-            known = read_kept(path, key(digest(chunk))) if path.is_file() else None
+            known = read_cache(path, key(digest(chunk))) if path.is_file() else None
             if known is None:
                 rows, contents = compute(chunk)
                 known = {"rows": rows}
-                write_kept(path, key(contents), known)
+                write_cache(path, key(contents), known)
             parts.append(known["rows"])
             bar.update(len(chunk))
     return torch.cat(parts)

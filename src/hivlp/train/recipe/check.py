@@ -1,4 +1,4 @@
-"""Whether a recipe can be carried out, asked before anything is decoded or trained.
+"""Checks of a recipe before anything is decoded or trained.
 
 Keys, types and ranges are checked as a recipe is built (:mod:`hivlp.typed`); here, what its parts ask of each other, of
 the data and of what is installed.

@@ -1,4 +1,4 @@
-"""Plain data from a YAML file, by YAML 1.2's scalars and with nothing said twice."""
+"""A safe YAML loader with YAML 1.2 scalars that refuses duplicate keys and exploding aliases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe would do, if it were run: checked, counted, and nothing written."""
+"""The plan of a run (``hivlp train --plan``): the recipe checked, its steps and parameters counted, nothing written."""
 
 from __future__ import annotations
 

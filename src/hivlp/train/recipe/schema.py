@@ -135,7 +135,7 @@ class Optim(Checked):
 
 @dataclass(frozen=True)
 class Compute(Checked):
-    """How a step is computed; none of it changes what is computed, but for rounding and what dropout hides.
+    """How a step is computed: results differ by rounding and by the units that dropout hides, not otherwise.
 
     Negatives of every loss (those of ``matching`` too), equal captions and masked words are those of the whole batch,
     however many processes and micro-batches it is shared out to; only the units that dropout hides are drawn by each.
@@ -258,7 +258,7 @@ class Init(Checked):
 
 @dataclass(frozen=True)
 class Recipe(Checked):
-    """A training run. With ``self_distillation`` only the finest level learns from the pairs."""
+    """A training run, as YAML describes it; with ``self_distillation`` only the finest level learns from pairs."""
 
     name: str
     levels: tuple[Level, ...]
@@ -300,7 +300,7 @@ class Recipe(Checked):
         return self.levels if self.self_distillation is None else self.levels[-1:]
 
     def settings(self) -> dict[str, Any]:
-        """All that the recipe says, as JSON has it, but for how it is computed; what a run is resumed by."""
+        """The recipe as plain JSON data without ``compute``: a run is resumed only with equal settings."""
         content = dataclasses.asdict(self)
         del content["compute"]
         plain: dict[str, Any] = json.loads(json.dumps(content, sort_keys=True, default=str))

@@ -1,1 +1,1 @@
-"""What a run keeps on disk: checkpoints, what it was begun with, and results that are used again."""
+"""The state of a run on disk: checkpoints, its origin, cached tensors."""

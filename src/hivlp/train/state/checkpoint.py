@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, written so that a crash leaves the one before it."""
+"""Checkpoints in one safetensors file, replaced atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was begun with; only with the same is it gone on with."""
+"""The recipe, data and first weights of a run: it is resumed only with equal ones."""
 
 from __future__ import annotations
 

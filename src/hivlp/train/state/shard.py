@@ -1,4 +1,4 @@
-"""One set of weights over several processes (FSDP), for models that no single device can hold with their moments.
+"""Sharded weights, gradients and moments (FSDP2), for models that no single device can hold.
 
 Each process keeps its share of every parameter, gradient and moment; a layer is put together while it computes
 (Zhao et al., 2023; here PyTorch's ``fully_shard``). What leaves training is whole again: checkpoints are those of any

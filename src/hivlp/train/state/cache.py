@@ -1,4 +1,4 @@
-"""Tensors that cost much to compute, in files that say what they were computed from."""
+"""A cache of tensors in safetensors files, each with a key over everything that it was computed from."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def key_of(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
-    """What :func:`write_kept` wrote for the same key; None if there is nothing, something else, or half of it."""
+def read_cache(path: Path, key: str) -> dict[str, Tensor] | None:
+    """The tensors that :func:`write_cache` wrote under this key; None if there are none, or they are damaged."""
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != key:
@@ -31,8 +31,8 @@ def read_kept(path: Path, key: str) -> dict[str, Tensor] | None:
         return None
 
 
-def write_kept(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
-    """Keep tensors in place of what the file held."""
+def write_cache(path: Path, key: str, tensors: dict[str, Tensor]) -> None:
+    """Write tensors and their key, in place of the file's earlier content."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda place: save_file(whole, place, metadata={"key": key}))
 
