@@ -74,7 +74,7 @@ def test_the_original_embedding_stays_as_it_is(family, text_layer, tmp_path, pic
         np.testing.assert_array_equal(adapted.encode_text(["A Red"]).coarse, adapted.encode_text(["a red"]).coarse)
     early = adapted.encode_text(WORDS, levels=["coarse"]).coarse
     np.testing.assert_allclose(early, adapted.encode_text(WORDS).coarse, atol=1e-6)
-    assert result.recalls["train"]["cascade"]["shortlist"] == 5
+    assert result.recalls["train"].scores.shortlist == 5
     card = (tmp_path / "out" / "README.md").read_text()
     assert "unchanged" in card and "30 pictures" in card
 

@@ -230,6 +230,7 @@ def test_everything_read_is_exact(engine, items, queries):
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+@pytest.mark.slow
 def test_recall_grows_with_effort(engine, items, queries):
     truth = exact(items, queries[:100], 10)
 
@@ -275,6 +276,7 @@ def test_together_as_one_by_one(variant, engine, queries):
             np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone[:count]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
 def test_list_after_list_as_query_after_query(variant, engine, items, queries, share):
     """Reading each list once for all queries that want it does not change what they find."""
@@ -339,6 +341,7 @@ def test_a_library_with_other_structs_is_not_used(monkeypatch, change):
         assert native.load.__wrapped__() is None
 
 
+@pytest.mark.slow
 def test_a_library_with_other_constants_is_not_used(monkeypatch):
     monkeypatch.setitem(interface.CONSTANTS, "REFINE_STEP", "0.336")
     with pytest.warns(UserWarning, match="install hivlp again"):

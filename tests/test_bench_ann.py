@@ -75,6 +75,7 @@ def test_exact_answers_across_blocks() -> None:
     assert recall(np.where(np.arange(10) < 5, found, -1), found) == 0.5
 
 
+@pytest.mark.slow
 def test_every_engine_runs_in_its_own_process(collection: Collection) -> None:
     result = run.compare(collection, ["fakes:Exact", "fakes:Half", "fakes:Missing", "fakes:Broken"], timeout=60)
     status = {each["engine"]: each["status"] for each in result["engines"]}
@@ -93,6 +94,7 @@ def test_every_engine_runs_in_its_own_process(collection: Collection) -> None:
     assert "not installed" in shown and "out of order" in shown
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(collection.folder.parent))
     sys.modules.pop("fakes", None)
@@ -118,6 +120,7 @@ def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest
     assert asked[5:] == engines
 
 
+@pytest.mark.slow
 def test_only_what_reaches_a_target_is_timed(collection: Collection) -> None:
     timed = {
         name: [row["setting"]["effort"] for row in measure(f"fakes:{name}", collection, 60, target=0.99)["rows"]]

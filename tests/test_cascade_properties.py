@@ -266,6 +266,7 @@ def test_any_search_is_the_oracles(seed, dims, steps, asked, like):
         assert [hit.rank for hit in result] == list(range(asked.offset + 1, asked.offset + 1 + len(result)))
 
 
+@pytest.mark.slow
 @quick
 @given(seed=seeds, dims=dims, steps=steps, asked=asked)
 def test_pages_are_one_long_list(seed, dims, steps, asked):
@@ -322,6 +323,7 @@ def test_a_shortlist_of_everything_is_exact_and_where_is_a_filter(seed, dims, st
         assert len(whole) == min(k, len(passing)), "a condition starves nobody"
 
 
+@pytest.mark.slow
 @quick
 @given(seed=seeds, dims=dims, steps=steps, group=st.sampled_from([True, 0.3, 0.8, 1.0]), k=st.integers(1, 60))
 def test_groups_hold_everything_once(seed, dims, steps, group, k):

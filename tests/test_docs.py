@@ -17,6 +17,7 @@ def tool(name: str):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["search_your_photos", "bring_your_vectors"])
 def test_a_tutorial_runs_from_its_first_cell_to_its_last(name):
     assert any(tool("run_notebook").run(TUTORIALS / f"{name}.ipynb"))

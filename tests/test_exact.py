@@ -15,10 +15,8 @@ import ann_oracle
 from hivlp.ann import AnnIndex, SearchParams, bounds, layout, native
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.constants import NO_NORM, NO_ROW
-from hivlp.cli import main
 from hivlp.index import Index
 from hivlp.levels import Level
-from hivlp.search import calibration
 from hivlp.search.approximate import FEW, HEAD, Approximate
 from hivlp.search.bounded import BoundedScanner
 from hivlp.search.collection import Collection
@@ -27,7 +25,7 @@ from hivlp.search.filters import Filter
 from hivlp.search.likeness import Likeness
 from hivlp.search.operating_points import FOLDER, Tuned
 from hivlp.search.stages import Asked, Exact
-from synthetic import cloud
+from synthetic import cloud, make_tuned_index
 
 LIBRARY = native.load()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not compiled here")
@@ -101,6 +99,7 @@ def asked(kind: str, rng: np.random.Generator) -> np.ndarray:
     return cloud(50, WIDTH, 4)[rng.integers(50)] if choice == 1 else rng.normal(size=WIDTH).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [SearchParams(6, 5.0, 1.0, 60), SearchParams(9, np.inf, 0.0, 60)])
 @pytest.mark.parametrize("passing", [1.0, 0.5, 0.01])
 def test_a_batch_is_answered_as_its_queries_one_by_one(params, passing):
@@ -246,17 +245,8 @@ def test_no_bounds_where_there_can_be_none():
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     """A tuned index of 3,000 vectors, to copy."""
-    folder = tmp_path_factory.mktemp("exact")
-    np.save(folder / "v.npy", cloud(3000, WIDTH, 0))
-    every = AnnIndex.params_grid
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "TIMED", 3)
-        patch.setattr(AnnIndex, "params_grid", lambda engine: every(engine)[1::8])
-        arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "index"), "--fit", "pca", "--dims", "16"]
-        assert main(["index", *arguments]) == 0
-        with Index.open(folder / "index") as index:
-            index.tune(cloud(300, WIDTH, 3))
-    return folder / "index"
+    place = tmp_path_factory.mktemp("exact") / "index"
+    return make_tuned_index(place, cloud(3000, WIDTH, 0), cloud(300, WIDTH, 3))
 
 
 def answers(folder, where=None) -> tuple[list, bool]:

@@ -244,6 +244,7 @@ def test_a_file_that_is_none_is_refused_without_waiting(folder, queries, caplog,
     check_refused(folder, queries[:1], caplog, "scales.npy")
 
 
+@pytest.mark.slow
 def test_four_zeroed_bytes_anywhere_leave_exact_answers_exact(folder, queries):
     """Of every file: all but the longest are summed up when they are opened, these before the first exact answer."""
     expected = true_answers(folder, queries)
@@ -272,6 +273,7 @@ def test_the_longest_files_are_summed_up_once_and_not_for_approximate_answers(fo
         assert summed.count(size) == 1
 
 
+@pytest.mark.slow
 def test_an_engine_of_other_vectors_is_refused(folder, queries, caplog):
     other = folder.with_name("other")
     fuzz.make_index(other, 3, ITEMS, WIDTH, DIMS, SIGNED, LISTS, COPIES, True, False)

@@ -99,6 +99,7 @@ def test_the_check_of_an_index_tells_how_far_it_is(index):
     assert all(done <= total == (1 + len(index.levels)) * report.rows for done, total in told)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_vector_file_is_named(index, encoder):
     index.close()
     rng = random.Random(0)

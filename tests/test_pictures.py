@@ -303,6 +303,7 @@ SAMPLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @settings(deadline=None, max_examples=400)
 @given(st.data())

@@ -207,6 +207,7 @@ def peak(*paths: Path) -> int:
     return int(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_file_is_never_in_memory_whole_and_nothing_is_left_of_it(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.bmp" for number in range(3)]
@@ -218,6 +219,7 @@ def test_a_large_file_is_never_in_memory_whole_and_nothing_is_left_of_it(tmp_pat
     assert peak(*paths) < 60 + 30 * 4 + 60
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_photograph_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"

@@ -118,6 +118,7 @@ def test_readers_see_one_commit_whole_while_a_writer_adds_removes_and_compacts(p
         assert report["seen"][-1] == VERSIONS - 1 and len(report["seen"]) > 2, report
 
 
+@pytest.mark.slow
 def test_a_second_writing_process_is_refused_whatever_it_wants(place):
     with Index.open(place, NumberEncoder()) as index:
         with closing(Store(place)) as store, store.writer():

@@ -278,6 +278,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "arguments", "command"),
     [
@@ -339,6 +340,7 @@ def test_the_libraries_of_an_extra_are_those_of_the_package():
 # The command, however it is started.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirect", [">&-", "2>&-", "<&-", ">/dev/full"])
 def test_a_stream_that_is_closed_or_full_ends_in_no_traceback(index, redirect):
     command = f'"{sys.executable}" -m hivlp search {index.path} --like 1 {redirect}'

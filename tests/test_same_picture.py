@@ -204,6 +204,7 @@ def test_what_the_real_stamps_share():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.stamps
 @pytest.mark.skipif(not (HERE and openclipart.DEFAULT_ROOT.is_dir()), reason="stamps or openclipart not installed")
 def test_the_known_copies_in_the_real_openclipart_are_found():

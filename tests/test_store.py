@@ -284,6 +284,7 @@ def look(store: Store):
 # Threads and processes.
 
 
+@pytest.mark.slow
 def test_threads_read_whole_commits_while_one_writes(tmp_path, codec):
     """Each commit replaces all items, and at times compacts: a reader sees one version alone, with its vectors."""
     Store.make(tmp_path / "x", ABOUT, codec=codec)

@@ -66,6 +66,7 @@ def test_searches_side_by_side_give_what_one_thread_gives(index):
         ]
 
 
+@pytest.mark.slow
 def test_a_writer_beside_searches_changes_no_answer_within_a_commit(index, tmp_path):
     """Twins come and go in pairs: every answer holds both of a pair or neither, whichever commit it is of."""
     rng = np.random.default_rng(5)
@@ -118,6 +119,7 @@ def test_a_closed_index_says_so_in_every_thread(index):
                 future.result()
 
 
+@pytest.mark.slow
 def test_what_is_added_in_python_is_taken_in_by_the_approximate_index(index, tmp_path):
     tuned = index.snapshot().collection.ann is not None
     np.save(tmp_path / "more.npy", unit(ROWS // 5, 3))

@@ -73,8 +73,8 @@ def run(seeds: int = 3, ways: Mapping[str, Recipe] | None = None) -> HierarchyRe
             for way, recipe in ways.items():
                 with tempfile.TemporaryDirectory() as folder:
                     test = train_on_scenes(replace(recipe, seed=seed), Path(folder) / "model").recalls["test"]
-                levels = {name: level["AR"] for name, level in test["levels"].items()}
-                seen[way].append({**levels, "cascade": test["cascade"]["AR"]})
+                levels = {name: recalls.average for name, recalls in test.scores.levels.items()}
+                seen[way].append({**levels, "cascade": test.scores.cascade.average})
                 bar.update()
     found = {way: {key: summary([run[key] for run in runs]) for key in runs[0]} for way, runs in seen.items()}
     alone, ours = found[ALONE]["fine"], found[OURS]["fine"]

@@ -7,7 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hivlp.evaluate.results import Evaluation
 
 
 def print_result(arguments: argparse.Namespace, data: Callable[[], Any], text: Callable[[], str]) -> None:
@@ -65,21 +68,19 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield follow
 
 
-def recall_table(result: dict[str, Any]) -> str:
-    """What :func:`hivlp.evaluate.evaluate` found, a level a line, and the cascade."""
-    shortlist = result["cascade"]["shortlist"]
-    rows = [*result["levels"].items(), (f"cascade ({shortlist})", result["cascade"])]
+def recall_table(found: Evaluation) -> str:
+    """Recalls of an evaluation, a level a line, and the cascade."""
+    scores, shortlist = found.scores, found.scores.shortlist
     lines = [
-        f"{result['images']} pictures, {result['captions']} captions",
+        f"{found.images} pictures, {found.captions} captions",
         f"{'':16}text→image          image→text       AR",
     ]
-    for name, row in rows:
-        cells = [" ".join(f"{value:5.1f}" for value in row[d].values()) for d in ("text_to_image", "image_to_text")]
-        lines.append(f"{name:14}{cells[0]}   {cells[1]}  {row['AR']:5.1f}")
-    retained = result["cascade"]["retained"]["text_to_image"]["R@10"]
+    for name, recalls in [*scores.levels.items(), (f"cascade ({shortlist})", scores.cascade)]:
+        both = (recalls.text_to_image, recalls.image_to_text)
+        cells = [" ".join(f"{value:5.1f}" for value in each.values()) for each in both]
+        lines.append(f"{name:14}{cells[0]}   {cells[1]}  {recalls.average:5.1f}")
+    retained = scores.retained["text_to_image"]["R@10"]
     lines.append(f"the cascade keeps {100 * retained:.1f}% of the finest level's text→image R@10")
-    if shortlist >= result["images"]:
-        lines.append(
-            f"a shortlist of {shortlist} holds all {result['images']} pictures: text→image, nothing can be lost"
-        )
+    if shortlist >= found.images:
+        lines.append(f"a shortlist of {shortlist} holds all {found.images} pictures: text→image, nothing can be lost")
     return "\n".join(lines)

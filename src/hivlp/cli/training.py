@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hivlp.evaluate.results import Evaluation
 
 from hivlp.cli.models import DEFAULT_MODEL, load_model
 from hivlp.cli.output import print_result, recall_table
@@ -23,8 +26,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
-    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist).to_json()
-    print_result(arguments, lambda: result, lambda: recall_table(result))
+    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
+    print_result(arguments, result.to_json, lambda: recall_table(result))
     return 0
 
 
@@ -92,5 +95,5 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(recalls: Mapping[str, Any]) -> str:
+def _tables(recalls: Mapping[str, Evaluation]) -> str:
     return "".join(f"{part}\n{recall_table(found)}\n" for part, found in recalls.items())

@@ -76,11 +76,15 @@ class Scores:
     cascade: Recalls
     shortlist: int
 
+    @property
+    def retained(self) -> dict[str, dict[str, float]]:
+        """Shares of the finest level's recalls that the cascade keeps, by direction and cutoff."""
+        return self.cascade.retained(list(self.levels.values())[-1])
+
     def to_json(self) -> dict[str, Any]:
         """``levels``, and ``cascade`` with its ``shortlist`` and what it ``retained`` of the finest level's recalls."""
         levels = {name: recalls.to_json() for name, recalls in self.levels.items()}
-        finest = list(self.levels.values())[-1]
-        told = {"shortlist": self.shortlist, "retained": self.cascade.retained(finest)}
+        told = {"shortlist": self.shortlist, "retained": self.retained}
         return {"levels": levels, "cascade": {**self.cascade.to_json(), **told}}
 
 

@@ -17,6 +17,7 @@ from hivlp.config import HiVLPConfig
 from hivlp.data.load import load_pairs
 from hivlp.errors import HivlpError, RecipeError
 from hivlp.evaluate.recall import evaluate
+from hivlp.evaluate.results import Evaluation
 from hivlp.export.graphs import export
 from hivlp.train.inputs.augment import plain_view
 from hivlp.train.recipe.schema import Recipe, split_of
@@ -41,7 +42,7 @@ class TrainResult:
     """
 
     model: Path
-    recalls: Mapping[str, Mapping[str, Any]]
+    recalls: Mapping[str, Evaluation]
     seconds: float
     pairs: int
     best_step: int | None
@@ -51,7 +52,7 @@ class TrainResult:
         """What ``metrics.json`` holds and, with the model's folder, ``hivlp train --json`` prints."""
         best = {} if self.best_step is None else {"best_step": self.best_step}
         run = {"seconds": self.seconds, "pairs": self.pairs, **best, "quantization": dict(self.quantization)}
-        return {**self.recalls, **run}
+        return {**{name: found.to_json() for name, found in self.recalls.items()}, **run}
 
 
 def publish(
@@ -73,7 +74,7 @@ def publish(
     seconds = round(time.perf_counter() - started, 1)
     result = TrainResult(out, recalls, seconds, pairs, best_step, quantized)
     (out / "metrics.json").write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    write_card(recipe, out, recalls)
+    write_card(recipe, out, {name: found.to_json() for name, found in recalls.items()})
     return result
 
 
@@ -85,7 +86,7 @@ def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[n
     """
     if recipe.validation is None:
         raise RecipeError("to quantise, a recipe needs a validation set that shows what it costs")
-    best = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
+    best = measure(recipe, folder, ("validation",))["validation"].scores.cascade.average
     seen = {"float32": best}
     chosen: dict[str, Any] = {}
     views = np.stack([plain_view(pixels, recipe.picture.size) for pixels in calibration])
@@ -93,7 +94,7 @@ def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[n
     for tower, option in options.items():
         tried = {**chosen, **option}
         export(folder, **tried)
-        seen[tower] = measure(recipe, folder, ("validation",))["validation"]["cascade"]["AR"]
+        seen[tower] = measure(recipe, folder, ("validation",))["validation"].scores.cascade.average
         if seen[tower] >= best - QUANTIZATION_LOSS:
             chosen = tried
         else:
@@ -103,15 +104,15 @@ def quantize_where_harmless(recipe: Recipe, folder: Path, calibration: NDArray[n
     return seen
 
 
-def measure(recipe: Recipe, folder: Path, splits: tuple[str, ...]) -> dict[str, Any]:
+def measure(recipe: Recipe, folder: Path, splits: tuple[str, ...]) -> dict[str, Evaluation]:
     """Recalls of the exported graphs on the recipe's validation and test sets, if it names them."""
     from hivlp.encode import HiVLP
 
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Evaluation] = {}
     model = HiVLP.from_pretrained(folder)
     for split, source in (("validation", recipe.validation), ("test", recipe.test)):
         if source is not None and split in splits:
-            metrics[split] = evaluate(load_pairs(*split_of(source)), model, shortlist=recipe.shortlist).to_json()
+            metrics[split] = evaluate(load_pairs(*split_of(source)), model, shortlist=recipe.shortlist)
     return metrics
 
 
