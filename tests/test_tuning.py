@@ -185,8 +185,9 @@ def test_an_engine_of_an_earlier_format(folder, queries):
 
 
 @pytest.mark.slow
-def test_another_process_tunes(folder, queries):
+def test_another_process_tunes(folder, queries, monkeypatch):
     """An index that is open notes an engine that comes, is replaced or goes, without a commit."""
+    monkeypatch.setattr(opened, "LOOK_SECONDS", 0)
     place = folder / "index"
     shutil.rmtree(place / "engine")
     with Index.open(place) as reader, Index.open(place) as other:
