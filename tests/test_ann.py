@@ -39,7 +39,7 @@ def queries() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def engine(items, queries) -> AnnIndex:
+def index(items, queries) -> AnnIndex:
     return AnnIndex.build(items, queries=queries, dims=64, sign_dims=48, nlist=40)
 
 
@@ -92,7 +92,7 @@ def test_packing_is_undone(blocks, groups, seed):
 
 
 @pytest.mark.parametrize("groups", [1, 3, 8, 16, 32])
-def test_signs(each, groups):
+def test_sign_scores(each, groups):
     rng = np.random.default_rng(groups)
     blocks = 3
     positive = rng.random((blocks * 32, groups * 16)) < 0.5
@@ -119,7 +119,7 @@ def test_signs(each, groups):
 
 
 @pytest.mark.parametrize("extreme", [False, True])
-def test_nibbles_and_keys(each, extreme):
+def test_products_of_refinement_codes_and_keys(each, extreme):
     rng = np.random.default_rng(0)
     for groups in (1, 2, 3, 7, 8, 10, 12, 24):
         dims = groups * 16
@@ -148,7 +148,7 @@ def test_nibbles_and_keys(each, extreme):
 
 
 @pytest.mark.parametrize("extreme", [False, True])
-def test_bytes(each, extreme):
+def test_products_of_int8_vectors(each, extreme):
     rng = np.random.default_rng(1)
     for width in (16, 48, 192, 512):
         rows, query = (
@@ -163,7 +163,7 @@ def test_bytes(each, extreme):
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 31, 32, 100, 768])
-def test_dot(each, width):
+def test_products_of_float16_vectors(each, width):
     rng = np.random.default_rng(width)
     rows = rng.normal(size=(5, width)).astype(np.float16)
     rows[0, 0] = np.float16(6e-8)  # a subnormal
@@ -182,21 +182,21 @@ def test_dot(each, width):
 
 
 @pytest.mark.slow
-def test_variants_and_numpy_find_the_same(variant, engine, queries, monkeypatch):
+def test_variants_and_numpy_find_the_same(variant, index, queries, monkeypatch):
     efforts = (
         (40, np.inf, 1.0, 50), (5, np.inf, 3.0, 20), (40, 3.0, -0.5, 30), (40, 2.0, 1.0, 20), (40, 9.0, 1.5, 25),
         (40, 9.0, 1.0, 60, 3.0), (40, 4.0, 1.0, 200, 1.0), (40, np.inf, 0.5, 30, 0.0),
     )  # fmt: skip
     for setting in (SearchParams(*effort) for effort in efforts):
-        rows, scores = engine.search(queries[:40], 10, setting)
-        expected, products = ann_oracle.search(engine.arrays, engine.vectors, queries[:40], 10, setting, None)
+        rows, scores = index.search(queries[:40], 10, setting)
+        expected, products = ann_oracle.search(index.arrays, index.vectors, queries[:40], 10, setting, None)
         # Rounding of the last sums may swap two that are all but equal, and of the router's a list at the margin.
         same = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)])
         assert same >= 0.995
         np.testing.assert_allclose(scores[:, 0], products[:, 0], atol=2e-3)
 
 
-def test_lists_are_read_as_far_as_their_codes_are_long_enough(variant, engine, queries, monkeypatch):
+def test_lists_are_scanned_as_far_as_their_sign_scales_can_reach_the_threshold(variant, index, queries, monkeypatch):
     read, sign_scores = [], ann_oracle.sign_scores
 
     def counted(arrays, query, chosen, blocks, slack):
@@ -204,13 +204,13 @@ def test_lists_are_read_as_far_as_their_codes_are_long_enough(variant, engine, q
         return sign_scores(arrays, query, chosen, blocks, slack)
 
     monkeypatch.setattr(ann_oracle, "sign_scores", counted)
-    setting, sizes, shortened, same = SearchParams(40, 4.0, 1.0, 20), np.diff(engine.arrays.list_offsets), 0, 0
+    setting, sizes, shortened, same = SearchParams(40, 4.0, 1.0, 20), np.diff(index.arrays.list_offsets), 0, 0
     for query in queries[:40]:
         read.clear()
-        ann_oracle.search(engine.arrays, engine.vectors, query[None], 10, setting, None)
-        before = engine.stats.sign_codes
-        engine.search(query[None], 10, setting)
-        same += engine.stats.sign_codes - before == CODE_LANES * sum(int(blocks.sum()) for _, blocks in read)
+        ann_oracle.search(index.arrays, index.vectors, query[None], 10, setting, None)
+        before = index.stats.sign_codes
+        index.search(query[None], 10, setting)
+        same += index.stats.sign_codes - before == CODE_LANES * sum(int(blocks.sum()) for _, blocks in read)
         shortened += any((blocks < sizes[chosen]).any() for chosen, blocks in read[1:])
         assert all((blocks == sizes[chosen]).all() for chosen, blocks in read[:1])
     assert shortened > 10
@@ -224,18 +224,18 @@ def exact(items, queries, k, allowed=None):
     return np.argsort(-scores, 1, kind="stable")[:, :k]
 
 
-def test_everything_read_is_exact(engine, items, queries):
-    rows, scores = engine.search(queries[:20], 10, SearchParams(40, np.inf, 0.0, 10**4))
+def test_everything_read_is_exact(index, items, queries):
+    rows, scores = index.search(queries[:20], 10, SearchParams(40, np.inf, 0.0, 10**4))
     np.testing.assert_array_equal(rows, exact(items, queries[:20], 10))
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
 @pytest.mark.slow
-def test_recall_grows_with_effort(engine, items, queries):
+def test_recall_grows_with_effort(index, items, queries):
     truth = exact(items, queries[:100], 10)
 
     def recall(setting):
-        rows = engine.search(queries[:100], 10, setting)[0]
+        rows = index.search(queries[:100], 10, setting)[0]
         return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), truth.tolist(), strict=True)])
 
     little, much = recall(SearchParams(2, np.inf, 0.0, 15)), recall(SearchParams(40, np.inf, 2.0, 60))
@@ -243,42 +243,42 @@ def test_recall_grows_with_effort(engine, items, queries):
     assert much > 0.97
 
 
-def test_as_many_rows_as_wanted_whatever_the_setting(engine, queries):
+def test_as_many_rows_as_wanted_whatever_the_search_parameters(index, queries):
     """Also where several codes of a row are among the last ones."""
     for setting in (
         SearchParams(40, np.inf, 0.0, 5),
         SearchParams(40, np.inf, 2.0, 30),
     ):
-        rows, _ = engine.search(queries[:20], 30, setting)
+        rows, _ = index.search(queries[:20], 30, setting)
         assert (rows >= 0).all()
         assert all(len(set(each)) == 30 for each in rows.tolist())
 
 
-def test_filter(engine, items, queries):
+def test_filter(index, items, queries):
     rng = np.random.default_rng(3)
     for share in (0.01, 0.3):
         allowed = rng.random(len(items)) < share
         bits = np.packbits(allowed, bitorder="little")
-        rows, _ = engine.search(queries[:20], 10, SearchParams(40, np.inf, 0.0, 10**4), allowed=bits)
+        rows, _ = index.search(queries[:20], 10, SearchParams(40, np.inf, 0.0, 10**4), allowed=bits)
         np.testing.assert_array_equal(rows, exact(items, queries[:20], 10, allowed))
         some = np.flatnonzero(allowed).astype(np.uint32)
-        found, _ = engine.search_rows(queries[0], some, 10, 10**4)
+        found, _ = index.search_rows(queries[0], some, 10, 10**4)
         np.testing.assert_array_equal(found, rows[0])
 
 
-def test_together_as_one_by_one(variant, engine, queries):
+def test_queries_of_a_batch_are_answered_as_one_by_one(variant, index, queries):
     """Queries that are asked at once get the same answers, to the last bit, however many they are."""
     for setting in (SearchParams(40, 4.0, 0.5, 20), SearchParams(9, np.inf, 0.0, 20)):
-        alone = [engine.search(query[None], 10, setting) for query in queries[:30]]
+        alone = [index.search(query[None], 10, setting) for query in queries[:30]]
         for count in (1, 3, 4, 7, 8, 9, 30):
-            rows, scores = engine.search(queries[:count], 10, setting)
+            rows, scores = index.search(queries[:count], 10, setting)
             np.testing.assert_array_equal(rows, np.concatenate([one[0] for one in alone[:count]]))
             np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone[:count]]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
-def test_list_after_list_as_query_after_query(variant, engine, items, queries, share):
+def test_a_batch_search_reads_and_finds_what_its_queries_do_alone(variant, index, items, queries, share):
     """Reading each list once for all queries that want it does not change what they find."""
     allowed = np.random.default_rng(5).random(len(items)) < share
     bits = None if share == 1 else np.packbits(allowed, bitorder="little")
@@ -293,14 +293,14 @@ def test_list_after_list_as_query_after_query(variant, engine, items, queries, s
         )
     ):
         asked = queries[7 * number : 7 * number + 270]
-        engine.stats = interface.SearchStats()
-        alone = [engine.search(query[None], 5, setting, allowed=bits) for query in asked]
-        work, engine.stats = engine.stats, interface.SearchStats()
-        rows, scores = engine.search(asked, 5, setting, allowed=bits)
+        index.stats = interface.SearchStats()
+        alone = [index.search(query[None], 5, setting, allowed=bits) for query in asked]
+        work, index.stats = index.stats, interface.SearchStats()
+        rows, scores = index.search(asked, 5, setting, allowed=bits)
         np.testing.assert_array_equal(rows, np.concatenate([one[0] for one in alone]))
         np.testing.assert_array_equal(scores, np.concatenate([one[1] for one in alone]))
         for name in ("lists", "sign_codes", "vectors"):  # the order of codes decides only how many are refined
-            assert getattr(work, name) == getattr(engine.stats, name)
+            assert getattr(work, name) == getattr(index.stats, name)
 
 
 def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
@@ -369,17 +369,17 @@ def test_every_header_compiles_alone(tmp_path, header):
     st.integers(1, 300), st.integers(1, 40), st.sampled_from([-1.0, 0.0, 0.7, 3.0, np.inf]),
     st.sampled_from([0.0, 0.4, 2.0, np.inf]), st.sampled_from([1, 3, 1000]), st.integers(0, 1000),
 )  # fmt: skip
-def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, slack, tolerance, kinds, seed):
+def test_what_is_kept_is_the_best_of_all_codes(index, queries, last, lists, slack, tolerance, kinds, seed):
     """What is kept while codes are read is what sorting all of them gives, also where a great many score the same."""
     rng = np.random.default_rng(seed)
-    changed = {name: getattr(engine.arrays, name).copy() for name in ("sign_codes", "sign_scales", "refine_codes")}
+    changed = {name: getattr(index.arrays, name).copy() for name in ("sign_codes", "sign_scales", "refine_codes")}
     if kinds < 1000:
         few = rng.integers(len(changed["sign_codes"]), size=kinds)
         alike = few[rng.integers(kinds, size=len(changed["sign_codes"]))]
         changed = {name: array[alike] for name, array in changed.items()}
         changed["sign_scales"][:] = changed["sign_scales"][0, 0]
         changed["refine_codes"][:] = changed["refine_codes"][:, :1]
-    other = AnnIndex(replace(engine.arrays, **changed), engine.vectors)
+    other = AnnIndex(replace(index.arrays, **changed), index.vectors)
     k, setting = min(10, last), SearchParams(lists, np.inf, slack, last, tolerance)
     asked = replace(setting, rerank=other.min_rerank(setting, k))
     for number in rng.integers(len(queries), size=3):
@@ -388,39 +388,39 @@ def test_what_is_kept_is_the_best_of_all_codes(engine, queries, last, lists, sla
         np.testing.assert_array_equal(other.search(query, k, setting)[0], expected[0])
 
 
-def test_little_slack_reads_fewer_nibbles_and_much_finds_all_that_they_would(engine, queries):
-    """With enough of it, what is kept is the best of all codes by their nibbles alone."""
+def test_little_slack_reads_fewer_refinement_codes_and_much_finds_all_that_they_would(index, queries):
+    """With enough of it, what is kept is the best of all codes by their refinement codes alone."""
     reads = []
     for slack in (0.0, 1.0, 4.0):
-        engine.stats = interface.SearchStats()
-        engine.search(queries[:50], 10, SearchParams(40, np.inf, slack, 20))
-        reads.append(engine.stats.refine_codes)
-    assert reads[0] < reads[1] < reads[2] <= 50 * len(engine.arrays.positions) * 2
+        index.stats = interface.SearchStats()
+        index.search(queries[:50], 10, SearchParams(40, np.inf, slack, 20))
+        reads.append(index.stats.refine_codes)
+    assert reads[0] < reads[1] < reads[2] <= 50 * len(index.arrays.positions) * 2
     for vector in queries[:20]:
-        query = ann_oracle.Query(engine.arrays, vector)
-        rows = engine.arrays.row_ids.ravel()
+        query = ann_oracle.Query(index.arrays, vector)
+        rows = index.arrays.row_ids.ravel()
         places = np.flatnonzero(rows != NO_ROW)
-        scores = ann_oracle.refine_scores(engine.arrays, query, places)
+        scores = ann_oracle.refine_scores(index.arrays, query, places)
         best = np.unique(rows[places[np.lexsort((places, -scores))[:20]]]).astype(np.int64)
-        found, _ = engine.search(vector[None], 10, SearchParams(40, np.inf, np.inf, 20))
-        np.testing.assert_array_equal(found[0], ann_oracle.rerank(engine.vectors, vector, best, 10)[0])
+        found, _ = index.search(vector[None], 10, SearchParams(40, np.inf, np.inf, 20))
+        np.testing.assert_array_equal(found[0], ann_oracle.rerank(index.vectors, vector, best, 10)[0])
 
 
 @pytest.mark.slow
-def test_what_is_further_from_the_last_wanted_one_than_nibbles_err_is_not_handed_on(engine, items, queries):
-    """Fewer fine vectors are read, and of some queries fewer than of others."""
+def test_codes_beyond_the_tolerance_are_not_reranked(index, items, queries):
+    """Fewer float16 vectors are read, and of some queries fewer than of others."""
     read = []
     for tolerance in (np.inf, 4.0, 1.0, 0.0):
         fine = []
         for vector in queries[:30]:
-            query, setting = ann_oracle.Query(engine.arrays, vector), SearchParams(40, np.inf, np.inf, 60, tolerance)
-            wanted = 5 * engine.arrays.assignments
-            rows = ann_oracle.kept_rows(engine.arrays, query, setting, wanted, None)
+            query, setting = ann_oracle.Query(index.arrays, vector), SearchParams(40, np.inf, np.inf, 60, tolerance)
+            wanted = 5 * index.arrays.assignments
+            rows = ann_oracle.kept_rows(index.arrays, query, setting, wanted, None)
             fine.append(len(rows))
-            found, _ = engine.search(vector[None], 5, setting)
-            np.testing.assert_array_equal(found[0], ann_oracle.rerank(engine.vectors, vector, rows, 5)[0])
-            places = np.flatnonzero(engine.arrays.row_ids.ravel() != NO_ROW)
-            scores = np.sort(ann_oracle.refine_scores(engine.arrays, query, places))[::-1]
+            found, _ = index.search(vector[None], 5, setting)
+            np.testing.assert_array_equal(found[0], ann_oracle.rerank(index.vectors, vector, rows, 5)[0])
+            places = np.flatnonzero(index.arrays.row_ids.ravel() != NO_ROW)
+            scores = np.sort(ann_oracle.refine_scores(index.arrays, query, places))[::-1]
             near = np.count_nonzero(scores >= scores[wanted - 1] - tolerance * query.error)
             assert len(rows) <= min(near + 1, 60)
         read.append(fine)
@@ -429,8 +429,8 @@ def test_what_is_further_from_the_last_wanted_one_than_nibbles_err_is_not_handed
     assert np.std(read[2]) > 1
 
 
-def test_the_error_is_what_codes_leave_out(engine, items, queries):
-    arrays, off = engine.arrays, []
+def test_the_refine_error_is_what_codes_leave_out(index, items, queries):
+    arrays, off = index.arrays, []
     for vector in queries[:20]:
         query = ann_oracle.Query(arrays, vector)
         unit = float(query.int8_scale) * float(arrays.scales["centroid_scale"][0]) / float(query.centroid_unit)
@@ -440,10 +440,10 @@ def test_the_error_is_what_codes_leave_out(engine, items, queries):
     assert float(arrays.scales["refine_error"][0]) == pytest.approx(measured, rel=0.1)
 
 
-def test_at_least_one_row_is_wanted(engine, queries):
+def test_at_least_one_row_is_wanted(index, queries):
     for search in (
-        lambda: engine.search(queries[:2], 0, SearchParams(4, np.inf, 0.0, 5)),
-        lambda: engine.search_rows(queries[0], np.arange(9), 0, 5),
+        lambda: index.search(queries[:2], 0, SearchParams(4, np.inf, 0.0, 5)),
+        lambda: index.search_rows(queries[0], np.arange(9), 0, 5),
     ):
         with pytest.raises(ValueError, match="at least 1"):
             search()
@@ -476,7 +476,7 @@ def test_the_router_learns(items, queries):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 1000))
-def test_every_item_lies_in_its_lists(lists, copies, seed):
+def test_every_row_lies_in_its_lists(lists, copies, seed):
     rng = np.random.default_rng(seed)
     members = np.stack([rng.permutation(lists)[: min(copies, lists)] for _ in range(200)]).astype(np.int32)
     lengths = rng.integers(256, size=members.shape).astype(np.uint8)
@@ -490,19 +490,19 @@ def test_every_item_lies_in_its_lists(lists, copies, seed):
     np.testing.assert_array_equal(np.diff(of_list) < 0, False)
 
 
-def test_extended(engine, items):
+def test_an_extended_index_is_one_built_of_all_items(index, items):
     """More items under what was learnt from fewer: as if the codes had been packed with them from the start."""
-    half = AnnIndex.extend(engine.arrays, items[:1500])
+    half = AnnIndex.extend(index.arrays, items[:1500])
     whole = AnnIndex.extend(half.arrays, items)
     for name in ENCODED:
-        np.testing.assert_array_equal(getattr(whole.arrays, name), getattr(engine.arrays, name))
+        np.testing.assert_array_equal(getattr(whole.arrays, name), getattr(index.arrays, name))
 
 
-def test_saved_and_loaded(tmp_path, engine, items, queries):
-    engine.save(tmp_path / "engine", {"rows": 3000})
+def test_saved_and_loaded(tmp_path, index, items, queries):
+    index.save(tmp_path / "engine", {"rows": 3000})
     again = AnnIndex.load(tmp_path / "engine", items)
     setting = SearchParams(10, np.inf, 1.0, 30)
-    np.testing.assert_array_equal(again.search(queries[:9], 5, setting)[0], engine.search(queries[:9], 5, setting)[0])
+    np.testing.assert_array_equal(again.search(queries[:9], 5, setting)[0], index.search(queries[:9], 5, setting)[0])
     (tmp_path / "engine" / "sign_codes.npy").unlink()
     with pytest.raises(IndexFolderError, match="hivlp tune"):
         AnnIndex.load(tmp_path / "engine", items)
