@@ -1,7 +1,7 @@
 """Compiles the kernels of the approximate index while the package is built, where there is a C compiler.
 
-Without one the package is pure Python and searches are exhaustive. The library is plain C that is opened with ctypes, so
-that one wheel serves every version of Python.
+Without one the package is pure Python and searches are exhaustive. The library is plain C that is opened with ctypes:
+one wheel serves every version of Python.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class PictureConfig:
                                  f"not {dict(self.resize)}")  # fmt: skip
 
     def at(self, size: int) -> PictureConfig:
-        """The same view of a picture with this many pixels a side; of one that is never scaled there is only one."""
+        """This preparation at another size in pixels a side; unchanged for pictures that are never scaled."""
         if self.resize is None:
             return replace(self, size=size)
         if not self.resize:

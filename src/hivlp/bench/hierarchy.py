@@ -21,7 +21,7 @@ ALONE, OURS = "one level", "two levels, hivlp"
 
 
 def recipes(scenes: int = SCENES, epochs: int = EPOCHS) -> dict[str, Recipe]:
-    """The same towers, data, steps and seed; levels and what reaches the towers differ."""
+    """Runs with equal towers, data, steps and seed, which differ in levels and in what reaches the towers."""
     two = scenes_recipe(scenes, epochs, levels=(COARSE, FINE), test=f"scenes:{scenes}:test")
     through = replace(two.optim, tower_gradient={COARSE.name: 1.0})
     plain = ObjectiveConfig(temperature=two.objective.temperature, distillation=0.0)

@@ -27,7 +27,7 @@ SIDE, TOKENS = 64, 24
 class PlainClipLoss(nn.Module):
     """CLIP's loss as its paper writes it (Radford et al., 2021, figure 3): the whole matrix, and autograd.
 
-    With two levels, one such loss for each and the ranking distillation between them, likewise on whole matrices.
+    With two levels, one such loss for each and the ranking distillation between them, also on whole matrices.
     """
 
     def __init__(self, levels: Sequence[str] = ("fine",)) -> None:

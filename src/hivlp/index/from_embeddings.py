@@ -58,8 +58,8 @@ def index_embeddings(
         out: the index folder.
         source: see :func:`hivlp.data.vectors.source.open_embeddings`.
         column: of parquet that holds the vectors; default ``embedding``.
-        queries: vectors as they will be asked for, to fit to, likewise; default the texts of a clip-retrieval folder,
-            otherwise the items themselves. An existing index keeps its coarse level.
+        queries: vectors as they will be asked for, to fit to, in one of those formats; default the texts of a
+            clip-retrieval folder, otherwise the items themselves. An existing index keeps its coarse level.
         dims: of the coarse level, default 64; an existing index must have so many.
         method: see :func:`hivlp.coarse.fit_coarse`; ``none`` stores no coarse level, for an index that will be tuned.
         vectors: codec of the finest level, see :meth:`hivlp.index.Index.create`.

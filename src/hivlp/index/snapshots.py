@@ -67,7 +67,7 @@ class Snapshots:
     """The snapshot of the last commit, for any number of threads."""
 
     def __init__(self, store: Store) -> None:
-        """None is made yet."""
+        """No snapshot is made yet."""
         self._store, self._ann = store, AnnFolder(store.path)
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()

@@ -119,10 +119,10 @@ def _arrays(folder: Path) -> Arrays | None:
 
 
 def _remembered(folder: Path, width: int) -> Vectors | None:
-    """(m, width) the queries that an engine was tuned with; None if they are not there as they were written."""
-    engine = standing(folder / FOLDER)
+    """(m, width) queries that an approximate index was tuned with; None if they are damaged or missing."""
+    place = standing(folder / FOLDER)
     try:
-        asked = read_array(engine, QUERIES, read_manifest(engine, older=True))[1]
+        asked = read_array(place, QUERIES, read_manifest(place, older=True))[1]
         if asked.ndim != 2 or asked.shape[1] != width or len(asked) < 2 or asked.dtype != np.float16:
             return None
         return _unit(asked.astype(np.float32))

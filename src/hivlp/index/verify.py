@@ -70,12 +70,12 @@ def _check_maps(store: Store) -> list[Damage]:
 
 
 def _check_engine(folder: Path, fine: Stored | None, generation: int) -> list[Damage]:
-    """Every file's checksum; and if these are right, whether it is an engine at all, and one of these vectors."""
+    """Damage of the approximate index: of each file's checksum, of its arrays, or of the vectors that it is of."""
     place = standing(folder / ENGINE_FOLDER)
     if not place.exists():
         return []
     try:
-        what = "is not as it was written; `hivlp tune` builds the engine again"
+        what = "is not as it was written; `hivlp tune` builds it again"
         damaged = [Damage("engine", f"{ENGINE_FOLDER}/{name}", what) for name in AnnIndex.damage(place)]
         if not damaged and (fine is None or open_ann(folder, fine, generation) is None):
             Arrays.load(place)  # by itself: the vectors were given other rows since it was built

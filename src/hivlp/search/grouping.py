@@ -19,7 +19,7 @@ class Folding(Protocol):
     """A way to group one ranking, told block by block from its beginning."""
 
     def fold(self, rows: Rows) -> Rows:
-        """Those of the next rows that are folded into none before them."""
+        """Rows among the next ones that begin a group of their own."""
 
     def duplicates(self, row: int) -> Sequence[int]:
         """What was folded into a row that :meth:`fold` gave."""
@@ -43,7 +43,7 @@ class SameContent:
         self._seen: set[bytes] = set()
 
     def fold(self, rows: Rows) -> Rows:
-        """Those whose content was not met before."""
+        """Rows whose content was not met before."""
         kept = []
         for row, content in zip(rows.tolist(), self._contents.hashes(rows.tolist()), strict=True):
             if content not in self._seen:
@@ -73,7 +73,7 @@ class NearDuplicates:
         self._members: dict[int, list[int]] = {}
 
     def fold(self, rows: Rows) -> Rows:
-        """Those that are not near a group's first hit; they begin groups."""
+        """Rows that are near no group's first hit: they begin groups."""
         here: list[int] = []
         earlier = len(self._heads)
         for start in range(0, len(rows), CHUNK):
@@ -107,5 +107,5 @@ class NearDuplicates:
         return heads
 
     def duplicates(self, row: int) -> list[int]:
-        """Those listed with it, best first."""
+        """Rows folded into a group, best first."""
         return self._members[row]

@@ -154,7 +154,7 @@ class AnnFolder:
 
 
 def _warn(reason: IndexFolderError) -> None:
-    logger.warning("searching without the engine: %s", reason)
+    logger.warning("searching without the approximate index: %s", reason)
 
 
 def open_ann(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, AnnIndex, Bounds | None] | None:

@@ -15,7 +15,8 @@ one level, or a recall without an approximate index        exact
 up to :data:`FEW` rows that pass                           exact
 a ``shortlist`` of the caller's                            scan of the coarse level, re-ranked by each finer one; then
                                                            wider ones, four times as many ranks each; exact
-anything else                                              likewise, of which the first shows a quarter of its shortlist
+anything else                                              such cascades, the first of which shows a quarter of its
+                                                           shortlist
 =========================================================  ==========================================================
 """
 

@@ -5,7 +5,7 @@ affine map (the optimal transport between two Gaussians) moves them to the pictu
 spread more evenly: pictures come in series of look-alikes, so the moved words are gathered around some of themselves,
 each series by its own share. New vectors are then drawn around these: part of the way to some of their near
 neighbours, plus differences of other neighbours (so that noise has the local shape), plus a little of the whole
-covariance. Queries are drawn likewise around glosses that have been moved to the captions' mean and covariance.
+covariance. Queries are drawn in that way around glosses that have been moved to the captions' mean and covariance.
 :func:`match` says how like real ones they are.
 """
 
@@ -76,7 +76,7 @@ class Source:
         return unit
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Vectors]:
-        """The same in blocks, for more than fit into memory."""
+        """Generated vectors, block by block, for more than fit into memory."""
         for done in range(0, count, BLOCK):
             yield self.draw(min(BLOCK, count - done), rng)
 
@@ -168,7 +168,7 @@ def _fill(scratch: Path, items: Source, queries: Source, count: int) -> None:
 
 
 def match(real: RealSet, generated: Collection) -> dict[str, dict[str, float]]:
-    """The same statistics of captioned pictures, of words, and of generated vectors, at equal sample size."""
+    """Statistics of captioned pictures, of words, and of generated vectors, at equal sample size."""
     size = min(SAMPLE, len(real.pictures))
     items, asked = generated.read(ITEMS), np.asarray(generated.read(TEST))
     # The pictures' sources follow one another: the first captions alone are those of one source.

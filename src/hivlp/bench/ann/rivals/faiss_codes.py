@@ -90,7 +90,7 @@ class FaissFastScan(_FaissRefined):
 
 
 class FaissIvfFastScan(_FaissRefined):
-    """The same in inverted lists."""
+    """Fast-scan codes in inverted lists."""
 
     name: ClassVar[str] = "faiss IVF-PQ fast-scan"
 
@@ -112,14 +112,14 @@ class FaissIvfFastScan(_FaissRefined):
 
 
 class FaissFastScanWide(FaissFastScan):
-    """The same over twice the dimensions, which a flat spectrum needs."""
+    """Fast-scan codes of twice as many dimensions, which a flat spectrum needs."""
 
     name: ClassVar[str] = "faiss PQ fast-scan, wide"
     reduced: ClassVar[int | None] = 2 * REDUCED
 
 
 class FaissIvfFastScanWide(FaissIvfFastScan):
-    """The same over twice the dimensions."""
+    """Fast-scan codes of twice as many dimensions, in inverted lists."""
 
     name: ClassVar[str] = "faiss IVF-PQ fast-scan, wide"
     reduced: ClassVar[int | None] = 2 * REDUCED
@@ -142,7 +142,7 @@ class FaissRabitq(FaissIvfFastScan):
 
 
 class FaissRabitqWhole(FaissRabitq):
-    """The same over all dimensions, randomly rotated."""
+    """RaBitQ codes of all dimensions, randomly rotated."""
 
     name: ClassVar[str] = "faiss IVF RaBitQ, all dims"
     reduced: ClassVar[int | None] = None

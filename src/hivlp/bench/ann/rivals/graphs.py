@@ -49,7 +49,7 @@ class FaissHnsw(Graph):
 
 
 class FaissHnswQuick(FaissHnsw):
-    """The same, built with half the effort."""
+    """HNSW built with half the effort."""
 
     name: ClassVar[str] = "faiss HNSW32, quick"
     effort: ClassVar[int] = 100

@@ -33,7 +33,7 @@ class Ours:
 
 
 class OursOnDisk(Ours):
-    """The same over vectors that stay on disk: for more of them than fit into memory."""
+    """hivlp over vectors that stay on disk: for more of them than fit into memory."""
 
     name: ClassVar[str] = "hivlp, vectors on disk"
     on_disk: ClassVar[bool] = True  # ``build`` gets the items memory-mapped
