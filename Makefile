@@ -22,7 +22,7 @@ check: .venv-check/.check
 	OMP_NUM_THREADS=1 .venv-check/bin/python -m pytest -n 2 --dist worksteal -m 'not slow and not train' && wait $$types
 
 test: .venv-dev/.dev system
-	.venv-dev/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n 2 --dist worksteal
 
 lint: .venv-dev/.dev
 	.venv-dev/bin/ruff check .
