@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from hivlp.ann import AnnIndex
-from hivlp.ann.layout import code_type
+from hivlp.ann.layout import refine_dtype
 from hivlp.bench.ann.real import GLOSSES, TESTED, TRAINED_FROM, read_real, read_wordnet
 from hivlp.coarse.choose import SAMPLE_ITEMS, fit_coarse
 from hivlp.coarse.maps import FINE
@@ -152,26 +152,27 @@ def ann(items: Any, test: Any, train: Any, truth: list[set[int]], **about: Any) 
     engine = AnnIndex.build(items, queries=train)
     built = time.perf_counter() - start
     constant = sum(
-        getattr(engine.arrays, name).nbytes for name in ("map", "keys", "group_keys", "key_bias", "key_steps")
+        getattr(engine.arrays, name).nbytes
+        for name in ("query_projection", "router_keys", "group_keys", "router_bias", "router_scales")
     )
-    signed, dims = len(engine.arrays.amplitude), engine.dims
+    signed, dims = len(engine.arrays.sign_amplitude), engine.dims
     for target in TARGETS:
         best: dict[str, Any] = {}
         for setting in engine.params_grid():
             share = recall(engine.search(test, K, setting)[0], truth)
             if share < target:
                 continue
-            before = [getattr(engine.work, name) for name in ("lists", "codes", "nibbles", "fine")]
+            before = [getattr(engine.stats, name) for name in ("lists", "sign_codes", "refine_codes", "vectors")]
             spent = p50(lambda number, s=setting: engine.search(test[number][None], K, s), 100)  # type: ignore[misc]
             _lists, codes, nibbles, fine = (
-                (getattr(engine.work, name) - was) / 300
-                for name, was in zip(("lists", "codes", "nibbles", "fine"), before, strict=True)
+                (getattr(engine.stats, name) - was) / 300
+                for name, was in zip(("lists", "sign_codes", "refine_codes", "vectors"), before, strict=True)
             )
             if spent < best.get("p50_ms", np.inf):
                 touched = (
                     constant
                     + codes * (signed / 8 + 1)
-                    + nibbles * (code_type(dims, signed).itemsize + 4)
+                    + nibbles * (refine_dtype(dims, signed).itemsize + 4)
                     + fine * items[0].nbytes
                 )
                 best = {
@@ -201,7 +202,7 @@ def ann(items: Any, test: Any, train: Any, truth: list[set[int]], **about: Any) 
             **about,
             shortlist=size,
             recall=recall(found, truth[:100]),
-            code_bytes=code_type(dims, signed).itemsize,
+            code_bytes=refine_dtype(dims, signed).itemsize,
         )
     return engine
 
@@ -368,7 +369,7 @@ def part_cold(model: HiVLP) -> None:
                 }
                 for name, search in ways.items():
                     search(0)
-                    read, faults, spent, rows = [], [], [], over.work.fine
+                    read, faults, spent, rows = [], [], [], over.stats.vectors
                     asked_of = range(1, 61 if name != "exact" else 6)
                     for number in asked_of:
                         mapped.madvise(mmap.MADV_DONTNEED)
@@ -385,7 +386,7 @@ def part_cold(model: HiVLP) -> None:
                     say(
                         way=name,
                         advice=advice,
-                        fine_rows=(over.work.fine - rows) / len(asked_of),
+                        fine_rows=(over.stats.vectors - rows) / len(asked_of),
                         read_mb=float(np.mean(read)) / 1e6,
                         faults=float(np.mean(faults)),
                         p50_ms=float(np.median(spent)),
