@@ -30,8 +30,8 @@ def lean_vec(items: Matrix, queries: Matrix, floor: float = FLOOR) -> tuple[Matr
 
     The first m columns of both minimise ``E (q.x - (q B).(x A))^2`` over all projections to m dims. LeanVec-OOD (Tepper
     et al., 2023) approximates this by alternating steps; here it is exact. With ``Rq Rx = U S V'``, Rq and Rx being the
-    square roots of the second moments, ``A = Rx^-1 V S^1/2`` and ``B = Rx V S^-1/2``, which is ``Rq^-1 U S^1/2`` without
-    inverting Rq.
+    square roots of the second moments, ``A = Rx^-1 V S^1/2`` and ``B = Rx V S^-1/2``, which is ``Rq^-1 U S^1/2`` and
+    needs no inverse of Rq.
 
     With all d columns ``A B' = I``, and of all such pairs this one minimises ``E|q B|^2 E|x A|^2``: the product is at
     least the square of the nuclear norm of ``Rq Rx``, and here it is equal to that.

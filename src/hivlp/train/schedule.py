@@ -49,7 +49,7 @@ def parameter_groups(
 
 
 def matrices_and_vectors(group: dict[str, Any], decay_vectors: bool = False) -> list[dict[str, Any]]:
-    """A group split in two: matrices, which decay, and vectors (biases, gains), which do not; empty parts are left out."""
+    """A group split into matrices, which decay, and vectors (biases, gains), which do not; without empty parts."""
     if decay_vectors or not group["weight_decay"]:
         return [group] if group["params"] else []
     matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]

@@ -258,7 +258,7 @@ class Init(Checked):
 
 @dataclass(frozen=True)
 class Recipe(Checked):
-    """A training run, as a YAML file describes it; with ``self_distillation`` only the finest level learns from pairs."""
+    """A training run as a YAML file has it; with ``self_distillation`` the finest level alone learns from pairs."""
 
     name: str
     levels: tuple[Level, ...]

@@ -21,7 +21,7 @@ def key_of(**parts: Any) -> str:
 
 
 def read_cache(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The tensors that :func:`write_cache` wrote under this key; None if the file is missing, damaged or of another key."""
+    """Tensors that :func:`write_cache` wrote under this key; None if the file is missing, damaged or of another key."""
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != key:
