@@ -109,6 +109,18 @@ def test_a_second_writer_waits_for_the_first(index, tmp_path):
     assert len(index) == ROWS + 300 and index.verify().ok
 
 
+def test_what_is_remembered_of_hits_is_bounded_and_forgotten_beside_searches(index, monkeypatch):
+    monkeypatch.setattr("hivlp.index.snapshots.MOST_SHOWN", 25)
+    queries = unit(60, 4)
+    alone = [told(index.search(vector=query, where="id % 2 = 0")) for query in queries]
+    conditions = ["id % 2 = 0", *(f"id % 2 = 0 AND id > {-number}" for number in range(1, 12))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        asked = [(query, condition) for query in queries for condition in conditions]
+        found = list(pool.map(lambda each: told(index.search(vector=each[0], where=each[1])), asked))
+    assert found == [answer for answer in alone for _ in conditions]
+    assert len(index.snapshot().shown) <= 25 + 10 * THREADS and len(index.snapshot().filters) <= 8
+
+
 def test_a_closed_index_says_so_in_every_thread(index):
     index.search(vector=unit(1, 0)[0])
     index.close()

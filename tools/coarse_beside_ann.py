@@ -26,7 +26,7 @@ from hivlp.ann.layout import refine_dtype
 from hivlp.bench.ann.real import GLOSSES, TESTED, TRAINED_FROM, read_real, read_wordnet
 from hivlp.coarse.choose import SAMPLE_ITEMS, fit_coarse
 from hivlp.coarse.maps import FINE
-from hivlp.data.pairs import load_pairs
+from hivlp.data.load import load_pairs
 from hivlp.data.pictures import load_pixels
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import encode_stream

@@ -576,9 +576,11 @@ class Index:
         and the search is made again inside one.
         """
         snapshot = self._snapshots.newest()
-        known = snapshot is not None and (options.where is None or options.where in snapshot.filters)
+        allowed = None
+        if snapshot is not None:
+            allowed = snapshot.collection.alive if options.where is None else snapshot.filters.get(options.where)
+        known = options.where is None or allowed is not None
         if snapshot is not None and known and options.group is not True:
-            allowed = snapshot.collection.alive if options.where is None else snapshot.filters[options.where]
             plan, pages = self._pages(snapshot, queries, options, watch, allowed)
             items = self._snapshots.shown(snapshot, _rows(pages))
             if items is not None:

@@ -119,18 +119,17 @@ class Snapshots:
     def shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:
         """What hits show of the items in some rows of a snapshot; None if a commit has come in between."""
         known = snapshot.shown
-        missing = [row for row in rows if row not in known]
-        if not missing:
-            return known
-        found = self._store.look_up(missing, snapshot.state.commits)
-        if found is None:
-            return None
-        if len(known) + len(found) <= MOST_SHOWN:
+        # Other threads may forget what is known at any time: it is taken out once.
+        items = {row: item for row in rows if (item := known.get(row)) is not None}
+        if len(items) < len(rows):
+            found = self._store.look_up([row for row in rows if row not in items], snapshot.state.commits)
+            if found is None:
+                return None
+            items.update(found)
+            if len(known) + len(found) > MOST_SHOWN:
+                known.clear()
             known.update(found)
-            return known
-        found.update({row: known[row] for row in rows if row in known})
-        known.clear()
-        return found
+        return items
 
     def allowed(self, snapshot: Snapshot, reader: Reader, condition: str | None) -> Filter | None:
         """The rows of a snapshot that an SQL condition lets pass, tombstones left out; None for all.
