@@ -1,12 +1,15 @@
 """The change counter: another one after each commit, and no danger for SQLite's locks."""
 
+import gc
 import sqlite3
 import subprocess
 import sys
 
 import pytest
 
+from hivlp.store import changes
 from hivlp.store.changes import ChangeCounter
+from hivlp.store.database import Connections
 
 WRITE = """
 import sqlite3, sys
@@ -73,3 +76,14 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         ChangeCounter(tmp_path / "items.db")
     with pytest.raises(OSError):
         ChangeCounter(tmp_path / "none.db")
+
+
+def test_a_pool_that_nobody_closes_lets_go_of_the_file(file):
+    pool = Connections(file)
+    with pool.borrow() as db:
+        db.execute("SELECT * FROM t").fetchall()
+    key = file.stat().st_dev, file.stat().st_ino
+    assert changes.MAPPED[key][1] == 1
+    del pool, db
+    gc.collect()
+    assert key not in changes.MAPPED

@@ -17,8 +17,8 @@ COUNTER = slice(24, 28)
 HEADER = 100
 """Bytes of SQLite's header."""
 
-_Key = tuple[int, int]
-_mapped: dict[_Key, tuple[mmap.mmap, int]] = {}
+Key = tuple[int, int]
+MAPPED: dict[Key, tuple[mmap.mmap, int]] = {}
 """Mapping of each file's header by device and inode, and how many stores share it."""
 _lock = threading.Lock()
 
@@ -35,14 +35,14 @@ class ChangeCounter:
         """
         with _lock:
             status = file.stat()
-            self._key: _Key | None = (status.st_dev, status.st_ino)
-            shared = _mapped.get(self._key)
+            self._key: Key | None = (status.st_dev, status.st_ino)
+            shared = MAPPED.get(self._key)
             if shared is None:
                 # Nothing in this process has the file open yet: to close this handle lets go of no lock.
                 with file.open("rb") as handle:
                     shared = mmap.mmap(handle.fileno(), HEADER, access=mmap.ACCESS_READ), 0
             self._header, stores = shared
-            _mapped[self._key] = self._header, stores + 1
+            MAPPED[self._key] = self._header, stores + 1
 
     def read(self) -> bytes:
         """The counter; another one after a commit."""
@@ -53,9 +53,9 @@ class ChangeCounter:
         with _lock:
             if self._key is None:
                 return
-            header, stores = _mapped.pop(self._key)
+            header, stores = MAPPED.pop(self._key)
             if stores > 1:
-                _mapped[self._key] = header, stores - 1
+                MAPPED[self._key] = header, stores - 1
             else:
                 header.close()
             self._key = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ class Connections:
         self._lent = 0
         self._closed = False
         self._changes = ChangeCounter(file)
+        weakref.finalize(self, self._changes.close)  # of a store that nobody closes
 
     def changes(self) -> bytes:
         """Change counter of the file: another one after a commit, whoever made it.
