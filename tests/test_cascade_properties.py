@@ -483,7 +483,7 @@ def test_texts_in_a_batch_are_texts_alone(made):
 
 def test_all_answers_are_of_one_commit(made, monkeypatch):
     """More queries than share a pass."""
-    monkeypatch.setattr("hivlp.index.index.BATCH", 3)
+    monkeypatch.setattr("hivlp.index.answering.BATCH", 3)
     states = []
     make = Reader.__init__
     monkeypatch.setattr(Reader, "__init__", lambda *given: states.append(1) or make(*given))

@@ -15,45 +15,33 @@ import numpy as np
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
 from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
-from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
+from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.repair import RepairReport, set_damage_aside
-from hivlp.index.snapshots import Snapshot, Snapshots
+from hivlp.index.snapshots import Snapshot
 from hivlp.index.tune_report import TuneReport
 from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
 from hivlp.index.verify import verify_index
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
-from hivlp.search.filters import Filter
-from hivlp.search.grouping import Contents
 from hivlp.search.opened import stored_bytes
 from hivlp.search.options import Options, real_number, whole_number
-from hivlp.search.plan import Plan
-from hivlp.search.results import Duplicate, Hit, SearchResult
-from hivlp.search.searcher import Page, search
-from hivlp.search.stages import Query, Step
+from hivlp.search.results import SearchResult
 from hivlp.search.timing import Stopwatch
 from hivlp.store.codec import CODECS
 from hivlp.store.compacting import Progress
 from hivlp.store.folder import Store
-from hivlp.store.lookup import Shown
 from hivlp.store.names import composed, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
 from hivlp.store.verify import VerifyReport
 
-BATCH = 256
-"""Queries that share a pass over the vectors."""
 PAGE = 1000
 """Items that are listed from one commit."""
-
-
-Answer = tuple[Plan, list[tuple[list[Hit], list[Step]]]]
-"""The plan of a search, and of each query its hits and what was done to find them."""
 
 
 class Index:
@@ -70,7 +58,7 @@ class Index:
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open an existing index; see :meth:`open`."""
         self.store = Store(path)
-        self._snapshots = Snapshots(self.store)
+        self._answering = Answering(self.store)
         try:
             about = self.store.about
             given = about.model == EMBEDDINGS
@@ -164,11 +152,11 @@ class Index:
     def snapshot(self) -> Snapshot:
         """The last commit as searches see it: its collection, and the approximate index that it is searched with."""
         with self.store.reading() as reader:
-            return self._snapshots.of(reader)
+            return self._answering.snapshots.of(reader)
 
     def close(self) -> None:
         """Let go of the files; nothing is wrong with doing so twice."""
-        self._snapshots.close()
+        self._answering.snapshots.close()
         self.store.close()
 
     @property
@@ -304,7 +292,7 @@ class Index:
             DamagedIndexError: if they are not as they were written.
         """
         with self.store.reading() as reader:
-            return reader.embeddings([self._item(reader, item).row], check=True)
+            return reader.embeddings([self._item(reader, "item", item).row], check=True)
 
     def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
         """Remove items by id or path; a folder's path removes everything in it.
@@ -372,7 +360,7 @@ class Index:
             Whether there was something to do.
         """
         refreshed = refresh(self.store, on_progress)
-        self._snapshots.look_again()
+        self._answering.snapshots.look_again()
         return refreshed
 
     def verify(self, on_progress: Progress | None = None) -> VerifyReport:
@@ -504,12 +492,12 @@ class Index:
         encoded = None if like is not None else self._queries.of_one(query, image, vector)
         watch.lap("encode")
         if encoded is not None:
-            plan, ((hits, steps),) = self._answer([encoded], options, watch)
+            plan, ((hits, steps),) = self._answering.answer([encoded], options, watch)
         else:
             with self.store.reading() as reader:
-                row = self._item(reader, like).row
+                row = self._item(reader, "like", like).row
                 encoded = self._queries.of_vectors(reader.embeddings([row]))
-                plan, ((hits, steps),) = self._answer_in(reader, [encoded], options, watch, row)
+                plan, ((hits, steps),) = self._answering.answer_in(reader, [encoded], options, watch, row)
         return SearchResult(hits, watch.finish(), steps, plan)
 
     def search_many(
@@ -559,85 +547,15 @@ class Index:
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
         watch.lap("encode")
-        plan, answers = self._answer(encoded, options, watch)
+        plan, answers = self._answering.answer(encoded, options, watch)
         share = {name: round(value / max(1, len(answers)), 3) for name, value in watch.finish().items()}
         return [SearchResult(hits, dict(share), steps, plan) for hits, steps in answers]
 
-    def _item(self, reader: Reader, item: Any) -> Item:
-        found = reader.get(whole_number("like", item))
+    def _item(self, reader: Reader, name: str, item: Any) -> Item:
+        found = reader.get(whole_number(name, item))
         if found is None:
             raise QueryError(f"{self.path} has no item {item}")
         return found
-
-    def _answer(self, queries: Sequence[Query], options: Options, watch: Stopwatch) -> Answer:
-        """The answer to queries, all of one commit.
-
-        The last snapshot is searched without a transaction. If a commit comes in between, the lookup of the hits tells,
-        and the search is made again inside one.
-        """
-        snapshot = self._snapshots.newest()
-        allowed = None
-        if snapshot is not None:
-            allowed = snapshot.collection.alive if options.where is None else snapshot.filters.get(options.where)
-        known = options.where is None or allowed is not None
-        if snapshot is not None and known and options.group is not True:
-            plan, pages = self._pages(snapshot, queries, options, watch, allowed)
-            items = self._snapshots.shown(snapshot, _rows(pages))
-            if items is not None:
-                return plan, self._hits(pages, items, options.offset)
-        with self.store.reading() as reader:
-            return self._answer_in(reader, queries, options, watch)
-
-    def _answer_in(
-        self,
-        reader: Reader,
-        queries: Sequence[Query],
-        options: Options,
-        watch: Stopwatch,
-        excluded: int | None = None,
-    ) -> Answer:
-        """The answer to queries in the commit that a reader sees."""
-        snapshot = self._snapshots.of(reader)
-        allowed = self._snapshots.allowed(snapshot, reader, options.where)
-        plan, pages = self._pages(snapshot, queries, options, watch, allowed, excluded, reader)
-        items = {item.row: item for item in reader.in_rows(_rows(pages))}
-        return plan, self._hits(pages, items, options.offset)
-
-    def _pages(
-        self,
-        snapshot: Snapshot,
-        queries: Sequence[Query],
-        options: Options,
-        watch: Stopwatch,
-        allowed: Filter | None,
-        excluded: int | None = None,
-        contents: Contents | None = None,
-    ) -> tuple[Plan, list[Page]]:
-        """The plan of a search in a snapshot, and a page of each query's ranking."""
-        plan = snapshot.plan(options, allowed)
-        pages: list[Page] = []
-        for chunk in chunks(queries, BATCH):
-            pages += search(
-                snapshot.collection, plan, chunk, options, watch, contents=contents, allowed=allowed, excluded=excluded
-            )
-        return plan, pages
-
-    def _hits(
-        self, pages: Sequence[Page], items: Mapping[int, Item | Shown], offset: int
-    ) -> list[tuple[list[Hit], list[Step]]]:
-        """The hits of each page, and what was done to find them."""
-        names, answers = [level.name for level in self.levels], []
-        for page in pages:
-            hits = []
-            scores = zip(*(part.tolist() for part in page.scores), strict=True)
-            for place, (row, by_level) in enumerate(zip(page.rows.tolist(), scores, strict=True)):
-                item, same = items[row], None
-                if page.duplicates is not None:
-                    same = [Duplicate(items[each].id, items[each].path) for each in page.duplicates[place]]
-                known = dict(zip(names, by_level, strict=True))
-                hits.append(Hit(offset + place + 1, item.id, item.path, item.caption, known, item.metadata, same))
-            answers.append((hits, page.steps))
-        return answers
 
     def tune(
         self,
@@ -671,7 +589,7 @@ class Index:
             queries = as_texts(queries)
         recall = real_number("recall", recall)
         report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
-        self._snapshots.look_again()
+        self._answering.snapshots.look_again()
         return report
 
 
@@ -684,13 +602,6 @@ def checked_codec(name: str) -> str:
     if name not in CODECS:
         raise ArgumentError(f"vectors are stored as {', '.join(CODECS)}, not {name!r:.40}")
     return name
-
-
-def _rows(pages: Sequence[Page]) -> list[int]:
-    """The rows of each page, and those folded into them, each once."""
-    rows = {row for page in pages for row in page.rows.tolist()}
-    rows.update(row for page in pages for group in page.duplicates or () for row in group)
-    return list(rows)
 
 
 def _loaded_from(model: Encoder, source: str | None) -> str:

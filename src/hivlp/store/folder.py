@@ -295,9 +295,7 @@ class Store:
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
 
-        A new generation of files is written and synced, the catalog switches to it in one commit, and the old files go
-        last; a crash at any point leaves one generation that is whole. Vectors kept in float32 since format 1 become
-        float16.
+        See :meth:`hivlp.index.Index.compact`.
 
         Args:
             on_progress: called with how many vectors are written, and of how many.
