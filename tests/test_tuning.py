@@ -176,6 +176,8 @@ def test_an_engine_of_an_earlier_format(folder, queries):
     manifest["format"] = 1
     file.write_text(json.dumps({**manifest, "check": manifest_check(manifest)}))
     with Index.open(folder / "index") as index:
+        report = index.verify()
+        assert report.ok and "`hivlp tune` builds it again" in report.notes[0], "it is no damage"
         exact = ids(index.search(vector={"fine": queries[1400]}, exact=True))
         assert ids(index.search(vector={"fine": queries[1400]}, recall=0.99)) == exact
         assert index.snapshot().collection.ann is None and Tuned.load(index.path) is None

@@ -224,14 +224,18 @@ class AnnIndex:
             raise IndexFolderError(f"{folder} is of other vectors; `hivlp tune` builds it again") from error
 
     @staticmethod
-    def damage(folder: Path) -> list[str]:
+    def damage(folder: Path, *, older: bool = False) -> list[str]:
         """Names of the files in ``folder`` that are not as :meth:`save` wrote them.
+
+        Args:
+            folder: of the approximate index.
+            older: whether an earlier format will do.
 
         Raises:
             IndexFolderError: if the manifest itself is missing, unreadable or of another format.
         """
         folder = standing(folder)
-        checksums = read_manifest(folder).checks
+        checksums = read_manifest(folder, older=older).checks
         return [name for name, checksum in checksums.items() if file_checksum(folder / name) != checksum]
 
     # Searching.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hivlp.ann import AnnIndex
 from hivlp.ann.arrays import Arrays
-from hivlp.ann.manifest import MANIFEST, InvalidAnnIndexError, read_manifest
+from hivlp.ann.manifest import FORMAT, MANIFEST, InvalidAnnIndexError, read_manifest
 from hivlp.coarse.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, load_maps
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import standing
@@ -51,6 +51,9 @@ def verify_index(store: Store, on_progress: Progress | None = None) -> VerifyRep
     """
     report = verify_store(store, on_progress)
     report.damage += _check_maps(store)
+    if _is_outdated(store.path):
+        report.notes.append("the approximate index is of an earlier format and not used; `hivlp tune` builds it again")
+        return report
     try:
         with store.reading() as reader:
             fine, generation = reader.vectors()[-1], reader.state.generation
@@ -67,6 +70,15 @@ def _check_maps(store: Store) -> list[Damage]:
         except DamagedIndexError as error:
             return [Damage("maps", f"{ITEM_FILE}, {QUERY_FILE}", str(error))]
     return []
+
+
+def _is_outdated(folder: Path) -> bool:
+    """Whether there is an approximate index of an earlier format, whose files are as they were written."""
+    place = standing(folder / ENGINE_FOLDER)
+    try:
+        return read_manifest(place, older=True).format < FORMAT and not AnnIndex.damage(place, older=True)
+    except IndexFolderError:
+        return False
 
 
 def _check_engine(folder: Path, fine: Stored | None, generation: int) -> list[Damage]:
