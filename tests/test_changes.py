@@ -4,9 +4,11 @@ import gc
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from hivlp.errors import IndexFolderError
 from hivlp.store import changes
 from hivlp.store.changes import ChangeCounter
 from hivlp.store.database import Connections
@@ -87,3 +89,35 @@ def test_a_pool_that_nobody_closes_lets_go_of_the_file(file):
     del pool, db
     gc.collect()
     assert key not in changes.MAPPED
+
+
+def test_a_pool_that_is_collected_while_the_lock_is_held_lets_go_later(file):
+    pool = Connections(file)
+    key = file.stat().st_dev, file.stat().st_ino
+    with changes._lock:  # the collector may come at any allocation, also there
+        del pool
+        gc.collect()
+        assert changes.MAPPED[key][1] == 1
+    ChangeCounter(file).close()
+    assert key not in changes.MAPPED
+
+
+def test_a_pool_closed_beside_a_search_says_so(file):
+    pool = Connections(file)
+    check = pool.check
+
+    def closed_in_between() -> None:
+        check()
+        pool.close()
+
+    pool.check = closed_in_between
+    with pytest.raises(IndexFolderError, match="was closed"):
+        pool.changes()
+
+
+def test_a_file_in_a_lower_layer_is_opened_as_sqlite_opens_it(file, monkeypatch):
+    """An overlay copies a file up when it is opened for writing: a handle for reading alone keeps the old one."""
+    modes, plain = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: modes.append(mode) or plain(path, mode))
+    ChangeCounter(file).close()
+    assert modes == ["r+b"]

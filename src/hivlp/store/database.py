@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ PASSING = (
 READ_CACHE_KIB = 16_384
 # Hashes come in no order: a large addition touches most pages of their index, and must not write them out twice.
 WRITE_CACHE_KIB = 65_536
+LOOK_SECONDS = 0.05
+"""Time within which a look at whether the file is still in its place is good for reading a snapshot."""
 MOST_IDLE = 16
 """Connections that wait to be borrowed; of more threads at once, each opens one of its own."""
 
@@ -44,10 +47,14 @@ def connect(file: Path) -> sqlite3.Connection:
     db = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     # EXTRA also syncs the folder once the journal is gone; with FULL a power cut could bring the journal, and with
     # it the state before the commit, back.
-    db.execute("PRAGMA synchronous=EXTRA")
-    db.execute("PRAGMA trusted_schema=OFF")
-    db.execute("PRAGMA temp_store=MEMORY")
-    db.execute(f"PRAGMA cache_size=-{READ_CACHE_KIB}")
+    try:
+        db.execute("PRAGMA synchronous=EXTRA")
+        db.execute("PRAGMA trusted_schema=OFF")
+        db.execute("PRAGMA temp_store=MEMORY")
+        db.execute(f"PRAGMA cache_size=-{READ_CACHE_KIB}")
+    except sqlite3.Error:
+        db.close()
+        raise
     db.create_function("record_crc", -1, record_crc, deterministic=True)
     db.create_function("composed", 1, composed, deterministic=True)
     return db
@@ -97,16 +104,34 @@ class Connections:
         self._lent = 0
         self._closed = False
         self._changes = ChangeCounter(file)
-        weakref.finalize(self, self._changes.close)  # of a store that nobody closes
+        self._looked = time.monotonic()
+        weakref.finalize(self, self._changes.give_up)  # of a store that nobody closes
 
     def changes(self) -> bytes:
         """Change counter of the file: another one after a commit, whoever made it.
 
         Raises:
-            IndexFolderError: if the pool is closed, or of another process.
+            IndexFolderError: if the pool is closed, or of another process, or another file is in place of this one.
         """
         self.check()
-        return self._changes.read()
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self.check_place()
+        try:
+            return self._changes.read()
+        except ValueError:  # closed by another thread since the check
+            self.check()
+            raise
+
+    def check_place(self) -> None:
+        """Check that the file is still the one that was opened: a store that is put in its place has other vectors.
+
+        Raises:
+            IndexFolderError: if not.
+        """
+        if not self._changes.in_place():
+            self.check()  # perhaps closed meanwhile
+            raise IndexFolderError(f"{self._file.parent} was moved, deleted or replaced: open it again")
+        self._looked = time.monotonic()
 
     def check(self) -> None:
         """Check that the pool is open, and used in the process that made it: SQLite's locks do not survive a fork.
