@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +14,7 @@ from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.search import calibration
+from hivlp.store.database import BUSY_SECONDS
 
 ROWS, WIDTH, THREADS = 3000, 48, 8
 
@@ -129,6 +131,18 @@ def test_a_closed_index_says_so_in_every_thread(index):
         for future in [pool.submit(index.search, vector=unit(1, 0)[0]) for _ in range(2)]:
             with pytest.raises(IndexFolderError, match="was closed"):
                 future.result()
+
+
+def test_a_search_inside_a_transaction_does_not_wait_for_a_writer_who_waits_for_it(index):
+    index.search(vector=unit(1, 0)[0])
+    with ThreadPoolExecutor(1) as pool:
+        with index.store.reading():
+            writer = pool.submit(index.remove, 1)
+            time.sleep(0.3)
+            began = time.monotonic()
+            index.search(vector=unit(1, 5)[0])
+            assert time.monotonic() - began < BUSY_SECONDS / 2
+        assert writer.result() == 1
 
 
 @pytest.mark.slow

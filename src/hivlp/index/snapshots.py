@@ -128,7 +128,8 @@ class Snapshots:
             items.update(found)
             if len(known) + len(found) > MOST_SHOWN:
                 known.clear()
-            known.update(found)
+            if len(found) <= MOST_SHOWN:
+                known.update(found)
         return items
 
     def allowed(self, snapshot: Snapshot, reader: Reader, condition: str | None) -> Filter | None:

@@ -177,6 +177,7 @@ class Store:
             return
         try:
             with self._connections.borrow() as db:
+                self._connections.check_place()
                 db.execute("BEGIN")
                 try:
                     self._mine.reader = Reader(self.path, db, self.about, self._views)
@@ -228,6 +229,7 @@ class Store:
         assert not getattr(self._mine, "reader", None), "a commit would wait for its own thread, which is reading"
         with self.writer(), self._guard(), self._connections.borrow() as db:
             db.execute(f"PRAGMA cache_size=-{WRITE_CACHE_KIB}")
+            self._connections.check_place()
             db.execute("BEGIN IMMEDIATE")
             try:
                 if not schema.meta_is_whole(db):  # a new checksum must not vouch for what was damaged before
@@ -366,6 +368,8 @@ class Store:
     def look_up(self, rows: Sequence[int], commits: int) -> dict[int, Shown] | None:
         """What is shown of the items in some rows, if that is still as a commit has it; None if it may not be.
 
+        Nothing is looked up inside :meth:`reading` of the same thread: it would wait for a writer who waits for that.
+
         Args:
             rows: each once.
             commits: number of the commit.
@@ -374,6 +378,8 @@ class Store:
             IndexFolderError: if the store is closed, or belongs to another process.
         """
         found: dict[int, Shown] = {}
+        if getattr(self._mine, "reader", None) is not None:
+            return None
         try:
             with self._connections.borrow() as db:
                 for start in range(0, len(rows), AT_ONCE) if rows else (0,):
