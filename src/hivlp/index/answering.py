@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
 
 from hivlp.encode.stream import chunks
 from hivlp.index.snapshots import Snapshot, Snapshots
@@ -102,9 +104,15 @@ class Answering:
                 if page.duplicates is not None:
                     same = [Duplicate(items[each].id, items[each].path) for each in page.duplicates[place]]
                 known = dict(zip(names, by_level, strict=True))
-                hits.append(Hit(offset + place + 1, item.id, item.path, item.caption, known, item.metadata, same))
+                hits.append(Hit(offset + place + 1, item.id, item.path, item.caption, known, _own(item.metadata), same))
             answers.append((hits, page.steps))
         return answers
+
+
+def _own(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A copy for one caller, who may change it: what is remembered of an item is shown again."""
+    nested = any(isinstance(value, (dict, list)) for value in metadata.values())
+    return deepcopy(metadata) if nested else metadata.copy()
 
 
 def _rows(pages: Sequence[Page]) -> list[int]:

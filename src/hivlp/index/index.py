@@ -42,6 +42,8 @@ from hivlp.store.verify import VerifyReport
 
 PAGE = 1000
 """Items that are listed from one commit."""
+LAST_ID = (1 << 63) - 1
+"""The largest id that SQLite can hold."""
 
 
 class Index:
@@ -275,6 +277,7 @@ class Index:
             limit: how many at most; None for all.
         """
         left = whole_number("limit", limit) if limit is not None else None
+        after = min(max(whole_number("after", after), 0), LAST_ID)
         while left is None or left > 0:
             with self.store.reading() as reader:
                 page = reader.items(after, PAGE if left is None else min(PAGE, left))
