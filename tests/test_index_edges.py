@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import pytest
 from PIL import Image
 
 from hivlp.ann import native
-from hivlp.errors import DataError, IndexFolderError, QueryError
+from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Embeddings
 from hivlp.store.codec import FLOAT16, FLOAT32
+from hivlp.store.database import LOOK_SECONDS
 from hivlp.store.records import NewItem, Stamp
-from synthetic import STAMP, FakeEncoder, Stored, fill, random_unit, write_pictures
+from synthetic import STAMP, FakeEncoder, Stored, fill, random_levels, random_unit, write_pictures
 
 TESTS = Path(__file__).parent
 
@@ -270,3 +272,76 @@ def test_items_said_to_be_new_that_are_not_are_refused_and_nothing_is_stored(ind
     items = [NewItem(path, bytes(32), None, {}, Stamp(1, 2, 3, 4)) for path in ("/new/a", "/new/a", "/new/b")]
     assert index.store.append(items, vectors, new=True) == 1  # which comes twice is seen all the same
     assert index.verify().ok and len(index) == len(before) + 2
+
+
+def test_a_folder_made_anew_at_the_same_path_is_not_touched_by_an_index_of_the_old_one(tmp_path, encoder):
+    searched = fill(Index.create(tmp_path / "x", model=encoder), random_levels(encoder.levels, 50))
+    query = {level.name: np.ones(level.dim) for level in encoder.levels}
+    for _ in range(2):
+        searched.search(vector=query)
+    fresh = Index.open(tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / "moved")
+    with fill(Index.create(tmp_path / "x", model=encoder), random_levels(encoder.levels, 90, seed=1)) as new:
+        time.sleep(2 * LOOK_SECONDS)
+        for old in (searched, fresh):
+            for act in (
+                lambda: old.search(vector=query),  # noqa: B023  (used now)
+                lambda: old.search(vector=query, where="id > 2"),  # noqa: B023
+                lambda: fill(old, random_levels(encoder.levels, 5)),  # noqa: B023
+                lambda: old.remove(1),  # noqa: B023
+                old.compact,
+            ):
+                with pytest.raises(IndexFolderError, match="moved, deleted or replaced"):
+                    act()
+            old.close()
+        assert new.verify().ok
+        assert len(new) == 90
+
+
+@pytest.mark.parametrize("after", [np.int64(28), 28])
+def test_a_page_of_items_begins_behind_any_whole_number(index, after):
+    assert [item.id for item in index.items(after=after)] == [29, 30]
+    assert len(list(index.items(after=-(1 << 80)))) == 30
+    assert list(index.items(after=1 << 80)) == []
+    for wrong in ("1", 1.5, None, True):
+        with pytest.raises(ArgumentError):
+            next(index.items(after=wrong))
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0b", "\ud800", None, 1])
+def test_what_can_be_no_path_is_said_to_be_none(index, name):
+    with pytest.raises(ArgumentError, match="is not a path"):
+        index.named(name)
+
+
+def test_a_path_that_is_no_text_and_not_there_is_not_found(index):
+    assert index.named("a\udcff") == []
+    with pytest.raises(QueryError, match="has no item"):
+        index.remove("a\udcff")
+
+
+def test_metadata_with_half_a_surrogate_pair_is_kept(tmp_path, encoder):
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        item = NewItem("/p/0.png", bytes(32), None, {"é": "\ud800"}, STAMP)
+        index.store.append([item], Embeddings(random_levels(encoder.levels, 1)))
+        assert index.get(1).metadata == {"é": "\ud800"}
+        assert index.verify().ok
+
+
+def test_an_index_of_float32_is_not_called_old_when_it_is_tuned(tmp_path, encoder):
+    with (
+        Index.create(tmp_path / "x", model=encoder, vectors="float32") as index,
+        pytest.raises(IndexFolderError, match="stores float32 vectors"),
+    ):
+        index.tune()
+
+
+def test_what_a_caller_does_to_a_hit_is_not_in_later_answers(tmp_path, encoder):
+    with Index.create(tmp_path / "x", model=encoder) as index:
+        vectors = random_levels(encoder.levels, 1)
+        index.store.append([NewItem("/p/0.png", bytes(32), None, {"a": 1, "b": [1]}, STAMP)], Embeddings(vectors))
+        for _ in range(4):
+            (hit,) = index.search(vector={name: rows[0] for name, rows in vectors.items()}).hits
+            assert hit.metadata == {"a": 1, "b": [1]}
+            hit.metadata["c"] = 2
+            hit.metadata["b"].append(2)

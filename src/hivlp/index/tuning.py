@@ -24,8 +24,9 @@ from hivlp.index.tune_report import TuneReport
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress, measure
 from hivlp.search.operating_points import FOLDER, Tuned, sample
-from hivlp.store.codec import Stored
+from hivlp.store.codec import FLOAT16, Stored
 from hivlp.store.folder import Store
+from hivlp.store.schema import CODEC_FORMAT
 
 QUERIES = "queries.npy"
 DEFAULT_RECALL = 0.99
@@ -140,9 +141,12 @@ def finest(store: Store) -> tuple[Stored, NDArray[np.bool_] | None, int]:
     """Stored vectors of the finest level, which of them are alive, and the generation of their file."""
     with store.reading() as reader:
         vectors = np.asarray(reader.vectors()[-1])
-        if vectors.dtype.names:
-            raise IndexFolderError(f"{store.path} stores int8 vectors: an approximate index re-ranks float16 ones")
-        if vectors.dtype != np.float16:
+        codec = reader.files()[-1].codec
+        if codec is not FLOAT16 and reader.state.format >= CODEC_FORMAT:
+            raise IndexFolderError(
+                f"{store.path} stores {codec.name} vectors: an approximate index re-ranks float16 ones"
+            )
+        if codec is not FLOAT16:
             raise IndexFolderError(f"{store.path} is of an old format: `hivlp compact` it first")
         return vectors, reader.alive(), reader.state.generation
 

@@ -69,7 +69,17 @@ def at_home(path: Path) -> Path:
 
 
 def places(path: str) -> list[str]:
-    """Where an item that a person calls by this path may be stored, the likeliest first."""
+    """Where an item that a person calls by this path may be stored, the likeliest first.
+
+    Raises:
+        ArgumentError: if it is no path.
+    """
+    try:
+        named = isinstance(path, str) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise ArgumentError(f"{path!r:.40} is not a path")
     # The path as it is, for given embeddings, which keep the path that they came with.
     found = [stored_path(path), os.path.realpath(path), path]
     home = os.path.expanduser(path)  # noqa: PTH111

@@ -281,7 +281,8 @@ class Reader:
         """
         tried = places(path)
         exact = (self.under(place) for place in tried)
-        alike = (self.alike(place) for place in tried if not place.isascii())
+        # SQLite holds a path that is no text as bytes, of which there is no other spelling.
+        alike = (self.alike(place) for place in tried if not place.isascii() and isinstance(pack_path(place), str))
         return next(filter(None, itertools.chain(exact, alike)), [])
 
     def under(self, path: str) -> list[Item]:

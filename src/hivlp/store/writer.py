@@ -17,7 +17,7 @@ from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
 from hivlp.store.records import NewItem, Stamp
-from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_path, pack_paths, seal
+from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_paths, seal
 from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
 UPDATE = (
@@ -239,4 +239,8 @@ def _json(metadata: Mapping[str, Any]) -> str:
     if not metadata:
         return "{}"
     text = json.dumps(metadata, ensure_ascii=False)  # SQLite does not find a key that is written with escapes
-    return text if pack_path(text) is text else json.dumps(metadata)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can say
+        return json.dumps(metadata)
+    return text
