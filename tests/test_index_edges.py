@@ -281,6 +281,9 @@ def test_a_folder_made_anew_at_the_same_path_is_not_touched_by_an_index_of_the_o
         searched.search(vector=query)
     fresh = Index.open(tmp_path / "x")
     (tmp_path / "x").rename(tmp_path / "moved")
+    with pytest.raises(IndexFolderError, match="moved, deleted or replaced"):
+        searched.remove(1)
+    assert not (tmp_path / "x").exists()
     with fill(Index.create(tmp_path / "x", model=encoder), random_levels(encoder.levels, 90, seed=1)) as new:
         time.sleep(2 * LOOK_SECONDS)
         for old in (searched, fresh):
@@ -345,3 +348,21 @@ def test_what_a_caller_does_to_a_hit_is_not_in_later_answers(tmp_path, encoder):
             assert hit.metadata == {"a": 1, "b": [1]}
             hit.metadata["c"] = 2
             hit.metadata["b"].append(2)
+
+
+def test_a_backup_put_back_into_an_open_index_is_what_is_searched(tmp_path, encoder):
+    vectors = random_levels(encoder.levels, 40)
+    query = {name: rows[9] for name, rows in vectors.items()}
+    with fill(Index.create(tmp_path / "x", model=encoder), vectors) as index:
+        backup = (tmp_path / "x" / "items.db").read_bytes()
+        index.remove(10)
+        for _ in range(3):
+            assert 10 not in [hit.id for hit in index.search(vector=query, k=40)]
+        with (tmp_path / "x" / "items.db").open("r+b") as file:  # in place, as `cp` does
+            file.write(backup)
+            file.truncate()
+        assert index.search(vector=query)[0].id == 10
+        index.remove(11)
+        for _ in range(2):
+            found = [hit.id for hit in index.search(vector=query, k=40)]
+            assert found[0] == 10 and 11 not in found and len(found) == 39

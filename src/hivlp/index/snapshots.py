@@ -111,9 +111,8 @@ class Snapshots:
                 alive = None if mask is None else Filter(mask)
             collection = Collection.of(reader.about.levels, vectors, alive, ann)
             snapshot = Snapshot(state, changes, identity, collection, filters, shown=shown)
-            # A reader may see an earlier commit than the last one, which other threads have seen by now.
-            if before is None or before.state.commits <= state.commits:
-                self._snapshot = snapshot
+            # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
+            self._snapshot = snapshot
             return snapshot
 
     def shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:

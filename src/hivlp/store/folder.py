@@ -200,6 +200,7 @@ class Store:
         self._connections.check()
         with self._turn:
             self._connections.check()  # perhaps closed while it waited
+            self._connections.check_place()  # the lock would be made in any folder of this name, and the folder too
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:

@@ -88,8 +88,8 @@ class Views:
                 alive = np.ones(state.rows, bool)
                 alive[dead] = False
             view = View(state, vectors, alive)
-            if newest is None or newest.state.commits < state.commits:
-                self._newest = view
+            # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
+            self._newest = view
         return view
 
     def clear(self) -> None:
