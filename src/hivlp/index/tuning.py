@@ -73,9 +73,8 @@ def tune(
         held_out, known = split(asked)
         index = AnnIndex.build(vectors, queries=known, on_progress=tell)
         bounds = Bounds.build(index, known, tell)
-        front, ladder, likeness = measure(index, alive, held_out, tell)
-        rows = len(vectors)
-        tuned = Tuned(generation, rows, rows, source, recall, front, ladder, likeness, sample(index.vectors))
+        depths, rows = measure(index, alive, held_out, tell), len(vectors)
+        tuned = Tuned(generation, rows, rows, source, recall, depths, sample(index.vectors))
         save(store, index, bounds, tuned, asked)
     return TuneReport.of(store.path, index, bounds, tuned, time.perf_counter() - started)
 
@@ -103,9 +102,9 @@ def refresh(store: Store, on_progress: Progress | None = None) -> bool:
         else:
             index = AnnIndex.extend(arrays, vectors, on_progress=tell)
         bounds = Bounds.build(index, known, tell)
-        measured = measure(index, alive, held_out, tell)
+        depths = measure(index, alive, held_out, tell)
         tuned = Tuned(
-            generation, len(vectors), learnt, before.queries, before.recall, *measured, sample(index.vectors)
+            generation, len(vectors), learnt, before.queries, before.recall, depths, sample(index.vectors)
         )  # fmt: skip
         save(store, index, bounds, tuned, asked)
     return True
