@@ -96,7 +96,8 @@ class TuneReport:
             mark, params = "  <- chosen" if point == self.chosen else "", point.to_json()
             lines.append(
                 f"{point.recall:8.4f} {point.at_least:9.4f} {point.p50_ms:8.3f} {point.p99_ms:8.3f}"
-                f"   {params['nprobe']:6} {_shown(params['margin']):>6} {_shown(params['slack']):>5} {params['rerank']:6}{mark}"
+                f"   {params['nprobe']:6} {_shown(params['margin']):>6} {_shown(params['slack']):>5}"
+                f" {params['rerank']:6}{mark}"
             )
         if self.chosen is None:
             lines.append(f"no search parameters are known to reach {self.tuned.recall}: such searches are exact")
