@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hivlp.evaluate.benchmarks import BenchmarkEvaluation, CompositionEvaluation
     from hivlp.evaluate.results import Evaluation
 
 
@@ -84,3 +85,31 @@ def recall_table(found: Evaluation) -> str:
     if shortlist >= found.images:
         lines.append(f"a shortlist of {shortlist} holds all {found.images} pictures: text→image, nothing can be lost")
     return "\n".join(lines)
+
+
+def benchmark_table(found: BenchmarkEvaluation) -> str:
+    """Recalls by a benchmark's protocol, with what is not as published."""
+    head = f"{found.benchmark} {found.split}, protocol {found.protocol}"
+    lines = [f"{head}, mean of {len(found.folds)} folds" if found.folds else head, recall_table(found)]
+    if found.folds:
+        spread = found.to_json()["spread"]["cascade"]
+        lines.append(f"standard deviation of the cascade's AR over folds: {spread['AR']}")
+    for name, part in found.further.items():
+        for way in ("text_to_image", "image_to_text"):
+            cells = ", ".join(f"{key} {value:.1f}" for key, value in part["cascade"][way].items())
+            lines.append(f"{name} {way} ({part['queries'][way]} queries, cascade): {cells}")
+    if not found.complete:
+        images, captions = found.published["images"], found.published["captions"] or "not published"
+        lines.append(f"not the published benchmark, which has {images} pictures and captions: {captions}")
+    return "\n".join(lines)
+
+
+def composition_table(found: CompositionEvaluation) -> str:
+    """Percent of right captions, a kind of change a line."""
+    data = found.to_json()
+    rows = [(kind, f"{each['cases']:5} cases", each["levels"]) for kind, each in data["kinds"].items()]
+    rows.append(("mean", " " * 11, data["mean"]))
+    return "\n".join(
+        f"{kind:12} {cases}  " + "  ".join(f"{name} {value:5.1f}" for name, value in levels.items())
+        for kind, cases, levels in rows
+    )

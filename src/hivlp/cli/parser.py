@@ -164,9 +164,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("evaluate", run_evaluate, "Recall of a model on pictures with captions.")
     sub.add_argument(
-        "data", type=_name, metavar="DATA", help="stamps, or a folder, parquet, webdataset, captions or Karpathy file"
+        "data",
+        type=_name,
+        metavar="DATA",
+        help="flickr30k, coco or sugarcrepe (see --root); stamps, or a folder, parquet, webdataset, captions or "
+        "Karpathy file",
     )
     sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
+    sub.add_argument(
+        "--root", type=_path, metavar="DIR", help="folder of a benchmark as published (default: a folder of its name)"
+    )
+    sub.add_argument(
+        "--protocol", choices=("5k", "1k"), help="coco: all test pictures (default), or the mean of five folds of 1,000"
+    )
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
     sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
 

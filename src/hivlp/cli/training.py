@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from hivlp.evaluate.results import Evaluation
 
 from hivlp.cli.models import DEFAULT_MODEL, load_model
-from hivlp.cli.output import print_result, recall_table
+from hivlp.cli.output import benchmark_table, composition_table, print_result, recall_table, usage
 from hivlp.errors import HivlpError
+
+BENCHMARKS = ("flickr30k", "coco", "sugarcrepe")
+"""Published benchmarks, which `--root` finds."""
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -22,12 +25,35 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     if arguments.shortlist < 1:
         raise HivlpError("--shortlist must be at least 1")
+    if arguments.data in BENCHMARKS:
+        return _run_benchmark(arguments)
+    if arguments.root is not None or arguments.protocol is not None:
+        return usage("evaluate", f"--root and --protocol are for {', '.join(BENCHMARKS)}")
     # The stamps are known to have a test part, and the others need not be compared with it by picture.
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
     result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
     print_result(arguments, result.to_json, lambda: recall_table(result))
+    return 0
+
+
+def _run_benchmark(arguments: argparse.Namespace) -> int:
+    """``hivlp evaluate flickr30k|coco|sugarcrepe``."""
+    from hivlp.data.benchmarks.retrieval import read_benchmark
+    from hivlp.evaluate.benchmarks import evaluate_benchmark, evaluate_sugarcrepe
+
+    root = arguments.root or Path(arguments.data)
+    if arguments.data == "sugarcrepe":
+        if arguments.protocol or arguments.split:
+            return usage("evaluate", "sugarcrepe has no splits and one protocol")
+        cases = evaluate_sugarcrepe(root, load_model(arguments.model))
+        print_result(arguments, cases.to_json, lambda: composition_table(cases))
+        return 0
+    data = read_benchmark(arguments.data, root, arguments.split or "test")
+    options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist}
+    result = evaluate_benchmark(data, load_model(arguments.model), **options)
+    print_result(arguments, result.to_json, lambda: benchmark_table(result))
     return 0
 
 

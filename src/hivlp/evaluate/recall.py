@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,41 @@ def evaluate(
     Raises:
         DataError: if there is nothing to evaluate.
     """
+    encoded = encode_pairs(pairs, model, progress=progress)
+    scores = score(encoded.images, encoded.texts, encoded.owner, shortlist)
+    return Evaluation(model.name, len(encoded.pairs), len(encoded.owner), encoded.skipped, scores)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures and captions as level vectors.
+
+    Attributes:
+        pairs: those that could be read.
+        images: one row a pair.
+        texts: one row a caption, in the order of the pairs.
+        owner: (captions,) number of the pair that each belongs to.
+        skipped: pictures that could not be read, and damaged parts of their source.
+    """
+
+    pairs: list[Pair]
+    images: Embeddings
+    texts: Embeddings
+    owner: NDArray[np.int64]
+    skipped: int
+
+
+def encode_pairs(pairs: Sequence[Pair], model: Encoder, *, progress: bool = True) -> Encoded:
+    """Encode pictures with captions; broken pictures are left out with a warning.
+
+    Args:
+        pairs: pictures with one or more captions each.
+        model: the encoder.
+        progress: show a bar on stderr.
+
+    Raises:
+        DataError: if no picture can be read.
+    """
     kept: list[Pair] = []
     parts: list[Embeddings] = []
     skipped = pairs.skipped if isinstance(pairs, Pairs) else 0
@@ -69,8 +105,7 @@ def evaluate(
         raise DataError("no picture could be read")
     texts = [caption for pair in kept for caption in pair.captions]
     owner = np.repeat(np.arange(len(kept)), [len(pair.captions) for pair in kept])
-    scores = score(Embeddings.concatenate(parts), model.encode_text(texts), owner, shortlist)
-    return Evaluation(model.name, len(kept), len(texts), skipped, scores)
+    return Encoded(kept, Embeddings.concatenate(parts), model.encode_text(texts), owner, skipped)
 
 
 def score(
@@ -160,14 +195,14 @@ def cascade_ranks(
         (Q,) ranks; a tie with an item that is not the query's own counts against it, at the shortlist's edge too.
     """
     ranks = np.full(len(own), len(items[0]), np.int64)
-    for number, (rows, scores) in enumerate(_searches(queries, items, own, shortlist)):
+    for number, (rows, scores) in enumerate(searches(queries, items, own, shortlist)):
         right = np.isin(rows, own[number])
         if right.any() and np.isfinite(best := scores[right].max()):
             ranks[number] = np.count_nonzero(scores[~right] >= best)
     return ranks
 
 
-def _searches(
+def searches(
     queries: Sequence[Vectors], items: Sequence[Vectors], own: NDArray[np.int64], shortlist: int
 ) -> Iterator[tuple[Rows, Vectors]]:
     """Rows and finest scores that the search's own cascade ranks for each query; see :func:`cascade_ranks`.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,19 @@ class Recalls:
             for ranks in (to_image, to_text)
         )
         return cls(*both)
+
+    @classmethod
+    def mean(cls, parts: Sequence[Recalls]) -> Recalls:
+        """Means over folds."""
+        return cls(
+            *(
+                {
+                    cutoff: round(fmean(getattr(part, way)[cutoff] for part in parts), 2)
+                    for cutoff in getattr(parts[0], way)
+                }
+                for way in DIRECTIONS
+            )
+        )
 
     @property
     def rsum(self) -> float:
@@ -75,6 +89,12 @@ class Scores:
     levels: Mapping[str, Recalls]
     cascade: Recalls
     shortlist: int
+
+    @classmethod
+    def mean(cls, parts: Sequence[Scores]) -> Scores:
+        """Means over folds of one model's scores."""
+        levels = {name: Recalls.mean([part.levels[name] for part in parts]) for name in parts[0].levels}
+        return cls(levels, Recalls.mean([part.cascade for part in parts]), parts[0].shortlist)
 
     @property
     def retained(self) -> dict[str, dict[str, float]]:
