@@ -12,7 +12,7 @@ FLOORS = (
     ("bench", "demo"),
     ("index",),
     ("mini",),
-    ("train", "export"),
+    ("train", "export", "systems"),
     ("evaluate",),
     ("search",),
     ("store", "ann"),
