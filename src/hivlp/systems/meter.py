@@ -124,12 +124,8 @@ class Meter(nn.Module):
         self.cross_modal_text_transform = nn.Linear(config.width, config.width)
         self.cross_modal_image_transform = nn.Linear(config.image_width, config.width)
         self.token_type_embeddings = nn.Embedding(2, config.width)
-        self.cross_modal_image_layers = nn.ModuleList(
-            bert_part("BertLayer", fusion) for _ in range(config.fusion_layers)
-        )
-        self.cross_modal_text_layers = nn.ModuleList(
-            bert_part("BertLayer", fusion) for _ in range(config.fusion_layers)
-        )
+        self.cross_modal_image_layers = nn.ModuleList(bert_part("BertLayer", fusion) for _ in fused)
+        self.cross_modal_text_layers = nn.ModuleList(bert_part("BertLayer", fusion) for _ in fused)
         self.cross_modal_image_pooler = _Pooler(config.width)
         self.cross_modal_text_pooler = _Pooler(config.width)
         self.itm_score = _Matching(2 * config.width)
