@@ -21,10 +21,12 @@ from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
-from hivlp.store import schema
+from hivlp.store import column_files, schema
 from hivlp.store.codec import CODECS, FLOAT16
+from hivlp.store.commit_columns import CommitColumns
 from hivlp.store.compacting import Progress, rewrite
 from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
+from hivlp.store.fields import Field, joined
 from hivlp.store.lookup import AT_ONCE, Shown, look_up
 from hivlp.store.names import each_item
 from hivlp.store.reader import Reader, Views
@@ -101,7 +103,11 @@ class Store:
 
     @staticmethod
     def make(
-        path: Path, about: About, arrays: Mapping[str, NDArray[Any]] | None = None, codec: str = FLOAT16.name
+        path: Path,
+        about: About,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        codec: str = FLOAT16.name,
+        fields: Sequence[Field] = (),
     ) -> None:
         """Make an empty folder.
 
@@ -110,6 +116,7 @@ class Store:
             about: what the index is made with.
             arrays: name of a ``.npy`` file -> what belongs to the index beside the vectors.
             codec: of the finest level, ``float16``, ``float32`` or ``int8``; the others are float16.
+            fields: that are declared.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
@@ -119,7 +126,7 @@ class Store:
         if codec not in CODECS:
             raise ArgumentError(f"a codec is {', '.join(CODECS)}, not {codec!r:.40}")
         finest = CODECS[codec]
-        state = State(0, 0, 0, format_of(finest), finest.dtype)
+        state = State(0, 0, 0, format_of(finest), finest.dtype, tuple(fields))
         levels = {"levels": json.dumps([asdict(level) for level in about.levels])}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +141,7 @@ class Store:
                         os.fsync(out.fileno())
                 with closing(connect(scratch / FILE)) as db, db:
                     db.execute("BEGIN")
-                    schema.make_tables(db, {**asdict(state), **asdict(about), **levels})
+                    schema.make_tables(db, {**state.to_meta(), **asdict(about), **levels})
                 sync_folder(scratch)
                 scratch.rename(path)
             sync_folder(path.parent)
@@ -321,6 +328,36 @@ class Store:
             self.drop_old_files()
         return freed
 
+    def declare(self, fields: Sequence[Field]) -> None:
+        """Declare fields beside those that there are; one that is declared again gets its new type.
+
+        Raises:
+            ArgumentError: if they are too many, or differ from one of those before in case alone.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                wanted = joined(reader.state.fields, fields)
+            if wanted != reader.state.fields:
+                with self.changing() as writer:
+                    writer.declare(fields)
+            self.keep_columns()
+
+    def keep_columns(self) -> bool:
+        """Write the columns of declared fields into files, if many rows came since, or those there are do not fit.
+
+        Returns:
+            Whether there was something to do.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                if not column_files.are_due(self.path, reader.state):
+                    return False
+            with self.changing() as writer:
+                state = writer.reader.state
+                columns = CommitColumns(self.path).columns(writer.reader)
+                writer.note_columns(column_files.save(self.path, columns, state.generation, state.rows))
+        return True
+
     def drop_old_files(self) -> None:
         """Remove vector files of other generations than the last commit's; for the only writer."""
         with self.reading() as reader:
@@ -423,8 +460,9 @@ class Store:
         for left in self.path.glob(f".{ENGINE}.*"):
             if left.suffix[1:].isdigit():  # as earlier versions called what they built engines in
                 shutil.rmtree(left, ignore_errors=True)
-        with suppress(OSError):
-            settle(self.path / ENGINE)
+        for folder in (ENGINE, column_files.FOLDER):
+            with suppress(OSError):
+                settle(self.path / folder)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
