@@ -16,6 +16,7 @@ from hivlp.errors import DamagedIndexError
 from hivlp.store import column_files
 from hivlp.store.columns import Column
 from hivlp.store.conditions import ID, NotAnsweredError, parse
+from hivlp.store.database import FILE
 from hivlp.store.reader import Reader
 from hivlp.store.records import ColumnFiles, State
 
@@ -49,7 +50,7 @@ class Part:
             kinds: name of a field, ``id``, or ``$.key`` -> type; None for a key.
             reader: of the commit.
         """
-        missing = [each for each in kinds.items() if each not in self._made and not self._loaded(*each)]
+        missing = [each for each in kinds.items() if each not in self._made and not self._loaded(*each, reader)]
         if missing and (reader is None or not self._read(reader, missing)):
             return None
         found = {name: self._made[name, kind] for name, kind in kinds.items()}
@@ -58,14 +59,15 @@ class Part:
             del self._made[oldest]
         return found
 
-    def _loaded(self, name: str, kind: str | None) -> bool:
+    def _loaded(self, name: str, kind: str | None, reader: Reader | None) -> bool:
         if self.files is None or kind is None or name in self._unfit:
             return False
         try:
             self._made[name, kind] = column_files.load(self._folder, self.files, name, kind)
         except DamagedIndexError as error:
-            logger.warning("reading fields from the catalog: %s", error)
-            self._unfit.add(name)
+            if reader is not None:  # otherwise a commit may have come, and replaced the files
+                logger.warning("reading a field from %s: %s", FILE, error)
+                self._unfit.add(name)
             return False
         return True
 
@@ -143,8 +145,8 @@ class CommitColumns:
     def _parts(self, state: State) -> tuple[Part, ...]:
         if self._newest is not None and self._newest[0] == state:
             return self._newest[1]
-        files = state.columns
-        if files is None or files.generation != state.generation or files.rows > state.rows:
+        files = column_files.of(self._folder, state)
+        if files is None:
             parts: tuple[Part, ...] = (Part(self._folder, 0, state.rows),)
         else:
             known = self._newest[1][0] if self._newest is not None else None

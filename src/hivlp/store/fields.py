@@ -70,16 +70,25 @@ class FieldCounts(NamedTuple):
     """How many items have a value of a field.
 
     Attributes:
-        type: of the field.
+        field: that is declared.
         values: items with a value.
         missing: items without the key, or with null.
         misfits: items whose value is of another type, which counts as NULL; their metadata keep it.
     """
 
-    type: str
+    field: Field
     values: int
     missing: int
     misfits: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape that ``hivlp info --json`` prints."""
+        return {"type": self.field.type, "values": self.values, "missing": self.missing, "misfits": self.misfits}
+
+    def __str__(self) -> str:
+        name, kind = self.field
+        misfits = f", {self.misfits} with one that is no {kind} and counts as NULL" if self.misfits else ""
+        return f"field {name}: {kind}, {self.values} items with a value, {self.missing} without{misfits}"
 
 
 def checked_fields(given: Any) -> tuple[Field, ...]:

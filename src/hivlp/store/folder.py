@@ -350,12 +350,15 @@ class Store:
         """
         with self.writer():
             with self.reading() as reader:
+                column_files.drop_others(self.path, reader.state)  # of a process that was killed
                 if not column_files.are_due(self.path, reader.state):
                     return False
             with self.changing() as writer:
                 state = writer.reader.state
                 columns = CommitColumns(self.path).columns(writer.reader)
                 writer.note_columns(column_files.save(self.path, columns, state.generation, state.rows))
+            with self.reading() as reader:
+                column_files.drop_others(self.path, reader.state)
         return True
 
     def drop_old_files(self) -> None:
@@ -460,9 +463,8 @@ class Store:
         for left in self.path.glob(f".{ENGINE}.*"):
             if left.suffix[1:].isdigit():  # as earlier versions called what they built engines in
                 shutil.rmtree(left, ignore_errors=True)
-        for folder in (ENGINE, column_files.FOLDER):
-            with suppress(OSError):
-                settle(self.path / folder)
+        with suppress(OSError):
+            settle(self.path / ENGINE)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

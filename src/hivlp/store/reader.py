@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError, QueryError
 from hivlp.levels import Embeddings
+from hivlp.store import column_files
 from hivlp.store.codec import Stored
 from hivlp.store.database import FILE
 from hivlp.store.fields import FieldCounts
@@ -252,7 +253,8 @@ class Reader:
             "source": about.source,
             "fingerprint": about.fingerprint,
             "levels": {level.name: level.dim for level in about.levels},
-            "bytes": sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file()),
+            "bytes": sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
+            + column_files.stored_bytes(self.folder),
         }
 
     def live(self) -> NDArray[np.int64]:
@@ -298,7 +300,7 @@ class Reader:
         items, *counted = self._db.execute(f"SELECT count(*), {counts} FROM items").fetchone()
         found = {}
         for field, values, misfits in zip(fields, counted[::2], map(int, counted[1::2]), strict=True):
-            found[field.name] = FieldCounts(field.type, values, items - values - misfits, misfits)
+            found[field.name] = FieldCounts(field, values, items - values - misfits, misfits)
         return found
 
     # Items by names that people type.

@@ -86,7 +86,8 @@ class ColumnFiles(NamedTuple):
     Attributes:
         generation: of the rows that they know.
         rows: that they know, the first ones.
-        mark: another one each time that files are written, so that commits with the same one have these rows in common.
+        mark: in the name of their folder; another one each time that files are written, so that commits with the same
+            one have these rows in common.
         checks: CRC-32 of each file, by name.
     """
 

@@ -202,6 +202,7 @@ class Writer:
         """Declare fields beside those that there are; one that is declared again gets its new type."""
         declared = joined(self.reader.state.fields, fields)
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('fields', ?)", (fields_text(declared),))
+        self._db.execute("DELETE FROM meta WHERE key = 'columns'")
         self.reader = self.reader.again()
 
     def note_columns(self, files: ColumnFiles) -> None:
