@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--vectors",
         choices=("float16", "float32", "int8"),
-        help="how a new index stores its fine level (default: float16; int8 takes half of that, and is not tuned)",
+        help="how a new index stores its fine level (default: float16; int8 takes half of that)",
     )
     sub.add_argument(
         "--field",

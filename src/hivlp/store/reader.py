@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError, QueryError
 from hivlp.levels import Embeddings
 from hivlp.store import column_files
-from hivlp.store.codec import Stored
 from hivlp.store.database import FILE
 from hivlp.store.fields import FieldCounts
 from hivlp.store.integrity import Integrity
