@@ -15,7 +15,7 @@ from hivlp.errors import ArgumentError, HivlpError
 
 if TYPE_CHECKING:
     from hivlp.index import AddReport, Index
-    from hivlp.store.fields import FieldCounts
+    from hivlp.store.fields.declared import FieldCounts
 
 
 def run_index(arguments: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ def _fields(given: Sequence[str]) -> dict[str, str]:
     Raises:
         ArgumentError: if one cannot be declared, or comes twice.
     """
-    from hivlp.store.fields import checked_fields
+    from hivlp.store.fields.declared import checked_fields
 
     fields: dict[str, str] = {}
     for text in given:

@@ -15,7 +15,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.index.adding import AddReport
 from hivlp.index.index import Index
 from hivlp.search.calibration import Progress
-from hivlp.store.fields import checked_fields
+from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
 
 DIMS = 64

@@ -34,7 +34,7 @@ from hivlp.search.results import SearchResult
 from hivlp.search.timing import Stopwatch
 from hivlp.store.codec import CODECS
 from hivlp.store.compacting import Progress
-from hivlp.store.fields import checked_fields
+from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
 from hivlp.store.names import composed, each_path, existing, folder_path
 from hivlp.store.reader import Reader

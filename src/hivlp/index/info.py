@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hivlp.store.fields import FieldCounts
+from hivlp.store.fields import files
+from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.fields.declared import FieldCounts
 from hivlp.store.folder import Store
 
 
@@ -27,7 +29,7 @@ class IndexInfo:
         levels: dims of each, coarse to fine.
         bytes: on disk.
         engine_bytes: of them, those of the approximate index that `hivlp tune` made.
-        fields: declared ones by name: their type, and how many items have a value, none, or one of another type.
+        fields: declared ones by name: their type, and how many items have a value of it, and how many none.
     """
 
     path: str
@@ -53,8 +55,9 @@ class IndexInfo:
             IndexFolderError: if a vector file is missing or too short.
         """
         with store.reading() as reader:
-            held, fields = reader.info(), reader.field_counts()
-        return cls(**{**held, "bytes": held["bytes"] + engine_bytes}, engine_bytes=engine_bytes, fields=fields)
+            held, fields = reader.info(), CommitColumns(store.path).counts(reader)
+        held["bytes"] += engine_bytes + files.stored_bytes(store.path)
+        return cls(**held, engine_bytes=engine_bytes, fields=fields)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp info --json`` prints."""

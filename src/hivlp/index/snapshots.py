@@ -15,7 +15,7 @@ from hivlp.search.filters import Filter
 from hivlp.search.opened import AnnFolder, Identity
 from hivlp.search.options import Options
 from hivlp.search.plan import Plan, choose
-from hivlp.store.commit_columns import CommitColumns
+from hivlp.store.fields.commit import CommitColumns
 from hivlp.store.folder import Store
 from hivlp.store.lookup import Shown
 from hivlp.store.reader import Reader

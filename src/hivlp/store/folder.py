@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -21,12 +22,13 @@ from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
-from hivlp.store import column_files, schema
+from hivlp.store import schema
 from hivlp.store.codec import CODECS, FLOAT16
-from hivlp.store.commit_columns import CommitColumns
 from hivlp.store.compacting import Progress, rewrite
 from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
-from hivlp.store.fields import Field, joined
+from hivlp.store.fields import files as column_files
+from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.fields.declared import Field, joined
 from hivlp.store.lookup import AT_ONCE, Shown, look_up
 from hivlp.store.names import each_item
 from hivlp.store.reader import Reader, Views
@@ -34,6 +36,7 @@ from hivlp.store.records import About, Item, NewItem, Stamp, State, format_of
 from hivlp.store.vectors import CHUNK, Rows, drop_old_files, vector_files
 from hivlp.store.writer import Writer
 
+logger = logging.getLogger(__name__)
 LOCK = "lock"
 ENGINE = "engine"
 """Where the approximate index is kept; a store only finishes what a process that was killed began to put there."""
@@ -346,17 +349,20 @@ class Store:
         """Write the columns of declared fields into files, if many rows came since, or those there are do not fit.
 
         Returns:
-            Whether there was something to do.
+            Whether they were written; if that fails, the log says so, and conditions are answered as before.
         """
         with self.writer():
             with self.reading() as reader:
                 column_files.drop_others(self.path, reader.state)  # of a process that was killed
                 if not column_files.are_due(self.path, reader.state):
                     return False
-            with self.changing() as writer:
-                state = writer.reader.state
-                columns = CommitColumns(self.path).columns(writer.reader)
-                writer.note_columns(column_files.save(self.path, columns, state.generation, state.rows))
+            try:
+                with self.changing() as writer:
+                    columns = CommitColumns(self.path).declared(writer.reader)
+                    writer.note_columns(column_files.save(self.path, columns, writer.reader.state))
+            except IndexFolderError as error:
+                logger.warning("columns of fields are not written: %s", error)
+                return False
             with self.reading() as reader:
                 column_files.drop_others(self.path, reader.state)
         return True

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError, QueryError
 from hivlp.levels import Embeddings
-from hivlp.store import column_files
 from hivlp.store.database import FILE
-from hivlp.store.fields import FieldCounts
 from hivlp.store.integrity import Integrity
 from hivlp.store.names import composed, places
 from hivlp.store.records import About, Item, State
@@ -253,8 +251,7 @@ class Reader:
             "source": about.source,
             "fingerprint": about.fingerprint,
             "levels": {level.name: level.dim for level in about.levels},
-            "bytes": sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
-            + column_files.stored_bytes(self.folder),
+            "bytes": sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file()),
         }
 
     def live(self) -> NDArray[np.int64]:
@@ -290,18 +287,6 @@ class Reader:
             self._db.text_factory = str
         rows, *values = zip(*found, strict=True) if found else ((),) * (1 + len(expressions))
         return np.array(rows, np.int64), values
-
-    def field_counts(self) -> dict[str, FieldCounts]:
-        """By name of each declared field, how many items have a value of it."""
-        fields = self.state.fields
-        if not fields:
-            return {}
-        counts = ", ".join(f"count({field.sql}), total({field.misfit_sql})" for field in fields)
-        items, *counted = self._db.execute(f"SELECT count(*), {counts} FROM items").fetchone()
-        found = {}
-        for field, values, misfits in zip(fields, counted[::2], map(int, counted[1::2]), strict=True):
-            found[field.name] = FieldCounts(field, values, items - values - misfits, misfits)
-        return found
 
     # Items by names that people type.
 

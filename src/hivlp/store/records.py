@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hivlp.levels import Level, check_levels
 from hivlp.store.codec import BY_DTYPE, FLOAT16, FLOAT32, VectorCodec
-from hivlp.store.fields import Field, checked_fields
+from hivlp.store.fields.declared import Field, checked_fields
 from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, unpack_path
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
@@ -94,7 +94,7 @@ class ColumnFiles(NamedTuple):
     generation: int
     rows: int
     mark: int
-    checks: tuple[tuple[str, int], ...]
+    checks: Mapping[str, int]
 
     @classmethod
     def of(cls, text: Any) -> ColumnFiles:
@@ -110,11 +110,11 @@ class ColumnFiles(NamedTuple):
             raise ValueError("columns are not described") from error
         if not all(type(number) is int and 0 <= number <= MOST for number in numbers):
             raise ValueError("columns are described by impossible numbers")
-        return cls(generation, rows, mark, tuple(checks.items()))
+        return cls(generation, rows, mark, checks)
 
     def text(self) -> str:
         """For the table ``meta``."""
-        return json.dumps([self.generation, self.rows, self.mark, dict(self.checks)])
+        return json.dumps([self.generation, self.rows, self.mark, self.checks])
 
 
 def fields_of(text: Any) -> tuple[Field, ...]:

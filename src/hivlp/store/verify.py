@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError
-from hivlp.store import column_files
 from hivlp.store.codec import Checksums, row_checksums
 from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
+from hivlp.store.fields import files as column_files
 from hivlp.store.folder import Store
 from hivlp.store.integrity import shown_path
 from hivlp.store.reader import Reader

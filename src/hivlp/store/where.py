@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hivlp.errors import ArgumentError, QueryError
-from hivlp.store.fields import Field
+from hivlp.store.fields.declared import Field
 from hivlp.store.names import composed
 
 WHERE_SECONDS = 5.0

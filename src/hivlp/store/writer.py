@@ -13,7 +13,7 @@ from hivlp.errors import QueryError
 from hivlp.levels import Embeddings
 from hivlp.store import schema
 from hivlp.store.codec import Checksums, row_checksums
-from hivlp.store.fields import Field, joined
+from hivlp.store.fields.declared import Field, joined
 from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader

@@ -4,9 +4,6 @@ Understood are comparisons of a field, of ``id`` or of a key of the metadata (``
 ``json_extract(metadata, '$.year')``) with a number or text, ``BETWEEN``, ``IN (…)``, ``IS [NOT] NULL``, ``LIKE`` with
 ``%`` at the ends, ``GLOB 'prefix*'``, a number by itself, and all of these under ``NOT``, ``AND``, ``OR`` and brackets.
 Anything else is SQLite's to answer (:mod:`hivlp.store.where`), with the same result where both can.
-
-SQL's logic has three values, but a filter asks only where a condition is true. ``NOT`` is therefore moved inwards
-until it stands at a comparison, whose NULLs are true on neither side.
 """
 
 from __future__ import annotations
@@ -15,28 +12,23 @@ import re
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.store.columns import Column, Constant, Operator, Ranges, merged
-from hivlp.store.fields import Field
+from hivlp.store.fields import comparisons
+from hivlp.store.fields.column import Column, Constant, Operator
+from hivlp.store.fields.comparisons import Joint, Leaf, NotAnsweredError, Null, Tree
+from hivlp.store.fields.declared import ID, Field
 
-ID = "id"
 MOST_CHARACTERS = 20_000
 """Of a condition that is parsed here; SQLite is as fast with a longer one."""
 MOST_DEPTH = 50
 MOST_LEAVES = 200
 """Comparisons in one condition: so many take as long as SQLite does for the whole."""
-MOST_MATCHED = 5_000
-"""Distinct texts that are looked at one by one, by LIKE."""
-MOST_PATTERN = 500  # bytes, which is SQLite's limit for a condition
-MOST_EXACT = 1 << 53
-"""Integers up to which a float is one of them at most."""
 
 _TOKEN = re.compile(
     r"""[\x20\t\n\r\f]*(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<real>(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)
@@ -62,61 +54,6 @@ _OPERATORS: dict[str, tuple[Operator, bool]] = {
 }  # fmt: skip
 _FLIPPED: dict[Operator, Operator] = {"<": ">", "<=": ">=", "=": "=", ">=": "<=", ">": "<"}
 
-Test = Callable[[Column], Ranges]
-
-
-class NotAnsweredError(Exception):
-    """A condition that columns do not answer."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A comparison of a column with constants.
-
-    Attributes:
-        column: by which name it is known: of a field, ``id``, or ``$.key`` for a key of the metadata.
-        test: gives the codes for which it is true; of those that it leaves out, NULL's excepted, it is false.
-        negated: whether those are wanted for which it is false.
-        about_null: whether NULL is looked for: ``IS NULL``.
-    """
-
-    column: str
-    test: Test
-    negated: bool = False
-    about_null: bool = False
-
-    def mask(self, columns: Mapping[str, Column]) -> NDArray[np.bool_]:
-        """(rows,) where it is true."""
-        column = columns[self.column]
-        if self.about_null:
-            return column.mask(column.known() if self.negated else [(0, 1)])
-        ranges = self.test(column)
-        return column.mask(column.without(ranges) if self.negated else ranges)
-
-    def inverse(self) -> Leaf:
-        """True where this is false."""
-        return Leaf(self.column, self.test, not self.negated, self.about_null)
-
-
-@dataclass(frozen=True)
-class Joint:
-    """Conditions under AND, or under OR."""
-
-    every: bool
-    parts: tuple[Leaf | Joint, ...]
-
-    def mask(self, columns: Mapping[str, Column]) -> NDArray[np.bool_]:
-        """(rows,) where it is true."""
-        found = self.parts[0].mask(columns)
-        for part in self.parts[1:]:
-            other = part.mask(columns)
-            np.logical_and(found, other, out=found) if self.every else np.logical_or(found, other, out=found)
-        return found
-
-    def inverse(self) -> Joint:
-        """True where this is false: De Morgan's law holds for three values, too."""
-        return Joint(not self.every, tuple(part.inverse() for part in self.parts))
-
 
 class Condition(NamedTuple):
     """A parsed condition.
@@ -127,7 +64,7 @@ class Condition(NamedTuple):
         ascii: whether it has no letters beyond ASCII; one that has sees texts composed (NFC).
     """
 
-    tree: Leaf | Joint
+    tree: Tree
     columns: frozenset[str]
     ascii: bool
 
@@ -170,22 +107,22 @@ class _Parser:
         self._names, self.columns, self._leaves = names, set[str](), 0
         self._tokens, self._at = [*_tokens(text), _Token("end", "")], 0
 
-    def whole(self) -> Leaf | Joint:
+    def whole(self) -> Tree:
         found = self._any(0)
         self._expect(self._next().kind == "end")
         return found
 
-    def _any(self, depth: int) -> Leaf | Joint:
+    def _any(self, depth: int) -> Tree:
         self._expect(depth < MOST_DEPTH)
         return self._joint("or", lambda: self._joint("and", lambda: self._one(depth)))
 
-    def _joint(self, word: str, part: Callable[[], Leaf | Joint]) -> Leaf | Joint:
+    def _joint(self, word: str, part: Callable[[], Tree]) -> Tree:
         parts = [part()]
         while self._took(word):
             parts.append(part())
         return parts[0] if len(parts) == 1 else Joint(word == "and", tuple(parts))
 
-    def _one(self, depth: int) -> Leaf | Joint:
+    def _one(self, depth: int) -> Tree:
         self._expect(depth < MOST_DEPTH)
         if self._took("not"):
             return self._one(depth + 1).inverse()
@@ -200,41 +137,36 @@ class _Parser:
         self._expect(self._peek() in ("and", "or", ")", ""))
         return found
 
-    def _comparison(self) -> Leaf:
+    def _comparison(self) -> Tree:
         if self._is_constant():
             constant = self._constant()
             operator, negated = self._operator()
-            return self._compared(self._operand(), _FLIPPED[operator], constant, negated)
+            return Leaf(self._operand(), comparisons.compared(_FLIPPED[operator], constant), negated)
         column = self._operand()
         if self._peek() in ("and", "or", ")", ""):
-            return Leaf(column, _is_true)
+            return Leaf(column, comparisons.is_true)
         if self._took("is"):
             negated = self._took("not")
             self._expect(self._took("null"))
-            return Leaf(column, _nothing, negated, about_null=True)
+            return Null(column, negated)
         if self._took("isnull"):
-            return Leaf(column, _nothing, about_null=True)
-        if self._took("notnull"):
-            return Leaf(column, _nothing, negated=True, about_null=True)
+            return Null(column, negated=False)
         negated = self._took("not")
-        if negated and self._took("null"):
-            return Leaf(column, _nothing, negated=True, about_null=True)
+        if self._took("null" if negated else "notnull"):
+            return Null(column, negated=True)
         if self._took("between"):
             least = self._constant()
             self._expect(self._took("and"))
-            return Leaf(column, _between(least, self._constant()), negated)
+            return Leaf(column, comparisons.between(least, self._constant()), negated)
         if self._took("in"):
-            return Leaf(column, _among(self._list()), negated)
+            return Leaf(column, comparisons.among(self._list()), negated)
         if self._took("like"):
-            return Leaf(column, _like(self._text()), negated)
+            return Leaf(column, comparisons.like(self._text()), negated)
         if self._took("glob"):
-            return Leaf(column, _glob(self._text()), negated)
+            return Leaf(column, comparisons.glob(self._text()), negated)
         self._expect(not negated)
         operator, negated = self._operator()
-        return self._compared(column, operator, self._constant(), negated)
-
-    def _compared(self, column: str, operator: Operator, constant: Constant, negated: bool) -> Leaf:
-        return Leaf(column, lambda values: _comparable(values, constant).compared(operator, constant), negated)
+        return Leaf(column, comparisons.compared(operator, self._constant()), negated)
 
     # Parts of a comparison.
 
@@ -345,92 +277,3 @@ def _real(text: str) -> float:
 
 _database = sqlite3.connect(":memory:", check_same_thread=False)
 _database_lock = threading.Lock()
-
-
-# Tests of a column.
-
-
-def _comparable(column: Column, *constants: Constant) -> Column:
-    """The column, if it is compared with constants of these classes as they are.
-
-    Raises:
-        NotAnsweredError: if SQLite converts one of them first.
-    """
-    classes = {"text" if isinstance(constant, bytes) else "number" for constant in constants}
-    if column.affinity is not None and classes != {column.affinity}:
-        raise NotAnsweredError
-    return column
-
-
-def _nothing(column: Column) -> Ranges:
-    return []
-
-
-def _is_true(column: Column) -> Ranges:
-    """A value by itself: a number other than 0."""
-    if column.first_text < len(column.values) or column.affinity == "text":
-        raise NotAnsweredError
-    return column.without(column.compared("=", 0))
-
-
-def _between(least: Constant, most: Constant) -> Test:
-    def test(column: Column) -> Ranges:
-        _comparable(column, least, most)
-        (above,), (below,) = column.compared(">=", least) or [(0, 0)], column.compared("<=", most) or [(0, 0)]
-        first, last = max(above[0], below[0]), min(above[1], below[1])
-        return [(first, last)] if first < last else []
-
-    return test
-
-
-def _among(constants: Collection[Constant]) -> Test:
-    def test(column: Column) -> Ranges:
-        _comparable(column, *constants)
-        # IN compares after a conversion to the field's type, = does not.
-        if any(isinstance(constant, int) and abs(constant) > MOST_EXACT for constant in constants):
-            raise NotAnsweredError
-        return merged([each for constant in constants for each in column.compared("=", constant)])
-
-    return test
-
-
-def _matching(column: Column, matches: Callable[[bytes], bool]) -> Ranges:
-    """Codes of the texts that match."""
-    end = len(column.values)
-    if end - column.first_text > MOST_MATCHED:
-        raise NotAnsweredError
-    places = range(column.first_text, end)
-    return merged([(place + 1, place + 2) for place in places if matches(column.values[place])])
-
-
-def _only_texts(column: Column) -> Column:
-    """The column, if LIKE and GLOB see its values as they are."""
-    if column.first_text or column.affinity == "number" or not column.is_plain:
-        raise NotAnsweredError
-    return column
-
-
-def _like(pattern: bytes) -> Test:
-    """LIKE, which does not tell the case of ASCII letters, with % at one end, at both or at none."""
-    bare = pattern.strip(b"%").lower()
-    if b"%" in bare or b"_" in bare or b"\0" in bare or not bare or len(pattern) > MOST_PATTERN:
-        raise NotAnsweredError
-    start, end = pattern.startswith(b"%"), pattern.endswith(b"%")
-    matches: Callable[[bytes], bool]
-    if start and end:
-        matches = lambda text: bare in text.lower()  # noqa: E731
-    elif start:
-        matches = lambda text: text.lower().endswith(bare)  # noqa: E731
-    elif end:
-        matches = lambda text: text.lower().startswith(bare)  # noqa: E731
-    else:
-        matches = lambda text: text.lower() == bare  # noqa: E731
-    return lambda column: _matching(_only_texts(column), matches)
-
-
-def _glob(pattern: bytes) -> Test:
-    """GLOB of a prefix: texts that begin with it are neighbours."""
-    prefix = pattern[:-1]
-    if not pattern.endswith(b"*") or not prefix or re.search(rb"[*?\[\0]", prefix) or len(pattern) > MOST_PATTERN:
-        raise NotAnsweredError
-    return lambda column: _only_texts(column).beginning(prefix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.errors import DamagedIndexError
-from hivlp.store import column_files
-from hivlp.store.columns import Column
-from hivlp.store.conditions import ID, NotAnsweredError, parse
 from hivlp.store.database import FILE
+from hivlp.store.fields import files as column_files
+from hivlp.store.fields.column import Column
+from hivlp.store.fields.comparisons import NotAnsweredError
+from hivlp.store.fields.conditions import parse
+from hivlp.store.fields.declared import ID, FieldCounts, types_of
 from hivlp.store.reader import Reader
 from hivlp.store.records import ColumnFiles, State
 
 logger = logging.getLogger(__name__)
+ASKED = 2
+"""Times that SQLite answers what is asked of a key, before a column is made of it: which takes as long as these."""
 MOST_LEARNT = 16
-"""Keys of the metadata that are no declared fields, whose columns are kept in memory once they were asked for."""
+"""Keys of the metadata that are no declared fields, whose columns are kept in memory."""
 MOST_TEXT = 1 << 25
 """Bytes of the distinct texts of such a column; SQLite answers what is asked of longer ones."""
 
@@ -41,18 +46,29 @@ class Part:
         self.first, self.last, self.files = first, last, files
         self._folder = folder
         self._made: dict[tuple[str, str | None], Column] = {}
+        self._asked = Counter[str]()
         self._unfit: set[str] = set()
 
-    def columns(self, kinds: Mapping[str, str | None], reader: Reader | None) -> dict[str, Column] | None:
+    def columns(
+        self, kinds: Mapping[str, str | None], reader: Reader | None, *, learning: bool = False
+    ) -> dict[str, Column] | None:
         """Columns by name; None if SQLite must answer, or a reader is needed to make one of them.
 
         Args:
             kinds: name of a field, ``id``, or ``$.key`` -> type; None for a key.
             reader: of the commit.
+            learning: what the catalog alone holds is only read once it was asked for :data:`ASKED` times before.
         """
         missing = [each for each in kinds.items() if each not in self._made and not self._loaded(*each, reader)]
-        if missing and (reader is None or not self._read(reader, missing)):
-            return None
+        if missing:
+            if reader is None:
+                return None
+            names = [name for name, _ in missing]
+            if learning and min(map(self._asked.__getitem__, names)) < ASKED:
+                self._asked.update(names)
+                return None
+            if not self._read(reader, missing):
+                return None
         found = {name: self._made[name, kind] for name, kind in kinds.items()}
         learnt = [each for each in self._made if each[1] is None]
         for oldest in learnt[: max(0, len(learnt) - MOST_LEARNT)]:
@@ -98,8 +114,8 @@ class CommitColumns:
             folder: of the index.
         """
         self._folder = folder
-        self._newest: tuple[State, tuple[Part, ...]] | None = None
-        self._lock = threading.RLock()
+        self._newest: tuple[State, Part, Part | None] | None = None
+        self._lock = threading.Lock()
 
     def mask(self, text: str, state: State, reader: Reader | None = None) -> NDArray[np.bool_] | None:
         """Rows for which a condition holds, those of tombstones among them.
@@ -115,51 +131,67 @@ class CommitColumns:
         condition = parse(text, state.fields)
         if condition is None:
             return None
-        types = types_of(state)
-        kinds = {name: types.get(name) for name in condition.columns}
-        with self._lock:
-            parts = [part.columns(kinds, reader) for part in self._parts(state)]
+        types = types_of(state.fields)
+        parts = self._columns({name: types.get(name) for name in condition.columns}, state, reader, learning=True)
         try:
-            masks = [condition.mask(columns) for columns in parts if columns is not None]
+            masks = [condition.mask(columns) for columns in parts or ()]
         except NotAnsweredError:
             return None
-        if len(masks) < len(parts):
-            return None
-        return masks[0] if len(masks) == 1 else np.concatenate(masks)
+        return np.concatenate(masks) if len(masks) > 1 else masks[0] if masks else None
 
-    def columns(self, reader: Reader) -> dict[str, Column]:
+    def declared(self, reader: Reader) -> dict[str, Column]:
         """Columns of all declared fields and of the ids, over all rows of a reader's commit.
 
         Raises:
             DamagedIndexError: if the catalog holds what a column cannot.
         """
-        types = types_of(reader.state)
-        with self._lock:
-            parts = [part.columns(types, reader) for part in self._parts(reader.state)]
-        made = [part for part in parts if part is not None]
-        if len(made) < len(parts):
+        types, rows = types_of(reader.state.fields), reader.state.rows
+        parts = self._columns(types, reader.state, reader)
+        if parts is None:
             raise DamagedIndexError(f"{self._folder}: fields cannot be read; run `hivlp repair`")
-        rows = reader.state.rows
-        return {name: _joined([part[name] for part in made], kind, rows) for name, kind in types.items()}
+        return {name: _joined([part[name] for part in parts], kind, rows) for name, kind in types.items()}
 
-    def _parts(self, state: State) -> tuple[Part, ...]:
+    def counts(self, reader: Reader) -> dict[str, FieldCounts]:
+        """By name of each declared field, how many items have a value of it.
+
+        Raises:
+            DamagedIndexError: if the catalog holds what a column cannot.
+        """
+        if not reader.state.fields:
+            return {}
+        columns, items, alive = self.declared(reader), reader.count(), reader.alive()
+        found = {}
+        for field in reader.state.fields:
+            known = columns[field.name].codes > 0
+            values = int(np.count_nonzero(known if alive is None else known & alive))
+            found[field.name] = FieldCounts(field, values, items - values)
+        return found
+
+    def _columns(
+        self, kinds: Mapping[str, str | None], state: State, reader: Reader | None, *, learning: bool = False
+    ) -> list[dict[str, Column]] | None:
+        """Columns by name of the rows in files, or of all; and of those that came since, if there are any."""
+        with self._lock:
+            base, tail = self._parts(state)
+            found = [base.columns(kinds, reader, learning=learning)]
+            if tail is not None and found[0] is not None:
+                found.append(tail.columns(kinds, reader))
+        made = [columns for columns in found if columns is not None]
+        return made if len(made) == len(found) else None
+
+    def _parts(self, state: State) -> tuple[Part, Part | None]:
         if self._newest is not None and self._newest[0] == state:
-            return self._newest[1]
+            return self._newest[1:]
         files = column_files.of(self._folder, state)
         if files is None:
-            parts: tuple[Part, ...] = (Part(self._folder, 0, state.rows),)
+            base = Part(self._folder, 0, state.rows)
+        elif self._newest is not None and self._newest[1].files == files:
+            base = self._newest[1]  # rows within files never change: whatever was made of them stays good
         else:
-            known = self._newest[1][0] if self._newest is not None else None
-            # Rows within files never change: whatever was made of them stays good.
-            base = known if known is not None and known.files == files else Part(self._folder, 0, files.rows, files)
-            parts = (base, Part(self._folder, files.rows, state.rows))[: 1 + (state.rows > files.rows)]
-        self._newest = state, parts
-        return parts
-
-
-def types_of(state: State) -> dict[str, str]:
-    """Type of each column that a commit's fields have, the ids' among them."""
-    return {ID: "int"} | {field.name: field.type for field in state.fields}
+            base = Part(self._folder, 0, files.rows, files)
+        tail = Part(self._folder, base.last, state.rows) if base.last < state.rows else None
+        self._newest = state, base, tail
+        return base, tail
 
 
 def _joined(parts: Sequence[Column], kind: str, rows: int) -> Column:

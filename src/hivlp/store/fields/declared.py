@@ -1,7 +1,7 @@
 """Declared fields: keys of an item's metadata that a condition names like columns, each of one type.
 
 The value of a field is one SQL expression over ``metadata``. It stands in conditions that SQLite evaluates, and it
-fills the columns (:mod:`hivlp.store.columns`) that answer the others, so that both see the same values.
+fills the columns (:mod:`hivlp.store.fields.column`) that answer the others, so that both see the same values.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from hivlp.errors import ArgumentError
 
+ID = "id"
 MOST_FIELDS = 64
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 # fmt: off
@@ -59,12 +60,6 @@ class Field(NamedTuple):
             f"CAST(CASE WHEN NOT json_valid(metadata) THEN NULL WHEN {fits} THEN {value} END AS {_AFFINITY[self.type]})"
         )
 
-    @property
-    def misfit_sql(self) -> str:
-        """Whether there is a value of another type, as an SQL expression over ``metadata``."""
-        there = f"ifnull(json_type(metadata, '$.{self.name}'), 'null') != 'null'"
-        return f"CASE WHEN json_valid(metadata) THEN {there} AND {self.sql} IS NULL ELSE 0 END"
-
 
 class FieldCounts(NamedTuple):
     """How many items have a value of a field.
@@ -72,23 +67,25 @@ class FieldCounts(NamedTuple):
     Attributes:
         field: that is declared.
         values: items with a value.
-        missing: items without the key, or with null.
-        misfits: items whose value is of another type, which counts as NULL; their metadata keep it.
+        without: items without the key, with null, or with something of another type.
     """
 
     field: Field
     values: int
-    missing: int
-    misfits: int
+    without: int
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp info --json`` prints."""
-        return {"type": self.field.type, "values": self.values, "missing": self.missing, "misfits": self.misfits}
+        return {"type": self.field.type, "values": self.values, "without": self.without}
 
     def __str__(self) -> str:
         name, kind = self.field
-        misfits = f", {self.misfits} with one that is no {kind} and counts as NULL" if self.misfits else ""
-        return f"field {name}: {kind}, {self.values} items with a value, {self.missing} without{misfits}"
+        return f"field {name}: {kind}, {self.values} items with a value, {self.without} without"
+
+
+def types_of(fields: Iterable[Field]) -> dict[str, str]:
+    """Type of each column that there is for declared fields, the ids' among them."""
+    return {ID: "int"} | {field.name: field.type for field in fields}
 
 
 def checked_fields(given: Any) -> tuple[Field, ...]:

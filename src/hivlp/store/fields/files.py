@@ -1,9 +1,10 @@
-"""Column files: the columns of declared fields as arrays in a folder ``fields.MARK``, which spare a scan of all metadata.
+"""Column files: the columns of declared fields as ``.npy`` arrays in a folder ``fields.MARK`` of the index folder.
 
-They are derived: the catalog names the folder, its files and their checksums (:class:`hivlp.store.records.ColumnFiles`)
-in the commit that they belong to. Rows never change within a generation, so they stay good for the first rows of every
-later commit. New ones are written beside the old ones before a commit names them. What is damaged, missing, or of a
-commit that is no more (where a backup was put back) does not fit what the catalog says and is not used.
+They are derived, and spare a scan of all metadata. The catalog names the folder and the checksums of its files
+(:class:`hivlp.store.records.ColumnFiles`) in the commit that they belong to. Rows never change within a generation, so
+they stay good for the first rows of every later commit. New ones are written beside the old ones before a commit names
+them. What is damaged, missing, or of a commit that is no more (where a backup was put back) does not fit what the
+catalog says and is not used.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from hivlp.errors import DamagedIndexError
 from hivlp.files import npy
 from hivlp.files.scratch import scratch_folder, sync_folder
-from hivlp.store.columns import Column, Texts, affinity_of
-from hivlp.store.conditions import ID
+from hivlp.store.fields.column import Column, Texts, affinity_of, code_dtype, id_dtype
+from hivlp.store.fields.declared import ID, types_of
 from hivlp.store.records import ColumnFiles, State
 
 FOLDER = "fields"
@@ -33,14 +34,13 @@ LEAST_TAIL = 1000
 """Rows up to which they are, however few there are."""
 
 
-def save(folder: Path, columns: Mapping[str, Column], generation: int, rows: int) -> ColumnFiles:
+def save(folder: Path, columns: Mapping[str, Column], state: State) -> ColumnFiles:
     """Write columns into the index folder, beside those that are there.
 
     Args:
         folder: of the index.
-        columns: of the first rows, by name.
-        generation: of the rows.
-        rows: how many.
+        columns: of all rows of a commit, by name.
+        state: of the commit.
 
     Returns:
         What the catalog must say of them.
@@ -48,7 +48,7 @@ def save(folder: Path, columns: Mapping[str, Column], generation: int, rows: int
     Raises:
         OSError: if they cannot be written.
     """
-    checks, mark = [], secrets.randbits(MARK_BITS)
+    checks, mark = {}, secrets.randbits(MARK_BITS)
     place = folder / _name(mark)
     with scratch_folder(place) as scratch:
         for name, column in columns.items():
@@ -58,10 +58,10 @@ def save(folder: Path, columns: Mapping[str, Column], generation: int, rows: int
                     np.save(out, array, allow_pickle=False)
                     out.flush()
                     os.fsync(out.fileno())
-                checks.append((file.name, npy.checksum(npy.map_file(file))))
+                checks[file.name] = npy.checksum(npy.map_file(file))
         scratch.rename(place)
     sync_folder(folder)
-    return ColumnFiles(generation, rows, mark, tuple(checks))
+    return ColumnFiles(state.generation, state.rows, mark, checks)
 
 
 def drop_others(folder: Path, state: State) -> None:
@@ -91,35 +91,37 @@ def load(folder: Path, files: ColumnFiles, name: str, kind: str) -> Column:
     Raises:
         DamagedIndexError: if a file is missing, or not what was written.
     """
-    codes = _read(folder, files, f"{name}.codes.npy")
-    if codes.dtype.kind != "u" or codes.shape != (files.rows,):
-        raise _unfit(f"{name}.codes.npy")
-    most = int(codes.max(initial=0))
+    codes = _read(folder, files, name, "codes", None)
+    if codes.dtype.kind != "u" or len(codes) != files.rows:
+        raise _unfit(name, "codes")
+    last = int(codes.max(initial=0))
     if name == ID:
-        return Column(codes, range(1, most + 1), most, affinity_of(kind))
-    values = _read(folder, files, f"{name}.values.npy")
-    wanted = {"str": np.dtype(np.uint8), "float": np.dtype(np.float64)}.get(kind, np.dtype(np.int64))
-    if values.dtype != wanted or values.ndim != 1:
-        raise _unfit(f"{name}.values.npy")
-    if kind == "str":
-        ends = _read(folder, files, f"{name}.ends.npy")
-        if ends.dtype != np.int64 or ends.ndim != 1 or not _are_ends(ends, len(values)):
-            raise _unfit(f"{name}.ends.npy")
-        texts = Texts(values.tobytes(), ends)
-        column = Column(codes, texts, 0, affinity_of(kind))
+        column = Column(codes, range(1, last + 1), last, affinity_of(kind))
+        dtype = id_dtype(last)
+    elif kind == "str":
+        texts, ends = _read(folder, files, name, "values", np.uint8), _read(folder, files, name, "ends", np.int64)
+        if not _are_ends(ends, len(texts)):
+            raise _unfit(name, "ends")
+        column = Column(codes, Texts(texts.data, ends), 0, affinity_of(kind))
+        dtype = code_dtype(len(ends))
     else:
+        values = _read(folder, files, name, "values", np.float64 if kind == "float" else np.int64)
         column = Column(codes, values.data, len(values), affinity_of(kind))
-    if most > len(column.values):
-        raise _unfit(f"{name}.codes.npy")
+        dtype = code_dtype(len(values))
+    if last > len(column.values) or codes.dtype != dtype:
+        raise _unfit(name, "codes")
     return column
 
 
 def damage(folder: Path, state: State) -> dict[str, str]:
-    """What is wrong with the files that a commit names, by file."""
-    found, files = {}, of(folder, state)
-    for name, _ in files.checks if files is not None else ():
+    """What is wrong with the files that a commit names, by name of the column."""
+    found: dict[str, str] = {}
+    files = of(folder, state)
+    if files is None:
+        return found
+    for name, kind in types_of(state.fields).items():
         try:
-            _read(folder, files, name)
+            load(folder, files, name, kind)
         except DamagedIndexError as error:
             found[f"{_name(files.mark)}/{name}"] = str(error)
     return found
@@ -156,19 +158,28 @@ def _name(mark: int) -> str:
     return f"{FOLDER}.{mark:015x}"
 
 
-def _read(folder: Path, files: ColumnFiles, name: str) -> NDArray[Any]:
+def _read(folder: Path, files: ColumnFiles, name: str, part: str, dtype: type[np.generic] | None) -> NDArray[Any]:
+    """The (n,) array of a file; of this dtype, if one is given."""
+    file = f"{name}.{part}.npy"
     try:
-        data = npy.read_file(folder / _name(files.mark) / name)
-        if npy.checksum(data) != dict(files.checks).get(name):
-            raise _unfit(name)
-        return npy.parse(data)
+        data = npy.read_file(folder / _name(files.mark) / file)
+        if npy.checksum(data) != files.checks.get(file):
+            raise _unfit(name, part)
+        array = npy.parse(data)
     except (OSError, ValueError) as error:
-        raise _unfit(name) from error
+        raise _unfit(name, part) from error
+    if array.ndim != 1 or array.dtype != (array.dtype if dtype is None else dtype):
+        raise _unfit(name, part)
+    return array
 
 
 def _are_ends(ends: NDArray[np.int64], length: int) -> bool:
-    return bool(np.all(np.diff(ends, prepend=0) >= 0)) and int(ends[-1] if len(ends) else 0) == length
+    if len(ends) == 0:
+        return length == 0
+    return bool(ends[0] >= 0 and ends[-1] == length and np.all(ends[1:] >= ends[:-1]))
 
 
-def _unfit(name: str) -> DamagedIndexError:
-    return DamagedIndexError(f"the column file {name} is not as it was written; `hivlp repair` writes it again")
+def _unfit(name: str, part: str) -> DamagedIndexError:
+    return DamagedIndexError(
+        f"the column file {name}.{part}.npy is not what was written; `hivlp repair` writes it again"
+    )

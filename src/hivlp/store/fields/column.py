@@ -36,14 +36,14 @@ class Values(Protocol):
 class Texts:
     """Distinct texts, ascending by their bytes, which lie end to end."""
 
-    def __init__(self, joined: bytes, ends: NDArray[np.int64]) -> None:
+    def __init__(self, joined: memoryview, ends: NDArray[np.int64]) -> None:
         """Texts of bytes, and where each ends: (n,) int64, ascending, the last of them the length of all."""
         self.joined, self.ends = joined, ends
 
     @classmethod
     def of(cls, texts: Sequence[bytes]) -> Texts:
         """From texts in order."""
-        return cls(b"".join(texts), np.cumsum([len(text) for text in texts], dtype=np.int64))
+        return cls(memoryview(b"".join(texts)), np.cumsum([len(text) for text in texts], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -51,7 +51,7 @@ class Texts:
     def __getitem__(self, place: int) -> bytes:
         if not 0 <= place < len(self.ends):
             raise IndexError(place)
-        return self.joined[int(self.ends[place - 1]) if place else 0 : int(self.ends[place])]
+        return bytes(self.joined[int(self.ends[place - 1]) if place else 0 : int(self.ends[place])])
 
 
 class Column:
@@ -96,7 +96,7 @@ class Column:
     def of_ids(cls, rows: NDArray[np.int64], count: int, ids: Sequence[int]) -> Column:
         """The column of the items' ids, which are their own codes."""
         last = max(ids, default=0)
-        codes: Codes = np.zeros(count, np.uint32 if last < np.iinfo(np.uint32).max else np.uint64)
+        codes: Codes = np.zeros(count, id_dtype(last))
         codes[rows] = ids
         return cls(codes, range(1, last + 1), last, "number")
 
@@ -109,7 +109,7 @@ class Column:
     def is_plain(self) -> bool:
         """Whether all texts are composed UTF-8 without NUL, which is as SQLite's LIKE and any condition sees them."""
         if isinstance(self.values, Texts):
-            joined = self.values.joined
+            joined = bytes(self.values.joined)
         else:
             joined = b"\n".join(self.values[place] for place in range(self.first_text, len(self.values)))
         if b"\0" in joined:
@@ -120,10 +120,6 @@ class Column:
             return False
 
     # Codes of values.
-
-    def known(self) -> Ranges:
-        """Codes of all values."""
-        return [(1, len(self.values) + 1)]
 
     def compared(self, operator: Operator, constant: Constant) -> Ranges:
         """Codes of the values for which a comparison with a constant holds."""
@@ -171,6 +167,11 @@ class Column:
 def code_dtype(values: int) -> type[np.unsignedinteger[Any]]:
     """The smallest dtype for codes of so many values, and the code after the last."""
     return next(dtype for dtype in (np.uint8, np.uint16, np.uint32) if values + 1 <= np.iinfo(dtype).max)
+
+
+def id_dtype(last: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest dtype of ids, the last of which is this, and the number after it."""
+    return np.uint32 if last < np.iinfo(np.uint32).max else np.uint64
 
 
 def affinity_of(kind: str | None) -> str | None:
