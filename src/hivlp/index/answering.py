@@ -43,7 +43,8 @@ class Answering:
         snapshot = self.snapshots.newest()
         allowed = None
         if snapshot is not None:
-            allowed = snapshot.collection.alive if options.where is None else snapshot.filters.get(options.where)
+            where = options.where
+            allowed = snapshot.collection.alive if where is None else self.snapshots.known(snapshot, where)
         known = options.where is None or allowed is not None
         if snapshot is not None and known and options.group is not True:
             plan, pages = self._pages(snapshot, queries, options, watch, allowed)

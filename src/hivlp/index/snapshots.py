@@ -15,6 +15,7 @@ from hivlp.search.filters import Filter
 from hivlp.search.opened import AnnFolder, Identity
 from hivlp.search.options import Options
 from hivlp.search.plan import Plan, choose
+from hivlp.store.fields.commit import CommitColumns
 from hivlp.store.folder import Store
 from hivlp.store.lookup import Shown
 from hivlp.store.reader import Reader
@@ -68,6 +69,7 @@ class Snapshots:
     def __init__(self, store: Store) -> None:
         """No snapshot is made yet."""
         self._store, self._ann = store, AnnFolder(store.path)
+        self._columns = CommitColumns(store.path)
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 
@@ -141,19 +143,38 @@ class Snapshots:
         """
         if condition is None:
             return snapshot.collection.alive
-        with self._lock:
-            if condition in snapshot.filters:
-                snapshot.filters.move_to_end(condition)
-                return snapshot.filters[condition]
+        allowed = self.known(snapshot, condition, reader)
+        if allowed is not None:
+            return allowed
         rows, changing = reader.rows_where(condition)
         mask = np.zeros(snapshot.collection.rows, bool)
         if not all(isinstance(row, int) and 0 <= row < len(mask) for row in rows):
             raise DamagedIndexError(f"{self._store.path} is damaged: an item has no vectors; run `hivlp repair`")
         mask[rows] = True
         allowed = Filter(mask)
-        if not changing:
-            with self._lock:
-                snapshot.filters[condition] = allowed
-                while len(snapshot.filters) > CONDITIONS:
-                    snapshot.filters.popitem(last=False)
+        return allowed if changing else self._keep(snapshot, condition, allowed)
+
+    def known(self, snapshot: Snapshot, condition: str, reader: Reader | None = None) -> Filter | None:
+        """:meth:`allowed` where columns answer the condition, or it was asked before; None if SQLite must answer.
+
+        Args:
+            snapshot: of the last commit.
+            condition: that was asked.
+            reader: of its commit, to make columns that are not there yet; without one, no SQL is run.
+        """
+        with self._lock:
+            if condition in snapshot.filters:
+                snapshot.filters.move_to_end(condition)
+                return snapshot.filters[condition]
+        mask = self._columns.mask(condition, snapshot.state, reader)
+        if mask is None:
+            return None
+        alive = snapshot.collection.alive
+        return self._keep(snapshot, condition, Filter(mask if alive is None else mask & alive.mask))
+
+    def _keep(self, snapshot: Snapshot, condition: str, allowed: Filter) -> Filter:
+        with self._lock:
+            snapshot.filters[condition] = allowed
+            while len(snapshot.filters) > CONDITIONS:
+                snapshot.filters.popitem(last=False)
         return allowed

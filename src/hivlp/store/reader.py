@@ -279,7 +279,24 @@ class Reader:
 
     def rows_where(self, condition: str) -> Passing:
         """Rows of the items for which an SQL condition holds; see :func:`hivlp.store.where.rows_where`."""
-        return rows_where(self.folder / FILE, condition)
+        return rows_where(self.folder / FILE, condition, self.state.fields)
+
+    def column_values(self, expressions: Sequence[str], first: int, last: int) -> tuple[NDArray[np.int64], list[Any]]:
+        """Values of SQL expressions over the items in rows from ``first`` to before ``last``; texts as bytes.
+
+        Returns:
+            (n,) their rows, in no order, and n values of each expression.
+        """
+        # A few rows are found by their index; for all of them the table is read as it lies.
+        row = "+row" if first == 0 else "row"
+        select = f"SELECT row, {', '.join(expressions)} FROM items WHERE {row} >= ? AND {row} < ?"
+        self._db.text_factory = bytes
+        try:
+            found = self._db.execute(select, (first, last)).fetchall()
+        finally:
+            self._db.text_factory = str
+        rows, *values = zip(*found, strict=True) if found else ((),) * (1 + len(expressions))
+        return np.array(rows, np.int64), values
 
     # Items by names that people type.
 
