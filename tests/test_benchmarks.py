@@ -15,8 +15,9 @@ from hivlp.data.benchmarks.sugarcrepe import KINDS, read_sugarcrepe
 from hivlp.errors import DataError
 from hivlp.evaluate import benchmarks
 from hivlp.evaluate.benchmarks import evaluate_benchmark, evaluate_sugarcrepe
+from hivlp.evaluate.encoded import encode_pairs
 from hivlp.evaluate.positives import PositiveSet, cascade_flags, level_flags, spearman, summary
-from hivlp.evaluate.recall import encode_pairs, score
+from hivlp.evaluate.recall import score
 from hivlp.levels import Embeddings
 from synthetic import FakeEncoder, picture_bytes, random_unit, write_benchmark, write_karpathy
 

@@ -80,6 +80,12 @@ def recall_table(found: Evaluation) -> str:
         both = (recalls.text_to_image, recalls.image_to_text)
         cells = [" ".join(f"{value:5.1f}" for value in each.values()) for each in both]
         lines.append(f"{name:14}{cells[0]}   {cells[1]}  {recalls.average:5.1f}")
+    if (after := scores.reranked) is not None:
+        cells = [" ".join(f"{value:5.1f}" for value in each.values())
+                 for each in (after.recalls.text_to_image, after.recalls.image_to_text)]  # fmt: skip
+        lines.append(f"{'re-ranked':14}{cells[0]}   {cells[1]}  {after.recalls.average:5.1f}")
+        lines.append(f"re-ranked by {after.stage['model']}: {after.stage['rule']}, {after.stage['keep']} candidates, "
+                     f"{after.pairs} pairs in {after.seconds:.1f} s")  # fmt: skip
     retained = scores.retained["text_to_image"]["R@10"]
     lines.append(f"the cascade keeps {100 * retained:.1f}% of the finest level's text→image R@10")
     if shortlist >= found.images:

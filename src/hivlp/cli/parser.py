@@ -134,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="show equal pictures as one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
     )
     sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
+    _add_rerank(sub)
 
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
     sub.add_argument("index", type=_path, metavar="INDEX")
@@ -188,6 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
     sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
+    _add_rerank(sub)
 
     sub = verb("train", run_train, "Train a model from a recipe.")
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
@@ -233,3 +235,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")
     sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
     return parser
+
+
+def _add_rerank(sub: argparse.ArgumentParser) -> None:
+    """The options of a fusion model."""
+    sub.add_argument(
+        "--rerank", type=_path, metavar="MODEL", help="folder of a fusion model (uniter, meter, vilt, albef, blip, "
+        "bridgetower) that orders the last candidates again",
+    )  # fmt: skip
+    sub.add_argument("--rerank-depth", type=_count, metavar="N", help="candidates it is given (default: as published)")
+    sub.add_argument(
+        "--rerank-keep", type=_path, metavar="DIR", help="keep what it makes of each picture in this folder"
+    )

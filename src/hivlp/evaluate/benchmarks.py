@@ -20,8 +20,10 @@ from hivlp.data.benchmarks.sugarcrepe import read_sugarcrepe
 from hivlp.data.pairs import Pair
 from hivlp.encode.base import Encoder
 from hivlp.errors import DataError
+from hivlp.evaluate.encoded import Encoded, encode_pairs
+from hivlp.evaluate.evaluation import scores_of
 from hivlp.evaluate.positives import PositiveSet, agreement
-from hivlp.evaluate.recall import Encoded, encode_pairs, score
+from hivlp.evaluate.reranked import Reranking
 from hivlp.evaluate.results import Evaluation, Scores
 from hivlp.levels import DEFAULT_SHORTLIST
 
@@ -68,6 +70,7 @@ def evaluate_benchmark(
     *,
     protocol: str | None = None,
     shortlist: int = DEFAULT_SHORTLIST,
+    rerank: Reranking | None = None,
     progress: bool = True,
 ) -> BenchmarkEvaluation:
     """Recalls of a model by a benchmark's protocol.
@@ -79,6 +82,7 @@ def evaluate_benchmark(
         model: the encoder.
         protocol: of :data:`PROTOCOLS`; None for the usual one.
         shortlist: candidates that each coarser level hands on.
+        rerank: a fusion model that orders the last candidates again.
         progress: show a bar on stderr.
 
     Raises:
@@ -91,11 +95,11 @@ def evaluate_benchmark(
         raise DataError(f"{name} has no protocol {protocol!r:.40}: choose from {', '.join(known)}")
     encoded = encode_pairs(data.pairs, model, progress=progress)
     if name == "coco" and protocol == "1k":
-        folds = _folds(data, encoded, shortlist)
+        folds = _folds(data, encoded, shortlist, rerank, progress)
         scores, further = Scores.mean(folds), {}
     else:
         folds, further = [], _further(data, encoded, shortlist) if name == "coco" else {}
-        scores = score(encoded.images, encoded.texts, encoded.owner, shortlist)
+        scores = scores_of(encoded, shortlist, rerank, progress=progress)
     pictures, captions = data.benchmark.counts[data.split]
     skipped = encoded.skipped + data.absent
     return BenchmarkEvaluation(
@@ -104,7 +108,9 @@ def evaluate_benchmark(
     )  # fmt: skip
 
 
-def _folds(data: RetrievalSet, encoded: Encoded, shortlist: int) -> list[Scores]:
+def _folds(
+    data: RetrievalSet, encoded: Encoded, shortlist: int, rerank: Reranking | None, progress: bool
+) -> list[Scores]:
     """Scores of five folds of consecutive pictures; a missing one keeps its place, so that folds stay the published.
 
     Raises:
@@ -117,9 +123,7 @@ def _folds(data: RetrievalSet, encoded: Encoded, shortlist: int) -> list[Scores]
         images = np.flatnonzero(fold == number)
         if not len(images):
             raise DataError(f"fold {number + 1} of {FOLDS} holds no picture: the 1k protocol needs all of them")
-        texts = np.flatnonzero(fold[encoded.owner] == number)
-        owner = np.searchsorted(images, encoded.owner[texts])
-        found.append(score(encoded.images.rows(images), encoded.texts.rows(texts), owner, shortlist))
+        found.append(scores_of(encoded.some(images), shortlist, rerank, progress=progress))
     return found
 
 
@@ -193,8 +197,10 @@ def evaluate_sugarcrepe(root: Path, model: Encoder, *, progress: bool = True) ->
 
 def _recalls(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Levels and cascade without what is no recall."""
-    cascade = {key: value for key, value in scores["cascade"].items() if key not in ("shortlist", "retained")}
-    return {"levels": scores["levels"], "cascade": cascade}
+    aside = ("shortlist", "retained", "stage", "pairs", "seconds")
+    parts = {name: scores[name] for name in ("cascade", "reranked") if name in scores}
+    bare = {name: {key: value for key, value in part.items() if key not in aside} for name, part in parts.items()}
+    return {"levels": scores["levels"], **bare}
 
 
 def _over(parts: Sequence[Any], statistic: Callable[[Sequence[float]], float]) -> Any:
