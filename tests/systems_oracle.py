@@ -147,6 +147,40 @@ def meter(
     )
 
 
+def albef(
+    blocks: int, vision_width: int, patch: int, grid: int, layers: int, first: int, inner: int, vocabulary: int,
+    positions: int, dim: int, width: int = 64,
+) -> Shapes:  # fmt: skip
+    found: Shapes = {
+        "visual_encoder.cls_token": (1, 1, vision_width),
+        "visual_encoder.pos_embed": (1, 1 + grid**2, vision_width),
+        "visual_encoder.patch_embed.proj.weight": (vision_width, 3, patch, patch),
+        "visual_encoder.patch_embed.proj.bias": (vision_width,),
+    } | norm("visual_encoder.norm", vision_width)
+    for number in range(blocks):
+        block = f"visual_encoder.blocks.{number}"
+        found |= merged(
+            norm(f"{block}.norm1", vision_width),
+            linear(f"{block}.attn.qkv", 3 * vision_width, vision_width),
+            linear(f"{block}.attn.proj", vision_width, vision_width),
+            norm(f"{block}.norm2", vision_width),
+            linear(f"{block}.mlp.fc1", 4 * vision_width, vision_width),
+            linear(f"{block}.mlp.fc2", vision_width, 4 * vision_width),
+        )
+    words = bert("text_encoder.", 0, width, inner, vocabulary, positions, 2)
+    return merged(
+        found,
+        {name: shape for name, shape in words.items() if "pooler" not in name},
+        *(
+            layer(f"text_encoder.encoder.layer.{number}", width, inner, cross=number >= first)
+            for number in range(layers)
+        ),
+        linear("vision_proj", dim, vision_width),
+        linear("text_proj", dim, width),
+        linear("itm_head", 2, width),
+    )
+
+
 def merged(*parts: Shapes) -> Shapes:
     found: Shapes = {}
     for part in parts:
@@ -250,13 +284,7 @@ class Oracle:
         """(3, side, side) -> (1 + patches, width)."""
         prefix = "vit_model.visual."
         kernel = self.state[f"{prefix}conv1.weight"]
-        patch, count = kernel.shape[-1], pixels.shape[-1] // kernel.shape[-1]
-        cells = [
-            pixels[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch].ravel()
-            for row in range(count)
-            for column in range(count)
-        ]
-        x = np.stack(cells) @ kernel.reshape(len(kernel), -1).T
+        x = patches(pixels, kernel)
         x = np.concatenate([self.state[f"{prefix}class_embedding"][None], x])
         x = self.norm(f"{prefix}ln_pre", x + self.state[f"{prefix}positional_embedding"], 1e-5)
         for number in range(blocks):
@@ -310,6 +338,24 @@ class Oracle:
         inner = gelu(self.linear(f"{name}.mlp.fc1", self.norm(f"{name}.norm2", grid, 1e-5)))
         return grid + self.linear(f"{name}.mlp.fc2", inner)
 
+    def albef_score(self, tokens: list[int], pixels: np.ndarray, blocks: int, layers: int, first: int) -> float:
+        """One pair by itself."""
+        prefix = "visual_encoder."
+        kernel = self.state[f"{prefix}patch_embed.proj.weight"]
+        y = patches(pixels, kernel) + self.state[f"{prefix}patch_embed.proj.bias"]
+        y = np.concatenate([self.state[f"{prefix}cls_token"][0], y]) + self.state[f"{prefix}pos_embed"][0]
+        for number in range(blocks):
+            block = f"{prefix}blocks.{number}"
+            joined = self.linear(f"{block}.attn.qkv", self.norm(f"{block}.norm1", y, 1e-6))
+            y = y + self.linear(f"{block}.attn.proj", self.mix(*np.split(joined, 3, 1)))
+            inner = gelu(self.linear(f"{block}.mlp.fc1", self.norm(f"{block}.norm2", y, 1e-6)))
+            y = y + self.linear(f"{block}.mlp.fc2", inner)
+        y = self.norm(f"{prefix}norm", y, 1e-6)
+        x = self.words("text_encoder.", tokens, 1e-12)
+        for number in range(layers):
+            x = self.layer(f"text_encoder.encoder.layer.{number}", x, 1e-12, y if number >= first else None)
+        return float(self.linear("itm_head", x[:1])[0, 1])
+
     def meter_score(self, tokens: list[int], image: np.ndarray, layers: int, fusion: int, pool: str) -> float:
         """One pair by itself, from what the vision tower gave."""
         # RoBERTa's positions begin after that of its padding, id 1.
@@ -330,3 +376,14 @@ class Oracle:
 
 def gelu(x: np.ndarray) -> np.ndarray:
     return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def patches(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """(3, side, side), (width, 3, patch, patch) -> (patches, width), row by row."""
+    patch, count = kernel.shape[-1], pixels.shape[-1] // kernel.shape[-1]
+    cells = [
+        pixels[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch].ravel()
+        for row in range(count)
+        for column in range(count)
+    ]
+    return np.stack(cells) @ kernel.reshape(len(kernel), -1).T

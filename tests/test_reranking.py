@@ -146,7 +146,7 @@ def naive(queries, items, own, fused, depth, shortlist):
             coarse = queries[0][q] @ items[0].T
             alive = sorted(alive, key=lambda i: (-coarse[i], i in mine))[:shortlist]
         fine = queries[-1][q] @ items[-1].T
-        order = sorted(alive, key=lambda i: (-fine[i], i in mine))
+        order = sorted(alive, key=lambda i: (-fine[i], i in mine, i))
         order[:depth] = sorted(order[:depth], key=lambda i: (-np.nan_to_num(fused(q, i), nan=-np.inf), i in mine))
         ranks.append(next((place for place, i in enumerate(order) if i in mine), len(items[0])))
     return np.array(ranks)

@@ -15,6 +15,8 @@ from hivlp.errors import DataError
 from hivlp.files.npy import read_npy
 from hivlp.files.scratch import write_whole
 
+HALF = torch.float16
+"""What tokens are kept in."""
 MEMORY = 1 << 30
 """Bytes of tokens that a model keeps in memory."""
 
@@ -59,7 +61,7 @@ class KeptTokens:
         self.found += len(there)
         found: dict[int, Tensor | None] = dict(there)
         for place, tokens in zip(missing, compute(missing) if missing else (), strict=True):
-            found[place] = None if tokens is None else tokens.detach().to("cpu", torch.float16).contiguous()
+            found[place] = None if tokens is None else tokens.detach().to("cpu", HALF).contiguous()
             if (half := found[place]) is not None:
                 self.computed += 1
                 self._keep(keys[place], half)

@@ -93,11 +93,12 @@ class FusionModel(ABC):
         shown = list({picture.key: picture for picture in pictures}.values())
         states = dict(zip(words, self.encode_texts(words) if words else (), strict=True))
         keys = [picture.key for picture in shown]
-        tokens = dict(zip(keys, self.tokens.get(keys, lambda places: self._computed(shown, places)), strict=True))
+        kept = zip(keys, self.tokens.get(keys, lambda places: self._computed(shown, places)), strict=True)
+        tokens = {key: seen for key, seen in kept if seen is not None}
         scores = np.full(len(texts), np.nan, np.float32)
-        there = [place for place, picture in enumerate(pictures) if tokens[picture.key] is not None]
+        there = [place for place, picture in enumerate(pictures) if picture.key in tokens]
         # Pairs of like lengths share a pass, so that little of it is padding.
-        there.sort(key=lambda place: (len(states[texts[place]]), len(tokens[pictures[place].key] or ())))
+        there.sort(key=lambda place: (len(states[texts[place]]), len(tokens[pictures[place].key])))
         for start in range(0, len(there), BATCH):
             places = there[start : start + BATCH]
             text, text_mask = _padded([states[texts[place]] for place in places])
@@ -144,9 +145,9 @@ class SquarePictures(FusionModel):
         """(B, 3, size, size) normalised pixels -> (B, N, width) tokens."""
 
 
-def _padded(parts: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def _padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Parts of different lengths as one tensor, and where it holds something."""
-    given = [part.float() if part.is_floating_point() else part for part in parts if part is not None]
+    given = [part.float() if part.is_floating_point() else part for part in parts]
     lengths = torch.tensor([len(part) for part in given])
     return pad_sequence(given, batch_first=True), torch.arange(int(lengths.max())) < lengths[:, None]
 
