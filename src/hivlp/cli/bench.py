@@ -21,6 +21,7 @@ BENCHES = {
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
+    "paper": "milliseconds a query beside UNITER, LightningDOT, METER and CLIP, by pool size",
     "ann": "the engine's speed and recall beside other libraries'",
 }
 
@@ -70,6 +71,10 @@ def _measure(arguments: argparse.Namespace) -> Report:
             from hivlp.bench import threads
 
             return threads.run(lambda: load_model(arguments.model), arguments.vectors, arguments.queries)
+        case "paper":
+            from hivlp.bench.paper import run as paper
+
+            return paper.run(arguments.size, load_model(arguments.model))
         case _:
             from hivlp.bench.ann import run as ann
 
