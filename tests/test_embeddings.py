@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
+from hivlp.coarse.maps import CoarseMaps, NoCoarseLevel
 from hivlp.data.vectors import files as embedding_files
 from hivlp.data.vectors.source import open_embeddings, unit_rows
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
@@ -405,11 +408,43 @@ def test_compact_and_merge_keep_the_maps(tmp_path, made):
     index.remove([2])
     assert index.compact() == 1
     assert index.search(vector={"fine": given[0]}, k=1)[0].id == 1
+
+
+@pytest.mark.parametrize(
+    ("maps", "difference"),
+    [
+        (prefix(WIDTH, 9), f"has the levels coarse 8, fine {WIDTH}, this index has coarse 9, fine {WIDTH}"),
+        (NoCoarseLevel(WIDTH), f"has the levels coarse 8, fine {WIDTH}, this index has fine {WIDTH}"),
+        (CoarseMaps(*np.ones((2, 8, WIDTH), np.float32)), "of other weights, settings or coarse maps"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_not_merged_and_the_difference_is_named(tmp_path, made, maps, difference):
+    index, _ = made
     with (
-        Index.create_from_embeddings(tmp_path / "unlike", prefix(WIDTH, 9)) as unlike,
-        pytest.raises(IndexFolderError, match="not merged"),
+        Index.create_from_embeddings(tmp_path / "unlike", maps) as unlike,
+        pytest.raises(IndexFolderError, match=f"{difference}: not merged"),
     ):
-        unlike.merge(tmp_path / "more")
+        unlike.merge(index.path)
+
+
+def test_two_indexes_are_merged_into_each_other_at_one_time(tmp_path):
+    """As each commits, the other reads it: none may wait for the other to end."""
+    made = []
+    for seed in range(2):
+        with Index.create_from_embeddings(tmp_path / f"index{seed}", NoCoarseLevel(WIDTH)) as index:
+            index.add_embeddings(save(tmp_path / f"{seed}.npy", vectors(40, seed=seed)))
+            made.append(index.path)
+    with Index.open(made[0]) as first, Index.open(made[1]) as second:
+        both = threading.Barrier(2, timeout=20)
+
+        def wait(done: int, _: int) -> None:
+            if done <= 40:  # both are in the middle
+                both.wait()
+
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(a.merge, b.path, wait) for a, b in ((first, second), (second, first))]
+            assert [job.result(timeout=25) for job in jobs] == [40, 40]
+        assert len(first) == len(second) == 80
 
 
 def test_texts_of_a_clip_retrieval_folder_are_what_is_fitted_to(tmp_path):
