@@ -181,9 +181,11 @@ def test_equal_pictures_are_one_hit(photos, tmp_path):
         (["index", "{photos}", "-o", "{photos}"], "is not an index"),
         (["index", "{photos}", "-o", "{new}", "--model", "nosuch"], "no model 'nosuch'"),
         (["index", "{photos}", "-o", "/proc/nosuch/x"], "cannot be created"),
+        (["index", "{photos}", "-o", "{index}", "--vectors", "int8"], "stores float16 vectors, not int8"),
         (["evaluate", "{missing}"], "does not exist"),
         (["evaluate", "{photos}"], "no"),
         pytest.param(["train", "{missing}"], "no recipe", marks=pytest.mark.train),
+        pytest.param(["export", "hivlp-mini", "-o", "{new}"], "leave out -o", marks=pytest.mark.train),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, message):

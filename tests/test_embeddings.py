@@ -453,7 +453,7 @@ def test_texts_of_a_clip_retrieval_folder_are_what_is_fitted_to(tmp_path):
     assert (report.fit.items, report.fit.queries, report.fit.held_out) == (600, 480, 120)
 
 
-def test_command_line(tmp_path, capfd):
+def test_command_line(tmp_path, capfd, caplog):
     given, queries = vectors(700), vectors(150, seed=1)
     source, asked = save(tmp_path / "v.npy", given), save(tmp_path / "q.npy", queries)
     out = tmp_path / "index"
@@ -474,6 +474,7 @@ def test_command_line(tmp_path, capfd):
     assert (fit["method"], fit["dims"], fit["queries"], fit["held_out"], fit["shortlist"]) == ("lean", 6, 120, 30, 35)
     assert set(fit["recall@10"]) == {"pca", "lean"}
     result = json.loads(run(*command)[1])
+    assert "keeps the coarse level that it was made with" in caplog.text
     assert (result["skipped"], result["added"], result["fit"]) == (700, 0, None)
     one = save(tmp_path / "one.npy", queries[:1])
     code, text, _ = run("search", out, "--vector", one, "-k", 3, "--shortlist", 700, "--json")
@@ -487,6 +488,18 @@ def test_command_line(tmp_path, capfd):
     assert json.loads(text) == {"removed": 1, "items": 699}
     for arguments, code, message in [
         ((*command[:-2], "7"), 1, "coarse level of 6 dims, not 7"),
+        ((*command[:5], "--fit", "none"), 1, "coarse level of 6 dims, not none"),
+        ((*command[:5], "--vectors", "int8"), 1, "stores float16 vectors, not int8"),
+        ((*command[:5], "--column", "v"), 1, "holds no parquet, of which a column could be v"),
+        ((*command[:3], "-o", tmp_path / "n", "--fit", "none", "--dims", 8), 1, "cannot be given with dims or queries"),
+        ((*command[:3], "-o", tmp_path / "n", "--fit", "none", "--queries", asked), 1, "with dims or queries"),
+        (("search", out, "--vector", one, "--model", "hivlp-mini"), 2, "not with --vector"),
+        (("search", out, "--like", 1, "--model", "hivlp-mini"), 2, "not with --like"),
+        (("search", out, "--vector", one, "--exact", "--shortlist", 9), 2, "--exact ranks everything"),
+        (("tune", out, "--queries", asked, "--model", "hivlp-mini"), 2, "not with vectors"),
+        (("bench", "crash", "--pictures", 3), 2, "--pictures goes with index, not with crash"),
+        (("bench", "hierarchy", "--model", "x"), 2, "--model goes with index, objective, exit"),
+        (("bench", "fuzz", "--fresh"), 2, "--fresh goes with ann"),
         (("search", out, "a text"), 1, "made of embeddings alone"),
         (("search", out, "--vector", tmp_path / "none.npy"), 1, "not a readable .npy"),
         (("search", out, "--vector", source), 1, "shape (700, 24)"),
@@ -514,8 +527,9 @@ def test_given_vectors_may_be_stored_without_a_coarse_level(tmp_path, capsys):
         assert [hit.id for hit in index.search(like=8, k=4)] == [hit.id for hit in found][1:]
         more = save(tmp_path / "more.npy", vectors(20))
         assert index.add_embeddings(more).added == 20 and index.compact() == 0
-    with pytest.raises(IndexFolderError, match="coarse level of"):
-        index_embeddings(tmp_path / "one", given, dims=8)
+    for wanted in ({"dims": 8}, {"method": "pca"}):
+        with pytest.raises(IndexFolderError, match="has no coarse level"):
+            index_embeddings(tmp_path / "one", given, **wanted)
 
 
 @pytest.mark.parametrize("codec", ["float16", "float32", "int8"])

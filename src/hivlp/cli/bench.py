@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hivlp.cli.models import load_model
-from hivlp.cli.output import fail, print_result
+from hivlp.cli.models import DEFAULT_MODEL, load_model
+from hivlp.cli.output import fail, print_result, usage
 
 if TYPE_CHECKING:
     from hivlp.bench.report import Report
@@ -23,10 +23,27 @@ BENCHES = {
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
     "ann": "the engine's speed and recall beside other libraries'",
 }
+OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "pictures": (400, ("index",)),
+    "rounds": (500, ("crash",)),
+    "cases": (2000, ("fuzz",)),
+    "vectors": (None, ("threads",)),
+    "queries": (None, ("threads",)),
+    "size": ("small", ("objective", "ann")),
+    "plot": (None, ("objective", "ann")),
+    "fresh": (False, ("ann",)),
+    "model": (DEFAULT_MODEL, ("index", "objective", "exit", "living", "threads", "ann")),
+}
+"""Default of each option, and the benches that it goes with."""
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
     """``hivlp bench``."""
+    for option, (default, benches) in OPTIONS.items():
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, default)
+        elif arguments.name not in benches:
+            return usage("bench", f"--{option} goes with {', '.join(benches)}, not with {arguments.name}")
     report = _measure(arguments)
     print_result(arguments, report.to_json, report.to_text)
     return fail(f"{len(report.failures)} failures") if report.failures else 0

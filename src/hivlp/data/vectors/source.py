@@ -30,6 +30,7 @@ class EmbeddingSource:
     Attributes:
         dim: length of every vector.
         rows: how many there are.
+        has_columns: whether vectors are a column of parquet.
         damaged: skipped file -> what is wrong with it.
     """
 
@@ -38,6 +39,7 @@ class EmbeddingSource:
         self.damaged = dict(damaged or {})
         self.dim = parts[0].dim
         self.rows = sum(part.rows for part in parts)
+        self.has_columns = any(isinstance(part, ParquetColumn) for part in parts)
         for part in parts:
             if part.dim != self.dim:
                 raise DataError(f"{part.file} holds vectors of {part.dim} dims, {parts[0].file} of {self.dim}")
