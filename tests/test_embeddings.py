@@ -498,7 +498,7 @@ def test_command_line(tmp_path, capfd, caplog):
         (("search", out, "--vector", one, "--exact", "--shortlist", 9), 2, "--exact ranks everything"),
         (("tune", out, "--queries", asked, "--model", "hivlp-mini"), 2, "not with vectors"),
         (("bench", "crash", "--pictures", 3), 2, "--pictures goes with index, not with crash"),
-        (("bench", "hierarchy", "--model", "x"), 2, "--model goes with index, objective, exit"),
+        (("bench", "hierarchy", "--model", "x"), 2, "--model goes with index, objective, living"),
         (("bench", "fuzz", "--fresh"), 2, "--fresh goes with ann"),
         (("search", out, "a text"), 1, "made of embeddings alone"),
         (("search", out, "--vector", tmp_path / "none.npy"), 1, "not a readable .npy"),

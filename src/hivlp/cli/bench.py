@@ -16,7 +16,6 @@ BENCHES = {
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
-    "exit": "what a coarse level from an early layer saves",
     "crash": "whether an index survives kills and failing disks",
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
@@ -32,7 +31,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "size": ("small", ("objective", "ann")),
     "plot": (None, ("objective", "ann")),
     "fresh": (False, ("ann",)),
-    "model": (DEFAULT_MODEL, ("index", "objective", "exit", "living", "threads", "ann")),
+    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "ann")),
 }
 """Default of each option, and the benches that it goes with."""
 
@@ -67,10 +66,6 @@ def _measure(arguments: argparse.Namespace) -> Report:
             from hivlp.bench import training
 
             return training.run()
-        case "exit":
-            from hivlp.bench import early_exit
-
-            return early_exit.run(load_model(arguments.model))
         case "crash":
             from hivlp.bench import crash
 
