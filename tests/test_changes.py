@@ -1,6 +1,7 @@
 """The change counter: another one after each commit, and no danger for SQLite's locks."""
 
 import gc
+import os
 import sqlite3
 import subprocess
 import sys
@@ -172,4 +173,12 @@ def test_adding_the_catalog_of_an_open_index_fails_in_a_line_and_keeps_its_locks
     with Index.create(tmp_path / "pictures", model=FakeEncoder()) as other, index.store.reading():
         (failure,) = other.add(index.path / "items.db").failed
         assert failure.error == "it is the catalog of an index that is open"
+        assert write_elsewhere(index.path / "items.db", "INSERT INTO dead VALUES (7)") == "database is locked"
+
+
+def test_a_caption_file_that_is_the_catalog_of_an_open_index_is_none_and_keeps_its_locks(index, tmp_path, pictures):
+    picture = next(path for path in sorted(pictures.rglob("*")) if path.suffix == ".png")
+    os.link(index.path / "items.db", picture.with_suffix(".txt"))
+    with Index.create(tmp_path / "others", model=FakeEncoder()) as other, index.store.reading():
+        assert other.add(picture).added == 1 and next(iter(other.items())).caption is None
         assert write_elsewhere(index.path / "items.db", "INSERT INTO dead VALUES (7)") == "database is locked"

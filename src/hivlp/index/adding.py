@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import time
@@ -279,7 +280,7 @@ class _Adding:
             # A link could show any file of this machine as a caption; a pipe would never end.
             if not stat.S_ISREG(beside.lstat().st_mode):
                 return None
-            with beside.open(encoding="utf-8-sig", errors="replace") as file:
+            with io.TextIOWrapper(open_file(beside), "utf-8-sig", "replace") as file:
                 return file.readline(CAPTION_CHARACTERS).strip() or None
         except (OSError, ValueError):
             return None
