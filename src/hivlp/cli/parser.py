@@ -211,6 +211,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
     sub.add_argument("--size", choices=["small", "full"], help="objective, ann: minutes (default) or hours")
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
-    sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure again what was measured before")
+    sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
     sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
     return parser
