@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.models import DEFAULT_MODEL, load_model
@@ -22,6 +24,8 @@ BENCHES = {
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
     "ann": "the engine's speed and recall beside other libraries'",
 }
+MODULES = {"index": "indexing", "ann": "ann.run"}
+"""Modules of :mod:`hivlp.bench` that are not called as their bench is; each has a function ``run``."""
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pictures": (400, ("index",)),
     "rounds": (500, ("crash",)),
@@ -33,56 +37,22 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "fresh": (False, ("ann",)),
     "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "ann")),
 }
-"""Default of each option, and the benches that it goes with."""
+"""Default of each option, and the benches whose ``run`` takes it."""
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
     """``hivlp bench``."""
+    taken: dict[str, Any] = {}
     for option, (default, benches) in OPTIONS.items():
-        if getattr(arguments, option) is None:
-            setattr(arguments, option, default)
-        elif arguments.name not in benches:
+        given = getattr(arguments, option)
+        if arguments.name in benches:
+            taken[option] = default if given is None else given
+        elif given is not None:
             return usage("bench", f"--{option} goes with {', '.join(benches)}, not with {arguments.name}")
-    report = _measure(arguments)
+    module = import_module(f"hivlp.bench.{MODULES.get(arguments.name, arguments.name)}")
+    if "model" in taken:  # loaded by need where vectors may be given
+        load = partial(load_model, taken["model"])
+        taken["model"] = load if arguments.name == "threads" else load()
+    report: Report = module.run(**taken)
     print_result(arguments, report.to_json, report.to_text)
     return fail(f"{len(report.failures)} failures") if report.failures else 0
-
-
-def _measure(arguments: argparse.Namespace) -> Report:
-    match arguments.name:
-        case "index":
-            from hivlp.bench import indexing
-
-            return indexing.run(load_model(arguments.model), arguments.pictures)
-        case "objective":
-            from hivlp.bench import objective
-
-            return objective.run(arguments.size, load_model(arguments.model), arguments.plot)
-        case "hierarchy":
-            from hivlp.bench import hierarchy
-
-            return hierarchy.run()
-        case "training":
-            from hivlp.bench import training
-
-            return training.run()
-        case "crash":
-            from hivlp.bench import crash
-
-            return crash.run(arguments.rounds)
-        case "fuzz":
-            from hivlp.bench import fuzz
-
-            return fuzz.run(arguments.cases)
-        case "living":
-            from hivlp.bench import living
-
-            return living.run(load_model(arguments.model))
-        case "threads":
-            from hivlp.bench import threads
-
-            return threads.run(lambda: load_model(arguments.model), arguments.vectors, arguments.queries)
-        case _:
-            from hivlp.bench.ann import run as ann
-
-            return ann.run(arguments.size, load_model(arguments.model), arguments.plot, fresh=arguments.fresh)
