@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from hivlp.index.adding import AddReport
 from hivlp.index.index import Index
 from hivlp.search.calibration import Progress
 from hivlp.store.codec import FLOAT16
+from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def index_embeddings(
     dims: int | None = None,
     method: Method | Literal["none"] | None = None,
     vectors: str | None = None,
+    fields: Mapping[str, str] | None = None,
     model: Encoder | None = None,
     model_source: str | None = None,
     on_fit: Callable[[int, int], None] | None = None,
@@ -67,6 +69,8 @@ def index_embeddings(
         method: see :func:`hivlp.coarse.fit_coarse`, default ``distill``; ``none`` stores no coarse level, for an index
             that will be tuned. An existing index must have a coarse level if one is asked for, and none otherwise.
         vectors: codec of the finest level, see :meth:`hivlp.index.Index.create`; an existing index must have this one.
+        fields: keys of the metadata that conditions name like columns, and their types, see
+            :meth:`hivlp.index.Index.declare`; those of an existing index stay declared.
         model: that made the vectors, if texts and pictures shall be searched for without naming it again.
         model_source: how to load it again (a name or folder); default its name.
         on_fit: called with how much of the learning is done, and of how much.
@@ -91,7 +95,9 @@ def index_embeddings(
             _check_coarse(index, dims, method)
             if queries is not None or method not in (None, "none"):
                 logger.warning("%s keeps the coarse level that it was made with: nothing is fitted again", out)
+            index.declare(fields or {})
             return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), None)
+    checked_fields(fields)
     Store.check_free(Path(out))  # before minutes go into the fit
     fitted: Fitted | None = None
     maps: CoarseMaps | NoCoarseLevel = NoCoarseLevel(embeddings.dim)
@@ -99,7 +105,7 @@ def index_embeddings(
         fitted = _fit(source, embeddings, column, queries, DIMS if dims is None else dims, method or "distill", on_fit)
         maps = fitted.maps
     with Index.create_from_embeddings(
-        out, maps, model=model, source=model_source, vectors=vectors or FLOAT16.name
+        out, maps, model=model, source=model_source, vectors=vectors or FLOAT16.name, fields=fields
     ) as index:
         return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), fitted)
 
