@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
-from hivlp.store import schema
+from hivlp.store import payloads, schema
 from hivlp.store.codec import CODECS, FLOAT16
 from hivlp.store.compacting import Progress, rewrite
 from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
@@ -344,6 +344,12 @@ class Store:
                     writer.declare(fields)
             self.keep_columns()
 
+    def keep_derived(self) -> None:
+        """Write what spares reading the catalog, where it is due: columns of declared fields, and what hits show."""
+        with self.writer():
+            self.keep_columns()
+            self.keep_payloads()
+
     def keep_columns(self) -> bool:
         """Write the columns of declared fields into files, if many rows came since, or those there are do not fit.
 
@@ -364,6 +370,33 @@ class Store:
                 return False
             with self.reading() as reader:
                 column_files.drop_others(self.path, reader.state)
+        return True
+
+    def keep_payloads(self, least: int = payloads.LEAST_ROWS) -> bool:
+        """Write what hits show into a file, if the index is large and many rows came since the last one was written.
+
+        Args:
+            least: rows of an index that is large.
+
+        Returns:
+            Whether it was written; if that fails, the log says so, and hits are looked up as before.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                payloads.drop_others(self.path, reader.state)  # of a process that was killed
+                state = reader.state
+                small = state.rows < least and state.payloads is None
+                if small or not payloads.are_due(self.path, state):
+                    return False
+            try:
+                with self.changing() as writer:
+                    made = payloads.save(self.path, writer.reader.all_shown(), writer.reader.state)
+                    writer.note_payloads(made)
+            except IndexFolderError as error:
+                logger.warning("what hits show is not written: %s", error)
+                return False
+            with self.reading() as reader:
+                payloads.drop_others(self.path, reader.state)
         return True
 
     def drop_old_files(self) -> None:
