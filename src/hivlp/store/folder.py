@@ -18,7 +18,6 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
@@ -408,6 +407,9 @@ class Store:
     def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
         """Add another index's items, except those whose path is here already.
 
+        The other index is read a few thousand items at a time, so that whoever writes to it meanwhile need not wait,
+        be it somebody who merges this one into it.
+
         Args:
             other: the index folder that is read.
             on_progress: called with how many of its items are dealt with, and of how many.
@@ -420,28 +422,27 @@ class Store:
             DamagedIndexError: if a vector or a record of the other is not as it was written.
         """
         with closing(Store(Path(other))) as source:
-            mine, theirs = self.about, source.about
-            if (mine.fingerprint, mine.levels) != (theirs.fingerprint, theirs.levels):
-                raise IndexFolderError(
-                    f"{other} was made with {theirs.model}, {self.path} with {mine.model}: not merged"
-                )
+            if difference := self.about.difference(source.about):
+                raise IndexFolderError(f"{other} {difference}: not merged into {self.path}")
             if source.path.resolve() == self.path.resolve():
                 raise IndexFolderError(f"{other} is the same index")
-            added = seen = 0
-            with self.writer(), source.reading() as theirs_now:
-                total = theirs_now.count()
-                for chunk in chunks(theirs_now.all_items(), CHUNK):
-                    with self.reading() as reader:
-                        known = reader.at_paths([item.path for item in chunk])
-                    new = [item for item in chunk if item.path not in known]
+            added = seen = last = 0
+            total = len(source)
+            with self.writer():
+                while True:
+                    with source.reading() as theirs:
+                        chunk = list(theirs.all_items(after=last, limit=CHUNK))
+                        with self.reading() as reader:
+                            known = reader.at_paths([item.path for item in chunk])
+                        new = [item for item in chunk if item.path not in known]
+                        vectors = theirs.embeddings([item.row for item in new], check=True)
+                    if not chunk:
+                        return added
                     if new:
-                        vectors = theirs_now.embeddings([item.row for item in new], check=True)
                         self.append([NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new], vectors)
-                        added += len(new)
-                    seen += len(chunk)
+                    added, seen, last = added + len(new), seen + len(chunk), chunk[-1].id
                     if on_progress is not None:
-                        on_progress(seen, total)
-        return added
+                        on_progress(seen, max(seen, total))
 
     # What there is.
 

@@ -246,13 +246,13 @@ class Reader:
         select = f"SELECT {ITEM} FROM items WHERE id > ? ORDER BY id LIMIT ?"
         return [self._item(record) for record in self._db.execute(select, (after, limit))]
 
-    def all_items(self) -> Iterator[Item]:
-        """Every item, by row.
+    def all_items(self, after: int = 0, limit: int = -1) -> Iterator[Item]:
+        """Every item, by id, its record compared with its checksum; as :meth:`items`, a page of them.
 
         Raises:
             DamagedIndexError: if a record is not as it was written.
         """
-        return self._checked("ORDER BY row")
+        return self._checked("WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, and whether its files are as long as they must be.

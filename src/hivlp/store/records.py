@@ -206,6 +206,17 @@ class About:
             raise ValueError("levels are no list of levels") from error
         return cls(model, source, fingerprint, found)
 
+    def difference(self, other: About) -> str:
+        """What is against vectors of another index in this one, as the end of a sentence; empty if nothing is."""
+        mine, theirs = (", ".join(f"{level.name} {level.dim}" for level in each.levels) for each in (self, other))
+        if self.model != other.model:
+            return f"was made with {other.model}, this index with {self.model}"
+        if mine != theirs:
+            return f"has the levels {theirs}, this index has {mine}"
+        if (self.fingerprint, self.levels) != (other.fingerprint, other.levels):
+            return f"was made with {other.model} too, but of other weights, settings or coarse maps"
+        return ""
+
 
 def _whole(meta: Mapping[str, Any], name: str) -> int:
     value = meta.get(name)
