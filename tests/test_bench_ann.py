@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from hivlp.bench.ann import run
+from hivlp.bench.ann.collection import Collection, write_collection
 from hivlp.bench.ann.kept import Kept, code_of
-from hivlp.bench.ann.measure import Collection, measure
-from hivlp.bench.ann.real import RealSet, read_wordnet, write_collection
+from hivlp.bench.ann.measure import measure
+from hivlp.bench.ann.real import RealSet, read_wordnet
 from hivlp.bench.ann.rivals import faiss_codes
 from hivlp.bench.ann.truth import exact, recall
 from hivlp.cli import BENCHES
 from hivlp.errors import DataError
+from synthetic import cloud, random_unit
 
 FAKES = """
 import numpy as np
@@ -53,22 +55,19 @@ class Crashing(Half):
 """
 
 
-def unit(rng: np.random.Generator, count: int, dim: int = 16) -> np.ndarray:
-    vectors = rng.standard_normal((count, dim)).astype(np.float32) * np.linspace(2, 0.1, dim, dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 @pytest.fixture
 def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Collection:
     (tmp_path / "fakes.py").write_text(FAKES)
     monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *sys.path]))
     rng = np.random.default_rng(0)
-    return write_collection(tmp_path / "collection", unit(rng, 200), unit(rng, 30), unit(rng, 40))
+    return write_collection(
+        tmp_path / "collection", random_unit(rng, 200, 16), random_unit(rng, 30, 16), random_unit(rng, 40, 16)
+    )
 
 
 def test_exact_answers_across_blocks() -> None:
     rng = np.random.default_rng(1)
-    items, queries = unit(rng, 100), unit(rng, 7)
+    items, queries = random_unit(rng, 100, 16), random_unit(rng, 7, 16)
     found = exact(items, queries, 10, block=30)
     assert (found == np.argsort(-queries @ items.T, axis=1)[:, :10]).all()
     assert recall(found[:, ::-1], found) == 1
@@ -168,8 +167,7 @@ def test_gain_takes_each_ones_fastest_good_enough_setting() -> None:
 def test_pools_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    rng = np.random.default_rng(9)
-    real = RealSet(*(unit(rng, count, 32) for count in (400, 5100)))
+    real = RealSet(words=cloud(400, 32, seed=9), glosses=cloud(5100, 32, seed=10))
     (pool,) = run.pools(real, 60, sizes=(300,))
     assert pool["items"] == 300
     assert min(pool[key] for key in ("ours_qps", "flat_qps", "ours_batch_qps", "flat_batch_qps", "speedup")) > 0

@@ -1,15 +1,11 @@
 import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hivlp.bench.ann import real
-from hivlp.bench.ann.documents import Documents, is_title, read_dictionary, read_documents, read_html, split_sentences
+from hivlp.bench.ann.documents import is_title, read_dictionary, read_documents, read_html, split_sentences
 from hivlp.errors import DataError
-from hivlp.levels import Embeddings, Level
-from synthetic import random_unit
 
 PAGE = """<html><head><title>A kernel of the system</title><script>var words = "never to be read";</script></head>
 <body><h2>3.1 Memory <em>management</em> today¶</h2><p>The kernel gives pages
@@ -110,50 +106,9 @@ def test_titles_that_start_alike_are_not_apart(tmp_path: Path) -> None:
     assert read_documents(tmp_path, {"words": "dictd/words.index"}) == found
 
 
-def test_missing_packages_are_named(tmp_path: Path) -> None:
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dictionary(tmp_path / "dictd", [])
+    packages = {"dict-words": "dictd/words.index", "one-doc": "doc/one", "two-doc": "doc/two"}
+    monkeypatch.setenv("HIVLP_DOCUMENTS", str(tmp_path))
     with pytest.raises(DataError, match=r"apt-get install one-doc two-doc$"):
-        read_documents(tmp_path, {"dict-words": "dictd/words.index", "one-doc": "doc/one", "two-doc": "doc/two"})
-
-
-class Encoder:
-    """Counts what it encodes, and may stop."""
-
-    fingerprint = "f" * 32
-    levels = (Level("fine", 8, 1, 1),)
-
-    def __init__(self, most: int = 10**6) -> None:
-        self.asked: list[str] = []
-        self._most = most
-
-    def encode_text(self, texts: list[str], levels: list[str]) -> Embeddings:
-        if len(self.asked) + len(texts) > self._most:
-            raise KeyboardInterrupt
-        self.asked += texts
-        rows = [random_unit(np.random.default_rng(zlib.crc32(text.encode())), 1, 8) for text in texts]
-        return Embeddings({"fine": np.concatenate(rows)})
-
-
-def test_an_interrupted_million_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HIVLP_CACHE", str(tmp_path))
-    monkeypatch.setattr(real, "bench_folder", lambda: tmp_path)
-    monkeypatch.setattr(real, "CHUNK", 10)
-    monkeypatch.setattr(real, "default_workers", lambda: 1)
-    texts = Documents([f"sentence {n}" for n in range(95)], *([f"{part} {n}" for n in range(12)] for part in "abc"))
-    first, second, third = Encoder(70), Encoder(), Encoder()
-    with pytest.raises(KeyboardInterrupt):
-        real.read_million(first, lambda: texts)
-    made = real.read_million(second, lambda: texts)
-    assert sorted(first.asked + second.asked) == sorted(
-        [*texts.sentences, *texts.test, *texts.validation, *texts.train]
-    )
-    items, queries, truth = (made.read(f"{name}.npy") for name in ("items", "queries", "truth"))
-    assert items.shape == (95, 8) and items.dtype == np.float16
-    expected = Encoder().encode_text(texts.sentences, ["fine"])["fine"]
-    assert np.allclose(items, expected, atol=1e-3)
-    assert (truth[:, 0] == (np.asarray(queries) @ np.asarray(items, np.float32).T).argmax(1)).all()
-    assert made.read("validation.npy").shape == (12, 8)
-    assert sorted(path.name for path in made.folder.iterdir()) == [
-        "items.npy", "queries.npy", "train.npy", "truth.npy", "validation.npy",
-    ]  # fmt: skip
-    assert real.read_million(third, lambda: texts) == made and third.asked == []
+        read_documents(packages=packages)

@@ -73,4 +73,5 @@ def _measure(arguments: argparse.Namespace) -> Report:
         case _:
             from hivlp.bench.ann import run as ann
 
-            return ann.run(arguments.size, load_model(arguments.model), arguments.plot, fresh=arguments.fresh)
+            model = load_model(arguments.model)
+            return ann.run(arguments.size, model, arguments.plot, sentences=arguments.sentences, fresh=arguments.fresh)

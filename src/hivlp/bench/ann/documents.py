@@ -68,16 +68,18 @@ class Documents:
     train: list[str]
 
 
-def read_documents(folder: Path = Path("/usr/share"), packages: Mapping[str, str] = PACKAGES) -> Documents:
+def read_documents(folder: Path | None = None, packages: Mapping[str, str] = PACKAGES) -> Documents:
     """The texts of installed packages.
 
     Args:
-        folder: where packages put what is the same on all machines.
+        folder: of packages' files; default the environment's ``HIVLP_DOCUMENTS`` (``usr/share`` of packages that
+            ``dpkg-deb --extract`` has unpacked), or ``/usr/share``.
         packages: by name, an ``.index`` or a folder of HTML under ``folder``.
 
     Raises:
         DataError: if a package is not installed.
     """
+    folder = folder or Path(os.environ.get("HIVLP_DOCUMENTS") or "/usr/share")
     missing = [package for package, place in packages.items() if not (folder / place).exists()]
     if missing:
         raise DataError(f"documents are not in {folder}: apt-get install {' '.join(missing)}")

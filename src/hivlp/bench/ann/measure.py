@@ -9,16 +9,15 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.bench.ann.collection import ITEMS, TEST, TRAIN, TRUTH, Collection
 from hivlp.bench.ann.truth import recall
 from hivlp.bench.report import memory_bytes
-from hivlp.files.npy import open_npy
 from hivlp.levels import Vectors
 
 K = 10
@@ -26,18 +25,6 @@ ENOUGH = 0.997
 ROUNDS = 3
 ENOUGH_SECONDS = 3.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-TRAIN, TEST, TRUTH, ITEMS = "train.npy", "queries.npy", "truth.npy", "items.npy"
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A folder with ``items.npy`` (n, d) float16, ``queries.npy`` and ``train.npy`` float32, ``truth.npy`` int64."""
-
-    folder: Path
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One of its arrays, memory-mapped."""
-        return open_npy(self.folder / name, kinds="fi")
 
 
 def measure(
