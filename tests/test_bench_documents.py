@@ -76,10 +76,10 @@ def test_titles_have_a_few_words_of_letters() -> None:
 def test_texts_are_distinct_whatever_their_case_and_no_sentence_is_a_title(tmp_path: Path) -> None:
     headwords = ["Old art", "old ART", "The old art of frightening", "He that affears you"]
     write_dictionary(tmp_path / "dictd", headwords)
-    for name in ("a", "b"):
+    for name in "abcdefgh":
         (tmp_path / "pages" / name).mkdir(parents=True)
         (tmp_path / "pages" / name / "page.html").write_text(
-            "<h1>Old Art</h1><p>HE THAT AFFEARS YOU<p>to FRIGHTEN; to make afraid of something."
+            f"<h1>Old Art</h1><p>HE THAT AFFEARS YOU<p>{'to frighten'.replace(name, name.upper())}; to make afraid of something."
         )
     (tmp_path / "pages" / "notes.txt").write_text("This is not a page at all.")
     found = read_documents(tmp_path, {"words": "dictd/words.index", "pages": "pages"})
@@ -90,6 +90,7 @@ def test_texts_are_distinct_whatever_their_case_and_no_sentence_is_a_title(tmp_p
         "the old art of frightening.",
         "to frighten; to make afraid of something.",
     ]
+    assert "to frigHten; to make afraid of something." in found.sentences  # of the last page, by name
 
 
 def test_titles_that_start_alike_are_not_apart(tmp_path: Path) -> None:

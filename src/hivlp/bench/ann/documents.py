@@ -129,9 +129,10 @@ def read_dictionary(index: Path) -> tuple[str, list[str]]:
 def _read(place: Path) -> Iterator[tuple[str, list[str]]]:
     if place.suffix == ".index":
         yield read_dictionary(place)
-    # Documentation lies behind links between packages' folders.
-    for folder, _, names in os.walk(place, followlinks=True):
-        for name in names:
+    # Some documentation lies behind links between packages' folders.
+    for folder, folders, names in os.walk(place, followlinks=True):
+        folders.sort()  # of sentences that differ in case the last one stays: the same one everywhere
+        for name in sorted(names):
             if name.endswith(".html"):
                 yield read_html((Path(folder) / name).read_text(errors="replace"))
 
