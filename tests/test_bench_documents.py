@@ -78,8 +78,9 @@ def test_texts_are_distinct_whatever_their_case_and_no_sentence_is_a_title(tmp_p
     write_dictionary(tmp_path / "dictd", headwords)
     for name in "abcdefgh":
         (tmp_path / "pages" / name).mkdir(parents=True)
+        verb = "to frighten".replace(name, name.upper())
         (tmp_path / "pages" / name / "page.html").write_text(
-            f"<h1>Old Art</h1><p>HE THAT AFFEARS YOU<p>{'to frighten'.replace(name, name.upper())}; to make afraid of something."
+            f"<h1>Old Art</h1><p>HE THAT AFFEARS YOU<p>{verb}; to make afraid of something."
         )
     (tmp_path / "pages" / "notes.txt").write_text("This is not a page at all.")
     found = read_documents(tmp_path, {"words": "dictd/words.index", "pages": "pages"})
