@@ -140,7 +140,7 @@ def _vectors(
 ) -> tuple[Vectors, Vectors, Vectors]:
     """Items, queries that are asked, and queries to tune with."""
     if vectors is None:
-        real = read_real(model(), pictures=False)
+        real = read_real(model())
         asked, train = real.glosses[:TESTED], real.glosses[TRAINED_FROM:]
         return np.asarray(real.words), np.asarray(asked[:ASKED]), np.asarray(train)
     items = np.asarray(open_npy(vectors), np.float32)

@@ -34,6 +34,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "queries": (None, ("threads",)),
     "size": ("small", ("objective", "ann")),
     "plot": (None, ("objective", "ann")),
+    "sentences": (1_000_000, ("ann",)),
     "fresh": (False, ("ann",)),
     "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "ann")),
 }
