@@ -269,6 +269,7 @@ def test_a_damaged_file_is_noticed_told_and_mended(index, name, damage, caplog):
         file.write_bytes(DAMAGE[damage](before))
         assert file.read_bytes() != before
     check(index)
+    assert f"the column file {name}.npy is not what was written" in caplog.text
     report = verify(index.path)
     assert [found.kind for found in report.damage] == ["fields"] and name.split(".")[0] in report.damage[0].file
     index.repair()
