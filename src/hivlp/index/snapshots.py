@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +39,7 @@ class Snapshot:
         ann: which approximate index it is searched with.
         collection: of its rows.
         filters: of the conditions that were asked last, the least recently asked first.
-        plans: of the searches of all items that were asked for lately.
+        plans: of the searches that were asked for lately, and how many rows passed.
         shown: by row, what hits show of their items, of those that were hits lately.
     """
 
@@ -48,19 +48,18 @@ class Snapshot:
     ann: Identity | None
     collection: Collection
     filters: OrderedDict[str, Filter] = field(default_factory=OrderedDict)
-    plans: dict[Options, Plan] = field(default_factory=dict)
+    plans: dict[tuple[Options, int], Plan] = field(default_factory=dict)
     shown: dict[int, Shown] = field(default_factory=dict)
 
     def plan(self, options: Options, allowed: Filter | None) -> Plan:
         """The plan of a search, chosen once for all that ask for the same."""
-        if allowed is not None:
-            return choose(self.collection, options, allowed.count)
-        plan = self.plans.get(options)
+        kind = options, self.collection.rows if allowed is None else allowed.count
+        plan = self.plans.get(kind)
         if plan is None:
-            plan = choose(self.collection, options, self.collection.rows)
+            plan = choose(self.collection, *kind)
             if len(self.plans) >= PLANS:
                 self.plans.clear()
-            self.plans[options] = plan
+            self.plans[kind] = plan
         return plan
 
 
@@ -117,13 +116,14 @@ class Snapshots:
             self._snapshot = snapshot
             return snapshot
 
-    def shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:
+    def shown(self, snapshot: Snapshot, rows: Sequence[int]) -> Mapping[int, Shown] | None:
         """What hits show of the items in some rows of a snapshot; None if a commit has come in between."""
         known = snapshot.shown
         # Other threads may forget what is known at any time: it is taken out once.
         items = {row: item for row in rows if (item := known.get(row)) is not None}
-        if len(items) < len(rows):
-            found = self._store.look_up([row for row in rows if row not in items], snapshot.state.commits)
+        missing = [] if len(items) == len(rows) else [row for row in {*rows} if row not in items]
+        if missing:
+            found = self._store.look_up(missing, snapshot.state.commits)
             if found is None:
                 return None
             items.update(found)
