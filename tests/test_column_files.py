@@ -41,7 +41,7 @@ def check(index: Index, asked=ASKED) -> None:
         for text in asked:
             rows = by_sql(index, text)
             with index.store.reading() as reader:
-                ids = {item.id for item in reader.in_rows(rows)}
+                ids = {item.id for item in reader.shown(rows).values()}
             for each in (index, other):
                 assert {hit.id for hit in each.search("x", k=10_000, where=text)} == ids, text
 
@@ -168,7 +168,7 @@ def test_threads_ask_while_one_adds(index, always):
         low = 2000 + number % 20
         with index.store.reading() as reader:
             rows = reader.rows_where(f"year >= {low}").rows
-            items = {item.id for item in reader.in_rows(rows)}
+            items = {item.id for item in reader.shown(rows).values()}
             found = {hit.id for hit in index.search("x", k=1000, where=f"year >= {low}")}
         return len(items ^ found)
 
