@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -32,6 +33,7 @@ ASKED = (
     "year >= 2010 AND year < 2020", "price < 25.5 OR NOT kept", "camera = 'Canon'", "id BETWEEN 20 AND 90",
     "camera IS NULL", "kept", "camera LIKE 'canon%' AND price IS NOT NULL",
 )  # fmt: skip
+PLACES = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent / "src")])
 PLAIN = [value for value in VALUES if isinstance(value, (int, float)) or value in (None, "", "Canon", "CANON")]
 
 
@@ -133,13 +135,12 @@ def test_another_process_adds_and_declares(index):
             index.compact()
     """
     check(index)
-    places = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent / "src")])
-    subprocess.run([sys.executable, "-c", code, str(index.path)], check=True, env={**os.environ, "PYTHONPATH": places})
+    subprocess.run([sys.executable, "-c", code, str(index.path)], check=True, env={**os.environ, "PYTHONPATH": PLACES})
     assert index.fields == {**FIELDS, "any": "float"} and columns_are_used(index)
     check(index, [*ASKED, "any >= 1", "any IS NULL"])
 
 
-def test_files_are_written_again_when_a_twentieth_came_since(index, monkeypatch):
+def test_files_are_written_again_when_a_hundredth_came_since(index, monkeypatch):
     monkeypatch.setattr(files, "LEAST_TAIL", 10)
     before = folder(index)
     add(index, 10, first=200)
@@ -214,6 +215,35 @@ def test_what_a_killed_process_left_is_swept(index):
     check(index)
     index.store.keep_columns()
     assert len(list(index.path.glob("fields.*"))) == 1
+
+
+def test_killed_while_writing_columns_an_index_answers_as_before(index, always):
+    code = """if True:
+        import itertools, sys
+        from field_values import add
+        from hivlp.index import Index
+        from hivlp.store.fields import files
+        from synthetic import FakeEncoder
+        files.LEAST_TAIL, files.GROWTH = 0, 1 << 40
+        with Index.open(sys.argv[1], model=FakeEncoder()) as index:
+            print("ready", flush=True)
+            for number in itertools.count():
+                add(index, 1, number, [None, 1, 2.5], first=5000 + number % 7)
+                index.store.keep_columns()
+    """
+    rng = random.Random(1)
+    for _ in range(6):
+        command = [sys.executable, "-c", code, str(index.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PLACES}) as process:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(rng.random() / 10)
+            process.kill()
+        check(index)
+    add(index, 1, first=6000)
+    index.store.keep_columns()
+    assert columns_are_used(index) and verify(index.path).ok
+    assert len(list(index.path.glob("*fields.*"))) == 1, "what was left is swept"
+    check(index)
 
 
 def test_a_folder_that_cannot_be_written_is_searched(index, monkeypatch):
