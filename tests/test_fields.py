@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from field_values import FIELDS, NOT_PLAIN, VALUES, add, add_told, by_columns, by_sql, condition
 from hivlp.errors import ArgumentError, DataError, QueryError
-from hivlp.index import Index
+from hivlp.index import Index, index_embeddings
 from hivlp.store.fields import commit
 from hivlp.store.fields.commit import ASKED, CommitColumns
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, random_unit, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +206,18 @@ def test_columns_stop_where_texts_are_long(tmp_path, monkeypatch):
     with Index.create(tmp_path / "x", model=FakeEncoder()) as index:
         add_told(index, [{"note": f"{number}" * 600} for number in range(3)])
         assert by_columns(index, "metadata ->> 'note' > '1'") is None
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_fields_of_given_vectors(tmp_path, later):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    values = {"year": [2010, None, 2012, 2013], "price": [0.5, float("nan"), float("inf"), 2.0]}
+    table = {"embedding": random_unit(np.random.default_rng(0), 4, 16).tolist(), **values}
+    pq.write_table(pa.table(table), tmp_path / "v.parquet")
+    for fields in ({}, {"year": "int", "price": "float"}) if later else ({"year": "int", "price": "float"},):
+        index_embeddings(tmp_path / "x", tmp_path / "v.parquet", method="none", fields=fields)
+    with Index.open(tmp_path / "x") as index:
+        counts = {name: (count.values, count.without) for name, count in index.info().fields.items()}
+        assert counts == {"year": (3, 1), "price": (2, 2)}
+        query = np.eye(16, dtype=np.float32)[0]
+        assert {hit.id for hit in index.search(vector=query, where="year > 2010 AND price = 2")} == {4}
