@@ -79,6 +79,22 @@ def test_the_main_job(photos, tmp_path):
     assert set(found["timings_ms"]) == {"encode", "coarse", "fine", "total"}
 
 
+def test_fields_are_declared_counted_and_asked_for(photos, tmp_path):
+    place = tmp_path / "x.hivlp"
+    made = answer("index", photos, "-o", place, "--field", "width:int", "--field", "taken:str")
+    counts = {"width": {"type": "int", "values": 5, "without": 0}, "taken": {"type": "str", "values": 0, "without": 5}}
+    assert (made["added"], made["fields"]) == (5, counts)
+    assert answer("info", place)["fields"] == counts
+    assert b"field width: int, 5 items with a value, 0 without" in hivlp("info", place).stdout
+    for where, hits in (("width > 0 AND taken IS NULL", 5), ("NOT width > 0 OR taken >= '2024'", 0)):
+        assert len(answer("search", place, "a car", "--where", where)["hits"]) == hits
+    assert answer("index", photos, "-o", place, "--field", "format:str")["fields"].keys() == {*counts, "format"}
+    for wrong in (["width"], ["width:date"], ["path:str"], ["a b:int"], ["a:int", "a:str"]):
+        given = [part for each in wrong for part in ("--field", each)]
+        assert "field" in refusal("index", photos, "-o", tmp_path / "y", *given, code=2)
+    assert not (tmp_path / "y").exists()
+
+
 @pytest.mark.slow
 def test_what_is_not_read_is_told_and_nothing_at_all_is_a_failure(photos, tmp_path):
     folder = tmp_path / "mixed"
