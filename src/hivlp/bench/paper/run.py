@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hivlp.bench.ann.generator import generate
-from hivlp.bench.ann.measure import ITEMS
+from hivlp.bench.ann.collection import ITEMS, TEST, TRAIN
 from hivlp.bench.ann.real import TRAINED_FROM, RealSet, bench_folder, read_real
+from hivlp.bench.ann.sentences import MILLION, read_sentences
 from hivlp.bench.paper.published import POOLS, PUBLISHED
 from hivlp.bench.paper.towers import CAPTIONS, Published, flops, int8_tower, same_tower
 from hivlp.bench.report import Report, measured, median_ms, milliseconds
@@ -152,7 +152,7 @@ def run(size: str, model: HiVLP) -> PaperReport:
 def _run(size: str, model: HiVLP, started: float) -> PaperReport:
     folder = bench_folder() / "paper"
     systems = Published(folder / "words")
-    real = read_real(model, pictures=size == "full")
+    real = read_real(model)
     rows: list[Row] = []
     flat = FlatSearch()
     encoders = _encoders(systems, model, folder)
@@ -166,13 +166,13 @@ def _run(size: str, model: HiVLP, started: float) -> PaperReport:
         if time.perf_counter() - started > DEADLINE[size] and not indexed:
             left_out.append(pool)
             continue
-        items = _items(real, pool)
+        vectors = _vectors(real, model, pool)
         for direction, times in fusion.items():
             rows += [Row(name, direction, pool, 1, None, None, round(each * pool, 2), pairs, gflop)
                      for name, (each, pairs, gflop) in times.items()]  # fmt: skip
         searched = {
-            **{name: flat.times(items[:, :dim], real.glosses[:BATCH, :dim]) for name, dim in FLAT.items()},
-            "index": _index_times(folder, real, items),
+            **{name: flat.times(vectors.items[:, :dim], vectors.queries[:, :dim]) for name, dim in FLAT.items()},
+            "index": _index_times(_index_folder(folder, real, pool), vectors),
         }
         for encoder in encoders:
             for batch, encode in encoder.times.items():
@@ -314,41 +314,57 @@ class FlatSearch:
         return {1: one, BATCH: milliseconds(lambda: search(queries[:BATCH])) / BATCH}
 
 
-def _index_times(folder: Path, real: RealSet, items: Vectors) -> dict[int, float]:
-    """Milliseconds a query of an index in a user's hands, hits with their paths included, by batch."""
-    place = _index_folder(folder, real, len(items))
-    if not place.is_dir():
-        with scratch_folder(place) as scratch:
-            np.save(scratch / "items.npy", items)
-            index_embeddings(scratch / "index", scratch / "items.npy", method="none")
-            if len(items) >= TUNE_FROM:
-                with Index.open(scratch / "index") as index:
-                    index.tune(np.asarray(real.glosses[TRAINED_FROM : TRAINED_FROM + TUNING], np.float32))
-            (scratch / "index").replace(place)
-    queries = np.asarray(real.glosses[:BATCH], np.float32)
-    with Index.open(place) as index:
-        level, best = index.levels[-1].name, min(BEST, len(items))
+@dataclass(frozen=True)
+class _Vectors:
+    """A pool's (N, 768) float32 vectors, (at least 400, 768) queries, and others to tune with."""
 
-        def search(query: Vectors) -> list[str]:
-            return [hit.path for hit in index.search(vector={level: query}, k=best)]
+    items: Vectors
+    queries: Vectors
+    train: Vectors
 
-        for query in queries[:10]:
-            search(query)
-        one = median_ms(search, list(queries[:100]))
-        many = milliseconds(lambda: [list(found) for found in index.search_many(vectors={level: queries}, k=best)])
-    return {1: one, BATCH: many / BATCH}
+
+def _vectors(real: RealSet, model: HiVLP, count: int) -> _Vectors:
+    """WordNet's words, asked for by their glosses; of a larger pool, sentences asked for by others."""
+    if count <= len(real.words):
+        items, queries, train = real.words, real.glosses, real.glosses[TRAINED_FROM:]
+    else:
+        sentences = read_sentences(model, MILLION)
+        items, queries, train = (sentences.read(name) for name in (ITEMS, TEST, TRAIN))
+    parts = (np.asarray(part[:most], np.float32) for part, most in ((items, count), (queries, BATCH), (train, TUNING)))
+    return _Vectors(*parts)
 
 
 def _index_folder(folder: Path, real: RealSet, count: int) -> Path:
     return folder / f"index-{real.key}-{count}"
 
 
-def _items(real: RealSet, count: int) -> Vectors:
-    """So many real vectors; for a pool beyond them, vectors drawn around them."""
-    if count <= len(real.words):
-        return np.asarray(real.words[:count], np.float32)
-    made = generate(bench_folder() / f"generated-{count}-{real.key}", real, count)
-    return np.asarray(made.read(ITEMS), np.float32)
+def _index_times(place: Path, pool: _Vectors) -> dict[int, float]:
+    """Milliseconds a query of an index in a user's hands, hits with their paths included, by batch.
+
+    Args:
+        place: where the index is kept.
+        pool: what it holds, and is asked.
+    """
+    if not place.is_dir():
+        with scratch_folder(place) as scratch:
+            np.save(scratch / "items.npy", pool.items)
+            index_embeddings(scratch / "index", scratch / "items.npy", method="none")
+            if len(pool.items) >= TUNE_FROM:
+                with Index.open(scratch / "index") as index:
+                    index.tune(pool.train)
+            (scratch / "index").replace(place)
+    with Index.open(place) as index:
+        level, best = index.levels[-1].name, min(BEST, len(pool.items))
+
+        def search(query: Vectors) -> list[str]:
+            return [hit.path for hit in index.search(vector={level: query}, k=best)]
+
+        for query in pool.queries[:10]:
+            search(query)
+        one = median_ms(search, list(pool.queries[:100]))
+        asked = {level: pool.queries}
+        many = milliseconds(lambda: [list(found) for found in index.search_many(vectors=asked, k=best)])
+    return {1: one, BATCH: many / BATCH}
 
 
 def _picture() -> bytes:

@@ -85,7 +85,7 @@ class Published:
     def get(self, cls: Any, *arguments: Any) -> Any:
         """A system; only the last one is held, as each takes about a gigabyte."""
         if cls.__name__ not in self._made:
-            self._made = {cls.__name__: cls(*arguments).eval()}
+            self._made = {cls.__name__: cls(*arguments).eval().requires_grad_(False)}
         return self._made[cls.__name__]
 
     def drop(self) -> None:
@@ -142,7 +142,7 @@ def same_tower(folder: Path) -> HiVLP:
             levels=(Level("fine", 768, 4, 12),),
             image_tower=TowerConfig("convnet", {}, {"fine": "linear"}),
             text_tower=TowerConfig("bert", bert, {"fine": "linear"}),
-            picture=PictureConfig(size=32),
+            picture=PictureConfig(size=64),
             text=TextConfig(max_tokens=64),
         )
         torch.manual_seed(0)
