@@ -294,7 +294,7 @@ class FlatSearch:
             items: (N, dim) float32.
             queries: (at least :data:`BATCH`, dim) float32.
         """
-        items, queries = np.ascontiguousarray(items, np.float32), np.ascontiguousarray(queries, np.float32)
+        items, queries = (np.require(part, np.float32, ["C", "W"]) for part in (items, queries))
         best = min(BEST, len(items))
         if self._faiss is not None:
             index = self._faiss.IndexFlatIP(items.shape[1])
