@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import shutil
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hivlp.bench.report import Report
+from hivlp.cli import BENCHES, main
 from hivlp.demo import pictures_folder
 from hivlp.encode import HiVLP
 
@@ -197,9 +201,11 @@ def test_equal_pictures_are_one_hit(photos, tmp_path):
         (["index", "{photos}", "-o", "{photos}"], "is not an index"),
         (["index", "{photos}", "-o", "{new}", "--model", "nosuch"], "no model 'nosuch'"),
         (["index", "{photos}", "-o", "/proc/nosuch/x"], "cannot be created"),
+        (["index", "{photos}", "-o", "{index}", "--vectors", "int8"], "stores float16 vectors, not int8"),
         (["evaluate", "{missing}"], "does not exist"),
         (["evaluate", "{photos}"], "no"),
         pytest.param(["train", "{missing}"], "no recipe", marks=pytest.mark.train),
+        pytest.param(["export", "hivlp-mini", "-o", "{new}"], "leave out -o", marks=pytest.mark.train),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, message):
@@ -291,3 +297,28 @@ def test_the_core_runs_without_torch(index):
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["hits"][0]["path"].endswith("red-sports-car.webp")
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("name", BENCHES)
+def test_a_bench_takes_the_options_that_go_with_it(name, monkeypatch):
+    from hivlp.cli import bench
+
+    pytest.importorskip("torch")
+    module = importlib.import_module(f"hivlp.bench.{bench.MODULES.get(name, name)}")
+    signature, seen = inspect.signature(module.run), []
+
+    def run(**options):
+        signature.bind(**options)
+        seen.append(options)
+        return Report()
+
+    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(bench, "load_model", lambda model: f"loaded {model}")
+    monkeypatch.setattr(Report, "to_text", lambda report: "")
+    assert main(["bench", name]) == 0
+    wanted = {option: default for option, (default, benches) in bench.OPTIONS.items() if name in benches}
+    if "model" in seen[0]:
+        model = seen[0]["model"]
+        seen[0]["model"] = (model() if callable(model) else model).removeprefix("loaded ")
+    assert seen == [wanted]

@@ -24,7 +24,7 @@ from hivlp.bench.ann.rivals.graphs import (
     UsearchByte,
     Vsag,
 )
-from hivlp.bench.ann.rivals.ours import Ours, OursOnDisk
+from hivlp.bench.ann.rivals.ours import Ours
 from hivlp.bench.ann.rivals.partitions import Rabitqlib, Scann
 
 # The best ones first: on few cores there may be no time for all, and what is left must not look like the best.
@@ -35,4 +35,4 @@ FULL = (
     FaissRabitq, FaissRabitqWhole, FaissHnswByte, Vsag, UsearchByte, Usearch, FaissHnswHalf, Hnswlib, FaissHnsw,
 )  # fmt: skip
 
-__all__ = ["FULL", "SMALL", "FaissFlat", "Ours", "OursOnDisk"]
+__all__ = ["FULL", "SMALL", "FaissFlat", "Ours"]
