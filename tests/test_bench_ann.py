@@ -164,6 +164,18 @@ def test_gain_takes_each_ones_fastest_good_enough_setting() -> None:
     assert run._gain(speeds, "ours", ["fast"]) == (None, None)
 
 
+@pytest.mark.slow
+def test_our_index_is_measured_with_its_hits_and_beside_the_engine_inside(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    place = write_collection(tmp_path / "made", cloud(1500, 32, 3), cloud(40, 32, 4), cloud(1200, 32, 5))
+    found = measure("hivlp.bench.ann.rivals:OurIndex", place, 120)
+    assert found["status"] == "ok" and found["engine"] == "hivlp Index"
+    assert max(row["recall"] for row in found["rows"]) >= 0.99
+    assert [each["recall"] for each in found["overheads"]] == [0.95, 0.99]
+    for each in found["overheads"]:
+        assert 0 < each["engine_us"] < each["hits_us"] and each["search_us"] < each["hits_us"]
+
+
 def test_pools_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))

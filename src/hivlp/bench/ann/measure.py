@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.bench.ann.collection import ITEMS, TEST, TRAIN, TRUTH, Collection
+from hivlp.bench.ann.rivals.base import Product
 from hivlp.bench.ann.truth import recall
 from hivlp.bench.report import memory_bytes
 from hivlp.levels import Vectors
@@ -43,7 +44,8 @@ def measure(
     Returns:
         ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``, and
         ``peak_mb`` and ``resident_mb`` over the process before; ``rows`` with ``setting``, ``recall``, ``qps``,
-        ``p50_us``, ``p99_us`` and ``batch_qps``.
+        ``p50_us``, ``p99_us`` and ``batch_qps``; of our index ``overheads`` (see
+        :meth:`hivlp.bench.ann.rivals.base.Product.overheads`).
     """
     command = [sys.executable, "-m", "hivlp.bench.ann.measure", rival, str(collection.folder), str(queries)]
     command += [] if target is None else ["--target", str(target)]
@@ -103,6 +105,8 @@ def child(rival: str, folder: Path, queries: int, target: float | None = None) -
             _say({"rows": [row]})
             if row["recall"] >= (target or ENOUGH):
                 break
+    if isinstance(engine, Product):
+        _say({"overheads": engine.overheads(asked, K)})
 
 
 def time_setting(
