@@ -14,6 +14,10 @@ from hivlp.files.reading import one_line, read_json
 from hivlp.levels import Level, check_levels
 
 FORMAT = 1
+IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
+"""Files of a model folder, beside ``config.json``; the text graphs share the weights in ``text.bin``, a graph from elsewhere
+may have its own in ``image.bin``."""
+TEXT_WEIGHTS, IMAGE_WEIGHTS = "text.bin", "image.bin"
 LARGEST_INPUT = 1 << 14
 """Pixels a side of a prepared picture, and tokens of a text, at most: no file may ask for more memory."""
 
@@ -21,6 +25,11 @@ LARGEST_INPUT = 1 << 14
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Filters by the number that Pillow, and the processors of ``transformers``, give them."""
 RESIZES: tuple[set[str], ...] = (set(), {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
+
+
+def text_graph(level: str) -> str:
+    """File of the text graph that stops at a level."""
+    return f"text.{level}.onnx"
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class PictureConfig:
         resample: the filter, one of :data:`RESAMPLE`.
         resize: for ``crop``, what the picture is scaled to first: ``shortest_edge`` (and ``longest_edge``, which it
             may not exceed), or ``height`` and ``width``; empty for not at all, None for ``size`` as the shortest edge.
+        margin: for ``crop``, the rounding of half of what is cut off: ``down`` as ``transformers``, or ``even`` (half
+            to even) as torchvision, and thus open_clip, have it.
     """
 
     size: int = 224
@@ -46,12 +57,15 @@ class PictureConfig:
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     resample: str = "bicubic"
     resize: Mapping[str, int] | None = None
+    margin: str = "down"
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1, not {self.size}")
         if self.fit not in ("pad", "crop", "stretch"):
             raise ValueError(f"fit must be pad, crop or stretch, not {self.fit!r}")
+        if self.margin not in ("down", "even"):
+            raise ValueError(f"margin must be down or even, not {self.margin!r}")
         if self.resample not in RESAMPLE:
             raise ValueError(f"resample must be one of {', '.join(RESAMPLE)}, not {self.resample!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -65,6 +79,11 @@ class PictureConfig:
             if set(self.resize) not in RESIZES or not all(isinstance(n, int) and n > 0 for n in self.resize.values()):
                 raise ValueError(f"resize must be shortest_edge (and longest_edge) or height and width, in pixels, "
                                  f"not {dict(self.resize)}")  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(size, size, 3), of a prepared picture."""
+        return self.size, self.size, 3
 
     def at(self, size: int) -> PictureConfig:
         """This preparation at another size in pixels a side; unchanged for pictures that are never scaled."""
@@ -87,6 +106,8 @@ class TextConfig:
         pad_id: what they are filled up with.
         padding_side: where, ``right`` or ``left``; on the left it moves every word, so it needs ``pad_to_max``.
         truncation_side: which end of a longer text is cut off, ``right`` or ``left``.
+        clean: what open_clip does to a text first: ``whitespace``, HTML entities are read and runs of white space
+            become one space; ``canonicalize``, as well lower case and no punctuation; empty for nothing.
     """
 
     max_tokens: int = 64
@@ -95,6 +116,7 @@ class TextConfig:
     pad_id: int = 0
     padding_side: str = "right"
     truncation_side: str = "right"
+    clean: str = ""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -102,6 +124,8 @@ class TextConfig:
         for name, side in (("padding_side", self.padding_side), ("truncation_side", self.truncation_side)):
             if side not in ("right", "left"):
                 raise ValueError(f"{name} must be right or left, not {side!r}")
+        if self.clean not in ("", "whitespace", "canonicalize"):
+            raise ValueError(f"clean must be whitespace, canonicalize or empty, not {self.clean!r}")
         if self.padding_side == "left" and not self.pad_to_max:
             raise ValueError("padding_side left needs pad_to_max: a text's vector would depend on those beside it")
 

@@ -33,7 +33,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         if not existing(path).exists():
             raise HivlpError(f"{path} does not exist")
     with (
-        _open_or_create(arguments.out, arguments.model, arguments.vectors) as index,
+        _open_or_create(arguments) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
     ):
@@ -56,8 +56,7 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             dims=arguments.dims,
             method=arguments.fit or "distill",
             vectors=arguments.vectors or "float16",
-            model=load_model(arguments.model) if arguments.model else None,
-            model_source=arguments.model,
+            model=load_model(arguments.model, arguments.device) if arguments.model else None,
             on_fit=follow,
             on_progress=lambda done: bar.update(done.seen - bar.n),
             on_tune=follow_tuning,
@@ -76,15 +75,16 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open_or_create(path: Path, model: str | None, vectors: str | None) -> Index:
+def _open_or_create(arguments: argparse.Namespace) -> Index:
     from hivlp.index import Index
 
+    path, model, device = arguments.out, arguments.model, arguments.device
     if Index.exists(path):
         index = Index.open(path)
-        index.attach(index_model(index, model))
+        index.attach(index_model(index, model, device))
         return index
-    name = model or DEFAULT_MODEL
-    return Index.create(path, model=load_model(name), source=str(name), vectors=vectors or "float16")
+    loaded = load_model(model or DEFAULT_MODEL, device)
+    return Index.create(path, model=loaded, vectors=arguments.vectors or "float16")
 
 
 def _added(report: AddReport, out: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hivlp.encode.onnx import IMAGE_GRAPH, TEXT_GRAPH, TEXT_WEIGHTS, text_graph
+from hivlp.config import (
+    IMAGE_GRAPH,
+    IMAGE_WEIGHTS,
+    TEXT_GRAPH,
+    TEXT_WEIGHTS,
+    PictureConfig,
+    TextConfig,
+    text_graph,
+)
 from hivlp.export.quantize import compress_tables, quantize_image
 from hivlp.files.scratch import scratch_folder
+from hivlp.levels import ONLY_LEVEL as LEVEL
 from hivlp.model.hivlp_model import HiVLPModel
 
 OPSET = 17
@@ -27,7 +36,7 @@ OPSET = 17
 class _Graph(nn.Module):
     """A function of a model as a module of its own, which is what torch exports."""
 
-    def __init__(self, model: HiVLPModel, function: Callable[..., Mapping[Any, Tensor]]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Mapping[Any, Tensor]]) -> None:
         super().__init__()
         self.model = model  # so that its weights are the graph's
         self._function = function
@@ -82,6 +91,60 @@ def export(
         _write_text_graphs(text, folder, names)
 
 
+def export_towers(
+    image: Callable[[Tensor], Tensor],
+    text: Callable[[Tensor, Tensor], Tensor],
+    modules: Sequence[nn.Module],
+    picture: PictureConfig,
+    words: TextConfig,
+    folder: Path,
+    precision: str = "float32",
+) -> int:
+    """Write the graphs of another library's dual encoder, of one level.
+
+    Args:
+        image: (B, 3, S, S) float, normalised -> (B, dim).
+        text: (B, T) int64 ids and mask -> (B, dim).
+        modules: that hold their weights.
+        picture: how pictures are normalised, which the graph does.
+        words: whether texts have one length.
+        folder: where to write ``image.onnx``, ``text.onnx`` and ``text.bin``.
+        precision: of :data:`hivlp.export.precision.PRECISIONS`.
+
+    Returns:
+        dim.
+
+    Raises:
+        ModelError: if graphs of this precision are too far from those in float32.
+    """
+    from hivlp.export.precision import reduce
+
+    mean, std = torch.tensor(picture.mean), torch.tensor(picture.std)
+
+    def encode_image(pixels: Tensor) -> Mapping[str, Tensor]:
+        normalised = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+        return {LEVEL: nn.functional.normalize(image(normalised), dim=-1)}
+
+    def encode_text(ids: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+        return {LEVEL: nn.functional.normalize(text(ids, mask), dim=-1)}
+
+    pixels = torch.zeros(2, *picture.shape, dtype=torch.uint8)
+    tokens = torch.ones(2, words.max_tokens if words.pad_to_max else min(8, words.max_tokens), dtype=torch.int64)
+    mask = tokens.clone()
+    mask[1, -1] = 0  # one that masks nothing might be left out of the graph
+    holder = nn.ModuleList(modules).eval()
+    with scratch_folder(folder / "graphs") as scratch, _quiet(), torch.no_grad():
+        dim = int(encode_image(pixels)[LEVEL].shape[1])
+        images, texts = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH
+        _write_graph(_Graph(holder, encode_image), {"pixels": pixels}, [LEVEL], images)
+        _write_graph(_Graph(holder, encode_text), {"input_ids": tokens, "attention_mask": mask}, [LEVEL], texts)
+        if precision != "float32":
+            images, texts = reduce(images, texts, precision)
+        _write_with_weights(images, folder / IMAGE_GRAPH, IMAGE_WEIGHTS)
+        _write_text_graphs(texts, folder, [LEVEL])
+    return dim
+
+
 def export_image_features(model: HiVLPModel, path: Path) -> None:
     """Write the image tower alone as a graph, one output (``layer7``, …) a layer that a level reads.
 
@@ -111,16 +174,22 @@ def _write_graph(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: list[s
     )
 
 
-def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
-    """The whole text graph, and one cut after each level but the last, over one file of weights."""
+def _write_with_weights(path: Path, out: Path, weights: str) -> None:
+    """A graph with its weights in a file beside it."""
     from onnx.external_data_helper import convert_model_to_external_data
-    from onnx.utils import Extractor
 
     whole = onnx.load(str(path))
     del whole.graph.value_info[:]  # shapes of inner values, which ONNX Runtime infers again
-    convert_model_to_external_data(whole, location=TEXT_WEIGHTS, size_threshold=1024)
-    (folder / TEXT_WEIGHTS).write_bytes(b"")  # onnx appends to what is there, and writes none for a tiny model
-    onnx.save(whole, str(folder / TEXT_GRAPH))
+    convert_model_to_external_data(whole, location=weights, size_threshold=1024)
+    (out.parent / weights).write_bytes(b"")  # onnx appends to what is there, and writes none for a tiny model
+    onnx.save(whole, str(out))
+
+
+def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
+    """The whole text graph, and one cut after each level but the last, over one file of weights."""
+    from onnx.utils import Extractor
+
+    _write_with_weights(path, folder / TEXT_GRAPH, TEXT_WEIGHTS)
     whole = onnx.load(str(folder / TEXT_GRAPH), load_external_data=False)
     inputs = [value.name for value in whole.graph.input]  # SigLIP's graph has no mask
     for count in range(1, len(levels)):

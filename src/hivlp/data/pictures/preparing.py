@@ -30,7 +30,7 @@ def prepare(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
         small = image.resize(scaled, resample, reducing_gap=2.0)
         square.paste(small, ((size - scaled[0]) // 2, (size - scaled[1]) // 2))
         return np.array(square)
-    left, top = ((side - size) // 2 for side in scaled)
+    left, top = (_margin(side - size, config.margin) for side in scaled)
     if scaled[0] * scaled[1] <= WHOLE:
         # What lies outside the picture is black.
         return np.array(image.resize(scaled, resample).crop((left, top, left + size, top + size)))
@@ -41,6 +41,13 @@ def prepare(image: Image.Image, config: PictureConfig) -> NDArray[np.uint8]:
     black = Image.new("RGB", (size, size))
     black.paste(part, (x0 - left, y0 - top))
     return np.array(black)
+
+
+def _margin(excess: int, rounding: str) -> int:
+    """Pixels to cut off before the centre; below 0, to fill up with."""
+    if rounding == "down":
+        return excess // 2
+    return round(excess / 2) if excess > 0 else -(-excess // 2)
 
 
 def scaled_size(size: tuple[int, int], config: PictureConfig) -> tuple[int, int]:
