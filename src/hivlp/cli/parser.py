@@ -92,6 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("float16", "float32", "int8"),
         help="how a new index stores its fine level (default: float16; int8 takes half of that)",
     )
+    sub.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME:TYPE",
+        help="a key of the metadata that --where names like a column: int, float, str or bool; may be given again",
+    )
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
@@ -122,7 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (see tune)")
     sub.add_argument("--explain", action="store_true", help="say which plan was chosen, why, and what was carried out")
-    sub.add_argument("--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata")
+    sub.add_argument(
+        "--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata, fields"
+    )
     sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
     sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")
     sub.add_argument(

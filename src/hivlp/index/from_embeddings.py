@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.index.adding import AddReport
 from hivlp.index.index import Index
 from hivlp.search.calibration import Progress
+from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
 
 DIMS = 64
@@ -46,6 +47,7 @@ def index_embeddings(
     dims: int | None = None,
     method: Method | Literal["none"] = "distill",
     vectors: str = "float16",
+    fields: Mapping[str, str] | None = None,
     model: Encoder | None = None,
     model_source: str | None = None,
     on_fit: Callable[[int, int], None] | None = None,
@@ -63,6 +65,8 @@ def index_embeddings(
         dims: of the coarse level, default 64; an existing index must have so many.
         method: see :func:`hivlp.coarse.fit_coarse`; ``none`` stores no coarse level, for an index that will be tuned.
         vectors: codec of the finest level, see :meth:`hivlp.index.Index.create`.
+        fields: keys of the metadata that conditions name like columns, and their types, see
+            :meth:`hivlp.index.Index.declare`; those of an existing index stay declared.
         model: that made the vectors, if texts and pictures shall be searched for without naming it again.
         model_source: how to load it again (a name or folder); default its name.
         on_fit: called with how much of the learning is done, and of how much.
@@ -81,14 +85,18 @@ def index_embeddings(
                 raise IndexFolderError(
                     f"{out} has a coarse level of {index.levels[0].dim} dims, not {dims}: make a new index for that"
                 )
+            index.declare(fields or {})
             return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), None)
+    checked_fields(fields)
     Store.check_free(Path(out))  # before minutes go into the fit
     fitted: Fitted | None = None
     maps: CoarseMaps | NoCoarseLevel = NoCoarseLevel(embeddings.dim)
     if method != "none":
         fitted = _fit(source, embeddings, column, queries, DIMS if dims is None else dims, method, on_fit)
         maps = fitted.maps
-    with Index.create_from_embeddings(out, maps, model=model, source=model_source, vectors=vectors) as index:
+    with Index.create_from_embeddings(
+        out, maps, model=model, source=model_source, vectors=vectors, fields=fields
+    ) as index:
         return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), fitted)
 
 

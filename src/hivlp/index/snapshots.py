@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from hivlp.search.filters import Filter
 from hivlp.search.opened import AnnFolder, Identity
 from hivlp.search.options import Options
 from hivlp.search.plan import Plan, choose
+from hivlp.store.fields.commit import CommitColumns
 from hivlp.store.folder import Store
 from hivlp.store.lookup import Shown
 from hivlp.store.reader import Reader
@@ -38,7 +39,7 @@ class Snapshot:
         ann: which approximate index it is searched with.
         collection: of its rows.
         filters: of the conditions that were asked last, the least recently asked first.
-        plans: of the searches of all items that were asked for lately.
+        plans: of the searches that were asked for lately, and how many rows passed.
         shown: by row, what hits show of their items, of those that were hits lately.
     """
 
@@ -47,19 +48,18 @@ class Snapshot:
     ann: Identity | None
     collection: Collection
     filters: OrderedDict[str, Filter] = field(default_factory=OrderedDict)
-    plans: dict[Options, Plan] = field(default_factory=dict)
+    plans: dict[tuple[Options, int], Plan] = field(default_factory=dict)
     shown: dict[int, Shown] = field(default_factory=dict)
 
     def plan(self, options: Options, allowed: Filter | None) -> Plan:
         """The plan of a search, chosen once for all that ask for the same."""
-        if allowed is not None:
-            return choose(self.collection, options, allowed.count)
-        plan = self.plans.get(options)
+        kind = options, self.collection.rows if allowed is None else allowed.count
+        plan = self.plans.get(kind)
         if plan is None:
-            plan = choose(self.collection, options, self.collection.rows)
+            plan = choose(self.collection, *kind)
             if len(self.plans) >= PLANS:
                 self.plans.clear()
-            self.plans[options] = plan
+            self.plans[kind] = plan
         return plan
 
 
@@ -69,6 +69,7 @@ class Snapshots:
     def __init__(self, store: Store) -> None:
         """No snapshot is made yet."""
         self._store, self._ann = store, AnnFolder(store.path)
+        self._columns = CommitColumns(store.path)
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 
@@ -115,13 +116,14 @@ class Snapshots:
             self._snapshot = snapshot
             return snapshot
 
-    def shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:
+    def shown(self, snapshot: Snapshot, rows: Sequence[int]) -> Mapping[int, Shown] | None:
         """What hits show of the items in some rows of a snapshot; None if a commit has come in between."""
         known = snapshot.shown
         # Other threads may forget what is known at any time: it is taken out once.
         items = {row: item for row in rows if (item := known.get(row)) is not None}
-        if len(items) < len(rows):
-            found = self._store.look_up([row for row in rows if row not in items], snapshot.state.commits)
+        missing = [] if len(items) == len(rows) else [row for row in {*rows} if row not in items]
+        if missing:
+            found = self._store.look_up(missing, snapshot.state.commits)
             if found is None:
                 return None
             items.update(found)
@@ -141,19 +143,38 @@ class Snapshots:
         """
         if condition is None:
             return snapshot.collection.alive
-        with self._lock:
-            if condition in snapshot.filters:
-                snapshot.filters.move_to_end(condition)
-                return snapshot.filters[condition]
+        allowed = self.known(snapshot, condition, reader)
+        if allowed is not None:
+            return allowed
         rows, changing = reader.rows_where(condition)
         mask = np.zeros(snapshot.collection.rows, bool)
         if not all(isinstance(row, int) and 0 <= row < len(mask) for row in rows):
             raise DamagedIndexError(f"{self._store.path} is damaged: an item has no vectors; run `hivlp repair`")
         mask[rows] = True
         allowed = Filter(mask)
-        if not changing:
-            with self._lock:
-                snapshot.filters[condition] = allowed
-                while len(snapshot.filters) > CONDITIONS:
-                    snapshot.filters.popitem(last=False)
+        return allowed if changing else self._keep(snapshot, condition, allowed)
+
+    def known(self, snapshot: Snapshot, condition: str, reader: Reader | None = None) -> Filter | None:
+        """:meth:`allowed` where columns answer the condition, or it was asked before; None if SQLite must answer.
+
+        Args:
+            snapshot: of the last commit.
+            condition: that was asked.
+            reader: of its commit, to make columns that are not there yet; without one, no SQL is run.
+        """
+        with self._lock:
+            if condition in snapshot.filters:
+                snapshot.filters.move_to_end(condition)
+                return snapshot.filters[condition]
+        mask = self._columns.mask(condition, snapshot.state, reader)
+        if mask is None:
+            return None
+        alive = snapshot.collection.alive
+        return self._keep(snapshot, condition, Filter(mask if alive is None else mask & alive.mask))
+
+    def _keep(self, snapshot: Snapshot, condition: str, allowed: Filter) -> Filter:
+        with self._lock:
+            snapshot.filters[condition] = allowed
+            while len(snapshot.filters) > CONDITIONS:
+                snapshot.filters.popitem(last=False)
         return allowed

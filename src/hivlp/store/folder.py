@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -25,6 +26,9 @@ from hivlp.store import schema
 from hivlp.store.codec import CODECS, FLOAT16
 from hivlp.store.compacting import Progress, rewrite
 from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
+from hivlp.store.fields import files as column_files
+from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.fields.declared import Field, joined
 from hivlp.store.lookup import AT_ONCE, Shown, look_up
 from hivlp.store.names import each_item
 from hivlp.store.reader import Reader, Views
@@ -32,6 +36,7 @@ from hivlp.store.records import About, Item, NewItem, Stamp, State, format_of
 from hivlp.store.vectors import CHUNK, Rows, drop_old_files, vector_files
 from hivlp.store.writer import Writer
 
+logger = logging.getLogger(__name__)
 LOCK = "lock"
 ENGINE = "engine"
 """Where the approximate index is kept; a store only finishes what a process that was killed began to put there."""
@@ -101,7 +106,11 @@ class Store:
 
     @staticmethod
     def make(
-        path: Path, about: About, arrays: Mapping[str, NDArray[Any]] | None = None, codec: str = FLOAT16.name
+        path: Path,
+        about: About,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        codec: str = FLOAT16.name,
+        fields: Sequence[Field] = (),
     ) -> None:
         """Make an empty folder.
 
@@ -110,6 +119,7 @@ class Store:
             about: what the index is made with.
             arrays: name of a ``.npy`` file -> what belongs to the index beside the vectors.
             codec: of the finest level, ``float16``, ``float32`` or ``int8``; the others are float16.
+            fields: that are declared.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
@@ -119,7 +129,7 @@ class Store:
         if codec not in CODECS:
             raise ArgumentError(f"a codec is {', '.join(CODECS)}, not {codec!r:.40}")
         finest = CODECS[codec]
-        state = State(0, 0, 0, format_of(finest), finest.dtype)
+        state = State(0, 0, 0, format_of(finest), finest.dtype, tuple(fields))
         levels = {"levels": json.dumps([asdict(level) for level in about.levels])}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +144,7 @@ class Store:
                         os.fsync(out.fileno())
                 with closing(connect(scratch / FILE)) as db, db:
                     db.execute("BEGIN")
-                    schema.make_tables(db, {**asdict(state), **asdict(about), **levels})
+                    schema.make_tables(db, {**state.to_meta(), **asdict(about), **levels})
                 sync_folder(scratch)
                 scratch.rename(path)
             sync_folder(path.parent)
@@ -320,6 +330,42 @@ class Store:
                     freed = rewrite(writer, on_progress)
             self.drop_old_files()
         return freed
+
+    def declare(self, fields: Sequence[Field]) -> None:
+        """Declare fields beside those that there are; one that is declared again gets its new type.
+
+        Raises:
+            ArgumentError: if they are too many, or differ from one of those before in case alone.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                wanted = joined(reader.state.fields, fields)
+            if wanted != reader.state.fields:
+                with self.changing() as writer:
+                    writer.declare(fields)
+            self.keep_columns()
+
+    def keep_columns(self) -> bool:
+        """Write the columns of declared fields into files, if many rows came since, or those there are do not fit.
+
+        Returns:
+            Whether they were written; if that fails, the log says so, and conditions are answered as before.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                column_files.drop_others(self.path, reader.state)  # of a process that was killed
+                if not column_files.are_due(self.path, reader.state):
+                    return False
+            try:
+                with self.changing() as writer:
+                    columns = CommitColumns(self.path).declared(writer.reader)
+                    writer.note_columns(column_files.save(self.path, columns, writer.reader.state))
+            except IndexFolderError as error:
+                logger.warning("columns of fields are not written: %s", error)
+                return False
+            with self.reading() as reader:
+                column_files.drop_others(self.path, reader.state)
+        return True
 
     def drop_old_files(self) -> None:
         """Remove vector files of other generations than the last commit's; for the only writer."""
