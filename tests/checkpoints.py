@@ -29,7 +29,7 @@ def odd_pictures() -> dict[str, Image.Image]:
         "grey": Image.fromarray(noise(40, 50)),
         "rgba": Image.fromarray(np.concatenate([noise(33, 47, 3), np.full((33, 47, 1), 255, np.uint8)], axis=2)),
         "palette": Image.fromarray(noise(37, 35, 3)).quantize(16),
-        "16-bit": Image.fromarray((noise(36, 44).astype(np.uint16) * 257)),
+        "16-bit": Image.fromarray(noise(36, 44).astype(np.uint16) * 257),
     }
 
 
@@ -164,3 +164,129 @@ def write_hub_config(folder: Path, **more) -> None:
     """Change what a checkpoint's ``config.json`` says."""
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+
+
+def save_onnx_towers(folder: Path, kind: str, precisions: tuple[str, ...] = ("",)):
+    """A checkpoint as hub repositories keep it for transformers.js: a configuration, and ``onnx/`` with both towers."""
+    import torch
+
+    model, tokenizer, processor = save_checkpoint(folder, kind)
+    (folder / "model.safetensors").unlink()
+    (folder / "onnx").mkdir()
+    siglip = kind == "siglip"
+
+    class Text(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+
+    class Image(Text):
+        def forward(self, pixel_values):
+            return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+
+    tokens = torch.ones(2, 20 if siglip else 8, dtype=torch.int64)
+    mask = tokens.clone()
+    mask[1, -1] = 0
+    output = ("pooler_output", "pooler_output") if siglip else ("text_embeds", "image_embeds")
+    axes = {"input_ids": {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "tokens"},
+            "pixel_values": {0: "batch"}, **{name: {0: "batch"} for name in output}}  # fmt: skip
+    texts, names = ((tokens,), ["input_ids"]) if siglip else ((tokens, mask), ["input_ids", "attention_mask"])
+    for tower, module, inputs, known in (("text", Text(), texts, names),
+                                         ("vision", Image(), (torch.zeros(2, 3, SIDE, SIDE),), ["pixel_values"])):  # fmt: skip
+        path = folder / "onnx" / f"{tower}_model.onnx"
+        torch.onnx.export(module.eval(), inputs, str(path), input_names=known, output_names=[output[tower == "vision"]],
+                          dynamic_axes={name: axes[name] for name in (*known, output[tower == "vision"])},
+                          dynamo=False, opset_version=17)  # fmt: skip
+        for precision in precisions:
+            if precision:
+                write_precision(path, path.with_name(f"{tower}_model{precision}.onnx"), precision)
+    return model, tokenizer, processor
+
+
+def write_precision(path: Path, out: Path, precision: str) -> None:
+    """A graph in fp16 or int8, by ONNX Runtime's own tools, as the makers of such repositories use them."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    if precision == "_fp16":
+        onnx.save(convert_float_to_float16(onnx.load(str(path))), str(out))
+    else:
+        quantize_dynamic(str(path), str(out))
+
+
+OPEN_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+"""A small model of open_clip's."""
+
+
+def save_open_clip(folder: Path, settings=None, prepare=None, weights: str = "open_clip_model.safetensors"):
+    """A model of open_clip with random weights, in a folder as its ``push_to_hf_hub`` writes it."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare = prepare or {"mean": [0.48, 0.45, 0.4], "std": [0.26, 0.26, 0.27], "interpolation": "bicubic"}
+    about = {"model_cfg": settings or OPEN_CLIP, "preprocess_cfg": {"size": SIDE, **prepare}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    torch.manual_seed(0)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", load_weights=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                scale = 1.0 if "token_embedding" in name or "positional" in name else parameter.shape[-1] ** -0.5
+                parameter.normal_(0, scale)
+    model = model.eval()
+    if weights.endswith(".safetensors"):
+        save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / weights)
+    else:
+        torch.save(model.state_dict(), folder / weights)
+    return model, open_clip.get_tokenizer(f"local-dir:{folder}"), transform
+
+
+def open_clip_vectors(model, tokenizer, transform, texts, pictures):
+    """Unit vectors (texts, pictures) as open_clip itself gives them."""
+    import torch
+
+    with torch.no_grad():
+        text = model.encode_text(tokenizer(texts), normalize=True)
+        image = model.encode_image(torch.stack([transform(picture) for picture in pictures]), normalize=True)
+    return text.numpy(), image.numpy()
+
+
+def save_onnx_folders(folder: Path, settings=None, prepare=None):
+    """A model of open_clip as immich keeps it: two folders, graphs of one picture and one text at full length."""
+    import torch
+
+    from hivlp.formats.open_clip import write_clip_tokenizer
+
+    model, tokenizer, transform = save_open_clip(folder / "source", settings, prepare)
+    about = json.loads((folder / "source" / "open_clip_config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about["model_cfg"]))
+    for name in ("textual", "visual"):
+        (folder / name).mkdir()
+    (folder / "visual" / "preprocess_cfg.json").write_text(json.dumps(about["preprocess_cfg"]))
+    (folder / "textual" / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<end_of_text>"}))
+    write_clip_tokenizer(folder / "textual" / "tokenizer.json")
+
+    class Tower(torch.nn.Module):
+        def __init__(self, encode):
+            super().__init__()
+            self.model, self.encode = model, encode
+
+        def forward(self, value):
+            return self.encode(value, normalize=True)
+
+    length = about["model_cfg"]["text_cfg"]["context_length"]
+    for name, tower, given in (("textual/model.onnx", Tower(model.encode_text), torch.ones(1, length, dtype=torch.int32)),
+                               ("visual/model.onnx", Tower(model.encode_image), torch.zeros(1, 3, SIDE, SIDE))):  # fmt: skip
+        torch.onnx.export(tower.eval(), (given,), str(folder / name), opset_version=17, dynamo=False,
+                          input_names=["text" if "text" in name else "image"], output_names=["embedding"])  # fmt: skip
+    return model, tokenizer, transform

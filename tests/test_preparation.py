@@ -19,9 +19,9 @@ from hivlp.data.pictures.preparing import prepare  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.export.graphs import export  # noqa: E402
-from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.formats.dual_encoder import import_dual_encoder  # noqa: E402
 from hivlp.formats.preparation import picture_config  # noqa: E402
+from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 
 pytestmark = pytest.mark.train
 SIDE = 48

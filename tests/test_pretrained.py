@@ -15,8 +15,8 @@ from PIL import Image  # noqa: E402
 from hivlp.cli import main  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
-from hivlp.index import Index  # noqa: E402
 from hivlp.formats.dual_encoder import import_dual_encoder  # noqa: E402
+from hivlp.index import Index  # noqa: E402
 from synthetic import (  # noqa: E402
     VOCABULARY,
     save_checkpoint,
@@ -78,7 +78,7 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path):
     save_checkpoint(clip, "clip")
     (clip / "model.safetensors").rename(clip / "weights")
     torch.save({}, clip / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="lacks .* of its weights"):
+    with pytest.raises(ModelError, match=r"lacks .* of its weights"):
         import_dual_encoder(clip, tmp_path / "out")
 
 

@@ -44,7 +44,9 @@ def run_models(arguments: argparse.Namespace) -> int:
         "dims": shipped.levels[-1].dim, "parameters_m": None, "recall": None, "recall_source": "", "revision": None,
     }  # fmt: skip
     rows = {DEFAULT_MODEL: mini, **{name: entry.to_json() for name, entry in MODELS.items()}}
-    print_result(arguments, lambda: {"models": rows}, lambda: _table(rows))
+    print_result(
+        arguments, lambda: {"models": [{"name": name, **row} for name, row in rows.items()]}, lambda: _table(rows)
+    )
     return 0
 
 

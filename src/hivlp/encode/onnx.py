@@ -214,7 +214,7 @@ class OnnxEncoder:
         name, value = next(iter(session.inputs.items()))
         if value.type == "tensor(uint8)":
             return {name: pixels if value.shape[-1] in (3, pixels.shape[-1]) else pixels.transpose(0, 3, 1, 2)}
-        mean, std = np.float32(self.picture.mean), np.float32(self.picture.std)
+        mean, std = np.array(self.picture.mean, np.float32), np.array(self.picture.std, np.float32)
         return {name: ((pixels - mean) / std).transpose(0, 3, 1, 2)}
 
     @cached_property

@@ -1,3 +1,5 @@
 """placeholder"""
+
+
 def reduce(images, texts, precision):
     raise NotImplementedError

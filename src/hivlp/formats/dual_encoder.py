@@ -18,6 +18,7 @@ from hivlp.levels import Level
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.towers import DualEncoderImageTower
 
+
 def import_dual_encoder(folder: Path, out: Path, name: str = "") -> HiVLPModel:
     """Write a ``transformers`` dual encoder as a hivlp model folder (weights, configuration, tokenizer).
 

@@ -11,7 +11,7 @@ from typing import Any
 from hivlp.config import HiVLPConfig, TowerConfig
 from hivlp.errors import ModelError
 from hivlp.files.reading import read_json
-from hivlp.formats import open_clip_settings, preparation
+from hivlp.formats import open_clip_settings
 from hivlp.formats.format import listing, present
 from hivlp.formats.model_files import ModelFiles
 from hivlp.levels import ONLY_LEVEL, Level

@@ -65,7 +65,7 @@ def _towers(folder: Path, source: str, tokenizer: Path) -> Towers:
     if (folder / preparation.TOKENIZER).is_file() or words.get("hf_tokenizer_name"):
         preparation.write_tokenizer(folder, source, tokenizer)
     else:
-        _write_clip_tokenizer(tokenizer)
+        write_clip_tokenizer(tokenizer)
     return Towers(
         image=network.encode_image,
         text=lambda ids, mask: network.encode_text(ids),
@@ -77,7 +77,7 @@ def _towers(folder: Path, source: str, tokenizer: Path) -> Towers:
     )
 
 
-def _write_clip_tokenizer(out: Path) -> None:
+def write_clip_tokenizer(out: Path) -> None:
     """CLIP's own tokenizer, of the words and merges that open_clip brings along."""
     from open_clip.tokenizer import SimpleTokenizer
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors

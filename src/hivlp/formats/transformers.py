@@ -37,7 +37,8 @@ class TransformersFormat:
     def wanted(self, names: Sequence[str], precision: str) -> list[str]:
         """See :meth:`Format.wanted`: safetensors where there are any, else ``.bin``."""
         weights = weight_files(names)
-        return present(["config.json", *preparation.FILES, *weights], names) if weights else []
+        known = weights and "config.json" in names
+        return present(["config.json", *preparation.FILES, *weights], names) if known else []
 
     def check(self, folder: Path, source: str) -> None:
         """See :meth:`Format.check`."""
@@ -59,9 +60,7 @@ def open_checkpoint(folder: Path, source: str, precision: str, format_name: str)
     kind = family(folder, source)
     names = [path.name for path in folder.iterdir()]
     files = [folder / name for name in present(["config.json", *preparation.FILES, *weight_files(names)], names)]
-    return converted(
-        format_name, source, files, precision, lambda tokenizer: _towers(folder, source, kind, tokenizer)
-    )
+    return converted(format_name, source, files, precision, lambda tokenizer: _towers(folder, source, kind, tokenizer))
 
 
 def weight_files(names: Sequence[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """Fetching from the Hugging Face hub by its own client: only what is needed, pinned to a commit, its hashes checked.
 
-What was fetched and checked is recorded in ``hub/`` of the cache folder, by repository and commit; the files themselves
-are in the hub's own cache. A record makes the model usable without a network for ever after, and is the pin: a later
-use of the same name takes the same commit, whatever the repository has become. ``NAME@main`` asks the hub again.
+The files of a commit lie in ``hub/OWNER--NAME/COMMIT`` of the cache folder, with a record of what was checked. They make
+the model usable without a network for ever after, and are the pin: a later use of the same name takes the same commit,
+whatever the repository has become; ``NAME@main`` asks the hub again. A transfer that broke off goes on where it was, in
+another process too; what the hub's own cache holds already is linked, not fetched.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from hivlp.errors import MissingExtraError, ModelError
 from hivlp.files.digests import cache_folder
@@ -27,6 +31,7 @@ from hivlp.formats.registry import choose
 from hivlp.hub.names import ModelName
 
 COMMIT = re.compile("[0-9a-f]{40}")
+PINNED, RECORD = "pinned", ".fetched.json"
 Choice = Callable[[Sequence[str]], list[str]]
 
 
@@ -35,7 +40,7 @@ class Fetched:
     """A repository's files on disk.
 
     Attributes:
-        folder: the snapshot of the commit.
+        folder: with those that are needed.
         revision: the commit, 40 hex digits.
         format: of the model.
     """
@@ -43,6 +48,23 @@ class Fetched:
     folder: Path
     revision: str
     format: Format
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was fetched of a commit.
+
+    Attributes:
+        folder: where the files lie.
+        revision: the commit.
+        names: of all files that it has on the hub.
+        checked: of those that are there, whole.
+    """
+
+    folder: Path
+    revision: str
+    names: tuple[str, ...]
+    checked: frozenset[str]
 
 
 def fetch_model(name: ModelName) -> Fetched:
@@ -67,7 +89,7 @@ def fetch_model(name: ModelName) -> Fetched:
 
 
 def fetch_files(name: ModelName, patterns: Sequence[str]) -> Path:
-    """The snapshot that holds the files of these patterns.
+    """The folder with the files of these patterns.
 
     Raises:
         MissingExtraError: if ``huggingface_hub`` is not installed.
@@ -84,39 +106,38 @@ def fetch_files(name: ModelName, patterns: Sequence[str]) -> Path:
 
 
 def _fetch(name: ModelName, wanted: Choice, check: Callable[[Path], None]) -> tuple[Path, str]:
-    """The snapshot with the wanted files, and its commit."""
+    """The folder with the wanted files of a commit, and the commit."""
     before = _recorded(name)
     if before is not None:
         with suppress(ModelError):  # another precision may need files that are not there
-            needed = wanted(before["names"])
-            folder = Path(before["folder"])
-            if set(needed) <= set(before["checked"]) and all((folder / each).is_file() for each in needed):
-                return folder, str(before["revision"])
+            if set(wanted(before.names)) <= set(before.checked):
+                return before.folder, before.revision
     try:
         from huggingface_hub import HfApi
         from huggingface_hub import errors as known
     except ImportError as error:
         raise MissingExtraError(f"fetching {name.hub_id} from the hub", "hub") from error
-    revision = before["revision"] if before is not None else name.revision
+    revision = before.revision if before is not None else name.revision
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ModelError(f"{name.hub_id} has not been fetched, and HF_HUB_OFFLINE is set")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="hivlp")
     try:
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="hivlp")
         about = api.model_info(name.hub_id, revision=revision, files_metadata=True)
-        files = {each.rfilename: each for each in about.siblings or []}
+        files = {each.rfilename: each for each in about.siblings or [] if _is_plain(each.rfilename)}
         needed = wanted(list(files))
         if not needed:
             raise ModelError(f"{name.hub_id} has none of the files that are needed")
-        small = [each for each in needed if not each.endswith(WEIGHTS)]
-        checked = dict(before["checked"]) if before is not None else {}
-        folder = None
-        for part in (small, [each for each in needed if each.endswith(WEIGHTS)]):
-            new = [each for each in part if each not in checked or folder is None or not (folder / each).is_file()]
-            if new:
-                folder = _snapshot(api, name.hub_id, str(about.sha), new)
-                checked |= {each: _checked(folder / each, files[each], name.hub_id) for each in new}
-            if part is small and folder is not None:
-                check(folder)  # before gigabytes are fetched
+        folder = _place(name) / str(about.sha)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            record = _read_record(folder) or Record(folder, str(about.sha), tuple(files), frozenset())
+            for each in sorted(needed, key=lambda file: file.endswith(WEIGHTS)):
+                if each.endswith(WEIGHTS) and not needed[0].endswith(WEIGHTS):
+                    check(folder)  # before gigabytes are fetched
+                if each not in record.checked:
+                    _download(name.hub_id, record.revision, files[each], folder / each)
+                    record = replace(record, checked=record.checked | {each})
+                    _write_record(record)
     except known.GatedRepoError as error:
         raise ModelError(f"{name.hub_id} is gated: accept its terms on its page of the hub, then log in "
                          "(hf auth login, or HF_TOKEN)") from error  # fmt: skip
@@ -130,62 +151,96 @@ def _fetch(name: ModelName, wanted: Choice, check: Callable[[Path], None]) -> tu
     except Exception as error:  # of the network, of the disk, of whatever the client makes of an answer
         raise ModelError(f"{name.hub_id} cannot be fetched from the hub: {one_line(error)}; what has come is kept, "
                          "try again") from error  # fmt: skip
-    assert folder is not None
-    _record(name, {"revision": str(about.sha), "folder": str(folder), "names": list(files), "checked": checked})
-    return folder, str(about.sha)
+    if name.revision is None:
+        write_whole(_place(name) / PINNED, lambda path: path.write_text(record.revision, encoding="utf-8"))
+    return folder, record.revision
 
 
-def _snapshot(api: Any, hub_id: str, revision: str, names: Sequence[str]) -> Path:
-    """These files in the hub's cache; the client shows its bars, and goes on where a transfer broke off."""
-    literal = [re.sub(r"([\[\]*?])", r"[\1]", name) for name in names]
-    cache = os.environ.get("HF_HUB_CACHE")
-    return Path(api.snapshot_download(hub_id, revision=revision, allow_patterns=literal, cache_dir=cache))
-
-
-def _checked(path: Path, about: Any, hub_id: str) -> str:
-    """The hash of a file, which is the one that the hub lists.
+def _download(hub_id: str, revision: str, about: Any, path: Path) -> None:
+    """A file of a commit, its hash checked.
 
     Raises:
-        ModelError: if it is another; the file is removed, so that it is fetched anew.
+        ModelError: if it has another hash than the hub lists.
     """
-    large = getattr(about, "lfs", None)
-    expected = large.sha256 if large is not None else about.blob_id
-    with path.open("rb") as file:
-        if large is not None:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            content = file.read()
-            # As git names a file's content; an identity, not a protection.
-            found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if expected is not None and found != expected:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise ModelError(f"{path.name} of {hub_id} is not what the hub lists (its hash is {found[:12]}…, not "
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    name = about.rfilename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    there = try_to_load_from_cache(hub_id, name, revision=revision, cache_dir=os.environ.get("HF_HUB_CACHE"))
+    if isinstance(there, str) and _hash(Path(there), about) == _listed(about):
+        _link(Path(there).resolve(), path)
+        return
+    url = hf_hub_url(hub_id, name, revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
+    with partial.open("ab") as file:
+        # The client shows a bar, follows the hub to where it keeps the file, and tries again a few times.
+        http_get(
+            url, file, resume_size=file.tell(), expected_size=about.size, displayed_filename=name,
+            headers=build_hf_headers(library_name="hivlp"),
+        )  # fmt: skip
+    found, expected = _hash(partial, about), _listed(about)
+    if found != expected:
+        partial.unlink()
+        raise ModelError(f"{name} of {hub_id} is not what the hub lists (its hash is {found[:12]}…, not "
                          f"{expected[:12]}…); it was removed, try again")  # fmt: skip
-    return found
+    partial.replace(path)
+
+
+def _listed(about: Any) -> str:
+    """The hash of a file that the hub lists: SHA-256 of a large one, git's name of a small one's content."""
+    return str(about.lfs.sha256 if about.lfs is not None else about.blob_id)
+
+
+def _hash(path: Path, about: Any) -> str:
+    with path.open("rb") as file:
+        if about.lfs is not None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        content = file.read()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _link(source: Path, path: Path) -> None:
+    """The same file under another name, or a copy where the disk has no links."""
+    path.unlink(missing_ok=True)
+    try:
+        path.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a listed name stays inside its folder."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") for part in parts) and not set(name) & {"\\", "\0", ":"}
 
 
 def _place(name: ModelName) -> Path:
     return cache_folder() / "hub" / name.hub_id.replace("/", "--")
 
 
-def _recorded(name: ModelName) -> Mapping[str, Any] | None:
+def _recorded(name: ModelName) -> Record | None:
     """What was fetched of this revision before; of the pinned one where none is named."""
     revision = name.revision
-    if revision is not None and not COMMIT.fullmatch(revision):
+    if revision is None:
+        with suppress(OSError, ValueError):
+            revision = (_place(name) / PINNED).read_text(encoding="utf-8").strip()
+    if revision is None or not COMMIT.fullmatch(revision):
         return None  # a branch may have moved
+    return _read_record(_place(name) / revision)
+
+
+def _read_record(folder: Path) -> Record | None:
+    """What was fetched and checked; what is gone since does not count."""
     try:
-        if revision is None:
-            revision = (_place(name) / "pinned").read_text(encoding="utf-8").strip()
-        record = json.loads((_place(name) / f"{revision}.json").read_text(encoding="utf-8"))
-        return record if {"revision", "folder", "names", "checked"} <= set(record) else None
-    except (OSError, ValueError, TypeError, RecursionError):
+        stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        checked = frozenset(name for name in stored["checked"] if (folder / name).is_file())
+        return Record(folder, folder.name, tuple(stored["names"]), checked)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def _record(name: ModelName, record: Mapping[str, Any]) -> None:
-    place = _place(name)
-    text = json.dumps(record, indent=1)
-    write_whole(place / f"{record['revision']}.json", lambda path: path.write_text(text, encoding="utf-8"))
-    if name.revision is None or not COMMIT.fullmatch(name.revision):
-        write_whole(place / "pinned", lambda path: path.write_text(str(record["revision"]), encoding="utf-8"))
+def _write_record(record: Record) -> None:
+    text = json.dumps({"names": record.names, "checked": sorted(record.checked)}, indent=1)
+    write_whole(record.folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))

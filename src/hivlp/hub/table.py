@@ -49,9 +49,7 @@ MODELS: Mapping[str, Entry] = {
     "clip-b32": Entry("Xenova/clip-vit-base-patch32", "onnx", "MIT", "English", 512, 151, 30.4, OPEN_CLIP),
     "clip-b16": Entry("Xenova/clip-vit-base-patch16", "onnx", "MIT", "English", 512),
     "clip-l14": Entry("Xenova/clip-vit-large-patch14", "onnx", "MIT", "English", 768),
-    "siglip-b16": Entry(
-        "Xenova/siglip-base-patch16-224", "onnx", "Apache-2.0", "English", 768, 203, 47.8, OPEN_CLIP
-    ),
+    "siglip-b16": Entry("Xenova/siglip-base-patch16-224", "onnx", "Apache-2.0", "English", 768, 203, 47.8, OPEN_CLIP),
     "siglip2-b16": Entry(
         "onnx-community/siglip2-base-patch16-224-ONNX", "onnx", "Apache-2.0", "many", 768, None, 75.2, IMMICH
     ),
