@@ -284,6 +284,7 @@ def save_onnx_folders(folder: Path, settings=None, prepare=None):
         def forward(self, value):
             return self.encode(value, normalize=True)
 
+    torch.backends.mha.set_fastpath_enabled(False)
     length = about["model_cfg"]["text_cfg"]["context_length"]
     for name, tower, given in (("textual/model.onnx", Tower(model.encode_text), torch.ones(1, length, dtype=torch.int32)),
                                ("visual/model.onnx", Tower(model.encode_image), torch.zeros(1, 3, SIDE, SIDE))):  # fmt: skip

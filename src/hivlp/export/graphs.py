@@ -25,6 +25,7 @@ from hivlp.config import (
     TextConfig,
     text_graph,
 )
+from hivlp.export.attention import make_plain
 from hivlp.export.quantize import compress_tables, quantize_image
 from hivlp.files.scratch import scratch_folder
 from hivlp.levels import ONLY_LEVEL as LEVEL
@@ -133,6 +134,7 @@ def export_towers(
     mask = tokens.clone()
     mask[1, -1] = 0  # one that masks nothing might be left out of the graph
     holder = nn.ModuleList(modules).eval()
+    make_plain(holder)
     with scratch_folder(folder / "graphs") as scratch, _quiet(), torch.no_grad():
         dim = int(encode_image(pixels)[LEVEL].shape[1])
         images, texts = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH

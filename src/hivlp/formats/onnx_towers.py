@@ -50,8 +50,10 @@ class OnnxTowersFormat:
         words = words if isinstance(words, dict) else {}
         tokenizer = folder / preparation.TOKENIZER
         positions = int(words.get("max_position_embeddings") or (64 if kind.startswith("siglip") else 77))
-        dim = settings.get("projection_dim") or words.get("projection_dim") or words.get("hidden_size")
-        dim = int(dim or (768 if kind.startswith("siglip") else 512))
+        if kind.startswith("siglip"):
+            dim = int(words.get("projection_size") or words.get("hidden_size") or 768)
+        else:
+            dim = int(settings.get("projection_dim") or words.get("projection_dim") or 512)
         tower = TowerConfig("onnx", {"format": self.name})
         config = HiVLPConfig(
             source, (Level(ONLY_LEVEL, dim, 1, 1),), tower, tower,

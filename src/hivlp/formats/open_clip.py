@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hivlp.errors import MissingExtraError, ModelError
 from hivlp.files.reading import one_line, read_json
@@ -12,6 +12,9 @@ from hivlp.formats import open_clip_settings, preparation
 from hivlp.formats.conversion import Towers, converted
 from hivlp.formats.format import listing, present
 from hivlp.formats.model_files import ModelFiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (
@@ -66,15 +69,30 @@ def _towers(folder: Path, source: str, tokenizer: Path) -> Towers:
         preparation.write_tokenizer(folder, source, tokenizer)
     else:
         write_clip_tokenizer(tokenizer)
+    cut = open_clip_settings.reads_own_length(words)
     return Towers(
         image=network.encode_image,
-        text=lambda ids, mask: network.encode_text(ids),
+        text=lambda ids, mask: _encode_at_own_length(network, ids) if cut else network.encode_text(ids),
         modules=[network],
         picture=open_clip_settings.picture_config(prepare, settings["vision_cfg"].get("image_size"), source),
-        words=open_clip_settings.text_config(
-            words, folder, tokenizer, source, cut=open_clip_settings.reads_own_length(words)
-        ),
+        words=open_clip_settings.text_config(words, folder, tokenizer, source, cut=cut),
     )
+
+
+def _encode_at_own_length(network: Any, ids: Tensor) -> Tensor:
+    """Text embeddings as ``encode_text``, which wants its full context length, gives them: (B, T) ids -> (B, dim).
+
+    Each token sees only those before it, and the vector is read at the end of the text, so what would follow changes
+    nothing.
+    """
+    tower = getattr(network, "text", network)
+    length = ids.shape[1]
+    hidden = tower.token_embedding(ids) + tower.positional_embedding[:length]
+    hidden = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length]))
+    pooled = hidden.gather(1, ids.argmax(1)[:, None, None].expand(-1, -1, hidden.shape[2]))[:, 0]
+    projection = tower.text_projection
+    embedding: Tensor = projection(pooled) if callable(projection) else pooled @ projection
+    return embedding
 
 
 def write_clip_tokenizer(out: Path) -> None:
