@@ -89,7 +89,9 @@ def save_checkpoint(folder: Path, kind: str, *, pickled: bool = False):
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {**size, "image_size": SIDE, "patch_size": 8}
     bert = {**size, "vocab_size": 64, "max_position_embeddings": 40, "hidden_dropout_prob": 0.0, "pad_token_id": 1}
-    if kind in ("clip", "siglip", "metaclip_2"):
+    if kind == "siglip2":
+        vision = {**size, "num_patches": 16, "patch_size": 8}
+    if kind in ("clip", "siglip", "siglip2", "metaclip_2"):
         tokenizer = clip_tokenizer(model_max_length=20)
         ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "bos_token_id", "pad_token_id")}
         text = {**size, "vocab_size": len(tokenizer), "max_position_embeddings": 20, "projection_dim": 8, **ids}
@@ -97,14 +99,14 @@ def save_checkpoint(folder: Path, kind: str, *, pickled: bool = False):
         tokenizer = word_tokenizer("PreTrainedTokenizerFast", "<pad>", "<s>", "</s>", "<unk>")
         text = {**bert, "vocab_size": 64}
     name = {"clip": "CLIP", "siglip": "Siglip", "metaclip_2": "MetaClip2", "align": "Align", "altclip": "AltCLIP",
-            "chinese_clip": "ChineseCLIP"}[kind]  # fmt: skip
+            "chinese_clip": "ChineseCLIP", "siglip2": "Siglip2"}[kind]  # fmt: skip
     config_class, model_class = getattr(tf, f"{name}Config"), getattr(tf, f"{name}Model")
     if kind == "align":
         vision = {"image_size": SIDE, "hidden_dim": 64, "width_coefficient": 0.1, "depth_coefficient": 0.1,
                   "num_hidden_layers": 4, "depthwise_padding": []}  # fmt: skip
     if kind == "altclip":
         text = {**text, "project_dim": 8, "type_vocab_size": 1}
-    if kind == "siglip":
+    if kind in ("siglip", "siglip2"):
         config = config_class(text_config=text, vision_config=vision)
     else:
         config = config_class(text_config=text, vision_config=vision, projection_dim=64 if kind == "align" else 8)
@@ -130,6 +132,7 @@ def save_checkpoint(folder: Path, kind: str, *, pickled: bool = False):
         "altclip": ("clip.image_processing_pil_clip", {**cut, "image_mean": [0.4] * 3}),
         "chinese_clip": ("chinese_clip.image_processing_pil_chinese_clip", {"size": place, "do_center_crop": False}),
         "siglip": ("siglip.image_processing_pil_siglip", {"size": place}),
+        "siglip2": ("siglip2.image_processing_pil_siglip2", {"patch_size": 8, "max_num_patches": 20}),
         "align": ("efficientnet.image_processing_pil_efficientnet",
                   {"size": {"height": 40, "width": 40}, "crop_size": place, "do_center_crop": True, "resample": 2,
                    "rescale_factor": 1 / 127.5, "rescale_offset": True}),
@@ -153,8 +156,8 @@ def library_vectors(model, tokenizer, processor, texts: list[str], pictures: lis
     keep = ("input_ids",) if siglip else ("input_ids", "attention_mask")
     with torch.no_grad():
         text = model.get_text_features(**{name: tokens[name] for name in keep})
-        pixels = torch.from_numpy(np.stack([processor(p, return_tensors="np")["pixel_values"][0] for p in pictures]))
-        image = model.get_image_features(pixel_values=pixels.float())
+        given = [processor(picture, return_tensors="pt") for picture in pictures]
+        image = model.get_image_features(**{name: torch.cat([each[name] for each in given]) for name in given[0]})
     text, image = (getattr(each, "pooler_output", each) for each in (text, image))
     unit = torch.nn.functional.normalize
     return unit(text, dim=-1).numpy(), unit(image, dim=-1).numpy()

@@ -26,7 +26,7 @@ from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import MissingExtraError, ModelError  # noqa: E402
 
 pytestmark = pytest.mark.train
-FAMILIES = ["clip", "siglip", "metaclip_2", "align", "altclip", "chinese_clip"]
+FAMILIES = ["clip", "siglip", "siglip2", "metaclip_2", "align", "altclip", "chinese_clip"]
 
 
 @pytest.fixture(autouse=True)

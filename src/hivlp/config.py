@@ -15,8 +15,8 @@ from hivlp.levels import Level, check_levels
 
 FORMAT = 1
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
-"""Files of a model folder, beside ``config.json``; the text graphs share the weights in ``text.bin``, a graph from elsewhere
-may have its own in ``image.bin``."""
+"""Files of a model folder, beside ``config.json``; the text graphs share the weights in ``text.bin``, the image graph of
+another library's model has its own in ``image.bin``."""
 TEXT_WEIGHTS, IMAGE_WEIGHTS = "text.bin", "image.bin"
 LARGEST_INPUT = 1 << 14
 """Pixels a side of a prepared picture, and tokens of a text, at most: no file may ask for more memory."""
@@ -36,10 +36,14 @@ def text_graph(level: str) -> str:
 class PictureConfig:
     """How a decoded picture becomes the image tower's input: ``size`` × ``size`` pixels, ``(rgb - mean) / std``.
 
+    For ``fit`` ``patches`` (SigLIP2's NaFlex), the input is a row of patches instead: see
+    :func:`hivlp.data.pictures.preparing.prepare`.
+
     Attributes:
-        size: side of the square.
+        size: side of the square; for ``patches``, of one patch.
         fit: ``pad``, the whole picture between white bars; ``crop``, the centre square of the scaled picture, black
-            where that is smaller; or ``stretch``, the whole picture whatever its proportions. For ``pad`` a large
+            where that is smaller; ``stretch``, the whole picture whatever its proportions; or ``patches``, the whole picture in nearly
+            its proportions, as large as ``patches`` patches make. For ``pad`` a large
             picture is decoded at a fraction of its size; ``crop`` and ``stretch`` are exactly what the PIL processors
             of ``transformers`` do.
         mean: of each channel, with ``rgb`` in 0…255.
@@ -49,6 +53,7 @@ class PictureConfig:
             may not exceed), or ``height`` and ``width``; empty for not at all, None for ``size`` as the shortest edge.
         margin: for ``crop``, the rounding of half of what is cut off: ``down`` as ``transformers``, or ``even`` (half
             to even) as torchvision, and thus open_clip, have it.
+        patches: for ``patches``, how many there are at most.
     """
 
     size: int = 224
@@ -58,12 +63,17 @@ class PictureConfig:
     resample: str = "bicubic"
     resize: Mapping[str, int] | None = None
     margin: str = "down"
+    patches: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1, not {self.size}")
-        if self.fit not in ("pad", "crop", "stretch"):
-            raise ValueError(f"fit must be pad, crop or stretch, not {self.fit!r}")
+        if self.fit not in ("pad", "crop", "stretch", "patches"):
+            raise ValueError(f"fit must be pad, crop, stretch or patches, not {self.fit!r}")
+        if (self.fit == "patches") != (self.patches > 0) or self.patches > LARGEST_INPUT:
+            raise ValueError(f"patches must be 1 to {LARGEST_INPUT} for fit patches, and 0 otherwise")
+        if self.fit == "patches" and self.size < 2:
+            raise ValueError(f"a patch has a side of at least 2, not {self.size}")
         if self.margin not in ("down", "even"):
             raise ValueError(f"margin must be down or even, not {self.margin!r}")
         if self.resample not in RESAMPLE:
@@ -81,9 +91,10 @@ class PictureConfig:
                                  f"not {dict(self.resize)}")  # fmt: skip
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(size, size, 3), of a prepared picture."""
-        return self.size, self.size, 3
+    def shape(self) -> tuple[int, ...]:
+        """(size, size, 3), of a prepared picture; (patches + 1, size, size, 3) of one in patches."""
+        square = (self.size, self.size, 3)
+        return (self.patches + 1, *square) if self.fit == "patches" else square
 
     def at(self, size: int) -> PictureConfig:
         """This preparation at another size in pixels a side; unchanged for pictures that are never scaled."""

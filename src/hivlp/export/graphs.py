@@ -93,7 +93,7 @@ def export(
 
 
 def export_towers(
-    image: Callable[[Tensor], Tensor],
+    image: Callable[..., Tensor],
     text: Callable[[Tensor, Tensor], Tensor],
     modules: Sequence[nn.Module],
     picture: PictureConfig,
@@ -104,7 +104,8 @@ def export_towers(
     """Write the graphs of another library's dual encoder, of one level.
 
     Args:
-        image: (B, 3, S, S) float, normalised -> (B, dim).
+        image: (B, 3, S, S) float, normalised -> (B, dim); where pictures come in patches, (B, N, values) float, the
+            (B, N) mask of those that are there, and (B, 2) rows and columns.
         text: (B, T) int64 ids and mask -> (B, dim).
         modules: that hold their weights.
         picture: how pictures are normalised, which the graph does.
@@ -123,13 +124,21 @@ def export_towers(
     mean, std = torch.tensor(picture.mean), torch.tensor(picture.std)
 
     def encode_image(pixels: Tensor) -> Mapping[str, Tensor]:
-        normalised = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
-        return {LEVEL: nn.functional.normalize(image(normalised), dim=-1)}
+        normalised = (pixels.float() - mean) / std
+        if picture.fit != "patches":
+            return {LEVEL: nn.functional.normalize(image(normalised.permute(0, 3, 1, 2)), dim=-1)}
+        low, high = pixels[:, 0].flatten(1)[:, :4].to(torch.int64).unflatten(1, (2, 2)).unbind(2)
+        grid = low + 256 * high
+        mask = torch.arange(picture.patches)[None] < grid.prod(1, keepdim=True)
+        vectors = image(normalised[:, 1:].flatten(2), mask.to(torch.int64), grid)
+        return {LEVEL: nn.functional.normalize(vectors, dim=-1)}
 
     def encode_text(ids: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
         return {LEVEL: nn.functional.normalize(text(ids, mask), dim=-1)}
 
     pixels = torch.zeros(2, *picture.shape, dtype=torch.uint8)
+    if picture.fit == "patches":
+        pixels[:, 0].view(2, -1)[:, [0, 2]] = 1
     tokens = torch.ones(2, words.max_tokens if words.pad_to_max else min(8, words.max_tokens), dtype=torch.int64)
     mask = tokens.clone()
     mask[1, -1] = 0  # one that masks nothing might be left out of the graph

@@ -31,14 +31,15 @@ class Towers:
     """A dual encoder in torch, as another library built it.
 
     Attributes:
-        image: (B, 3, S, S) float, normalised -> (B, dim) float.
+        image: (B, 3, S, S) float, normalised -> (B, dim) float; where pictures come in patches, (B, N, values) float, the
+            (B, N) mask of those that are there, and (B, 2) rows and columns.
         text: (B, T) int64 ids and mask -> (B, dim) float.
         modules: that hold the weights.
         picture: how pictures are prepared.
         words: how texts are prepared.
     """
 
-    image: Callable[[Tensor], Tensor]
+    image: Callable[..., Tensor]
     text: Callable[[Tensor, Tensor], Tensor]
     modules: Sequence[Any]
     picture: PictureConfig

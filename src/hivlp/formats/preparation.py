@@ -43,6 +43,8 @@ _CLASSES = {
     "align": "EfficientNetImageProcessor", "siglip2": "Siglip2ImageProcessor",
 }  # fmt: skip
 """Of the model's type, for files that do not name the class."""
+NAFLEX = "Siglip2ImageProcessor"
+"""The class that cuts pictures of any proportions into patches."""
 LEFT = ("Gemma", "Siglip2")
 """Tokenizers whose padding goes to the left where nothing else is said."""
 _PADS = {"clip": "<|endoftext|>", "siglip": "</s>", "siglip2": "<pad>", "altclip": "<pad>", "metaclip_2": "<pad>"}
@@ -54,12 +56,14 @@ def picture_config(folder: Path, source: Path | str, side: int | None) -> Pictur
     Args:
         folder: with ``preprocessor_config.json``, or ``processor_config.json`` as ``transformers`` 5 writes it.
         source: what a person calls it.
-        side: of the pictures that the vision tower takes; None where it takes any.
+        side: of the pictures that the vision tower takes; None where it takes any, or patches.
 
     Raises:
         ModelError: if the processor does what hivlp does not.
     """
     named, kind = picture_settings(folder, source)
+    if kind == NAFLEX and side is None:
+        return _in_patches(named, source)
     if kind not in PLAIN:
         raise ModelError(f"{source} prepares pictures with a {kind}; hivlp knows {', '.join(PLAIN)}")
     # What the file leaves open, the class decides.
@@ -73,6 +77,19 @@ def picture_config(folder: Path, source: Path | str, side: int | None) -> Pictur
     if str(named.get("image_processor_type", "")).endswith("Fast") and config.resample not in ("bilinear", "bicubic"):
         logger.warning("%s was prepared by torchvision, whose %s filter is not Pillow's", source, config.resample)
     return config
+
+
+def _in_patches(named: Mapping[str, Any], source: Path | str) -> PictureConfig:
+    settings = {**_HALF, "patch_size": 16, "max_num_patches": 256, "resample": 2, "do_resize": True,
+                **{name: value for name, value in named.items() if value is not None}}  # fmt: skip
+    try:
+        if not settings["do_resize"]:
+            raise ValueError("do_resize is off")
+        mean, std = normalisation(settings)
+        return PictureConfig(int(settings["patch_size"]), "patches", mean, std, RESAMPLE[settings["resample"]],
+                             patches=int(settings["max_num_patches"]))  # fmt: skip
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ModelError(f"{source} prepares pictures as hivlp does not: {one_line(error)}") from error
 
 
 def picture_settings(folder: Path, source: Path | str) -> tuple[dict[str, Any], str]:

@@ -114,13 +114,18 @@ def load_network(folder: Path, source: Path | str) -> Any:
 def _towers(folder: Path, source: str, kind: str, tokenizer: Path) -> Towers:
     network = load_network(folder, source)
     text = network.config.text_config
-    side = int(network.config.vision_config.image_size) if kind != "align" else None
+    side = int(network.config.vision_config.image_size) if kind not in ("align", "siglip2") else None
     positions = int(text.max_position_embeddings)
     if kind in _MASKED_POSITIONS:  # as RoBERTa's, which are counted from beyond the padding's own
         positions -= int(text.pad_token_id) + 1
     preparation.write_tokenizer(folder, source, tokenizer)
+
+    def image(pixels: Tensor, mask: Tensor | None = None, grid: Tensor | None = None) -> Tensor:
+        patches = {} if mask is None else {"pixel_attention_mask": mask, "spatial_shapes": grid}
+        return _pooled(network.get_image_features(pixel_values=pixels, **patches))
+
     return Towers(
-        image=lambda pixels: _pooled(network.get_image_features(pixel_values=pixels)),
+        image=image,
         # SigLIP was trained with its padding visible and takes no mask.
         text=lambda ids, mask: _pooled(
             network.get_text_features(input_ids=ids, attention_mask=None if kind.startswith("siglip") else mask)
