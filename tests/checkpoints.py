@@ -78,8 +78,11 @@ def word_tokenizer(cls: str, pad: str, start: str, end: str, unknown: str, **set
     )  # fmt: skip
 
 
-def save_checkpoint(folder: Path, kind: str, *, pickled: bool = False):
-    """A dual encoder of ``transformers`` with its processor, in the folder and as objects (model, tokenizer, images)."""
+def save_checkpoint(folder: Path, kind: str, *, pickled: bool = False, gentle: bool = False):
+    """A dual encoder of ``transformers`` with its processor, in the folder and as objects (model, tokenizer, images).
+
+    ``gentle``: with the library's own random weights, whose activations have no outliers.
+    """
     import importlib
 
     import torch
@@ -109,11 +112,11 @@ def save_checkpoint(folder: Path, kind: str, *, pickled: bool = False):
     if kind in ("siglip", "siglip2"):
         config = config_class(text_config=text, vision_config=vision)
     else:
-        config = config_class(text_config=text, vision_config=vision, projection_dim=64 if kind == "align" else 8)
+        config = config_class(text_config=text, vision_config=vision, projection_dim=32 if kind == "align" else 8)
     model = model_class(config)
     with torch.no_grad():  # else neither words nor pictures matter
         for parameter in model.parameters():
-            if parameter.ndim >= 2:
+            if parameter.ndim >= 2 and not gentle:
                 parameter.normal_(0, 0.4)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

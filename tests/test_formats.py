@@ -85,6 +85,27 @@ def test_a_precision_that_is_not_there_is_named_with_those_that_are(tmp_path):
         HiVLP.from_pretrained(f"{tmp_path / 'clip'}:int8")
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2", "align"])
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_converted_graphs_in_less_precision_agree_with_float32(kind, precision, tmp_path, rgb):
+    save_checkpoint(tmp_path / kind, kind, gentle=True)
+    exact, small = (HiVLP.from_pretrained(f"{tmp_path / kind}{ending}") for ending in ("", f":{precision}"))
+    assert small.source == f"{tmp_path / kind}:{precision}" and small.fingerprint != exact.fingerprint
+    for ours, theirs in ((small.encode_text(TEXTS), exact.encode_text(TEXTS)),
+                         (small.encode_image(rgb), exact.encode_image(rgb))):  # fmt: skip
+        assert (ours.fine * theirs.fine).sum(1).mean() > 0.98
+    about = json.loads((small.files.image.parent / "origin.json").read_text())["agreement_with_float32"]
+    assert min(about["image_cosine"], about["text_cosine"]) >= 0.99 and 0 <= about["recall"] <= 1
+
+
+def test_graphs_that_lose_too_much_are_refused(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "clip", "clip")
+    monkeypatch.setattr("hivlp.export.precision.LEAST", 1.1)
+    with pytest.raises(ModelError, match=r"in int8 its vectors agree with those in float32 to 0\.\d+ only") as said:
+        HiVLP.from_pretrained(f"{tmp_path / 'clip'}:int8")
+    assert "\n" not in str(said.value)
+
+
 def test_ready_graphs_need_neither_torch_nor_transformers(tmp_path):
     save_onnx_towers(tmp_path / "clip", "clip")
     code = f"""

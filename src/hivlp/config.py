@@ -15,8 +15,8 @@ from hivlp.levels import Level, check_levels
 
 FORMAT = 1
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
-"""Files of a model folder, beside ``config.json``; the text graphs share the weights in ``text.bin``, the image graph of
-another library's model has its own in ``image.bin``."""
+"""Files of a model folder, beside ``config.json``; the text graphs share the weights in ``text.bin``, the image graph
+of another library's model has its own in ``image.bin``."""
 TEXT_WEIGHTS, IMAGE_WEIGHTS = "text.bin", "image.bin"
 LARGEST_INPUT = 1 << 14
 """Pixels a side of a prepared picture, and tokens of a text, at most: no file may ask for more memory."""
@@ -42,10 +42,9 @@ class PictureConfig:
     Attributes:
         size: side of the square; for ``patches``, of one patch.
         fit: ``pad``, the whole picture between white bars; ``crop``, the centre square of the scaled picture, black
-            where that is smaller; ``stretch``, the whole picture whatever its proportions; or ``patches``, the whole picture in nearly
-            its proportions, as large as ``patches`` patches make. For ``pad`` a large
-            picture is decoded at a fraction of its size; ``crop`` and ``stretch`` are exactly what the PIL processors
-            of ``transformers`` do.
+            where that is smaller; ``stretch``, the whole picture whatever its proportions; or ``patches``, the whole
+            picture in nearly its proportions, as large as ``patches`` patches make. For ``pad`` a large picture is
+            decoded at a fraction of its size; the others are exactly what the PIL processors of ``transformers`` do.
         mean: of each channel, with ``rgb`` in 0…255.
         std: of each channel, with ``rgb`` in 0…255.
         resample: the filter, one of :data:`RESAMPLE`.

@@ -69,6 +69,6 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
     return "\n".join([
         *lines, "", "Recall as published: text to image, R@1 on COCO in percent, or what its source says.", *notes,
-        "Any hub id and any folder works as well; NAME:int8 and NAME:float16 take smaller weights, NAME@REVISION a commit.",
+        "Any hub id and any folder works as well; NAME:int8 and NAME:float16 are smaller, NAME@REVISION is a commit.",
         "Formats onnx and textual-visual are ready graphs; transformers and open_clip are converted once, with torch.",
     ])  # fmt: skip

@@ -32,13 +32,13 @@ class PlainAttention(nn.Module):
         biases = (None, None, None) if own.in_proj_bias is None else own.in_proj_bias.chunk(3)
         # (B, heads, T or S, D / heads)
         q, k, v = (
-            F.linear(each, weight, bias).unflatten(-1, (own.num_heads, own.head_dim)).transpose(1, 2)
+            F.linear(each, weight, bias).unflatten(-1, (own.num_heads, own.head_dim)).transpose(1, 2)  # type: ignore[no-untyped-call]
             for each, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         scores = (q * own.head_dim**-0.5) @ k.transpose(2, 3)
         if attn_mask is not None:
             if attn_mask.ndim == 3:  # (B * heads, T, S)
-                attn_mask = attn_mask.unflatten(0, (-1, own.num_heads))
+                attn_mask = attn_mask.unflatten(0, (-1, own.num_heads))  # type: ignore[no-untyped-call]
             is_flag = not attn_mask.is_floating_point()
             scores = scores.masked_fill(attn_mask, float("-inf")) if is_flag else scores + attn_mask
         merged = own.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))

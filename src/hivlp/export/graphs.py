@@ -25,7 +25,9 @@ from hivlp.config import (
     TextConfig,
     text_graph,
 )
+from hivlp.errors import ModelError
 from hivlp.export.attention import make_plain
+from hivlp.export.precision import Agreement, Samples, reduce
 from hivlp.export.quantize import compress_tables, quantize_image
 from hivlp.files.scratch import scratch_folder
 from hivlp.levels import ONLY_LEVEL as LEVEL
@@ -100,7 +102,8 @@ def export_towers(
     words: TextConfig,
     folder: Path,
     precision: str = "float32",
-) -> int:
+    samples: Samples | None = None,
+) -> tuple[int, Agreement | None]:
     """Write the graphs of another library's dual encoder, of one level.
 
     Args:
@@ -111,23 +114,22 @@ def export_towers(
         picture: how pictures are normalised, which the graph does.
         words: whether texts have one length.
         folder: where to write ``image.onnx``, ``text.onnx`` and ``text.bin``.
-        precision: of :data:`hivlp.export.precision.PRECISIONS`.
+        precision: ``float32``, or ``float16`` or ``int8``, which are checked on ``samples``.
+        samples: pictures and texts as the graphs take them.
 
     Returns:
-        dim.
+        dim, and how the graphs agree with those in float32.
 
     Raises:
-        ModelError: if graphs of this precision are too far from those in float32.
+        ModelError: if graphs of this precision are too far from those in float32, or the towers do not fit together.
     """
-    from hivlp.export.precision import reduce
-
     mean, std = torch.tensor(picture.mean), torch.tensor(picture.std)
 
     def encode_image(pixels: Tensor) -> Mapping[str, Tensor]:
         normalised = (pixels.float() - mean) / std
         if picture.fit != "patches":
             return {LEVEL: nn.functional.normalize(image(normalised.permute(0, 3, 1, 2)), dim=-1)}
-        low, high = pixels[:, 0].flatten(1)[:, :4].to(torch.int64).unflatten(1, (2, 2)).unbind(2)
+        low, high = pixels[:, 0].flatten(1)[:, :4].to(torch.int64).unflatten(1, (2, 2)).unbind(2)  # type: ignore[no-untyped-call]
         grid = low + 256 * high
         mask = torch.arange(picture.patches)[None] < grid.prod(1, keepdim=True)
         vectors = image(normalised[:, 1:].flatten(2), mask.to(torch.int64), grid)
@@ -145,15 +147,19 @@ def export_towers(
     holder = nn.ModuleList(modules).eval()
     make_plain(holder)
     with scratch_folder(folder / "graphs") as scratch, _quiet(), torch.no_grad():
-        dim = int(encode_image(pixels)[LEVEL].shape[1])
+        dim, words_dim = (int(each[LEVEL].shape[1]) for each in (encode_image(pixels), encode_text(tokens, mask)))
+        if dim != words_dim:
+            raise ModelError(f"its pictures have vectors of {dim} dims, its texts of {words_dim}")
         images, texts = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH
         _write_graph(_Graph(holder, encode_image), {"pixels": pixels}, [LEVEL], images)
         _write_graph(_Graph(holder, encode_text), {"input_ids": tokens, "attention_mask": mask}, [LEVEL], texts)
+        agreement = None
         if precision != "float32":
-            images, texts = reduce(images, texts, precision)
+            assert samples is not None
+            images, texts, agreement = reduce(images, texts, precision, samples)
         _write_with_weights(images, folder / IMAGE_GRAPH, IMAGE_WEIGHTS)
         _write_text_graphs(texts, folder, [LEVEL])
-    return dim
+    return dim, agreement
 
 
 def export_image_features(model: HiVLPModel, path: Path) -> None:

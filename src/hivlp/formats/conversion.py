@@ -6,11 +6,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hivlp.config import TOKENIZER, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
+from hivlp.data.pictures import load_pixels
+from hivlp.data.texts import TextTokenizer
 from hivlp.errors import MissingExtraError
 from hivlp.files.digests import cache_folder, sha256_of
 from hivlp.files.scratch import scratch_folder
@@ -21,7 +26,11 @@ from hivlp.levels import ONLY_LEVEL, Level
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hivlp.export.precision import Samples
+
 logger = logging.getLogger(__name__)
+SAMPLES = 48
+"""Pictures, and captions, that graphs in another precision are checked on."""
 RECIPE = 1
 """How graphs are made; another number where the same weights give other vectors."""
 
@@ -83,15 +92,31 @@ def converted(
             made = scratch / "model"
             made.mkdir()
             towers = build(made / TOKENIZER)
-            dim = export_towers(towers.image, towers.text, towers.modules, towers.picture, towers.words, made,
-                                precision)  # fmt: skip
+            samples = None if precision == "float32" else shipped_samples(towers, made / TOKENIZER)
+            dim, agreement = export_towers(
+                towers.image, towers.text, towers.modules, towers.picture, towers.words, made, precision, samples
+            )
             tower = TowerConfig("converted", {"format": family, "precision": precision})
             config = HiVLPConfig(
                 source, (Level(ONLY_LEVEL, dim, 1, 1),), tower, tower, picture=towers.picture, text=towers.words
             )
-            (made / ORIGIN).write_text(json.dumps({"sha256": key}), encoding="utf-8")
+            checked = None if agreement is None else asdict(agreement)
+            about = {"sha256": key, "precision": precision, "agreement_with_float32": checked}
+            (made / ORIGIN).write_text(json.dumps(about, indent=1), encoding="utf-8")
             (made / "config.json").write_text(config.to_json(), encoding="utf-8")
             if not (target / "config.json").is_file():  # another process may have been faster
                 made.replace(target)
     files_made = open_own(target)
     return replace(files_made, config=replace(files_made.config, name=source))
+
+
+def shipped_samples(towers: Towers, tokenizer: Path) -> Samples:
+    """Pictures that ship with the package and their captions, prepared for a model."""
+    from hivlp.export.precision import Samples
+
+    folder = Path(str(resources.files("hivlp"))) / "assets" / "pictures"
+    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    shown = [json.loads(line) for line in lines[:: max(1, len(lines) // SAMPLES)][:SAMPLES]]
+    pixels = np.stack([load_pixels(folder / each["file"], towers.picture) for each in shown])
+    ids, mask = TextTokenizer(tokenizer, towers.words)([each["caption"] for each in shown])
+    return Samples(pixels, ids, mask)
