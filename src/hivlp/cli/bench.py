@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hivlp.bench.report import Report
 
 BENCHES = {
+    "models": "text queries and pictures of usual architectures, beside plain PyTorch",
     "index": "pictures a second, and where the time goes",
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "what a second level costs the finest one",
@@ -34,6 +35,10 @@ def run_bench(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> Report:
     match arguments.name:
+        case "models":
+            from hivlp.bench import models
+
+            return models.run(arguments.size)
         case "index":
             from hivlp.bench import indexing
 

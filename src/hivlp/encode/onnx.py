@@ -13,9 +13,9 @@ from PIL import Image
 
 from hivlp.config import PictureConfig
 from hivlp.data.pictures import load_pixels, prepare, to_rgb
+from hivlp.data.texts import TextTokenizer
 from hivlp.encode.base import Picture, as_pictures, as_texts
 from hivlp.encode.session import Session, providers
-from hivlp.data.texts import TextTokenizer
 from hivlp.errors import ArgumentError, ModelError, PictureError
 from hivlp.formats.model_files import ModelFiles
 from hivlp.formats.own import open_own
