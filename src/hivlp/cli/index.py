@@ -91,8 +91,8 @@ def _index_embeddings(arguments: argparse.Namespace, fields: dict[str, str]) -> 
             column=arguments.column,
             queries=arguments.queries,
             dims=arguments.dims,
-            method=arguments.fit or "distill",
-            vectors=arguments.vectors or "float16",
+            method=arguments.fit,
+            vectors=arguments.vectors,
             fields=fields,
             model=load_model(arguments.model, arguments.device) if arguments.model else None,
             on_fit=follow,
@@ -118,10 +118,12 @@ def _index_embeddings(arguments: argparse.Namespace, fields: dict[str, str]) -> 
 
 def _open_or_create(arguments: argparse.Namespace, fields: dict[str, str]) -> Index:
     from hivlp.index import Index
+    from hivlp.index.from_embeddings import check_codec
 
     path, model, device = arguments.out, arguments.model, arguments.device
     if Index.exists(path):
         index = Index.open(path)
+        check_codec(index, arguments.vectors)
         index.attach(index_model(index, model, device))
         index.declare(fields)
         return index
@@ -152,6 +154,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
     recall = DEFAULT_RECALL if arguments.recall is None else arguments.recall
     with Index.open(arguments.index) as index:
         vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
+        if vectors and arguments.model is not None:
+            return usage("tune", "--model goes with what it encodes, not with vectors")
         if not vectors and (arguments.model or index.model_source):
             index.attach(index_model(index, arguments.model))
         with stages() as follow:

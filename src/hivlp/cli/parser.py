@@ -227,15 +227,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
-    sub.add_argument("--pictures", type=_count, default=400, metavar="N", help="index: how many (default 400)")
-    sub.add_argument("--rounds", type=_count, default=500, metavar="N", help="crash: how many (default 500)")
-    sub.add_argument("--cases", type=_count, default=2000, metavar="N", help="fuzz: how many (default 2000)")
+    sub.add_argument("--pictures", type=_count, metavar="N", help="index: how many (default 400)")
+    sub.add_argument("--rounds", type=_count, metavar="N", help="crash: how many (default 500)")
+    sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--vectors", type=_path, metavar="FILE.npy", help="threads: items instead of WordNet's words")
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
-    sub.add_argument(
-        "--size", choices=["small", "full"], default="small", help="models, objective, ann: minutes or hours"
-    )
+    sub.add_argument("--size", choices=["small", "full"], help="models, objective, ann: minutes (default) or hours")
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
-    sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")
-    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
+    sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
+    sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
+    sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
     return parser

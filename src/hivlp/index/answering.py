@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hivlp.encode.stream import chunks
-from hivlp.index.found import Found, Items, rows_of
+from hivlp.index.found import Found, Items
 from hivlp.index.snapshots import Snapshot, Snapshots
 from hivlp.search.filters import Filter
 from hivlp.search.grouping import Contents
@@ -48,7 +48,7 @@ class Answering:
         known = options.where is None or allowed is not None
         if snapshot is not None and known and options.group is not True:
             plan, pages = self._pages(snapshot, queries, options, watch, allowed)
-            items = self.snapshots.shown(snapshot, [row for page in pages for row in rows_of(page)])
+            items = self.snapshots.items(snapshot, pages)
             if items is not None:
                 return plan, _answers(snapshot, queries, pages, items, options)
         with self._store.reading() as reader:
@@ -66,7 +66,8 @@ class Answering:
         snapshot = self.snapshots.of(reader)
         allowed = self.snapshots.allowed(snapshot, reader, options.where)
         plan, pages = self._pages(snapshot, queries, options, watch, allowed, excluded, reader)
-        items = reader.shown(list({row for page in pages for row in rows_of(page)}))
+        items = self.snapshots.items(snapshot, pages, reader)
+        assert items is not None
         return plan, _answers(snapshot, queries, pages, items, options)
 
     def _pages(

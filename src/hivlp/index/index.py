@@ -372,7 +372,7 @@ class Index:
         with self.store.writer():
             freed = self.store.compact(on_progress)
             self.refresh(on_tune)
-            self.store.keep_columns()
+            self.store.keep_derived()
         return freed
 
     def merge(self, other: Path | str, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
@@ -392,7 +392,7 @@ class Index:
         with self.store.writer():
             added = self.store.merge(other, on_progress)
             self.refresh(on_tune)
-            self.store.keep_columns()
+            self.store.keep_derived()
         return added
 
     def refresh(self, on_progress: TuneProgress | None = None) -> bool:
@@ -438,7 +438,7 @@ class Index:
                     lost = reader.integrity.lost()[0]
                 report.restored, report.lost = len(report.lost) - len(lost), lost
                 report.items = len(self)
-            self.store.keep_columns()
+            self.store.keep_derived()
         return report
 
     def add_embeddings(
@@ -480,7 +480,7 @@ class Index:
             try:
                 self.store.info()  # adding to a damaged index would hide the damage
                 yield
-                self.store.keep_columns()
+                self.store.keep_derived()
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
@@ -637,6 +637,7 @@ class Index:
             queries = as_texts(queries)
         recall = real_number("recall", recall)
         report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
+        self.store.keep_derived()
         self._answering.snapshots.look_again()
         return report
 

@@ -6,18 +6,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from hivlp.errors import DamagedIndexError
+from hivlp.index.found import Items, rows_of
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Filter
 from hivlp.search.opened import AnnFolder, Identity
 from hivlp.search.options import Options
 from hivlp.search.plan import Plan, choose
+from hivlp.search.searcher import Page
 from hivlp.store.fields.commit import CommitColumns
 from hivlp.store.folder import Store
 from hivlp.store.lookup import Shown
+from hivlp.store.payloads import Payloads, open_payloads
 from hivlp.store.reader import Reader
 from hivlp.store.records import State
 
@@ -40,7 +44,8 @@ class Snapshot:
         collection: of its rows.
         filters: of the conditions that were asked last, the least recently asked first.
         plans: of the searches that were asked for lately, and how many rows passed.
-        shown: by row, what hits show of their items, of those that were hits lately.
+        payloads: what hits show of the first rows; None without a payload file.
+        shown: by row, what hits show of the other items, of those that were hits lately.
     """
 
     state: State
@@ -49,6 +54,7 @@ class Snapshot:
     collection: Collection
     filters: OrderedDict[str, Filter] = field(default_factory=OrderedDict)
     plans: dict[tuple[Options, int], Plan] = field(default_factory=dict)
+    payloads: Payloads | None = None
     shown: dict[int, Shown] = field(default_factory=dict)
 
     def plan(self, options: Options, allowed: Filter | None) -> Plan:
@@ -111,19 +117,40 @@ class Snapshots:
                 mask = reader.alive()
                 alive = None if mask is None else Filter(mask)
             collection = Collection.of(reader.about.levels, vectors, alive, ann)
-            snapshot = Snapshot(state, changes, identity, collection, filters, shown=shown)
+            if before is not None and before.state.payloads == state.payloads and before.payloads is not None:
+                payloads: Payloads | None = before.payloads
+            else:
+                payloads = open_payloads(self._store.path, state)
+            snapshot = Snapshot(state, changes, identity, collection, filters, payloads=payloads, shown=shown)
             # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
             self._snapshot = snapshot
             return snapshot
 
-    def shown(self, snapshot: Snapshot, rows: Sequence[int]) -> Mapping[int, Shown] | None:
-        """What hits show of the items in some rows of a snapshot; None if a commit has come in between."""
+    def items(self, snapshot: Snapshot, pages: Sequence[Page], reader: Reader | None = None) -> Items | None:
+        """What hits show of the items in some pages of a snapshot; None if a commit has come in between.
+
+        Args:
+            snapshot: that was searched.
+            pages: of rankings.
+            reader: of its commit, if there is one.
+        """
+        payloads = snapshot.payloads
+        rows = rows_of(pages, 0 if payloads is None else payloads.rows)
+        known: Mapping[int, Shown] | None = {}
+        if rows:
+            known = self._shown(snapshot, rows) if reader is None else reader.shown(rows)
+        return None if known is None else Items(known, payloads, partial(self._again, snapshot.state.commits))
+
+    def _again(self, commits: int, row: int) -> Shown | None:
+        found = self._store.look_up([row], commits)
+        return None if found is None else found[row]
+
+    def _shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:
         known = snapshot.shown
         # Other threads may forget what is known at any time: it is taken out once.
         items = {row: item for row in rows if (item := known.get(row)) is not None}
-        missing = [] if len(items) == len(rows) else [row for row in {*rows} if row not in items]
-        if missing:
-            found = self._store.look_up(missing, snapshot.state.commits)
+        if len(items) < len(rows):
+            found = self._store.look_up([row for row in rows if row not in items], snapshot.state.commits)
             if found is None:
                 return None
             items.update(found)

@@ -18,11 +18,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
-from hivlp.store import schema
+from hivlp.store import payloads, schema
 from hivlp.store.codec import CODECS, FLOAT16
 from hivlp.store.compacting import Progress, rewrite
 from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
@@ -345,6 +344,12 @@ class Store:
                     writer.declare(fields)
             self.keep_columns()
 
+    def keep_derived(self) -> None:
+        """Write what spares reading the catalog, where it is due: columns of declared fields, and what hits show."""
+        with self.writer():
+            self.keep_columns()
+            self.keep_payloads()
+
     def keep_columns(self) -> bool:
         """Write the columns of declared fields into files, if many rows came since, or those there are do not fit.
 
@@ -367,6 +372,33 @@ class Store:
                 column_files.drop_others(self.path, reader.state)
         return True
 
+    def keep_payloads(self, least: int = payloads.LEAST_ROWS) -> bool:
+        """Write what hits show into a file, if the index is large and many rows came since the last one was written.
+
+        Args:
+            least: rows of an index that is large.
+
+        Returns:
+            Whether it was written; if that fails, the log says so, and hits are looked up as before.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                payloads.drop_others(self.path, reader.state)  # of a process that was killed
+                state = reader.state
+                small = state.rows < least and state.payloads is None
+                if small or not payloads.are_due(self.path, state):
+                    return False
+            try:
+                with self.changing() as writer:
+                    made = payloads.save(self.path, writer.reader.all_shown(), writer.reader.state)
+                    writer.note_payloads(made)
+            except IndexFolderError as error:
+                logger.warning("what hits show is not written: %s", error)
+                return False
+            with self.reading() as reader:
+                payloads.drop_others(self.path, reader.state)
+        return True
+
     def drop_old_files(self) -> None:
         """Remove vector files of other generations than the last commit's; for the only writer."""
         with self.reading() as reader:
@@ -374,6 +406,9 @@ class Store:
 
     def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
         """Add another index's items, except those whose path is here already.
+
+        The other index is read a few thousand items at a time, so that whoever writes to it meanwhile need not wait,
+        be it somebody who merges this one into it.
 
         Args:
             other: the index folder that is read.
@@ -387,28 +422,27 @@ class Store:
             DamagedIndexError: if a vector or a record of the other is not as it was written.
         """
         with closing(Store(Path(other))) as source:
-            mine, theirs = self.about, source.about
-            if (mine.fingerprint, mine.levels) != (theirs.fingerprint, theirs.levels):
-                raise IndexFolderError(
-                    f"{other} was made with {theirs.model}, {self.path} with {mine.model}: not merged"
-                )
+            if difference := self.about.difference(source.about):
+                raise IndexFolderError(f"{other} {difference}: not merged into {self.path}")
             if source.path.resolve() == self.path.resolve():
                 raise IndexFolderError(f"{other} is the same index")
-            added = seen = 0
-            with self.writer(), source.reading() as theirs_now:
-                total = theirs_now.count()
-                for chunk in chunks(theirs_now.all_items(), CHUNK):
-                    with self.reading() as reader:
-                        known = reader.at_paths([item.path for item in chunk])
-                    new = [item for item in chunk if item.path not in known]
+            added = seen = last = 0
+            total = len(source)
+            with self.writer():
+                while True:
+                    with source.reading() as theirs:
+                        chunk = list(theirs.all_items(after=last, limit=CHUNK))
+                        with self.reading() as reader:
+                            known = reader.at_paths([item.path for item in chunk])
+                        new = [item for item in chunk if item.path not in known]
+                        vectors = theirs.embeddings([item.row for item in new], check=True)
+                    if not chunk:
+                        return added
                     if new:
-                        vectors = theirs_now.embeddings([item.row for item in new], check=True)
                         self.append([NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new], vectors)
-                        added += len(new)
-                    seen += len(chunk)
+                    added, seen, last = added + len(new), seen + len(chunk), chunk[-1].id
                     if on_progress is not None:
-                        on_progress(seen, total)
-        return added
+                        on_progress(seen, max(seen, total))
 
     # What there is.
 

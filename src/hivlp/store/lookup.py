@@ -37,8 +37,19 @@ class Shown(NamedTuple):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What was stored with the item: of each who asks, their own, made from its text."""
-        known: dict[str, Any] = {} if self.text == "{}" else json.loads(self.text)
+        """What was stored with the item: of each who asks, their own, made from its text.
+
+        Raises:
+            ValueError: if the text is no JSON object.
+        """
+        if self.text == "{}":
+            return {}
+        try:
+            known = json.loads(self.text)
+        except (TypeError, RecursionError) as error:
+            raise ValueError("metadata is no JSON") from error
+        if not isinstance(known, dict):
+            raise ValueError("metadata is no JSON object")
         return known
 
     @classmethod
@@ -48,13 +59,11 @@ class Shown(NamedTuple):
         Raises:
             ValueError: if a value is none that it can have.
         """
-        try:
-            known = {} if text == "{}" else json.loads(text)
-        except (TypeError, RecursionError) as error:
-            raise ValueError("metadata is no JSON") from error
-        if not (isinstance(known, dict) and isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
+        if not (isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
             raise ValueError("a value is of another kind")
-        return cls(item_id, unpack_path(path), caption, text)
+        shown = cls(item_id, unpack_path(path), caption, text)
+        shown.metadata  # noqa: B018  (raises)
+        return shown
 
 
 def look_up(db: sqlite3.Connection, rows: Sequence[int]) -> tuple[str, dict[int, Shown]] | None:

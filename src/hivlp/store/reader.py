@@ -219,6 +219,19 @@ class Reader:
                 raise self._damaged(item_id) from error
         return dict(zip(rows, self._each(found, rows), strict=True))
 
+    def all_shown(self) -> Iterator[tuple[int, Shown]]:
+        """Row, and what hits show of it, of every item, by row.
+
+        Raises:
+            DamagedIndexError: if a record is not as it was written.
+        """
+        for record in self._records("ORDER BY row"):
+            known = ItemRecord._make(record)
+            try:
+                yield known.row, Shown.of(known.id, known.path, known.caption, known.metadata)
+            except ValueError as error:
+                raise self._damaged(known.id) from error
+
     def hashes(self, rows: Sequence[int]) -> list[bytes]:
         """The content hashes of the items in these rows, in this order."""
         return self._each(dict(self._by_row("row, hash", rows)), rows)
@@ -233,13 +246,13 @@ class Reader:
         select = f"SELECT {ITEM} FROM items WHERE id > ? ORDER BY id LIMIT ?"
         return [self._item(record) for record in self._db.execute(select, (after, limit))]
 
-    def all_items(self) -> Iterator[Item]:
-        """Every item, by row.
+    def all_items(self, after: int = 0, limit: int = -1) -> Iterator[Item]:
+        """Every item, by id, its record compared with its checksum; as :meth:`items`, a page of them.
 
         Raises:
             DamagedIndexError: if a record is not as it was written.
         """
-        return self._checked("ORDER BY row")
+        return self._checked("WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, and whether its files are as long as they must be.
@@ -361,11 +374,14 @@ class Reader:
 
     def _checked(self, which: str, *values: object) -> Iterator[Item]:
         """Items whose records are compared with their checksums, of which format 1 has none."""
+        return map(self._item, self._records(which, *values))
+
+    def _records(self, which: str, *values: object) -> Iterator[Sequence[Any]]:
         column = "crc" if self.state.has_checksums else "NULL"
         for *record, crc in self._db.execute(f"SELECT {ITEM}, {column} FROM items {which}", values):
             if self.state.has_checksums and crc != record_crc(*record):
                 raise self._damaged(record[0])
-            yield self._item(record)
+            yield record
 
     def _damaged(self, item_id: int) -> DamagedIndexError:
         return DamagedIndexError(f"{self.folder / FILE} is damaged: the record of item {item_id}; run `hivlp repair`")

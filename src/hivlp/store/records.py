@@ -30,6 +30,7 @@ class State:
         dtype: of the codec of every level; in format 3, of the finest level alone.
         fields: that are declared.
         columns: files of the fields' columns; None where there are none.
+        payloads: file of what hits show; None where there is none.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class State:
     dtype: str
     fields: tuple[Field, ...] = ()
     columns: ColumnFiles | None = None
+    payloads: PayloadFile | None = None
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> State:
@@ -55,7 +57,8 @@ class State:
             raise ValueError(f"dtype is {dtype!r:.40}")
         fields = fields_of(meta["fields"]) if "fields" in meta else ()
         columns = ColumnFiles.of(meta["columns"]) if "columns" in meta else None
-        return cls(rows, generation, commits, version, dtype, fields, columns)
+        payloads = PayloadFile.of(meta["payloads"]) if "payloads" in meta else None
+        return cls(rows, generation, commits, version, dtype, fields, columns, payloads)
 
     def to_meta(self) -> dict[str, object]:
         """The table ``meta`` of a new index in this state."""
@@ -117,6 +120,44 @@ class ColumnFiles(NamedTuple):
         return json.dumps([self.generation, self.rows, self.mark, self.checks])
 
 
+class PayloadFile(NamedTuple):
+    """Which payload file belongs to a commit (:mod:`hivlp.store.payloads`).
+
+    Attributes:
+        generation: of the rows that it knows.
+        rows: that it knows, the first ones.
+        mark: in its name; another one each time that it is written.
+    """
+
+    generation: int
+    rows: int
+    mark: int
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"payloads.{self.mark:015x}"
+
+    @classmethod
+    def of(cls, text: Any) -> PayloadFile:
+        """From the table ``meta``.
+
+        Raises:
+            ValueError: if a value is none that it can have.
+        """
+        try:
+            made = cls(*json.loads(text))
+        except (TypeError, RecursionError, ValueError) as error:
+            raise ValueError("the payload file is not described") from error
+        if not all(type(number) is int and 0 <= number <= MOST for number in made):
+            raise ValueError("the payload file is described by impossible numbers")
+        return made
+
+    def text(self) -> str:
+        """For the table ``meta``."""
+        return json.dumps(list(self))
+
+
 def fields_of(text: Any) -> tuple[Field, ...]:
     """Declared fields, as the table ``meta`` has them.
 
@@ -164,6 +205,17 @@ class About:
         except (TypeError, RecursionError) as error:
             raise ValueError("levels are no list of levels") from error
         return cls(model, source, fingerprint, found)
+
+    def difference(self, other: About) -> str:
+        """What is against vectors of another index in this one, as the end of a sentence; empty if nothing is."""
+        mine, theirs = (", ".join(f"{level.name} {level.dim}" for level in each.levels) for each in (self, other))
+        if self.model != other.model:
+            return f"was made with {other.model}, this index with {self.model}"
+        if mine != theirs:
+            return f"has the levels {theirs}, this index has {mine}"
+        if (self.fingerprint, self.levels) != (other.fingerprint, other.levels):
+            return f"was made with {other.model} too, but of other weights, settings or coarse maps"
+        return ""
 
 
 def _whole(meta: Mapping[str, Any], name: str) -> int:

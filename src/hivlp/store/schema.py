@@ -61,9 +61,9 @@ ITEM, BLOCK, LOST = (", ".join(record._fields) for record in (ItemRecord, BlockR
 """The columns of each table that its checksum covers, in order."""
 META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
 """Keys of the table ``meta`` that its record ``check`` vouches for, beside the last id that was given."""
-META_FIELDS = ("fields", "columns")
-"""Keys of ``meta`` that an index with declared fields has beside these, which its record ``fields_check`` vouches for;
-earlier versions know neither, and leave them alone."""
+META_FIELDS = ("fields", "columns", "payloads")
+"""Keys of ``meta`` that only some indexes have, which its record ``fields_check`` vouches for: declared fields and
+files that are derived from the tables. Earlier versions know none of them, and leave them alone."""
 
 PART = 18
 """Bits of an id beyond which it belongs to the next part of ``items_hash``."""

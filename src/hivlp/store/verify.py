@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError
+from hivlp.store import payloads
 from hivlp.store.codec import Checksums, row_checksums
 from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
@@ -28,7 +29,7 @@ NO_CHECKSUMS = (
     "an index of format 1 has no checksums: only lengths and norms were checked; the next change to it makes checksums"
 )
 
-Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps", "fields", "engine"]
+Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps", "fields", "payloads", "engine"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Damage:
     Attributes:
         kind: of what is damaged: ``items.db`` as a whole (``structure``), what it says of an item (``record``), which
             item a row belongs to (``rows``), the vectors themselves, only their ``checksums``, the ``maps`` that an
-            index of given vectors has in place of a model, or what is built from the rest: columns of ``fields``, and
-            the ``engine``.
+            index of given vectors has in place of a model, or what is built from the rest: columns of ``fields``,
+            ``payloads`` that hits show, and the ``engine``.
         file: its name in the folder.
         what: in words.
         rows: of the vector file, ascending.
@@ -168,6 +169,9 @@ def verify_store(store: Store, on_progress: Progress | None = None) -> VerifyRep
             report.damage += [
                 Damage("fields", name, what) for name, what in column_files.damage(store.path, reader.state).items()
             ]
+            wrong = payloads.damage(store.path, reader.state, reader.all_shown())
+            if wrong is not None and reader.state.payloads is not None:
+                report.damage.append(Damage("payloads", reader.state.payloads.name, wrong))
     except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
     return report

@@ -17,7 +17,7 @@ from hivlp.store.fields.declared import Field, joined
 from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
-from hivlp.store.records import ColumnFiles, NewItem, Stamp, fields_text
+from hivlp.store.records import ColumnFiles, NewItem, PayloadFile, Stamp, fields_text
 from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_paths, seal
 from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
@@ -204,6 +204,10 @@ class Writer:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('fields', ?)", (fields_text(declared),))
         self._db.execute("DELETE FROM meta WHERE key = 'columns'")
         self.reader = self.reader.again()
+
+    def note_payloads(self, file: PayloadFile) -> None:
+        """Note which file holds what hits show."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('payloads', ?)", (file.text(),))
 
     def note_columns(self, files: ColumnFiles) -> None:
         """Note which files hold the columns of the fields."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -77,20 +78,10 @@ class Column:
             given: n values.
             kind: type of the field; None if values may be of any class.
         """
-        distinct = dict.fromkeys(given)  # equal numbers are one value, as they are to SQLite
-        distinct.pop(None, None)
-        numbers = sorted(value for value in distinct if isinstance(value, (int, float)))
-        texts = sorted(value for value in distinct if isinstance(value, bytes))
-        place: dict[Constant | None, int] = {None: 0}
-        place.update(zip([*numbers, *texts], range(1, len(distinct) + 1), strict=True))
-        codes = np.zeros(count, code_dtype(len(distinct)))
-        codes[rows] = np.fromiter(map(place.__getitem__, given), codes.dtype, len(given))
-        values: Values = [*numbers, *texts]
-        if kind is not None:
-            # Indexing a memoryview gives Python's numbers, which compare integers and floats exactly.
-            dtype = np.float64 if kind == "float" else np.int64
-            values = Texts.of(texts) if kind == "str" else np.array(numbers, dtype).data
-        return cls(codes, values, len(numbers), affinity_of(kind))
+        values, first_text, places = _in_order(given, kind)
+        codes = np.zeros(count, code_dtype(len(values)))
+        codes[rows] = np.fromiter(map(places.__getitem__, given), codes.dtype, len(given))
+        return cls(codes, values, first_text, affinity_of(kind))
 
     @classmethod
     def of_ids(cls, rows: NDArray[np.int64], count: int, ids: Sequence[int]) -> Column:
@@ -100,10 +91,20 @@ class Column:
         codes[rows] = ids
         return cls(codes, range(1, last + 1), last, "number")
 
-    def __iter__(self) -> Iterator[Constant | None]:
-        """The value of each row."""
-        values = [None, *(self.values[place] for place in range(len(self.values)))]
-        return map(values.__getitem__, self.codes.tolist())
+    @classmethod
+    def joined(cls, parts: Sequence[Column], kind: str) -> Column:
+        """The columns of one field, or of the ids, end to end."""
+        if len(parts) == 1:
+            return parts[0]
+        if isinstance(parts[0].values, range):
+            last = max(len(part.values) for part in parts)
+            codes = np.concatenate([part.codes for part in parts], dtype=id_dtype(last), casting="same_kind")
+            return cls(codes, range(1, last + 1), last, "number")
+        known = [[part.values[place] for place in range(len(part.values))] for part in parts]
+        values, first_text, places = _in_order(chain.from_iterable(known), kind)
+        new = [np.array([0, *map(places.__getitem__, each)], code_dtype(len(values))) for each in known]
+        codes = np.concatenate([table[part.codes] for table, part in zip(new, parts, strict=True)])
+        return cls(codes, values, first_text, affinity_of(kind))
 
     @cached_property
     def is_plain(self) -> bool:
@@ -162,6 +163,22 @@ class Column:
             inside = codes == first if last == first + 1 else codes - codes.dtype.type(first) < last - first
             found = inside if number == 0 else found | inside
         return found
+
+
+def _in_order(given: Iterable[Constant | None], kind: str | None) -> tuple[Values, int, dict[Constant | None, int]]:
+    """Distinct values in SQLite's order, how many are numbers, and the code of each; that of NULL is 0."""
+    distinct = dict.fromkeys(given)  # equal numbers are one value, as they are to SQLite
+    distinct.pop(None, None)
+    numbers = sorted(value for value in distinct if isinstance(value, (int, float)))
+    texts = sorted(value for value in distinct if isinstance(value, bytes))
+    places: dict[Constant | None, int] = {None: 0}
+    places.update(zip([*numbers, *texts], range(1, len(distinct) + 1), strict=True))
+    values: Values = [*numbers, *texts]
+    if kind is not None:
+        # Indexing a memoryview gives Python's numbers, which compare integers and floats exactly.
+        dtype = np.float64 if kind == "float" else np.int64
+        values = Texts.of(texts) if kind == "str" else np.array(numbers, dtype).data
+    return values, len(numbers), places
 
 
 def code_dtype(values: int) -> type[np.unsignedinteger[Any]]:

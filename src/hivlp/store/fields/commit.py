@@ -24,8 +24,8 @@ from hivlp.store.reader import Reader
 from hivlp.store.records import ColumnFiles, State
 
 logger = logging.getLogger(__name__)
-ASKED = 2
-"""Times that SQLite answers what is asked of a key, before a column is made of it: which takes as long as these."""
+ASKED = 1
+"""Times that SQLite answers what is asked of a key, before a column is made of it: which takes about twice as long."""
 MOST_LEARNT = 16
 """Keys of the metadata that are no declared fields, whose columns are kept in memory."""
 MOST_TEXT = 1 << 25
@@ -145,11 +145,11 @@ class CommitColumns:
         Raises:
             DamagedIndexError: if the catalog holds what a column cannot.
         """
-        types, rows = types_of(reader.state.fields), reader.state.rows
+        types = types_of(reader.state.fields)
         parts = self._columns(types, reader.state, reader)
         if parts is None:
             raise DamagedIndexError(f"{self._folder}: fields cannot be read; run `hivlp repair`")
-        return {name: _joined([part[name] for part in parts], kind, rows) for name, kind in types.items()}
+        return {name: Column.joined([part[name] for part in parts], kind) for name, kind in types.items()}
 
     def counts(self, reader: Reader) -> dict[str, FieldCounts]:
         """By name of each declared field, how many items have a value of it.
@@ -192,13 +192,3 @@ class CommitColumns:
         tail = Part(self._folder, base.last, state.rows) if base.last < state.rows else None
         self._newest = state, base, tail
         return base, tail
-
-
-def _joined(parts: Sequence[Column], kind: str, rows: int) -> Column:
-    """One column of several parts, end to end."""
-    if len(parts) == 1:
-        return parts[0]
-    everything = np.arange(rows)
-    if isinstance(parts[0].values, range):
-        return Column.of_ids(everything, rows, np.concatenate([column.codes for column in parts]).tolist())
-    return Column.of(everything, rows, [value for column in parts for value in column], kind)

@@ -28,7 +28,7 @@ from hivlp.store.records import ColumnFiles, State
 
 FOLDER = "fields"
 MARK_BITS = 60
-GROWTH = 20
+GROWTH = 100
 """Part of the rows, one in so many, up to which those that came later are read from the catalog."""
 LEAST_TAIL = 1000
 """Rows up to which they are, however few there are."""
