@@ -190,8 +190,9 @@ def _compared(name: str, precision: str, model: HiVLP, plain: Plain) -> ModelRow
 
 
 def _unit(vectors: Tensor) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = vectors.numpy()
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    array = vectors.numpy()
+    rows: NDArray[np.float32] = array / np.linalg.norm(array, axis=1, keepdims=True)
+    return rows
 
 
 @contextlib.contextmanager

@@ -40,8 +40,8 @@ class Towers:
     """A dual encoder in torch, as another library built it.
 
     Attributes:
-        image: (B, 3, S, S) float, normalised -> (B, dim) float; where pictures come in patches, (B, N, values) float, the
-            (B, N) mask of those that are there, and (B, 2) rows and columns.
+        image: (B, 3, S, S) float, normalised -> (B, dim) float; where pictures come in patches, (B, N, values) float,
+            the (B, N) mask of those that are there, and (B, 2) rows and columns.
         text: (B, T) int64 ids and mask -> (B, dim) float.
         modules: that hold the weights.
         picture: how pictures are prepared.

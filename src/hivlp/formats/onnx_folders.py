@@ -1,6 +1,4 @@
-"""Ready ONNX graphs of open_clip models in two folders: ``textual/model.onnx`` and ``visual/model.onnx``, as immich
-keeps them.
-"""
+"""Ready ONNX graphs of open_clip models in two folders, ``textual/`` and ``visual/``, as immich keeps them."""
 
 from __future__ import annotations
 
