@@ -1,4 +1,4 @@
-"""Ready ONNX graphs beside a ``transformers`` configuration: ``onnx/text_model.onnx`` and ``onnx/vision_model.onnx``."""
+"""Ready ONNX graphs, ``onnx/text_model.onnx`` and ``onnx/vision_model.onnx``, beside a ``transformers`` configuration."""
 
 from __future__ import annotations
 

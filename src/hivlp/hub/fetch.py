@@ -1,7 +1,7 @@
 """Fetching from the Hugging Face hub by its own client: only what is needed, pinned to a commit, its hashes checked.
 
-The files of a commit lie in ``hub/OWNER--NAME/COMMIT`` of the cache folder, with a record of what was checked. They make
-the model usable without a network for ever after, and are the pin: a later use of the same name takes the same commit,
+The files of a commit lie in ``hub/OWNER--NAME/COMMIT`` of the cache folder, with a record of what was checked. They
+make the model usable without a network for ever after, and are the pin: a later use of the same name takes the same commit,
 whatever the repository has become; ``NAME@main`` asks the hub again. A transfer that broke off goes on where it was, in
 another process too; what the hub's own cache holds already is linked, not fetched.
 """
