@@ -338,7 +338,7 @@ def test_the_libraries_of_an_extra_are_those_of_the_package():
 
     for extra, packages in EXTRAS.items():
         assert set(packages.split()) == libraries(extra)
-    assert set(EXTRAS) == set(extras) - {"dev", "docs"}  # which serve those who work on hivlp itself
+    assert set(EXTRAS) == set(extras) - {"dev", "docs", "compare"}  # which serve those who work on hivlp itself
 
 
 # The command, however it is started.

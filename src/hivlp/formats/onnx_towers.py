@@ -1,4 +1,4 @@
-"""Ready ONNX graphs, ``onnx/text_model.onnx`` and ``onnx/vision_model.onnx``, beside a ``transformers`` configuration."""
+"""Ready ONNX graphs (``onnx/text_model.onnx``, ``vision_model.onnx``) beside a ``transformers`` configuration."""
 
 from __future__ import annotations
 
