@@ -19,11 +19,13 @@ from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
+from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
 from hivlp.index.tune_report import TuneReport
 from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
+from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
@@ -508,6 +510,8 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int | None = None,
     ) -> SearchResult:
         """The items closest to a text, a picture, another item, or a vector.
 
@@ -534,6 +538,9 @@ class Index:
                 find so many, everything is ranked by the finest level; a query unlike those that were measured is
                 searched wider, as the result's ``plan`` says. An index that was not tuned, and a search with a
                 ``shortlist`` of its own, reads everything at the coarse level instead.
+            rerank: a fusion model (:mod:`hivlp.systems.fusion`) that orders the first ranks again by what it makes of
+                the text and each picture together; ``threshold`` and ``group`` still go by the finest level.
+            rerank_depth: how many ranks it orders (default: as many as the model is made for).
 
         Raises:
             QueryError: if the query or an option makes no sense.
@@ -545,6 +552,11 @@ class Index:
         )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
+        if rerank is not None:
+            return search_reranked(
+                self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
+                offset=offset, threshold=threshold, group=group, recall=recall,
+            )[0]  # fmt: skip
         watch = Stopwatch()
         encoded = None if like is not None else self._queries.of_one(query, image, vector)
         watch.lap("encode")
@@ -570,6 +582,8 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int | None = None,
     ) -> list[SearchResult]:
         """What :meth:`search` finds for each of many texts or vectors, in less time than one by one.
 
@@ -588,6 +602,8 @@ class Index:
             threshold: leave out hits whose finest score is below this.
             group: fold hits of the same content (True), or as close as a cosine, into one.
             recall: share of the ten best to find at least.
+            rerank: a fusion model that orders the first ranks of each text again.
+            rerank_depth: how many ranks it orders.
 
         Returns:
             One result a query, in their order; its timings are its share of the whole batch's.
@@ -601,6 +617,11 @@ class Index:
         )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
+        if rerank is not None:
+            return search_reranked(
+                self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
+                offset=offset, threshold=threshold, group=group, recall=recall,
+            )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
         watch.lap("encode")
