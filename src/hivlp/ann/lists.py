@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from hivlp.ann import layout
 from hivlp.ann.codes import refine, sign_scales
 from hivlp.ann.constants import CODE_LANES, NO_ROW
 from hivlp.ann.kmeans import assign
+from hivlp.ann.rows import Stored
 from hivlp.ann.training import Progress, Quantizer
 
 
@@ -36,7 +36,7 @@ class InvertedLists:
     refine_codes: NDArray[np.void]
 
 
-def encode(items: NDArray[Any], quantizer: Quantizer, assignments: int, tell: Progress) -> InvertedLists:
+def encode(items: Stored, quantizer: Quantizer, assignments: int, tell: Progress) -> InvertedLists:
     """Encode all items, in two passes over them in the order of their rows."""
     count, (nlist, dims), sign_dims = len(items), quantizer.centroids.shape, quantizer.sign_dims
     centroids = quantizer.decoded_centroids
