@@ -1,1 +1,1 @@
-"""hivlp and other embedded products, as their users hold them: vectors with payloads, filters, additions, a folder."""
+"""``hivlp bench products``: embedded vector databases and libraries in a user's hands, payloads included, beside hivlp."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hivlp.bench.ann.rivals.base import Ladder
-from hivlp.bench.products.base import Between, Effort, Hit, Payload, geometric, pieces
+from hivlp.bench.products.rivals.base import Between, Effort, Hit, Payload, geometric, pieces
 from hivlp.levels import Vectors
 
 

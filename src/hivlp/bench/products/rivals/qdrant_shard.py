@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 
 from hivlp.bench.ann.rivals.base import Ladder
-from hivlp.bench.products.base import Between, Effort, Hit, Payload, geometric, pieces
+from hivlp.bench.products.rivals.base import Between, Effort, Hit, Payload, geometric, pieces
 from hivlp.levels import Vectors
 
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hivlp.bench.ann.rivals.base import Ladder
-from hivlp.bench.products.base import Between, Effort, Hit, Payload, geometric, pieces
-from hivlp.bench.products.listed import PayloadList
+from hivlp.bench.products.rivals.base import Between, Effort, Hit, Payload, geometric, pieces
+from hivlp.bench.products.rivals.listed import PayloadList
 from hivlp.levels import Vectors
 
 FIELDS = ["path", "caption", "year", "camera"]
@@ -40,7 +40,7 @@ class Zvec:
         schema = zvec.CollectionSchema("photos", fields=[*fields, year], vectors=[vector])
         self._collection = zvec.create_and_open(str(folder / "collection"), schema)
         self._rows = 0
-        self.add(items, payloads)
+        self._append(items, payloads)
         self.close()
 
     def _graph(self) -> Any:
@@ -76,6 +76,9 @@ class Zvec:
         return [self.search(query, k, effort) for query in queries]
 
     def add(self, items: Vectors, payloads: Sequence[Payload]) -> None:
+        self._append(items, payloads)
+
+    def _append(self, items: Vectors, payloads: Sequence[Payload]) -> None:
         for _, vectors, known in pieces(items, payloads):
             for start in range(0, len(vectors), 1000):
                 self._insert(vectors[start : start + 1000], known[start : start + 1000])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.bench.products.base import Between, Hit, Payload, read_payloads, write_payloads
+from hivlp.bench.products.rivals.base import Between, Hit, Payload, read_payloads, write_payloads
 
 FILE = "payloads.jsonl"
 

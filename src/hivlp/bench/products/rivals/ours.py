@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from hivlp.bench.ann.rivals.base import Ladder
-from hivlp.bench.products.base import Between, Effort, Hit, Payload
+from hivlp.bench.products.rivals.base import Between, Effort, Hit, Payload
 from hivlp.levels import Vectors
 
 

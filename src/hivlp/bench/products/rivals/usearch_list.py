@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hivlp.bench.ann.rivals.base import Ladder, blocks, cores
-from hivlp.bench.products.base import Between, Effort, Hit, Payload, geometric
-from hivlp.bench.products.listed import PayloadList
+from hivlp.bench.products.rivals.base import Between, Effort, Hit, Payload, geometric
+from hivlp.bench.products.rivals.listed import PayloadList
 from hivlp.levels import Vectors
 
 FEW = 0.1
