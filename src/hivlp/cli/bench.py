@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from hivlp.cli.models import load_model
-from hivlp.cli.output import fail, print_result
+from hivlp.cli.output import fail, print_result, usage
 
 if TYPE_CHECKING:
     from hivlp.bench.report import Report
@@ -22,11 +22,15 @@ BENCHES = {
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
     "ann": "the engine's speed and recall beside other libraries'",
+    "products": "an index beside embedded vector databases, payloads, filters and changes included",
 }
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
     """``hivlp bench``."""
+    larger = "real" if arguments.name == "products" else "full"
+    if arguments.size not in ("small", larger):
+        return usage("bench", f"the sizes of {arguments.name} are small and {larger}, not {arguments.size}")
     report = _measure(arguments)
     print_result(arguments, report.to_json, report.to_text)
     return fail(f"{len(report.failures)} failures") if report.failures else 0
@@ -70,6 +74,10 @@ def _measure(arguments: argparse.Namespace) -> Report:
             from hivlp.bench import threads
 
             return threads.run(lambda: load_model(arguments.model), arguments.vectors, arguments.queries)
+        case "products":
+            from hivlp.bench.products import run as products
+
+            return products.run(arguments.size, load_model(arguments.model), arguments.plot)
         case _:
             from hivlp.bench.ann import run as ann
 

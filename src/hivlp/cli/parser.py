@@ -209,8 +209,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--cases", type=_count, default=2000, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--vectors", type=_path, metavar="FILE.npy", help="threads: items instead of WordNet's words")
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
-    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective, ann: minutes or hours")
-    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
+    sub.add_argument(
+        "--size",
+        choices=["small", "real", "full"],
+        default="small",
+        help="objective, ann: small (minutes) or full (hours); products: small or real (half an hour)",
+    )
+    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw")
     sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")
     sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
     return parser

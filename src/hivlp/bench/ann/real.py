@@ -74,7 +74,7 @@ def read_real(model: HiVLP, *, pictures: bool = True) -> RealSet:
     names = {name: f"{name}-{content_hash(json.dumps(of).encode())}" for name, of in texts.items()}
     for name, of in texts.items():
         if not (folder / f"{names[name]}.npy").is_file():
-            _keep(folder / f"{names[name]}.npy", _encode(model, of, name))
+            _keep(folder / f"{names[name]}.npy", encode_texts(model, of, name))
     if pictures:
         pairs = load_pairs("stamps") + load_pairs("openclipart")
         contents = Contents.read(pairs).digest
@@ -115,7 +115,8 @@ def write_collection(folder: Path, items: Vectors, test: Vectors, train: Vectors
     return Collection(folder)
 
 
-def _encode(model: HiVLP, texts: Sequence[str], what: str) -> Vectors:
+def encode_texts(model: HiVLP, texts: Sequence[str], what: str) -> Vectors:
+    """(n, d) vectors of the finest level, float32, with a bar that is called ``what``."""
     finest = model.levels[-1].name
     parts = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
 
@@ -133,7 +134,7 @@ def _pictures(model: HiVLP, pairs: Sequence[Pair]) -> tuple[Vectors, Vectors]:
     for batch in tqdm(stream, desc="pictures", disable=None):
         done.append(batch.embeddings)
         captions += [pair.captions[0] for pair in batch.jobs]
-    return Embeddings.concatenate(done)[finest], _encode(model, captions, "captions")
+    return Embeddings.concatenate(done)[finest], encode_texts(model, captions, "captions")
 
 
 def _keep(path: Path, array: NDArray[Any]) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,14 @@ from hivlp.levels import Vectors
 WANTED = (0.95, 0.99)
 PHASES = {
     "build": ["build", "disk"],
-    "ask": ["search 0.95", "search 0.99", "batch 0.95", "batch 0.99", *(f"filter {share}" for share in SHARES), "threads"],
+    "ask": [
+        "search 0.95",
+        "search 0.99",
+        "batch 0.95",
+        "batch 0.99",
+        *(f"filter {share}" for share in SHARES),
+        "threads",
+    ],
     "open": ["open", "memory"],
     "change": ["added", "removed"],
 }
@@ -57,7 +65,7 @@ def child(name: str, phase: str, folder: Path, collection: Collection, efforts: 
 
     Args:
         name: of the product's class.
-        phase: ``build``, in an empty folder; ``ask`` and ``open``, what was built; ``change``, a copy of it, in the end.
+        phase: ``build``, in an empty folder; ``ask`` and ``open``, what was built; ``change``, a copy of that.
         folder: of the product.
         collection: what is indexed and asked.
         efforts: by recall, what ``ask`` said it chose, for the phases after it.
@@ -219,10 +227,11 @@ def _change(product: Product, collection: Collection, efforts: dict[str, Effort]
     before, _ = rounds(product, test, effort)
     unpin()
     more, payloads, remove = collection.read(ITEMS)[count:], collection.payloads()[count:], collection.read(REMOVE)
-    for measure, change in (
-        ("added", lambda: product.add(more, payloads)),
-        ("removed", lambda: product.remove(remove.tolist())),
-    ):
+    changes: dict[str, Callable[[], None]] = {
+        "added": lambda: product.add(more, payloads),
+        "removed": lambda: product.remove(remove.tolist()),
+    }
+    for measure, change in changes.items():
         started = time.perf_counter()
         try:
             change()
@@ -299,7 +308,8 @@ def pin(cores: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         some = sorted(CORES)[-cores:]
         for thread in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(thread.name), some)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(int(thread.name), some)
 
 
 def unpin() -> None:

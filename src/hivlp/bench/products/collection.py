@@ -1,4 +1,4 @@
-"""What all products are asked: items with payloads, queries, filters, what is added and removed later, exact answers."""
+"""What all products hold and are asked: items, payloads, queries, filters, later changes, and exact answers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def write_collection(
 
 
 def best(items: Vectors, queries: Vectors, masks: Sequence[NDArray[np.bool_]] | None = None) -> NDArray[np.int64]:
-    """(m, K) rows of (n, d) items with the best inner products, best first, of those that a query's mask passes, or -1."""
+    """(m, K) rows of the best of (n, d) items by inner product, of those that a query's mask passes; -1 is none."""
     found = []
     for start in range(0, len(queries), BLOCK):
         scores = queries[start : start + BLOCK] @ items.T

@@ -37,7 +37,7 @@ class _FaissRefined:
 
     reduced: ClassVar[int | None] = REDUCED
 
-    def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
+    def build(self, items: NDArray[np.floating[Any]], train_queries: Vectors) -> None:
         faiss = self._faiss = load_faiss()
         dim = items.shape[1]
         sample = sample_of(items)

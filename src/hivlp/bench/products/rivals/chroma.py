@@ -65,7 +65,9 @@ class Chroma:
         where = None
         if years is not None:
             first, last = years
-            where = {"year": first} if first == last else {"$and": [{"year": {"$gte": first}}, {"year": {"$lte": last}}]}
+            where = (
+                {"year": first} if first == last else {"$and": [{"year": {"$gte": first}}, {"year": {"$lte": last}}]}
+            )
         found = self._collection.query(
             query_embeddings=queries, n_results=k, where=where, include=["documents", "metadatas"]
         )

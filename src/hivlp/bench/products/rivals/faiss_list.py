@@ -117,7 +117,10 @@ class FaissHnsw(_Listed):
     def _made(self, items: Vectors) -> Any:
         faiss = self._faiss
         dim, metric, kinds = items.shape[1], faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer
-        self._kept = faiss.IndexHNSWSQ(dim, kinds.QT_8bit, 32, metric), faiss.IndexScalarQuantizer(dim, kinds.QT_fp16, metric)
+        self._kept = (
+            faiss.IndexHNSWSQ(dim, kinds.QT_8bit, 32, metric),
+            faiss.IndexScalarQuantizer(dim, kinds.QT_fp16, metric),
+        )
         graph, fine = self._kept
         graph.hnsw.efConstruction = 200
         graph.train(sample_of(items))

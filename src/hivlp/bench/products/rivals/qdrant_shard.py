@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-
 from hivlp.bench.ann.rivals.base import Ladder
 from hivlp.bench.products.rivals.base import Between, Effort, Hit, Payload, geometric, pieces
 from hivlp.levels import Vectors

@@ -44,7 +44,8 @@ class SqliteVec:
             f"CREATE VIRTUAL TABLE bits USING vec0(row INTEGER PRIMARY KEY, vector bit[{items.shape[1]}], year INTEGER)"
         )
         self._db.execute(
-            "CREATE TABLE photos (row INTEGER PRIMARY KEY, path TEXT, caption TEXT, year INTEGER, camera TEXT, vector BLOB)"
+            "CREATE TABLE photos "
+            "(row INTEGER PRIMARY KEY, path TEXT, caption TEXT, year INTEGER, camera TEXT, vector BLOB)"
         )
         self._rows = 0
         self.add(items, payloads)
@@ -63,7 +64,9 @@ class SqliteVec:
         limits: list[int] = []
         if years is not None:
             first, last = years
-            passing, limits = ("AND year = ?", [first]) if first == last else ("AND year BETWEEN ? AND ?", [first, last])
+            passing, limits = (
+                ("AND year = ?", [first]) if first == last else ("AND year BETWEEN ? AND ?", [first, last])
+            )
         return self._db.execute(  # type: ignore[no-any-return]
             "WITH near AS MATERIALIZED "
             f"(SELECT row FROM bits WHERE vector MATCH vec_quantize_binary(?) AND k = ? {passing}) "

@@ -15,7 +15,7 @@ from hivlp.bench.products.rivals.listed import PayloadList
 from hivlp.levels import Vectors
 
 FEW = 0.1
-"""The share of passing rows from which on walking the graph and filtering what it finds is faster than comparing all."""
+"""The share of passing rows from which on filtering what the graph finds is faster than comparing all of them."""
 
 
 class Usearch:
@@ -91,11 +91,3 @@ class Usearch:
 
     def close(self) -> None:
         self._index.reset()
-
-
-class UsearchByte(Usearch):
-    """A graph over 8-bit vectors."""
-
-    name: ClassVar[str] = "USearch i8 and a list"
-    dtype: ClassVar[str] = "i8"
-    how: ClassVar[str] = Usearch.how.replace("f16", "i8")
