@@ -96,7 +96,9 @@ class FaissIvf(_Listed):
 
     def open(self, folder: Path) -> None:
         super().open(folder)
-        self._lists = self._faiss.extract_index_ivf(self._faiss.downcast_index(self._index.base_index)).nlist
+        base = self._faiss.downcast_index(self._index.base_index)
+        self._projected = isinstance(base, self._faiss.IndexPreTransform)
+        self._lists = self._faiss.extract_index_ivf(base).nlist
 
     def efforts(self) -> list[Ladder]:
         """Lists that are scanned, for some times k refined."""
@@ -105,7 +107,7 @@ class FaissIvf(_Listed):
 
     def _base(self, effort: Effort, selector: Any) -> Any:
         lists = self._faiss.SearchParametersIVF(nprobe=effort["lists"], sel=selector)
-        return self._faiss.SearchParametersPreTransform(index_params=lists)
+        return self._faiss.SearchParametersPreTransform(index_params=lists) if self._projected else lists
 
 
 class FaissHnsw(_Listed):
