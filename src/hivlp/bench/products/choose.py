@@ -20,7 +20,7 @@ def choose(
         cost: measures what they take.
     """
     there = [found for ladder in ladders if (found := least(ladder, wanted, recall)) is not None]
-    return min(there, key=cost, default=None)
+    return min(there, key=cost) if len(there) > 1 else next(iter(there), None)
 
 
 def least(ladder: Ladder, wanted: float, recall: Callable[[Effort], float]) -> Effort | None:

@@ -27,7 +27,8 @@ class Chroma:
     def build(self, folder: Path, items: Vectors, payloads: Sequence[Payload], queries: Vectors) -> None:
         graph = {
             "space": "ip", "ef_construction": 200, "max_neighbors": 32, "num_threads": 2, "batch_size": 1000,
-            "sync_threshold": 10_000,
+            # What is not synced yet is put into the graph again whenever the collection is opened.
+            "sync_threshold": 1000,
         }  # fmt: skip
         self._collection = self._client(folder).create_collection(
             "photos", configuration={"hnsw": graph}, embedding_function=None
