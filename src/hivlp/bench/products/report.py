@@ -128,7 +128,9 @@ def draw(report: ProductsReport, path: Path) -> None:
             shown = axis.barh(places, [value or 0 for value in values], 0.38, color=("#9ec5c2", "#2a7f7a")[number])
             shown.set_label(label)
             axis.bar_label(shown, [_shown(value) for value in values], padding=2, fontsize=7)
-        axis.set(title=title, xscale="log", yticks=range(len(names)), yticklabels=names)
+        if any(figure(report.of(name), of) for name in names for of in bars.values()):
+            axis.set_xscale("log")
+        axis.set(title=title, yticks=range(len(names)), yticklabels=names)
         axis.margins(x=0.15)
         axis.legend(fontsize=7, loc="lower right")
         axis.grid(axis="x", alpha=0.3)
