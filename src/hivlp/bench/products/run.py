@@ -102,7 +102,7 @@ class Run:
             case "build":
                 shutil.rmtree(folder / "index", ignore_errors=True)
                 (folder / "index").mkdir(parents=True)
-                said = listened(folder / "index", threads={})
+                said = listened(folder / "index", threads=PATIENT)
                 if said["status"] != "ok":
                     shutil.rmtree(folder / "index")
                 return said
@@ -256,5 +256,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-# Some products report home, or draw bars of their own.
+# Threads that build wait for each other asleep: where other programs run, too, spinning takes their time a hundredfold.
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
+# Some products report home.
 QUIET = {"ANONYMIZED_TELEMETRY": "False", "TOKENIZERS_PARALLELISM": "false"}
