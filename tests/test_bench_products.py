@@ -22,6 +22,8 @@ from hivlp.cli import main
 from synthetic import cloud, quick_tuning
 
 ITEMS, LATER, DIM = 1300, 130, 96
+SLOW = (PRODUCTS[0],)  # to tune
+EACH = [pytest.param(each, id=each.__name__, marks=pytest.mark.slow if each in SLOW else ()) for each in PRODUCTS]
 
 
 def oracle(items: np.ndarray, query: np.ndarray, passing: np.ndarray) -> set[int]:
@@ -29,7 +31,7 @@ def oracle(items: np.ndarray, query: np.ndarray, passing: np.ndarray) -> set[int
     return set(np.argsort(-scores)[: min(K, passing.sum())].tolist())
 
 
-@pytest.fixture(scope="module", params=PRODUCTS, ids=lambda product: product.__name__)
+@pytest.fixture(scope="module", params=EACH)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[type[Product], Path]:
     """A product that has indexed all but the last items, closed."""
     product, folder = request.param(), tmp_path_factory.mktemp("product")
