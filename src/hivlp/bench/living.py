@@ -78,7 +78,7 @@ def run(model: HiVLP, queries: int = ASKED) -> LivingReport:
         ``compacted``.
     """
     began = time.perf_counter()
-    real = read_real(model, pictures=False)
+    real = read_real(model)
     words, asked = np.asarray(real.words, np.float32), np.asarray(real.glosses[:TESTED], np.float32)[:queries]
     later = int(len(words) * (1 - LATER))
     seconds: dict[str, float] = {}

@@ -33,6 +33,10 @@ def run_search(arguments: argparse.Namespace) -> int:
     given = [name for name in ("text", "image", "like", "queries", "vector") if getattr(arguments, name) is not None]
     if len(given) != 1:
         return usage("search", "give exactly one of TEXT, --image FILE, --like ID, --queries FILE, --vector FILE.npy")
+    if arguments.model is not None and given[0] in ("like", "vector"):
+        return usage("search", f"--model goes with what it encodes, not with --{given[0]}")
+    if arguments.exact and arguments.shortlist is not None:
+        return usage("search", "--exact ranks everything: it cannot be given with --shortlist")
     from hivlp.index import Index
 
     names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group", "recall")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hivlp.store.fields import files
+from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.fields.declared import FieldCounts
 from hivlp.store.folder import Store
 
 
@@ -26,6 +29,7 @@ class IndexInfo:
         levels: dims of each, coarse to fine.
         bytes: on disk.
         engine_bytes: of them, those of the approximate index that `hivlp tune` made.
+        fields: declared ones by name: their type, and how many items have a value of it, and how many none.
     """
 
     path: str
@@ -41,6 +45,7 @@ class IndexInfo:
     levels: dict[str, int]
     bytes: int
     engine_bytes: int
+    fields: dict[str, FieldCounts]
 
     @classmethod
     def of(cls, store: Store, engine_bytes: int) -> IndexInfo:
@@ -49,12 +54,15 @@ class IndexInfo:
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        held = store.info()
-        return cls(**{**held, "bytes": held["bytes"] + engine_bytes}, engine_bytes=engine_bytes)
+        with store.reading() as reader:
+            held, fields = reader.info(), CommitColumns(store.path).counts(reader)
+        held["bytes"] += engine_bytes + files.stored_bytes(store.path)
+        return cls(**held, engine_bytes=engine_bytes, fields=fields)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp info --json`` prints."""
-        return asdict(self)
+        return {**asdict(self), "fields": {name: counts.to_json() for name, counts in self.fields.items()}}
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}: {value}" for name, value in self.to_json().items())
+        lines = [f"{name}: {value}" for name, value in self.to_json().items() if name != "fields"]
+        return "\n".join([*lines, *map(str, self.fields.values())])

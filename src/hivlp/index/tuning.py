@@ -17,8 +17,9 @@ from hivlp.ann.arrays import Arrays, read_array
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.manifest import read_manifest
 from hivlp.ann.rows import Stored, dim, floats
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.files import npy
+from hivlp.files.reading import read_lines
 from hivlp.files.scratch import standing
 from hivlp.index.queries import QueryEncoder
 from hivlp.index.tune_report import TuneReport
@@ -164,9 +165,9 @@ def _queries(
             raise QueryError(f"{given} cannot be read: {error}") from error
     if isinstance(given, Path):
         try:
-            given = [line for line in given.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise QueryError(f"{given} cannot be read: {error}") from error
+            given = [line.strip() for line in read_lines(given) if line.strip()]
+        except DataError as error:
+            raise QueryError(str(error)) from error
     width = dim(vectors)
     if isinstance(given, np.ndarray):
         if given.ndim != 2 or given.shape[1] != width or len(given) < 2 or given.dtype.kind != "f":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.bench.ann.collection import write_array
 from hivlp.bench.products.rivals.base import YEARS, Between, Payload, payloads_of, read_payloads, write_payloads
 from hivlp.files.npy import open_npy
 from hivlp.files.scratch import write_whole
@@ -80,26 +81,30 @@ def write_collection(
     if (folder / f"{REMOVE}.npy").is_file():  # it is written last
         return Collection(folder)
     payloads, half = payloads_of(captions, seed), len(queries) // 2
+
+    def keep(name: str, array: NDArray[Any]) -> None:
+        write_array(folder / f"{name}.npy", array)
+
     parts = {VALIDATION: np.asarray(queries[:half]), TEST: np.asarray(queries[half:])}
     count = len(items) - len(items) // LATER
     remove = np.sort(np.random.default_rng(seed).permutation(len(items))[: int(REMOVED * len(items))])
     write_whole(folder / PAYLOADS, lambda scratch: write_payloads(scratch, payloads))
     for name, array in {ITEMS: items, LEARN: learn, **parts}.items():
-        _keep(folder, name, np.asarray(array, np.float32))
+        keep(name, np.asarray(array, np.float32))
     years = np.array([payload.year for payload in payloads])
     kept = np.ones(len(items), bool)
     kept[remove] = False
     for name, asked in parts.items():
-        _keep(folder, f"truth-{name}-all", best(items[:count], asked))
+        keep(f"truth-{name}-all", best(items[:count], asked))
         for share in SHARES:
             first, *others = [(years >= low) & (years <= high) for low, high in filters(share)]
             some = asked[:FILTERED]
-            _keep(folder, f"truth-{name}-{share}", best(items[:count], some, [first[:count]] * len(some)))
+            keep(f"truth-{name}-{share}", best(items[:count], some, [first[:count]] * len(some)))
             once = [mask[:count] for mask in others]
-            _keep(folder, f"truth-{name}-first-{share}", best(items[:count], some[: len(once)], once))
-    _keep(folder, f"truth-{TEST}-added", best(items, parts[TEST]))
-    _keep(folder, f"truth-{TEST}-removed", best(items, parts[TEST], [kept] * len(parts[TEST])))
-    _keep(folder, REMOVE, remove)
+            keep(f"truth-{name}-first-{share}", best(items[:count], some[: len(once)], once))
+    keep(f"truth-{TEST}-added", best(items, parts[TEST]))
+    keep(f"truth-{TEST}-removed", best(items, parts[TEST], [kept] * len(parts[TEST])))
+    keep(REMOVE, remove)
     return Collection(folder)
 
 
@@ -115,7 +120,3 @@ def best(items: Vectors, queries: Vectors, masks: Sequence[NDArray[np.bool_]] | 
             some = some[np.argsort(-row[some], kind="stable")]
             found.append(np.where(np.isfinite(row[some]), some, -1))
     return np.array(found, np.int64)
-
-
-def _keep(folder: Path, name: str, array: NDArray[Any]) -> None:
-    write_whole(folder / f"{name}.npy", lambda scratch: np.save(scratch, array))

@@ -175,7 +175,7 @@ def collection_of(size: str, model: HiVLP) -> Collection:
     words, glosses = read_wordnet()
     folder = bench_folder() / f"products-{size}-{model.fingerprint[:16]}"
     if size == "real":
-        real = read_real(model, pictures=False)
+        real = read_real(model)
         queries = np.asarray(real.glosses[: 2 * TESTED])
         return write_collection(folder, real.words, words, queries, np.asarray(real.glosses[TRAINED_FROM:]))
     if not (folder / "remove.npy").is_file():

@@ -18,7 +18,7 @@ class Ours:
 
     name: ClassVar[str] = "hivlp"
     packages: ClassVar[tuple[str, ...]] = ("hivlp", "pyarrow")
-    how: ClassVar[str] = "Index without a coarse level, tuned with queries of the sample's kind; effort: recall"
+    how: ClassVar[str] = "no coarse level, tuned with sample queries, year declared as a field; effort: recall"
 
     def load(self) -> None:
         import hivlp.index  # noqa: F401
@@ -26,7 +26,8 @@ class Ours:
     def build(self, folder: Path, items: Vectors, payloads: Sequence[Payload], queries: Vectors) -> None:
         from hivlp.index.from_embeddings import index_embeddings
 
-        index_embeddings(folder / "index", _parquet(folder / "source.parquet", items, payloads), method="none")
+        source = _parquet(folder / "source.parquet", items, payloads)
+        index_embeddings(folder / "index", source, method="none", fields={"year": "int"})
         (folder / "source.parquet").unlink()
         self.open(folder)
         self._index.tune(np.asarray(queries, np.float32))
@@ -46,8 +47,7 @@ class Ours:
     def search(self, query: Vectors, k: int, effort: Effort, years: Between | None = None) -> list[Hit]:
         where = None
         if years is not None:
-            year = "json_extract(metadata, '$.year')"
-            where = f"{year} = {years[0]}" if years[0] == years[1] else f"{year} BETWEEN {years[0]} AND {years[1]}"
+            where = f"year = {years[0]}" if years[0] == years[1] else f"year BETWEEN {years[0]} AND {years[1]}"
         found = self._index.search(vector={self._fine: query}, k=k, where=where, **effort)
         return [
             (hit.id - 1, hit.path, hit.caption or "", hit.metadata["year"], hit.metadata["camera"]) for hit in found
