@@ -72,13 +72,11 @@ def child(name: str, phase: str, folder: Path, collection: Collection, efforts: 
     """
     product = next(each for each in PRODUCTS if each.__name__ == name)()
     before = memory_bytes("RssAnon")
-    started = time.perf_counter()
     try:
         product.load()
     except ModuleNotFoundError as error:
         say({"status": f"not installed: {error.name}"})
         return
-    imported = time.perf_counter() - started
     match phase:
         case "build":
             _build(product, folder, collection)
@@ -86,7 +84,7 @@ def child(name: str, phase: str, folder: Path, collection: Collection, efforts: 
             product.open(folder)
             _ask(product, collection)
         case "open":
-            _open(product, folder, collection, efforts, imported, before)
+            _open(product, folder, collection, efforts, before)
         case "change":
             product.open(folder)
             _change(product, collection, efforts)
@@ -203,9 +201,7 @@ def _threads(product: Product, queries: Vectors, effort: Effort) -> None:
     row("threads", threads=THREADS, effort=effort, **figures, times=round(rates[THREADS] / rates[1], 2))
 
 
-def _open(
-    product: Product, folder: Path, collection: Collection, efforts: dict[str, Effort], imported: float, before: int
-) -> None:
+def _open(product: Product, folder: Path, collection: Collection, efforts: dict[str, Effort], before: int) -> None:
     """Opening and the first query of a process, and the memory of its own that it has after some more."""
     pin(1)
     queries = np.array(collection.read(TEST))[:FILTERED]
@@ -213,7 +209,7 @@ def _open(
     product.open(folder)
     effort = efforts.get(str(WANTED[-1])) or product.efforts()[-1][-1]
     product.search(queries[0], K, effort)
-    row("open", ms=round(1000 * (time.perf_counter() - started), 2), import_ms=round(1000 * imported, 1))
+    row("open", ms=round(1000 * (time.perf_counter() - started), 2))
     for query in queries[: affordable(product, queries, effort)]:
         product.search(query, K, effort)
     row("memory", private_mb=round((memory_bytes("RssAnon") - before) / 2**20, 1))
