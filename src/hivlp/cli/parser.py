@@ -244,8 +244,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--vectors", type=_path, metavar="FILE.npy", help="threads: items instead of WordNet's words")
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
-    sub.add_argument("--size", choices=["small", "full"], help="models, objective, paper, ann: minutes or hours")
-    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
+    sub.add_argument(
+        "--size",
+        choices=["small", "full", "real"],
+        help="small (minutes, default); models, objective, paper, ann: full (hours); products: real (half an hour)",
+    )
+    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw the rows")
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
     sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
     sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
