@@ -13,7 +13,7 @@ from hivlp.ann.arrays import Arrays
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.codes import code_centers, relative_steps
 from hivlp.ann.constants import CODE_LANES, CONSTANTS, LIST_LANES
-from hivlp.ann.training import Float16
+from hivlp.ann.rows import Stored, floats
 from hivlp.levels import Vectors
 
 Rows = NDArray[np.int64]
@@ -133,7 +133,7 @@ def refine_scores(arrays: Arrays, query: Query, positions: Rows) -> Rows:
 
 
 def search(
-    arrays: Arrays, vectors: Float16, queries: Vectors, k: int, params: SearchParams, allowed: NDArray[np.uint8] | None
+    arrays: Arrays, vectors: Stored, queries: Vectors, k: int, params: SearchParams, allowed: NDArray[np.uint8] | None
 ) -> tuple[Rows, Vectors]:
     """:meth:`hivlp.ann.AnnIndex.search` without kernels."""
     out_rows, out_scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
@@ -203,9 +203,9 @@ def _blocks_within(arrays: Arrays, query: Query, lists: Rows, threshold: float, 
     return blocks
 
 
-def rerank(vectors: Float16, vector: Vectors, rows: Rows, k: int) -> tuple[Rows, Vectors]:
-    """The best ``k`` of some rows by their float16 vectors."""
-    products: Vectors = np.einsum("rd,d->r", np.asarray(vectors[rows], np.float32), vector)
+def rerank(vectors: Stored, vector: Vectors, rows: Rows, k: int) -> tuple[Rows, Vectors]:
+    """The best ``k`` of some rows by their stored vectors."""
+    products: Vectors = np.einsum("rd,d->r", floats(vectors[rows]), vector)
     best = np.lexsort((rows, -products))[:k]
     return rows[best], products[best]
 

@@ -19,7 +19,9 @@ from hivlp.ann.arrays import ARRAYS, ENCODED
 from hivlp.ann.constants import CODE_LANES, HEADER, NO_ROW
 from hivlp.ann.lists import codes_of, place
 from hivlp.ann.router import train_router
+from hivlp.ann.rows import floats
 from hivlp.errors import IndexFolderError
+from hivlp.store.codec import INT8
 from synthetic import cloud
 
 LIBRARY = native.load()
@@ -168,7 +170,9 @@ def test_products_of_float16_vectors(each, width):
     rows = rng.normal(size=(5, width)).astype(np.float16)
     rows[0, 0] = np.float16(6e-8)  # a subnormal
     query, which, out = rng.normal(size=width).astype(np.float32), np.array([4, 0, 2]), np.empty(3, np.float32)
-    each.hivlp_dot(*pointers(rows, which, 3, query, width, out))
+    each.hivlp_dot(
+        *pointers(rows), ctypes.c_int64(2 * width), 0, *pointers(which), ctypes.c_int64(3), *pointers(query, width, out)
+    )
     np.testing.assert_allclose(out, rows[which].astype(np.float64) @ query, rtol=1e-4, atol=1e-4)
     four = np.empty(4, np.float32)
     each.test_fp16_dot4(*pointers(rows, query, width, four))
@@ -179,6 +183,34 @@ def test_products_of_float16_vectors(each, width):
     each.test_fp16_dot16(*pointers(rows, queries, width, many))
     np.testing.assert_array_equal(many[[1, 3]], [four, four])
     np.testing.assert_array_equal(many[2], -four)
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 31, 32, 100, 768])
+def test_products_of_int8_vectors_with_a_scale(each, width):
+    rng = np.random.default_rng(width)
+    rows = INT8.encode(rng.normal(size=(5, width)).astype(np.float32))
+    rows["codes"][0] = -128
+    query, which, out = rng.normal(size=width).astype(np.float32), np.array([4, 0, 2]), np.empty(3, np.float32)
+    each.hivlp_dot(
+        *pointers(rows), ctypes.c_int64(width + 4), 1, *pointers(which), ctypes.c_int64(3), *pointers(query, width, out)
+    )
+    np.testing.assert_allclose(out, floats(rows)[which].astype(np.float64) @ query, rtol=1e-4, atol=1e-3)
+
+
+def test_int8_vectors_rerank(variant, items, queries):
+    """What is found and its scores are those of the decoded vectors, alone, in a batch, and among given rows."""
+    stored = INT8.encode(items.astype(np.float32))
+    index = AnnIndex.build(stored, queries=queries, dims=64, sign_dims=48, nlist=40)
+    setting = SearchParams(40, np.inf, 3.0, 60)
+    rows, scores = index.search(queries[:40], 10, setting)
+    expected, products = ann_oracle.search(index.arrays, stored, queries[:40], 10, setting, None)
+    assert np.mean(rows == expected) > 0.98  # rounding may swap two that are all but equal
+    np.testing.assert_allclose(scores, products, atol=2e-3)
+    alone = [index.search(query[None], 10, setting) for query in queries[:9]]
+    np.testing.assert_array_equal(rows[:9], np.concatenate([one[0] for one in alone]))
+    every = np.arange(len(items), dtype=np.uint32)
+    found, _ = index.search_rows(queries[0], every, 10, len(items))
+    assert np.mean(found == exact(floats(stored), queries[:1], 10)[0]) > 0.8
 
 
 @pytest.mark.slow

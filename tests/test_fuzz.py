@@ -113,7 +113,7 @@ def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
         "from hivlp.ann import native\n"
         "native.__file__ = sys.argv[1]\n"
         "out, one = np.empty(1, np.float32), np.ones((9, 8), np.float16)\n"
-        "native.load().hivlp_dot(one.ctypes.data, None, 9, out.repeat(8).ctypes.data, 8, out.ctypes.data)\n"
+        "native.load().hivlp_dot(one.ctypes.data, 16, 0, None, 9, out.repeat(8).ctypes.data, 8, out.ctypes.data)\n"
     )
     ended = fuzz.end_of([code, environment["KERNELS"]], environment)
     assert ended is not None and ended["outcome"] == "crash" and "heap-buffer-overflow" in ended["raw"]
@@ -304,12 +304,12 @@ def test_callers_cannot_lead_a_kernel_out_of_its_arrays(made):
         with pytest.raises(IndexError, match="rows must be from 0 to"):
             engine.search_rows(query[0], np.array(rows, np.int64), 5, 5)
         with pytest.raises(IndexError, match="rows must be from 0 to"):
-            native.half_dot(np.asarray(engine.vectors), query[0], np.array(rows, np.int64))
+            native.dot(np.asarray(engine.vectors), query[0], np.array(rows, np.int64))
     for wrong in (query[:, :-1], query[0], np.ones((1, WIDTH + 1))):
         with pytest.raises(ValueError, match="dims"):
             engine.search(wrong, 5, setting)
     with pytest.raises(ValueError, match="does not fit"):
-        native.half_dot(np.asarray(engine.vectors), query[0, :-1])
+        native.dot(np.asarray(engine.vectors), query[0, :-1])
     with pytest.raises(ValueError, match="do not fit the approximate index"):
         AnnIndex(engine.arrays, engine.vectors[:-1])
     with pytest.raises(ValueError, match="do not fit the approximate index"):

@@ -73,6 +73,28 @@ def share(index: Index, queries: np.ndarray, **options) -> float:
     return float(np.mean(found))
 
 
+def test_an_int8_index_is_tuned_and_finds_what_reading_all_of_it_does(tmp_path, vectors, queries):
+    np.save(tmp_path / "v.npy", vectors)
+    index_embeddings(tmp_path / "x", tmp_path / "v.npy", method="none", vectors="int8")
+    with Index.open(tmp_path / "x") as index:
+        index.tune(queries[:1300])
+        assert share(index, queries[1300:]) >= 0.97
+        asked = queries[1300]
+        steps = [step["stage"] for step in index.search(vector={"fine": asked}).plan]
+        assert steps == ["ann"]
+        truth = index.snapshot().collection.scanners[-1].top(asked / np.linalg.norm(asked), 10)
+        exact = index.search(vector={"fine": asked}, exact=True)
+        assert ids(exact) == (truth[0] + 1).tolist()
+        assert [hit.scores["fine"] for hit in exact] == truth[1].tolist()
+        near = {hit.id: hit.scores["fine"] for hit in index.search(vector={"fine": asked})}
+        assert all(near[hit.id] == hit.scores["fine"] for hit in exact if hit.id in near)
+        np.save(tmp_path / "more.npy", cloud(900, WIDTH, 5))
+        index.add_embeddings(tmp_path / "more.npy")
+        index.refresh()
+        assert share(index, queries[1300:]) >= 0.97
+        assert index.verify().ok
+
+
 def test_the_recall_that_was_asked_for(made, queries):
     fresh = queries[1300:]
     with Index.open(made / "index") as index:

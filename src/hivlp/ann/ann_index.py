@@ -1,4 +1,4 @@
-"""Approximate index: inverted lists of sign codes and refinement codes over stored float16 vectors."""
+"""Approximate index: inverted lists of sign codes and refinement codes over stored stored vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from hivlp.ann.kmeans import group_means
 from hivlp.ann.lists import codes_of, encode, lay_out
 from hivlp.ann.manifest import MANIFEST, Manifest, read_manifest
 from hivlp.ann.router import Router, train_router
-from hivlp.ann.training import Float16, Progress
+from hivlp.ann.rows import Stored, floats, int8_row, is_int8
+from hivlp.ann.training import Progress
 from hivlp.errors import IndexFolderError
 from hivlp.files import npy
 from hivlp.files.scratch import put, scratch_folder, standing
@@ -42,7 +43,7 @@ MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.25, 8.5, 8.75, 9.0, 9.25, 9.5, 9.75, 
 # Slack, rerank and tolerance by nprobe alone: without a trained router a margin means little.
 FIXED_NPROBE = (1.0, 60, np.inf), (2.0, 200, np.inf)
 NPROBES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
-THOROUGH_RERANK = 200  # float16 vectors, where recall matters more than time
+THOROUGH_RERANK = 200  # stored vectors, where recall matters more than time
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SearchParams:
             deviations above their centroid, a list at the margin half as many.
         slack: standard deviations of the sign codes' error added to a sign score; the refinement code is read only if
             the sum reaches the threshold.
-        rerank: codes re-ranked by their float16 vectors at most, in the order of their refinement scores.
+        rerank: codes re-ranked by their stored vectors at most, in the order of their refinement scores.
         tolerance: how far below the k-th refinement score a code may lie and still be re-ranked, in standard deviations
             of the refinement codes' error.
     """
@@ -69,30 +70,33 @@ class SearchParams:
 
 
 class AnnIndex:
-    """Approximate nearest-neighbour index of (n, d) float16 vectors by inner product: IVF with RaBitQ-like codes.
+    """Approximate nearest-neighbour index of (n, d) vectors by inner product: IVF with RaBitQ-like codes.
 
-    A router picks inverted lists, 1-bit sign codes prune, 4- and 2-bit refinement codes rank, float16 vectors re-rank.
+    A router picks inverted lists, 1-bit sign codes prune, 4- and 2-bit refinement codes rank, stored vectors re-rank.
 
     Attributes:
         arrays: what was trained and encoded.
-        vectors: (n, d) float16, the first :attr:`count` of which have codes.
+        vectors: (n, d) float16, or (n,) records of int8; the first :attr:`count` have codes.
+        width: d.
         stats: what all searches so far have read.
     """
 
-    def __init__(self, arrays: Arrays, vectors: Float16) -> None:
+    def __init__(self, arrays: Arrays, vectors: Stored) -> None:
         """Search arrays, and the vectors that they were built over.
 
         Args:
             arrays: as built, or loaded.
-            vectors: (n, d) float16 in C order, at least as many rows as have codes.
+            vectors: (n, d) float16, or (n,) records of int8, in C order, at least as many rows as have codes.
 
         Raises:
             ValueError: if the vectors are of another shape, dtype or order.
         """
-        reason = checks.misfit(vectors, (max(len(vectors), arrays.count), len(arrays.mean)), np.dtype(np.float16))
+        rows, width = max(len(vectors), arrays.count), len(arrays.mean)
+        layout = ((rows,), int8_row(width)) if is_int8(vectors) else ((rows, width), np.dtype(np.float16))
+        reason = checks.misfit(vectors, *layout)
         if reason:
             raise ValueError(f"the vectors do not fit the approximate index: {reason}")
-        self.arrays, self.vectors = arrays, vectors
+        self.arrays, self.vectors, self.width = arrays, vectors, width
         self.stats = interface.SearchStats()
         self._struct = self._pointers()
 
@@ -101,7 +105,7 @@ class AnnIndex:
     @classmethod
     def build(
         cls,
-        items: NDArray[Any],
+        items: Stored,
         *,
         queries: Vectors | None = None,
         dims: int | None = None,
@@ -114,7 +118,7 @@ class AnnIndex:
         """Train on the items and a sample of queries, and encode the items. Needs kernels.
 
         Args:
-            items: (n, d) float16 or float32, d at least 16; kept as float16, not copied if they are float16 already.
+            items: (n, d) float16 or float32, d at least 16, or records of int8; float32 ones are kept as float16.
             queries: (m, d) sample of queries; without it the items themselves stand in for them.
             dims: of the codes, a multiple of 16, at most 2048 (default: what these vectors need, or what fits
                 :data:`hivlp.ann.training.MEMORY`).
@@ -136,10 +140,10 @@ class AnnIndex:
         assignments = assignments or COPIES[len(items) > training.SMALL]
         quantizer = training.train(items, asked, dims, sign_dims, nlist, assignments, rng, tell)
         lists = lay_out([encode(items, quantizer, assignments, tell)], len(quantizer.centroids), len(items))
-        vectors = np.ascontiguousarray(items, np.float16)
+        vectors = np.ascontiguousarray(items, None if is_int8(items) else np.float16)
         index = cls(Arrays.of(quantizer, lists), vectors)
         if asked is None:
-            asked = np.asarray(items[rng.permutation(len(items))[:ROUTER_QUERIES]], np.float32)
+            asked = floats(items[rng.permutation(len(items))[:ROUTER_QUERIES]])
         if len(asked) >= MIN_ROUTER_QUERIES and index.nlist >= MIN_ROUTER_LISTS:
             asked = asked[rng.permutation(len(asked))[:ROUTER_QUERIES]]
             index = cls(Arrays.of(quantizer, lists, index._train_router(asked, tell, seed)), vectors)
@@ -150,7 +154,7 @@ class AnnIndex:
     def extend(
         cls,
         arrays: Arrays,
-        items: NDArray[Any],
+        items: Stored,
         kept: NDArray[np.int64] | None = None,
         *,
         on_progress: Progress | None = None,
@@ -159,7 +163,7 @@ class AnnIndex:
 
         Args:
             arrays: of the other approximate index.
-            items: (n, d) float16, all of them: first those that stay, in their order, then new ones.
+            items: (n, d) float16, or records of int8: first those that stay, in their order, then new ones.
             kept: (m,) ascending rows that those had which stay; None if all do. With none at all, every item is
                 encoded again.
             on_progress: as for :meth:`build`.
@@ -220,12 +224,12 @@ class AnnIndex:
             put(scratch, folder)
 
     @classmethod
-    def load(cls, folder: Path, vectors: Float16) -> AnnIndex:
+    def load(cls, folder: Path, vectors: Stored) -> AnnIndex:
         """Open what :meth:`save` wrote; see :meth:`hivlp.ann.arrays.Arrays.load`.
 
         Args:
             folder: that was written.
-            vectors: (n, d) float16, at least as many rows as it was built over.
+            vectors: (n, d) float16, or records of int8, at least as many rows as it was built over.
 
         Raises:
             IndexFolderError: if it is missing, of another format, not as it was written, or of other vectors.
@@ -260,7 +264,7 @@ class AnnIndex:
 
     @property
     def count(self) -> int:
-        """Number of rows that have codes: the first ones of the float16 vectors."""
+        """Number of rows that have codes: the first ones of the stored vectors."""
         return self.arrays.count
 
     @property
@@ -270,7 +274,7 @@ class AnnIndex:
 
     @property
     def bytes_per_vector(self) -> float:
-        """Bytes of memory a row, beside the float16 vectors."""
+        """Bytes of memory a row, beside the stored vectors."""
         total = sum(getattr(self.arrays, name).nbytes for name in ARRAYS)
         return float(total / max(1, len(self.vectors)))
 
@@ -343,7 +347,7 @@ class AnnIndex:
     def search_rows(
         self, query: Vectors, rows: NDArray[np.integer[Any]], k: int, rerank: int
     ) -> tuple[NDArray[np.int64], Vectors]:
-        """Top-k among the given rows: refinement codes choose ``rerank``, float16 vectors re-rank them.
+        """Top-k among the given rows: refinement codes choose ``rerank``, stored vectors re-rank them.
 
         Faster than :meth:`search` for a filter that few rows pass.
 
@@ -351,7 +355,7 @@ class AnnIndex:
             query: (d,) float32.
             rows: candidates, each once.
             k: rows wanted, at least 1.
-            rerank: float16 vectors to read, at least ``k``.
+            rerank: stored vectors to read, at least ``k``.
 
         Returns:
             (k,) int64 rows, best first, or fewer; their float32 inner products.
@@ -382,8 +386,8 @@ class AnnIndex:
         return best[:found], scores[:found]
 
     def _check(self, queries: Vectors, axes: int, allowed: NDArray[np.uint8] | None = None) -> None:
-        if queries.ndim != axes or queries.shape[-1] != self.vectors.shape[1]:
-            raise ValueError(f"a query of {self.vectors.shape[1]} dims is wanted, not {queries.shape}")
+        if queries.ndim != axes or queries.shape[-1] != self.width:
+            raise ValueError(f"a query of {self.width} dims is wanted, not {queries.shape}")
         native.check_mask(allowed, self.count)
 
     def _pointers(self) -> interface.IvfIndex:
@@ -394,5 +398,6 @@ class AnnIndex:
             **{name: native.pointer(named[name]) for name, kind in fields.items() if kind is ctypes.c_void_p},
             **{name: float(arrays.scales[name][0]) for name in checks.SCALE_NAMES},
             count=self.count, nlist=self.nlist, dims=self.dims, sign_dims=len(arrays.sign_amplitude),
-            vector_dims=self.vectors.shape[1],
+            vector_dims=self.width, vector_bytes=self.vectors.nbytes // max(1, len(self.vectors)),
+            int8_vectors=is_int8(self.vectors),
         )  # fmt: skip

@@ -25,6 +25,7 @@ from hivlp.ann.arrays import Arrays, read_array
 from hivlp.ann.codes import code_centers
 from hivlp.ann.constants import CODE_LANES, MAX_BOUND_DIMS, NO_NORM
 from hivlp.ann.manifest import InvalidAnnIndexError, Manifest
+from hivlp.ann.rows import floats
 from hivlp.ann.training import Progress
 from hivlp.levels import Vectors
 from hivlp.linalg import lean_vec
@@ -99,7 +100,7 @@ class Bounds:
         Returns:
             None where there is no bound: of vectors that are not finite, or of too many dims for a sum of int32.
         """
-        items, count, width = index.vectors, index.count, index.vectors.shape[1]
+        count, width = index.count, index.width
         if count == 0 or index.dims > MAX_BOUND_DIMS:
             return None
         rng = np.random.default_rng(0)
@@ -281,7 +282,7 @@ def _measure(
 
     None if they are not finite.
     """
-    items, count, width = index.vectors, index.count, index.vectors.shape[1]
+    items, count, width = index.vectors, index.count, index.width
     of_errors = np.linalg.inv(projection.astype(np.float64)).T
     # What a float32 sum of `width` products can be off by, twice over, of vectors of length one.
     error, projection_norm = (width + 16) * 2.0**-23, float(np.linalg.norm(of_errors))
@@ -294,7 +295,7 @@ def _measure(
         norms = np.linalg.norm(errors.astype(np.float32) @ single, axis=1).astype(np.float64) * (1 + error)
         exact[rows - first] = norms + error * projection_norm * error_norms
         max_error = max(max_error, float(error_norms.max()))
-        max_norm = max(max_norm, float(np.linalg.norm(items[rows].astype(np.float32), axis=1).max()) * (1 + error))
+        max_norm = max(max_norm, float(np.linalg.norm(floats(items[rows]), axis=1).max()) * (1 + error))
         if on_progress is not None:
             on_progress("bounds", int(rows[-1]) + 1, count)
     if not np.isfinite(exact).all():
@@ -321,5 +322,5 @@ def _errors(index: AnnIndex, rows: NDArray[np.int64]) -> Doubles:
     said *= arrays.refine_step.astype(np.float64)
     said *= codes["scale"].astype(np.float64)[:, None] * quantizer.refine_scale
     said += quantizer.decoded_centroids[arrays.lists_of(positions)]
-    errors: Doubles = index.vectors[rows].astype(np.float64) - arrays.mean.astype(np.float64)
+    errors: Doubles = floats(index.vectors[rows]).astype(np.float64) - arrays.mean.astype(np.float64)
     return errors - said @ arrays.query_projection.astype(np.float64)

@@ -27,11 +27,13 @@ class IvfIndex(Structure):
         ("row_ids", c_void_p),
         ("refine_codes", c_void_p),
         ("vectors", c_void_p),
+        ("vector_bytes", c_int64),
         ("count", c_int64),
         ("nlist", c_int64),
         ("dims", c_int32),
         ("sign_dims", c_int32),
         ("vector_dims", c_int32),
+        ("int8_vectors", c_int32),
         ("centroid_scale", c_float),
         ("sign_scale", c_float),
         ("group_scale", c_float),
@@ -55,7 +57,7 @@ class IvfParams(Structure):
 class SearchStats(Structure):
     """``search_stats`` of ``c/interface.h``: what searches read.
 
-    Lists probed, sign codes and refinement codes scored, float16 vectors re-ranked.
+    Lists probed, sign codes and refinement codes scored, vectors re-ranked.
     """
 
     _fields_ = (("lists", c_int64), ("sign_codes", c_int64), ("refine_codes", c_int64), ("vectors", c_int64))

@@ -1,9 +1,8 @@
-"""Inverted lists: the codes of all rows, list after list, in blocks of 32; made of new codes, and of codes of before."""
+"""Inverted lists: the codes of all rows, list after list, in blocks of 32, whether new or of an earlier index."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from hivlp.ann import layout
 from hivlp.ann.codes import refine, sign_scales
 from hivlp.ann.constants import CODE_LANES, NO_ROW
 from hivlp.ann.kmeans import assign
+from hivlp.ann.rows import Stored
 from hivlp.ann.training import Progress, Quantizer
 
 PIECE = 1 << 15
@@ -69,11 +69,11 @@ class Codes:
         )
 
 
-def encode(items: NDArray[Any], quantizer: Quantizer, assignments: int, tell: Progress, first: int = 0) -> Codes:
+def encode(items: Stored, quantizer: Quantizer, assignments: int, tell: Progress, first: int = 0) -> Codes:
     """Codes of items, each in the lists of its nearest centroids.
 
     Args:
-        items: (n, d) float16 or float32.
+        items: (n, d) float16 or float32, or records of int8.
         quantizer: trained on such items.
         assignments: lists a row, at most ``nlist``.
         tell: called with the step, how much of it is done, and of how much.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from functools import cache
@@ -15,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import interface
+from hivlp.ann.rows import Stored, dim, is_int8
 from hivlp.errors import IndexFolderError
 from hivlp.levels import Vectors
 
 LIBRARY = "_kernels.so"
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 """Instruction sets, as the kernels number them."""
+_DOT: Sequence[Any] = [c_void_p, c_int64, c_int, c_void_p, c_int64, c_void_p, c_int, c_void_p]
 _EMPTY = ctypes.c_char * 0
 
 
@@ -83,7 +86,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.hivlp_interface.restype = c_char_p
     library.hivlp_use_variant.argtypes = [c_int]
     library.hivlp_use_variant.restype = c_int
-    library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_dot.argtypes = _DOT
     library.hivlp_search.argtypes = [
         index, c_void_p, c_int64, params, c_int64, c_int64, c_void_p, c_void_p, c_void_p, stats,
     ]  # fmt: skip
@@ -141,7 +144,7 @@ def load_short() -> ctypes.PyDLL | None:
     if load() is None:
         return None
     library = ctypes.PyDLL(str(Path(__file__).with_name(LIBRARY)))
-    library.hivlp_dot.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p]
+    library.hivlp_dot.argtypes = _DOT
     library.hivlp_unit.argtypes = [c_void_p, c_int64, c_void_p]
     library.hivlp_unit.restype = c_double
     library.hivlp_project.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
@@ -173,11 +176,11 @@ SHORT = 1 << 18
 """Products of numbers that take less time than to let go of the interpreter's lock and to take it back."""
 
 
-def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
-    """Inner products of float16 vectors with a query, each depending on its own row alone; None without kernels.
+def dot(stored: Stored, query: Vectors, rows: NDArray[np.int64] | None = None) -> Vectors | None:
+    """Inner products of stored rows with a query, each depending on its own row alone; None where no kernel reads them.
 
     Args:
-        vectors: (n, dim) in C order.
+        stored: (n, dim) float16, or (n,) records of int8, in C order.
         query: (dim,).
         rows: numbers of the rows wanted (default: all).
 
@@ -185,20 +188,20 @@ def half_dot(vectors: NDArray[Any], query: Vectors, rows: NDArray[np.int64] | No
         IndexError: if one of the rows is not there.
         ValueError: if the query is of another length.
     """
-    library = load()
-    if library is None or not vectors.flags.c_contiguous or vectors.dtype != np.float16:
+    library, int8 = load(), is_int8(stored)
+    if library is None or not stored.flags.c_contiguous or not (int8 or stored.dtype == np.float16):
         return None
     query = np.ascontiguousarray(query, np.float32)
-    if vectors.ndim != 2 or query.shape != vectors.shape[1:]:
-        raise ValueError(f"a query of {query.shape} does not fit to vectors of {vectors.shape}")
+    if query.shape != (dim(stored),):
+        raise ValueError(f"a query of {query.shape} does not fit to vectors of {dim(stored)} dims")
     which = None if rows is None else np.ascontiguousarray(rows, np.int64)
     if which is not None:
-        check_rows(which, len(vectors))
-    out = np.empty(len(vectors) if which is None else len(which), np.float32)
-    short = load_short() if len(out) * vectors.shape[1] <= SHORT else None
+        check_rows(which, len(stored))
+    out = np.empty(len(stored) if which is None else len(which), np.float32)
+    short = load_short() if len(out) * len(query) <= SHORT else None
     (short or library).hivlp_dot(
-        pointer(vectors), None if which is None else pointer(which), len(out), pointer(query),
-        vectors.shape[1], pointer(out),
+        pointer(stored), stored.nbytes // max(1, len(stored)), int8, None if which is None else pointer(which),
+        len(out), pointer(query), len(query), pointer(out),
     )  # fmt: skip
     return out
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hivlp.ann import layout
 from hivlp.ann.codes import code_centers, refine, relative_steps, sign_scales, to_int8
 from hivlp.ann.kmeans import assign, k_means
+from hivlp.ann.rows import Stored, floats
 from hivlp.levels import Vectors
 from hivlp.linalg import lean_vec
 
@@ -70,18 +71,18 @@ class Quantizer:
         """(nlist, dims) float32."""
         return self.centroids.astype(np.float32) * np.float32(self.centroid_scale)
 
-    def project(self, items: NDArray[Any]) -> Vectors:
+    def project(self, items: Stored) -> Vectors:
         """(n, dims) projections of (n, d) items, less their mean."""
-        return np.asarray((np.asarray(items, np.float32) - self.mean) @ self.item_projection, np.float32)
+        return np.asarray((floats(items) - self.mean) @ self.item_projection, np.float32)
 
-    def projected_chunks(self, items: NDArray[Any]) -> Iterator[tuple[int, Vectors]]:
+    def projected_chunks(self, items: Stored) -> Iterator[tuple[int, Vectors]]:
         """Projections of all items, a chunk at a time, with the row of its first."""
         for start in range(0, len(items), CHUNK):
             yield start, self.project(items[start : start + CHUNK])
 
 
 def train(
-    items: NDArray[Any],
+    items: Stored,
     queries: Vectors | None,
     dims: int | None,
     sign_dims: int | None,
@@ -92,7 +93,7 @@ def train(
 ) -> Quantizer:
     """Train a quantizer on samples of the items and of queries; see :meth:`hivlp.ann.AnnIndex.build`."""
     chosen = np.sort(rng.choice(len(items), min(len(items), SAMPLE), replace=False))
-    sample = np.asarray(items[chosen], np.float32)
+    sample = floats(items[chosen])
     asked = sample if queries is None else queries[:SAMPLE]
     tell("projection", 0, 1)
     mean, of_items, of_queries = projections(sample, asked)
@@ -113,7 +114,7 @@ def train(
     wanted = min(len(items), VECTORS_A_LIST * nlist, PARTITION_SAMPLE)
     if wanted > len(sample):
         more = np.sort(rng.choice(len(items), wanted, replace=False))
-        parts = (np.asarray(items[more[at : at + CHUNK]], np.float32) - mean for at in range(0, wanted, CHUNK))
+        parts = (floats(items[more[at : at + CHUNK]]) - mean for at in range(0, wanted, CHUNK))
         wider = np.concatenate([part @ item_projection for part in parts])
     centroids, centroid_scale = to_int8(k_means(wider, min(nlist, len(wider)), rng))
     tell("partition", 1, 1)

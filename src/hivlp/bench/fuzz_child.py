@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hivlp.ann import native
+from hivlp.ann.rows import Stored
 from hivlp.bench.fuzz_mutations import Mutation, mutate
 from hivlp.coarse.maps import FINE
 from hivlp.errors import HivlpError
@@ -22,7 +23,6 @@ from hivlp.index import Index, SearchResult
 from hivlp.levels import Vectors
 from hivlp.search import approximate
 from hivlp.search.operating_points import FOLDER
-from hivlp.store.codec import Stored
 from hivlp.store.vectors import VectorFile
 
 K = 10

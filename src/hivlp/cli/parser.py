@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--vectors",
         choices=("float16", "float32", "int8"),
-        help="how a new index stores its fine level (default: float16; int8 takes half of that, and is not tuned)",
+        help="how a new index stores its fine level (default: float16; int8 takes half of that)",
     )
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")

@@ -81,8 +81,7 @@ class Index:
             model: its levels and fingerprint are recorded; other models will be refused.
             source: how to load the model again (a name or folder); default the model's name.
             vectors: codec of the finest level: ``float16``, ``float32``, or ``int8``, which takes half the room of
-                float16 and finds about 0.995 of its ten best; such an index is searched exactly or by its coarse
-                level, and not tuned.
+                float16 and finds about 0.995 of its ten best. An index of float32 vectors is not tuned.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.

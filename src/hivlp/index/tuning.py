@@ -16,6 +16,7 @@ from hivlp.ann.ann_index import ROUTER_QUERIES
 from hivlp.ann.arrays import Arrays, read_array
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.manifest import read_manifest
+from hivlp.ann.rows import Stored, dim, floats
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.files import npy
 from hivlp.files.scratch import standing
@@ -24,7 +25,7 @@ from hivlp.index.tune_report import TuneReport
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress, measure
 from hivlp.search.operating_points import FOLDER, Tuned, sample
-from hivlp.store.codec import FLOAT16, Stored
+from hivlp.store.codec import FLOAT32
 from hivlp.store.folder import Store
 from hivlp.store.schema import CODEC_FORMAT
 
@@ -63,10 +64,8 @@ def tune(
             raise IndexFolderError(
                 f"{store.path} has {len(vectors)} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
             )
-        if vectors.shape[1] < LEAST_DIMS:
-            raise IndexFolderError(
-                f"{store.path} has vectors of {vectors.shape[1]} dims: all are read, as fast as can be"
-            )
+        if dim(vectors) < LEAST_DIMS:
+            raise IndexFolderError(f"{store.path} has vectors of {dim(vectors)} dims: all are read, as fast as can be")
         asked, source = _queries(store, encoder, queries, vectors, tell)
         most = max(MOST_QUERIES, min(ROUTER_QUERIES, len(vectors) // ROWS_A_QUERY))
         most = min(most, max(LEAST_QUERIES, QUERIES_A_ROW * len(vectors)))
@@ -94,7 +93,7 @@ def refresh(store: Store, on_progress: Progress | None = None) -> bool:
         stale = grown or generation != before.generation or arrays is None
         if not stale or len(vectors) < LEAST_ROWS:
             return False
-        asked = _remembered(store.path, vectors.shape[1])
+        asked = _remembered(store.path, dim(vectors))
         if asked is None:
             return False
         held_out, known = split(asked)
@@ -142,12 +141,12 @@ def finest(store: Store) -> tuple[Stored, NDArray[np.bool_] | None, int]:
     with store.reading() as reader:
         vectors = np.asarray(reader.vectors()[-1])
         codec = reader.files()[-1].codec
-        if codec is not FLOAT16 and reader.state.format >= CODEC_FORMAT:
-            raise IndexFolderError(
-                f"{store.path} stores {codec.name} vectors: an approximate index re-ranks float16 ones"
-            )
-        if codec is not FLOAT16:
+        if codec is FLOAT32 and reader.state.format < CODEC_FORMAT:
             raise IndexFolderError(f"{store.path} is of an old format: `hivlp compact` it first")
+        if codec is FLOAT32:
+            raise IndexFolderError(
+                f"{store.path} stores float32 vectors: an approximate index re-ranks float16 or int8 ones"
+            )
         return vectors, reader.alive(), reader.state.generation
 
 
@@ -169,7 +168,7 @@ def _queries(
             given = [line for line in given.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise QueryError(f"{given} cannot be read: {error}") from error
-    width = vectors.shape[1]
+    width = dim(vectors)
     if isinstance(given, np.ndarray):
         if given.ndim != 2 or given.shape[1] != width or len(given) < 2 or given.dtype.kind != "f":
             raise QueryError(f"queries must be (2 or more, {width}) floats, not {given.shape} {given.dtype}")
@@ -190,7 +189,7 @@ def _queries(
             ), "words of the model's vocabulary"
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.choice(len(vectors), min(len(vectors), ENCODED), replace=False))
-    return _unit(np.asarray(vectors[chosen], np.float32)), "the items themselves"
+    return _unit(floats(vectors[chosen])), "the items themselves"
 
 
 def vocabulary(model: Any) -> list[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from hivlp.ann import AnnIndex
 from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import FORMAT, MANIFEST, InvalidAnnIndexError, read_manifest
+from hivlp.ann.rows import Stored
 from hivlp.coarse.maps import EMBEDDINGS, ITEM_FILE, QUERY_FILE, load_maps
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import standing
 from hivlp.search.opened import open_ann
 from hivlp.search.operating_points import FOLDER as ENGINE_FOLDER
 from hivlp.search.operating_points import Tuned
-from hivlp.store.codec import Stored
 from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
 from hivlp.store.folder import Store

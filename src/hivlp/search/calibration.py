@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import AnnIndex, SearchParams
+from hivlp.ann.rows import floats
 from hivlp.levels import Vectors
 from hivlp.search.approximate import HEAD
 from hivlp.search.exhaustive import ExhaustiveScanner
@@ -74,7 +75,7 @@ def _likeness(
     rng = np.random.default_rng(0)
     rows = np.arange(len(index.vectors)) if alive is None else np.flatnonzero(alive)
     some = np.sort(rng.choice(rows, min(len(rows), SAMPLED), replace=False))
-    items = np.asarray(index.vectors[some], np.float32)
+    items = floats(index.vectors[some])
     probes = make_probes(asked, items, PROBES if len(rows) <= MANY_ROWS else PROBES // 2)
     tell("other queries", 0, len(ladder) + 1)
     truth = ExhaustiveScanner(index.vectors).top_many(probes.queries, K, alive)

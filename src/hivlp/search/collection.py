@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hivlp.ann.rows import Stored
 from hivlp.levels import Level
 from hivlp.search.approximate import Approximate
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Filter
-from hivlp.store.codec import Stored
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import native
+from hivlp.ann.rows import Stored, floats
 from hivlp.levels import Vectors
 from hivlp.search.filters import Mask, Rows
-from hivlp.store.codec import INT8, Stored, codec_of
+from hivlp.store.codec import codec_of
 
 BLOCK_FLOATS = 1 << 22  # 16 MB of vectors, or scores, at once: memory stays bounded, whatever the size of the index
 WIDEN_FLOATS = 1 << 18  # float16 is widened in pieces that stay in the processor's cache
@@ -94,11 +95,8 @@ class ExhaustiveScanner:
 
     def rescore(self, query: Vectors, rows: Rows) -> Vectors:
         """(n,) float32 dot products of the query with the given rows."""
-        if self._vectors.dtype == np.float16:
-            scores = native.half_dot(self._vectors, query, rows)
-            if scores is not None:
-                return scores
-        return _dot(self._vectors[rows], query)
+        scores = native.dot(self._vectors, query, rows)
+        return _dot(self._vectors[rows], query) if scores is None else scores
 
     def _blocks(self, allowed: Mask | None, step: int) -> Iterator[_Block]:
         """The blocks that hold allowed rows."""
@@ -193,10 +191,8 @@ def _float32(vectors: Stored) -> Vectors:
 
     Sign, exponent and fraction move to where a float32 has them; then only the bias of the exponent is wrong, by 112.
     """
-    if vectors.dtype.names:
-        return INT8.decode(vectors)
     if vectors.dtype != np.float16:
-        return vectors.astype(np.float32, copy=False)
+        return floats(vectors)
     wide = np.empty(vectors.shape, np.float32)
     half, bits = vectors.view(np.int16), wide.view(np.int32)
     step = max(1, WIDEN_FLOATS // vectors.shape[1])
@@ -215,9 +211,7 @@ def _dot(vectors: Stored, query: Vectors) -> Vectors:
     BLAS rounds a row by where it lies in the matrix: equal vectors would get unequal scores, and a page would not be
     sorted by the scores that it shows. ``einsum`` sums every row alike, and is no slower.
     """
-    if vectors.dtype == np.float16:
-        scores = native.half_dot(vectors, query)
-        if scores is not None:
-            return scores
-    result: Vectors = np.einsum("ij,j->i", _float32(vectors), query)
-    return result
+    scores = native.dot(vectors, query)
+    if scores is None:
+        scores = np.einsum("ij,j->i", _float32(vectors), query)
+    return scores

@@ -16,11 +16,11 @@ import numpy as np
 from hivlp.ann import AnnIndex, bounds, native
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.manifest import MANIFEST, InvalidAnnIndexError, read_manifest
+from hivlp.ann.rows import Stored
 from hivlp.errors import IndexFolderError
 from hivlp.files.scratch import standing
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import FOLDER, Tuned, sample
-from hivlp.store.codec import Stored
 from hivlp.store.records import State
 
 logger = logging.getLogger(__name__)

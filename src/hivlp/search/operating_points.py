@@ -11,11 +11,11 @@ import numpy as np
 
 from hivlp.ann import SearchParams
 from hivlp.ann.manifest import Manifest, Number, read_manifest, read_numbers
+from hivlp.ann.rows import Stored
 from hivlp.errors import IndexFolderError
 from hivlp.files import npy
 from hivlp.files.scratch import standing
 from hivlp.search.likeness import Likeness
-from hivlp.store.codec import Stored
 from hivlp.store.folder import ENGINE
 
 FOLDER = ENGINE

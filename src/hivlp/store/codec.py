@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann import native
+from hivlp.ann.rows import Stored, dim, floats, int8_row
 from hivlp.levels import Vectors
 
-Stored = NDArray[Any]
-"""Vectors as a codec stores them: (n, dim) float16 or float32, or (n,) records of int8."""
 Checksums = NDArray[np.uint32]
 
 MAX_CODE = 127
@@ -38,7 +37,7 @@ class VectorCodec:
 
     def dim(self, stored: Stored) -> int:
         """Length of the vectors that stored rows stand for."""
-        return int(stored.shape[1])
+        return dim(stored)
 
     def empty(self, count: int, dim: int) -> Stored:
         """Uninitialised stored rows."""
@@ -57,7 +56,7 @@ class VectorCodec:
 
     def decode(self, stored: Stored) -> Vectors:
         """(n, dim) float32 vectors of stored rows."""
-        return stored.astype(np.float32)
+        return floats(stored)
 
     def not_unit(self, stored: Stored) -> NDArray[np.int64]:
         """Rows that no unit vector can be: not finite, zero, or of another length."""
@@ -73,10 +72,7 @@ class _Int8(VectorCodec):
     """
 
     def row(self, dim: int) -> np.dtype[Any]:
-        return np.dtype([("codes", "i1", (dim,)), ("scale", "<f4")])
-
-    def dim(self, stored: Stored) -> int:
-        return int(stored.dtype["codes"].shape[0])
+        return int8_row(dim)
 
     def encode(self, vectors: NDArray[np.floating[Any]], out: Stored | None = None) -> Stored:
         stored = self.empty(*vectors.shape) if out is None else out
@@ -87,12 +83,6 @@ class _Int8(VectorCodec):
         lengths, coded = (np.sqrt(np.einsum("ij,ij->i", each, each)) for each in (wide, codes))
         stored["scale"] = lengths / np.maximum(coded, 1)
         return stored
-
-    def decode(self, stored: Stored) -> Vectors:
-        vectors: Vectors = stored["codes"].astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            vectors *= stored["scale"][:, None]
-        return vectors
 
 
 FLOAT16 = VectorCodec("float16", "<f2", "f16")

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError
 from hivlp.store import schema
-from hivlp.store.codec import Checksums, Stored, row_checksums
+from hivlp.store.codec import Checksums, row_checksums
 from hivlp.store.database import META_DAMAGED
 from hivlp.store.records import Item, State
 from hivlp.store.schema import BLOCK, ITEM, LOST, ItemRecord, LostRecord, record_crc, unpack_path

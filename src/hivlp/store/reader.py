@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError, QueryError
 from hivlp.levels import Embeddings
-from hivlp.store.codec import Stored
 from hivlp.store.database import FILE
 from hivlp.store.integrity import Integrity
 from hivlp.store.names import composed, places

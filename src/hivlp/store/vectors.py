@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError, IndexFolderError, VectorError
 from hivlp.levels import Level, Vectors
-from hivlp.store.codec import CODECS, Checksums, Stored, VectorCodec, not_unit, row_checksums
+from hivlp.store.codec import CODECS, Checksums, VectorCodec, not_unit, row_checksums
 from hivlp.store.records import State
 
 CHUNK = 4096

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError
-from hivlp.store.codec import Checksums, Stored, row_checksums
+from hivlp.store.codec import Checksums, row_checksums
 from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
 from hivlp.store.folder import Store

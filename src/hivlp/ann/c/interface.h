@@ -5,7 +5,7 @@
 #include "constants.h"
 #include "platform.h"
 
-/* Approximate index: inverted lists of codes over float16 vectors. */
+/* Approximate index: inverted lists of codes over stored vectors, float16 or int8. */
 typedef struct {
     const uint16_t *query_projection; /* (dims, vector_dims) float16 */
     const float *sign_amplitude;      /* (sign_dims) value of a sign, times the code's sign scale */
@@ -22,12 +22,14 @@ typedef struct {
     const uint8_t *max_sign_scales;   /* (blocks) the first of each block */
     const uint32_t *row_ids;          /* CODE_LANES a block, NO_ROW where a lane is empty */
     const uint8_t *refine_codes;      /* CODE_LANES a block: 4-bit and 2-bit codes, uint16 scale in steps of refine_scale */
-    const uint16_t *vectors;          /* (rows, vector_dims) float16 */
+    const uint8_t *vectors;           /* (rows) of vector_bytes: vector_dims float16, or as many int8 and a float scale */
+    int64_t vector_bytes;
     int64_t count;                    /* rows with codes; a code of any other row is skipped */
     int64_t nlist;
     int32_t dims;                     /* of the codes, a multiple of 16 */
     int32_t sign_dims;                /* first dims, a multiple of 16: they have a sign, and 4-bit refinement codes */
     int32_t vector_dims;
+    int32_t int8_vectors;             /* whether vectors are int8 with a scale */
     float centroid_scale;
     float sign_scale;
     float group_scale;
@@ -41,7 +43,7 @@ typedef struct {
     float margin, slack, tolerance;
 } ivf_params;
 
-/* What searches have read: lists probed, sign codes and refinement codes scored, float16 vectors re-ranked. */
+/* What searches have read: lists probed, sign codes and refinement codes scored, vectors re-ranked. */
 typedef struct { int64_t lists, sign_codes, refine_codes, vectors; } search_stats;
 
 /* Text that describes this file and constants.h: a line for each struct with its size, for each field with its offset and

@@ -71,6 +71,15 @@ static void fp16_dot16_generic(const uint16_t *rows, const float *queries, int d
     for (int q = 0; q < 4; q++) fp16_dot4_generic(rows, queries + (int64_t)q * dim, dim, out + 4 * q);
 }
 
+static float codes_dot_generic(const int8_t *codes, const float *query, int dim) {
+    float sum[8] = {0};
+    int i = 0;
+    for (; i + 8 <= dim; i += 8)
+        for (int j = 0; j < 8; j++) sum[j] += (float)codes[i + j] * query[i + j];
+    for (; i < dim; i++) sum[0] += (float)codes[i] * query[i];
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
 static int32_t bound_dot_generic(const uint8_t *row, const int8_t *high, const int8_t *low, int nibble_bytes, int pair_bytes) {
     int32_t a = 0, b = 0;
     for (int j = 0; j < nibble_bytes; j++) {
@@ -187,7 +196,7 @@ static void sign_scan_in_turn(const block_run *run, const sign_query *queries, i
     {.sign_scores = sign_scores_generic, .sign_scan = sign_scan_in_turn, .refine_dot = refine_dot_generic,       \
      .refine_dot4 = refine_dot4_in_turn, .key_dots = key_dots_generic, .router_dots = router_dots_generic,       \
      .int8_dot = int8_dot_generic, .fp16_dot = fp16_dot_generic, .fp16_dot4 = fp16_dot4_generic,                 \
-     .fp16_dot16 = fp16_dot16_generic, .bound_dots = bound_dots_generic}
+     .fp16_dot16 = fp16_dot16_generic, .codes_dot = codes_dot_generic, .bound_dots = bound_dots_generic}
 kernels use = PLAIN;
 
 int hivlp_use_variant(int most) {
@@ -198,7 +207,7 @@ int hivlp_use_variant(int most) {
     if (most >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         use = (kernels){sign_scores_avx2, sign_scan_in_turn, refine_dot_avx2, refine_dot4_in_turn, key_dots_avx2,
                         router_dots_avx2, int8_dot_avx2, fp16_dot_avx2, fp16_dot4_avx2, fp16_dot16_avx2,
-                        bound_dots_avx2, to_float16_avx2};
+                        codes_dot_avx2, bound_dots_avx2, to_float16_avx2};
         chosen = AVX2;
     }
     if (most >= AVX512 && chosen == AVX2 && __builtin_cpu_supports("avx512vnni") &&
@@ -206,7 +215,7 @@ int hivlp_use_variant(int most) {
         __builtin_cpu_supports("avx512dq")) {
         use = (kernels){sign_scores_avx512, sign_scan_avx512, refine_dot_avx512, refine_dot4_avx512, key_dots_avx512,
                         router_dots_avx512, int8_dot_avx512, fp16_dot_avx512, fp16_dot4_avx512, fp16_dot16_avx512,
-                        bound_dots_avx512, to_float16_avx2};
+                        codes_dot_avx512, bound_dots_avx512, to_float16_avx2};
         chosen = AVX512;
     }
 #endif
@@ -221,8 +230,9 @@ int hivlp_use_variant(int most) {
     return chosen;
 }
 
-void hivlp_dot(const uint16_t *vectors, const int64_t *rows, int64_t count, const float *query, int dims, float *out) {
-    for (int64_t i = 0; i < count; i++) out[i] = use.fp16_dot(vectors + (rows ? rows[i] : i) * dims, query, dims);
+void hivlp_dot(const uint8_t *vectors, int64_t bytes, int is_int8, const int64_t *rows, int64_t count, const float *query,
+               int dims, float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = vector_dot(vectors + (rows ? rows[i] : i) * bytes, is_int8, query, dims);
 }
 
 int hivlp_to_float16(const float *numbers, int64_t count, uint16_t *halves) {

@@ -13,7 +13,7 @@
  * - 4-bit keys (of the router): a block has 64 bytes for every eight dims; byte j of a key as byte j of a refinement code.
  *
  * Scores of codes are sums of small integers, and what is made of these is float32 in a fixed order, so that all variants
- * agree to the last bit. Only the products of float16 vectors may differ in rounding.
+ * agree to the last bit. Only the products of stored vectors may differ in rounding.
  */
 #pragma once
 #include <stdint.h>
@@ -53,6 +53,8 @@ typedef struct {
     float (*fp16_dot)(const uint16_t *vector, const float *query, int dims);
     void (*fp16_dot4)(const uint16_t *vectors, const float *query, int dims, float *out);
     void (*fp16_dot16)(const uint16_t *vectors, const float *queries, int dims, float *out);
+    /* Inner product of the int8 codes of a vector and a float32 query. */
+    float (*codes_dot)(const int8_t *codes, const float *query, int dims);
     /* Inner products of TOGETHER refinement codes and a 15-bit query, 128 * high + low. */
     void (*bound_dots)(const uint8_t *const *codes, const int8_t *high, const int8_t *low, int nibble_bytes, int pair_bytes,
                        int32_t *out);
@@ -66,8 +68,18 @@ extern HIDDEN kernels use;
 /* Use the widest variant of this processor up to `most`; returns the one chosen. */
 EXPORT int hivlp_use_variant(int most);
 
-/* Inner products of `count` float16 vectors and a query; of the vectors at `rows`, or of the first ones where that is NULL. */
-EXPORT void hivlp_dot(const uint16_t *vectors, const int64_t *rows, int64_t count, const float *query, int dims, float *out);
+/* Inner product of a stored vector and a float32 query: of `dims` float16, or as many int8 and a float scale behind them. */
+static inline float vector_dot(const uint8_t *vector, int is_int8, const float *query, int dims) {
+    if (!is_int8) return use.fp16_dot((const uint16_t *)vector, query, dims);
+    float scale;
+    memcpy(&scale, vector + dims, sizeof scale);
+    return scale * use.codes_dot((const int8_t *)vector, query, dims);
+}
+
+/* Inner products of `count` stored vectors, each of `bytes`, and a query; of the vectors at `rows`, or of the first ones
+ * where that is NULL. */
+EXPORT void hivlp_dot(const uint8_t *vectors, int64_t bytes, int is_int8, const int64_t *rows, int64_t count,
+                      const float *query, int dims, float *out);
 
 /* Float32 to float16, to nearest, ties to even. Returns whether it was done: not without an instruction for it, nor where a
  * number is NaN, of which every processor makes what it likes. */

@@ -139,6 +139,22 @@ __attribute__((target("avx2,fma,f16c"))) static float fp16_dot_avx2(const uint16
     return sum;
 }
 
+__attribute__((target("avx2,fma"))) static float codes_dot_avx2(const int8_t *codes, const float *query, int dim) {
+    __m256 a = _mm256_setzero_ps(), b = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        __m128i some = _mm_loadu_si128((const __m128i *)(codes + i));
+        a = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(some)), _mm256_loadu_ps(query + i), a);
+        b = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(some, 8))),
+                            _mm256_loadu_ps(query + i + 8), b);
+    }
+    float part[8], sum = 0;
+    _mm256_storeu_ps(part, _mm256_add_ps(a, b));
+    for (int j = 0; j < 8; j++) sum += part[j];
+    for (; i < dim; i++) sum += (float)codes[i] * query[i];
+    return sum;
+}
+
 /* Inner products of four vectors and some queries: each sum is made in the same way, whatever the number of queries. */
 __attribute__((target("avx2,fma,f16c"), always_inline)) static inline void fp16_dots_avx2(const uint16_t *rows,
     const float *queries, int dim, int many, float *out) {
@@ -445,6 +461,21 @@ __attribute__((target(WIDE))) static float fp16_dot_avx512(const uint16_t *row, 
     }
     float sum = _mm512_reduce_add_ps(_mm512_add_ps(a, b));
     for (; i < dim; i++) sum += half_to_float(row[i]) * query[i];
+    return sum;
+}
+
+__attribute__((target(WIDE))) static float codes_dot_avx512(const int8_t *codes, const float *query, int dim) {
+    __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
+    int i = 0;
+    for (; i + 32 <= dim; i += 32) {
+        __m256i some = _mm256_loadu_si256((const __m256i *)(codes + i));
+        a = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(some))),
+                            _mm512_loadu_ps(query + i), a);
+        b = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(some, 1))),
+                            _mm512_loadu_ps(query + i + 16), b);
+    }
+    float sum = _mm512_reduce_add_ps(_mm512_add_ps(a, b));
+    for (; i < dim; i++) sum += (float)codes[i] * query[i];
     return sum;
 }
 

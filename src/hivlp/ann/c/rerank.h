@@ -2,8 +2,8 @@
 #pragma once
 #include "scan.h"
 
-#define VECTORS_AHEAD 8 /* float16 vectors that are prefetched */
-#define ENDS_AHEAD 128  /* float16 vectors whose ends are prefetched: address translation takes longer than the bytes */
+#define VECTORS_AHEAD 8 /* vectors that are prefetched */
+#define ENDS_AHEAD 128  /* vectors whose ends are prefetched: address translation takes longer than the bytes */
 
 /* Replace the positions of the kept codes by their row ids, each once. */
 static void codes_to_rows(query_state *s, const ivf_index *ivf) {
@@ -24,11 +24,11 @@ static void codes_to_rows(query_state *s, const ivf_index *ivf) {
 }
 
 static inline void prefetch_ends(const ivf_index *ivf, int64_t row) {
-    __builtin_prefetch(ivf->vectors + row * ivf->vector_dims);
-    __builtin_prefetch(ivf->vectors + (row + 1) * ivf->vector_dims - 1);
+    __builtin_prefetch(ivf->vectors + row * ivf->vector_bytes);
+    __builtin_prefetch(ivf->vectors + (row + 1) * ivf->vector_bytes - 1);
 }
 
-/* Re-rank the kept rows by their float16 vectors: the best `k`, best first, ties in the order of rows. */
+/* Re-rank the kept rows by their stored vectors: the best `k`, best first, ties in the order of rows. */
 static void rerank_rows(const query_state *s, const ivf_index *ivf, const float *query, int64_t k, int64_t *out_rows,
                    float *out_scores, search_stats *stats) {
     const candidate *list = s->top.list;
@@ -37,8 +37,9 @@ static void rerank_rows(const query_state *s, const ivf_index *ivf, const float 
     for (int64_t i = 0; i < count; i++) {
         if (i + ENDS_AHEAD < count) prefetch_ends(ivf, list[i + ENDS_AHEAD].row);
         if (i + VECTORS_AHEAD < count)
-            prefetch_far(ivf->vectors + (int64_t)list[i + VECTORS_AHEAD].row * ivf->vector_dims, (int64_t)ivf->vector_dims * 2);
-        float score = use.fp16_dot(ivf->vectors + (int64_t)list[i].row * ivf->vector_dims, query, ivf->vector_dims);
+            prefetch_far(ivf->vectors + (int64_t)list[i + VECTORS_AHEAD].row * ivf->vector_bytes, ivf->vector_bytes);
+        float score = vector_dot(ivf->vectors + (int64_t)list[i].row * ivf->vector_bytes, ivf->int8_vectors, query,
+                                 ivf->vector_dims);
         int64_t row = list[i].row;
         if (found == k && !(score > out_scores[k - 1] || (score == out_scores[k - 1] && row < out_rows[k - 1]))) continue;
         int64_t at = found < k ? found++ : k - 1;

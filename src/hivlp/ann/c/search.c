@@ -28,7 +28,7 @@ EXPORT int hivlp_search(const ivf_index *ivf, const float *queries, int64_t coun
     return 0;
 }
 
-/* Top-k among `count` given rows, without a scan of lists: refinement codes choose `rerank`, float16 vectors rank them.
+/* Top-k among `count` given rows, without a scan of lists: refinement codes choose `rerank`, stored vectors rank them.
  *
  * positions, lists: of one code of each row. */
 EXPORT int hivlp_search_rows(const ivf_index *ivf, const float *query, const uint32_t *which, const uint32_t *positions,
