@@ -17,6 +17,7 @@ from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Rows
 from hivlp.search.likeness import SAMPLED, K, Likeness, learn, make_probes
 from hivlp.search.operating_points import OperatingPoint
+from hivlp.search.truth import Truth
 
 CONFIDENCE = 1.645  # standard errors: one-sided 95%
 TIMED = 200
@@ -28,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def measure(
-    index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, tell: Progress
+    index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, truth: Truth, tell: Progress
 ) -> tuple[tuple[OperatingPoint, ...], tuple[SearchParams, ...], Likeness]:
     """Operating points of an approximate index on its own data.
 
@@ -36,30 +37,55 @@ def measure(
         index: over the vectors of a commit, all of which it knows.
         alive: (rows,) bool, False for tombstones; None without any.
         asked: (m, dim) queries that nothing was learnt from.
+        truth: their exact nearest neighbours.
         tell: called with what is done, how much of it, and of how much.
 
     Returns:
         The operating points worth using, fastest first; the ladder of search parameters for queries of other kinds;
         and what the scores of these queries look like.
     """
-    tell("truth", 0, 1)
-    answers = ExhaustiveScanner(index.vectors).top_many(asked, K, alive)
-    tell("truth", 1, 1)
-    bits = None if alive is None else np.packbits(alive, bitorder="little")
+    answers, bits = truth.best(K), _bits(alive)
     points: list[OperatingPoint] = []
     grid = list(dict.fromkeys(replace(each, rerank=index.min_rerank(each, HEAD)) for each in index.params_grid()))
     for number, params in enumerate(grid):
-        shares = _recalls(index, asked, answers, params, bits)
-        spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
-        # Where all are found the spread says nothing; the rule of three does.
-        error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
-        p50, p99 = _times(index, asked, params, bits)
-        points.append(OperatingPoint(params, float(shares.mean()), float(shares.mean()) - error, p50, p99))
+        recall, at_least = _promise(_recalls(index, asked, answers, params, bits))
+        points.append(OperatingPoint(params, recall, at_least, *_times(index, asked, params, bits)))
         tell("operating points", number + 1, len(grid))
     front = tuple(frontier(points))
     ladder = tuple(dict.fromkeys([*(point.params for point in front), index.thorough_params(HEAD)]))
     likeness = _likeness(index, alive, asked, answers, ladder, bits, tell)
     return front, ladder, likeness
+
+
+def measure_again(
+    index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, truth: Truth, points: Sequence[OperatingPoint]
+) -> tuple[OperatingPoint, ...]:
+    """The same operating points with the recall that they have now, and the times that they had.
+
+    Args:
+        index: with other rows than the points were measured on.
+        alive: (rows,) bool, False for tombstones; None without any.
+        asked: (m, dim) queries that nothing was learnt from.
+        truth: their exact nearest neighbours now.
+        points: some of those that were measured.
+    """
+    answers, bits, again = truth.best(K), _bits(alive), []
+    for point in points:
+        recall, at_least = _promise(_recalls(index, asked, answers, point.params, bits))
+        again.append(replace(point, recall=recall, at_least=at_least))
+    return tuple(again)
+
+
+def _promise(shares: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean recall of (queries,) shares that were found, and the lower end of its confidence."""
+    spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
+    # Where all are found the spread says nothing; the rule of three does.
+    error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
+    return float(shares.mean()), float(shares.mean()) - error
+
+
+def _bits(alive: NDArray[np.bool_] | None) -> NDArray[np.uint8] | None:
+    return None if alive is None else np.packbits(alive, bitorder="little")
 
 
 def _likeness(

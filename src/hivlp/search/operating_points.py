@@ -33,6 +33,7 @@ KNOWN = {
     "generation": Number(0, 1 << 62, whole=True),
     "rows": Number(1, 1 << 31, whole=True),
     "learnt_rows": Number(1, 1 << 31, whole=True),
+    "measured_rows": Number(0, 1 << 31, whole=True),
     "recall": Number(0, 1),
     "sample": Number(0, (1 << 32) - 1, whole=True, absent=-1),
 }
@@ -101,6 +102,7 @@ class Tuned:
         ladder: search parameters of these, and more thorough ones for queries of other kinds.
         likeness: what the scores of the measured queries look like, and what the ladder finds for others.
         sample: :func:`sample` of the vectors; -1 if that was not noted.
+        measured_rows: that there were when all operating points were last measured; 0 if that was not noted.
     """
 
     generation: int
@@ -112,6 +114,7 @@ class Tuned:
     ladder: tuple[SearchParams, ...]
     likeness: Likeness
     sample: int = -1
+    measured_rows: int = 0
 
     def widened(self, region: int, recall: float, params: SearchParams) -> SearchParams | None:
         """Search parameters that find enough in a region of queries where ``params`` may find less than ``recall``.
@@ -122,10 +125,15 @@ class Tuned:
         place = self.likeness.rung(region, recall)
         return None if place is None else self.ladder[max(place, self.ladder.index(params))]
 
-    def params(self, recall: float) -> SearchParams | None:
-        """The fastest search parameters that find so much at least, with 95% confidence; None if none are known to."""
+    def point(self, recall: float) -> OperatingPoint | None:
+        """The fastest operating point that finds so much at least, with 95% confidence; None if none is known to."""
         good = [point for point in self.frontier if point.at_least >= recall]
-        return min(good, key=lambda point: point.p50_ms).params if good else None
+        return min(good, key=lambda point: point.p50_ms) if good else None
+
+    def params(self, recall: float) -> SearchParams | None:
+        """Search parameters of :meth:`point`."""
+        point = self.point(recall)
+        return None if point is None else point.params
 
     @classmethod
     def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
@@ -155,7 +163,7 @@ class Tuned:
         points, queries = about.get("frontier"), about.get("queries")
         if not isinstance(points, list) or len(points) > MOST_POINTS or not isinstance(queries, str):
             raise ValueError("it does not say what was measured")
-        known = read_numbers({"sample": None, **about}, KNOWN)
+        known = read_numbers({"sample": None, "measured_rows": 0, **about}, KNOWN)
         if older:
             return cls(**known, queries=queries, frontier=(), ladder=(), likeness=NOTHING_KNOWN)
         frontier, likeness = (
@@ -172,7 +180,7 @@ class Tuned:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
-        names = ("generation", "rows", "learnt_rows", "queries", "recall")
+        names = ("generation", "rows", "learnt_rows", "measured_rows", "queries", "recall")
         return {
             **{name: getattr(self, name) for name in names},
             "sample": None if self.sample < 0 else self.sample,

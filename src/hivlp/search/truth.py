@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann.rows import Stored
 from hivlp.levels import Vectors
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Mask, Rows
-from hivlp.store.codec import Stored
 
 FILES = ("truth_rows.npy", "truth_scores.npy")
 DEPTH = 50
@@ -110,7 +110,9 @@ class Truth:
             count: of rows.
         """
         rows, scores = map(read, FILES)
-        fits = rows.shape == scores.shape == (queries, DEPTH) and (rows.dtype, scores.dtype) == (np.int32, np.float32)
-        if not fits or not ((rows >= -1) & (rows < count)).all() or np.isnan(scores).any():
+        fits = rows.shape == scores.shape == (queries, DEPTH)
+        if not fits or rows.dtype != np.int32 or scores.dtype != np.float32:
+            return None
+        if not ((rows >= -1) & (rows < count)).all() or np.isnan(scores).any():
             return None
         return cls(rows, scores)
