@@ -17,13 +17,13 @@ from hivlp.ann.bounds import Bounds
 from hivlp.ann.constants import NO_NORM, NO_ROW
 from hivlp.index import Index
 from hivlp.levels import Level
-from hivlp.search.approximate import FEW, HEAD, Approximate
+from hivlp.search.approximate import FEW, Approximate
 from hivlp.search.bounded import BoundedScanner
 from hivlp.search.collection import Collection
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Filter
 from hivlp.search.likeness import Likeness
-from hivlp.search.operating_points import FOLDER, Tuned
+from hivlp.search.operating_points import FOLDER, Depth, Tuned
 from hivlp.search.stages import Asked, Exact
 from synthetic import cloud, make_tuned_index
 
@@ -73,7 +73,7 @@ class Made:
 
     def near(self, few: int | None = None) -> Approximate:
         nothing = Likeness(np.inf, np.inf, (1.0,), (-np.inf,), ())
-        tuned = Tuned(0, BUILT, BUILT, "", 0.99, (), (), nothing)
+        tuned = Tuned(0, BUILT, BUILT, "", 0.99, (Depth(10, (), (), nothing),))
         return Approximate(self.index, tuned, self.bounds, few=few)
 
     def exact(self, *, near=None, few: int = FEW, **options) -> BoundedScanner:
@@ -107,13 +107,13 @@ def test_a_batch_is_answered_as_its_queries_one_by_one(params, passing):
     near, everything = made("cloud").near(few=100), made("cloud").everything
     allowed = None if passing == 1 else Filter(np.random.default_rng(1).random(ROWS) < passing)
     queries = cloud(11, WIDTH, 6)
-    for k in (1, 7, HEAD):
+    for k in (1, 7, 50):
         together = near.search(queries, k, params, allowed)
         for query, (rows, scores) in zip(queries, together, strict=True):
             ((alone, products),) = near.search(query[None], k, params, allowed)
             np.testing.assert_array_equal(rows, alone)
             np.testing.assert_array_equal(scores, products)
-            rows, scores = near.with_tail(query, rows, scores, HEAD, allowed)
+            rows, scores = near.with_tail(query, rows, scores, 50, allowed)
             assert scores.tolist() == sorted(scores.tolist(), reverse=True)
             np.testing.assert_array_equal(scores, everything.rescore(query, rows))
 

@@ -11,7 +11,6 @@ import pytest
 from hivlp.cli import main
 from hivlp.index import Index
 from hivlp.levels import Level
-from hivlp.search.approximate import HEAD
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Filter
 from hivlp.search.options import Options
@@ -39,15 +38,20 @@ def asked(levels=LEVELS, **options) -> Options:
     return Options.of(levels, **{**given, **options})
 
 
-class Tuned:
+class Depth:
     """Operating points that reach 0.9 and no more."""
 
-    recall, rows = 0.9, ROWS
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
 
     def params(self, recall: float):
         from hivlp.ann import SearchParams
 
         return SearchParams(8, 5.0, 1.0, 60) if recall <= 0.9 else None
+
+
+class Tuned:
+    recall, rows, depths = 0.9, ROWS, (Depth(10), Depth(50))
 
 
 class Approximate:
@@ -94,7 +98,7 @@ def test_deeper_looks_reach_ever_further():
     keeps = [look.stages[0].keep for look in choose(collection(rows=50_000), asked(), 50_000).looks[:-1]]
     assert keeps == [200, 800, 3200, 12_800]
     ann = choose(collection(ann=Approximate()), asked(), ROWS)
-    assert [look.reach for look in ann.looks] == [HEAD, None]
+    assert [look.reach for look in ann.looks] == [10, 50, None]
 
 
 def test_a_plan_cannot_be_changed():

@@ -17,7 +17,7 @@ from hivlp.search.collection import Collection
 from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Filter
 from hivlp.search.likeness import Likeness
-from hivlp.search.operating_points import OperatingPoint, Tuned
+from hivlp.search.operating_points import Depth, OperatingPoint, Tuned
 from hivlp.search.plan import cascade as cascade_stages
 from hivlp.search.stages import Ann, Asked, Exact, Scan, Stage
 from hivlp.store.codec import CODECS, codec_of
@@ -77,7 +77,8 @@ def approximate_index(stored: np.ndarray) -> Approximate:
         assert bounds is not None
         index = AnnIndex(built.arrays, stored)
         alike = Likeness(np.inf, np.inf, (1.0,), (-np.inf,), ())
-        tuned = Tuned(0, BUILT, BUILT, "", 0.9, (OperatingPoint(PARAMS, 1.0, 1.0, 0.1, 0.1),), (PARAMS,), alike)
+        depth = Depth(50, (OperatingPoint(PARAMS, 1.0, 1.0, 0.1, 0.1),), (PARAMS,), alike)
+        tuned = Tuned(0, BUILT, BUILT, "", 0.9, (depth,))
         BUILT_OF[id(stored)] = Approximate(index, tuned, bounds.over(index))
     return BUILT_OF[id(stored)]
 
@@ -92,7 +93,7 @@ def by_bound(stored: np.ndarray) -> Search:
 
 def approximate(stored: np.ndarray) -> Search:
     ann = approximate_index(stored)
-    return run(Collection.of(LEVELS[1:], (stored,), ann=ann), (Ann("fine", 0.9, PARAMS, ann.tuned),))
+    return run(Collection.of(LEVELS[1:], (stored,), ann=ann), (Ann("fine", 0.9, PARAMS, ann.tuned.depths[0]),))
 
 
 def cascade(share: float) -> Callable[[np.ndarray], Search]:

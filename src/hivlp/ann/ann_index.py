@@ -43,7 +43,8 @@ MARGINS = (4.0, 5.0, 6.0, 7.0, 7.5, 8.0, 8.25, 8.5, 8.75, 9.0, 9.25, 9.5, 9.75, 
 # Slack, rerank and tolerance by nprobe alone: without a trained router a margin means little.
 FIXED_NPROBE = (1.0, 60, np.inf), (2.0, 200, np.inf)
 NPROBES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
-THOROUGH_RERANK = 200  # stored vectors, where recall matters more than time
+# Slack and rerank where recall matters more than time, up to what takes as long as to read everything.
+THOROUGH = (2.0, 200), (2.5, 400), (3.0, 800), (3.5, 1200), (4.0, 1600), (np.inf, 3000)
 
 
 @dataclass(frozen=True)
@@ -302,9 +303,9 @@ class AnnIndex:
             if first <= margin <= last
         ]
 
-    def thorough_params(self, k: int) -> SearchParams:
-        """Search parameters that probe every list, for queries that the router cannot place."""
-        return SearchParams(self.nlist, np.inf, 2.0, max(THOROUGH_RERANK, self.codes_for(k)))
+    def thorough_params(self) -> list[SearchParams]:
+        """Search parameters that probe every list; each finds all that the one before does, in about twice its time."""
+        return [SearchParams(self.nlist, np.inf, slack, rerank) for slack, rerank in THOROUGH]
 
     def search(
         self, queries: Vectors, k: int, params: SearchParams, *, allowed: NDArray[np.uint8] | None = None

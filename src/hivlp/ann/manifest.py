@@ -15,7 +15,7 @@ from hivlp.errors import IndexFolderError
 from hivlp.files import npy
 
 MANIFEST = "engine.json"
-FORMAT = 8
+FORMAT = 9
 MOST_BYTES = 1 << 22  # of a manifest: one is some 20 kB
 NAME = re.compile(r"[a-z_]{1,40}\.npy")
 

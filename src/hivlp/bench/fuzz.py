@@ -29,9 +29,10 @@ from hivlp.bench.report import Report, measured
 from hivlp.coarse.closed import prefix
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index, tuning
+from hivlp.index.tuned_index import TunedIndex
 from hivlp.levels import Vectors
 from hivlp.search.likeness import Likeness, Region
-from hivlp.search.operating_points import OperatingPoint, Tuned, sample
+from hivlp.search.operating_points import Depth, OperatingPoint, Tuned, sample
 from hivlp.store.records import NewItem, Stamp
 
 PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
@@ -149,8 +150,10 @@ def make_index(
         ladder = tuple(point.params for point in points)
         regions = Region(0.0, (1.0, 1.0)), Region(0.0, (0.5, 1.0)), Region(0.3, (0.5, 1.0))
         likeness = Likeness(0.99, 0.6, (10 / built, 1.0), (0.4, -1.0), regions)
-        tuned = Tuned(generation, built, built, "the items themselves", 0.99, points, ladder, likeness, sample(fine))
-        tuning.save(index.store, engine, bounds, tuned, vectors[:200])
+        tuned = Tuned(
+            generation, built, built, "the items themselves", 0.99, (Depth(10, points, ladder, likeness),), sample(fine)
+        )
+        TunedIndex.of(engine, bounds, vectors[:200].astype(np.float16), tuned).save(index.store)
         if late:
             _append(index, vectors[built:], built)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hivlp.search.operating_points import Tuned
 from hivlp.store.folder import Store
 
 
@@ -26,6 +27,10 @@ class IndexInfo:
         levels: dims of each, coarse to fine.
         bytes: on disk.
         engine_bytes: of them, those of the approximate index that `hivlp tune` made.
+        tuned: what is known of that one: ``rows`` in its inverted lists, ``learnt_rows`` that it was trained on,
+            ``measured_rows`` that there were when all search parameters were measured, the ``recall`` that it is tuned
+            for, what searches find of that ``at_least`` (None where they rank everything), and ``tune_again``: why that
+            would help, or None. None without one that is of use.
     """
 
     path: str
@@ -41,16 +46,26 @@ class IndexInfo:
     levels: dict[str, int]
     bytes: int
     engine_bytes: int
+    tuned: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, store: Store, engine_bytes: int) -> IndexInfo:
-        """What a store holds, and how long its approximate index's files are.
+    def of(cls, store: Store, engine_bytes: int, tuned: Tuned | None) -> IndexInfo:
+        """What a store holds, how long its approximate index's files are, and what was measured of that.
 
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        held = store.info()
-        return cls(**{**held, "bytes": held["bytes"] + engine_bytes}, engine_bytes=engine_bytes)
+        held, known = store.info(), None
+        if tuned is not None:
+            with store.reading() as reader:
+                generation = reader.state.generation
+            point = tuned.depths[0].point(tuned.recall)
+            known = {
+                **{name: getattr(tuned, name) for name in ("rows", "learnt_rows", "measured_rows", "recall")},
+                "at_least": None if point is None else point.at_least,
+                "tune_again": _tune_again(tuned, generation),
+            }
+        return cls(**{**held, "bytes": held["bytes"] + engine_bytes}, engine_bytes=engine_bytes, tuned=known)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp info --json`` prints."""
@@ -58,3 +73,12 @@ class IndexInfo:
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {value}" for name, value in self.to_json().items())
+
+
+def _tune_again(tuned: Tuned, generation: int) -> str | None:
+    """Why tuning again would help; None where it would not."""
+    if tuned.generation != generation:
+        return "the rows have other numbers now, and searches do not use the approximate index"
+    if tuned.falls_short:
+        return f"what has changed since leaves no search parameters known to find {tuned.recall}; all rows are read"
+    return None

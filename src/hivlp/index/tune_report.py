@@ -43,13 +43,13 @@ class TuneReport:
 
     @property
     def frontier(self) -> tuple[OperatingPoint, ...]:
-        """Operating points worth using, fastest first."""
-        return self.tuned.frontier
+        """Operating points worth using for the first ranks, fastest first."""
+        return self.tuned.depths[0].frontier
 
     @property
     def chosen(self) -> OperatingPoint | None:
         """The one that searches use which ask for no other recall; None where such searches are exact."""
-        params = self.tuned.params(self.tuned.recall)
+        params = self.tuned.depths[0].params(self.tuned.recall)
         return next((point for point in self.frontier if point.params == params), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +58,7 @@ class TuneReport:
         return {
             "index": self.index,
             **known,
+            "frontier": [point.to_json() for point in self.frontier],
             "chosen": None if self.chosen is None else self.chosen.to_json(),
             "nlist": self.nlist,
             "dims": self.dims,
@@ -95,7 +96,8 @@ class TuneReport:
             mark, params = "  <- chosen" if point == self.chosen else "", point.to_json()
             lines.append(
                 f"{point.recall:8.4f} {point.at_least:9.4f} {point.p50_ms:8.3f} {point.p99_ms:8.3f}"
-                f"   {params['nprobe']:6} {params['margin'] or '':>6} {params['slack']:5} {params['rerank']:6}{mark}"
+                f"   {params['nprobe']:6} {_shown(params['margin']):>6} {_shown(params['slack']):>5}"
+                f" {params['rerank']:6}{mark}"
             )
         if self.chosen is None:
             lines.append(f"no search parameters are known to reach {self.tuned.recall}: such searches are exact")
@@ -104,3 +106,7 @@ class TuneReport:
             f"({self.memory_mb} MB); queries: {self.tuned.queries}; {self.seconds} s"
         )
         return "\n".join(lines)
+
+
+def _shown(number: float | None) -> str:
+    return "all" if number is None else str(number)

@@ -14,18 +14,20 @@ from hivlp.ann.arrays import Arrays, read_array
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.manifest import read_manifest
 from hivlp.ann.rows import Stored, dim
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import IndexFolderError
 from hivlp.files.scratch import standing
 from hivlp.index.tuning_queries import split, unit
 from hivlp.levels import Vectors
 from hivlp.search import truth
-from hivlp.search.calibration import Progress, measure, measure_again
+from hivlp.search.calibration import Progress, check, measure
 from hivlp.search.opened import open_ann
-from hivlp.search.operating_points import FOLDER, NOTHING_KNOWN, OperatingPoint, Tuned, sample
+from hivlp.search.operating_points import FOLDER, Tuned, sample
 from hivlp.search.truth import Truth
 from hivlp.store.folder import Store
 
 QUERIES = "queries.npy"
+WATCHED = 0.9, 0.95, 0.99
+"""Recalls whose operating points are checked when rows come or go, beside the one that an index is tuned for."""
 
 
 class Rows(NamedTuple):
@@ -40,6 +42,11 @@ class Rows(NamedTuple):
     vectors: Stored
     alive: NDArray[np.bool_] | None
     generation: int
+
+    @property
+    def dead(self) -> int:
+        """Number of tombstones."""
+        return 0 if self.alive is None else len(self.alive) - int(np.count_nonzero(self.alive))
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,21 @@ class TunedIndex:
     tuned: Tuned
 
     @classmethod
-    def build(
-        cls, rows: Rows, queries: NDArray[np.float16], source: str, recall: float, tell: Progress
+    def of(
+        cls,
+        index: AnnIndex,
+        bounds: Bounds | None,
+        queries: NDArray[np.float16],
+        tuned: Tuned,
+        alive: NDArray[np.bool_] | None = None,
     ) -> TunedIndex:
+        """With the truth that a scan finds; ``alive`` is (rows,) bool, False for tombstones, None without any."""
+        rows = index.vectors[: index.count]
+        answers = Truth.of(rows, _split(queries)[0], None if alive is None else alive[: index.count])
+        return cls(index, bounds, queries, answers, tuned)
+
+    @classmethod
+    def build(cls, rows: Rows, queries: NDArray[np.float16], source: str, recall: float, tell: Progress) -> TunedIndex:
         """Train on the rows and the queries, encode the rows, and measure.
 
         Args:
@@ -73,32 +92,29 @@ class TunedIndex:
             recall: that searches shall reach which ask for no other.
             tell: called with the step, how much of it is done, and of how much.
         """
-        held_out, known = split(floats(queries))
+        known, count = _split(queries)[1], len(rows.vectors)
         index = AnnIndex.build(rows.vectors, queries=known, on_progress=tell)
-        bounds, count = Bounds.build(index, known, tell), len(rows.vectors)
-        tuned = Tuned(
-            rows.generation, count, count, source, recall, (), (), NOTHING_KNOWN, sample(rows.vectors), count
-        )
+        bounds = Bounds.build(index, known, tell)
         tell("truth", 0, 1)
-        answers = Truth.of(rows.vectors, held_out, rows.alive)
+        tuned = _moved(Tuned(rows.generation, count, count, source, recall, ()), rows)
+        made = cls.of(index, bounds, queries, tuned, rows.alive)
         tell("truth", 1, 1)
-        return cls(index, bounds, queries, answers, tuned).measured(rows.alive, tell)
+        return made.measured(rows.alive, tell)
 
     def measured(self, alive: NDArray[np.bool_] | None, tell: Progress) -> TunedIndex:
         """With all search parameters measured anew, and their times."""
-        found = measure(self.index, alive, self.held_out, self.truth, tell)
-        frontier, ladder, likeness = found
-        tuned = replace(
-            self.tuned, frontier=frontier, ladder=ladder, likeness=likeness, measured_rows=self.tuned.rows
-        )
-        return replace(self, tuned=tuned)
+        depths = measure(self.index, alive, _split(self.queries)[0], self.truth, tell)
+        return replace(self, tuned=replace(self.tuned, depths=depths, measured_rows=self.tuned.rows))
 
-    @property
-    def held_out(self) -> Vectors:
-        """(n, dim) unit queries that recall is measured with."""
-        return floats(split(self.queries)[0])
+    def checked(self, alive: NDArray[np.bool_] | None) -> TunedIndex:
+        """With the recall that those operating points have now which searches use, and their times of before."""
+        recalls = tuple(dict.fromkeys((self.tuned.recall, *WATCHED)))
+        depths = check(self.index, alive, _split(self.queries)[0], self.truth, self.tuned.depths, recalls)
+        return replace(self, tuned=replace(self.tuned, depths=depths))
 
-    # With other rows.
+    def for_recall(self, recall: float) -> TunedIndex:
+        """For searches that ask for no other recall than this one."""
+        return replace(self, tuned=replace(self.tuned, recall=recall))
 
     def taking_in(self, rows: Rows, kept: NDArray[np.int64] | None, tell: Progress) -> TunedIndex:
         """Over the rows of a later commit: codes of those that stay are kept, new ones encoded; nothing is learnt.
@@ -111,7 +127,7 @@ class TunedIndex:
         first = self.index.count if kept is None else len(kept)
         index = AnnIndex.extend(self.index.arrays, rows.vectors, kept, on_progress=tell)
         bounds = None if self.bounds is None else self.bounds.extend(index, kept, tell)
-        answers = self.truth.renewed(rows.vectors, self.held_out, rows.alive, first, kept)
+        answers = self.truth.renewed(rows.vectors, _split(self.queries)[0], rows.alive, first, kept)
         return TunedIndex(index, bounds, self.queries, answers, _moved(self.tuned, rows))
 
     @classmethod
@@ -120,21 +136,8 @@ class TunedIndex:
     ) -> TunedIndex:
         """Over rows of which nobody knows which they were: all are encoded, with the training of before."""
         index = AnnIndex.extend(arrays, rows.vectors, np.arange(0), on_progress=tell)
-        held_out, known = split(floats(queries))
-        answers = Truth.of(rows.vectors, held_out, rows.alive)
-        return cls(index, Bounds.build(index, known, tell), queries, answers, _moved(tuned, rows))
-
-    def measured_again(
-        self, alive: NDArray[np.bool_] | None, points: tuple[OperatingPoint, ...]
-    ) -> TunedIndex:
-        """With the recall of some of its operating points measured anew, and their times of before."""
-        again = measure_again(self.index, alive, self.held_out, self.truth, points)
-        new = {point.params: point for point in again}
-        frontier = tuple(new.get(point.params, point) for point in self.tuned.frontier)
-        rows = self.tuned.rows if len(points) == len(frontier) else self.tuned.measured_rows
-        return replace(self, tuned=replace(self.tuned, frontier=frontier, measured_rows=rows))
-
-    # In its folder.
+        bounds = Bounds.build(index, _split(queries)[1], tell)
+        return cls.of(index, bounds, queries, _moved(tuned, rows), rows.alive)
 
     @classmethod
     def load(cls, folder: Path, rows: Rows) -> TunedIndex | None:
@@ -146,23 +149,20 @@ class TunedIndex:
         """
         place = standing(folder / FOLDER)
         try:
-            manifest, found = read_manifest(place), open_ann(folder, rows.vectors, rows.generation)
-            if found is None:
+            found = open_ann(folder, rows.vectors, rows.generation)
+            queries = load_queries(folder, dim(rows.vectors))
+            if found is None or queries is None or found[1].arrays.damage() is not None:
                 return None
             tuned, index, bounds = found
-            queries = load_queries(folder, dim(rows.vectors))
-            if queries is None or index.arrays.damage() is not None:
-                return None
-            held_out = split(queries)[0]
-            answers = None
+            answers, manifest = None, read_manifest(place)
             if all(name in manifest.checks for name in truth.FILES):
-                answers = Truth.load(lambda name: read_array(place, name, manifest)[1], len(held_out), index.count)
-            if answers is None:
-                known = slice(None, index.count)
-                alive = None if rows.alive is None else rows.alive[known]
-                answers = Truth.of(rows.vectors[known], floats(held_out), alive)
-        except (IndexFolderError, QueryError):
+                answers = Truth.load(
+                    lambda name: read_array(place, name, manifest)[1], len(split(queries)[0]), index.count
+                )
+        except IndexFolderError:
             return None
+        if answers is None:
+            return cls.of(index, bounds, queries, tuned, rows.alive)
         return cls(index, bounds, queries, answers, tuned)
 
     def save(self, store: Store) -> None:
@@ -186,14 +186,26 @@ def load_queries(folder: Path, width: int) -> NDArray[np.float16] | None:
         queries = read_array(place, QUERIES, read_manifest(place, older=True))[1]
     except IndexFolderError:
         return None
-    fits = queries.ndim == 2 and queries.shape[1] == width and len(queries) >= 2 and queries.dtype == np.float16
-    return queries if fits else None
+    if queries.ndim != 2 or queries.shape[1] != width or len(queries) < 2 or queries.dtype != np.float16:
+        return None
+    return queries if np.isfinite(queries).all() and queries.any(axis=1).all() else None
 
 
-def floats(queries: NDArray[np.float16]) -> Vectors:
-    """(n, dim) float32 unit vectors of queries as they are stored."""
-    return unit(queries.astype(np.float32))
+def load_arrays(folder: Path, width: int) -> Arrays | None:
+    """Arrays of an approximate index of vectors of so many dims, whichever they are; None if they cannot be opened."""
+    try:
+        arrays = Arrays.load(standing(folder / FOLDER))
+    except IndexFolderError:
+        return None
+    return arrays if len(arrays.mean) == width else None
+
+
+def _split(queries: NDArray[np.float16]) -> tuple[Vectors, Vectors]:
+    """float32 unit vectors of the queries to measure with, and of those to learn from."""
+    held_out, known = split(queries)
+    return unit(held_out.astype(np.float32)), unit(known.astype(np.float32))
 
 
 def _moved(tuned: Tuned, rows: Rows) -> Tuned:
-    return replace(tuned, generation=rows.generation, rows=len(rows.vectors), sample=sample(rows.vectors))
+    count = len(rows.vectors)
+    return replace(tuned, generation=rows.generation, rows=count, sample=sample(rows.vectors), dead=rows.dead)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hivlp.ann.rows import Stored, dim, floats
 from hivlp.errors import QueryError
@@ -20,10 +21,12 @@ from hivlp.store.folder import Store
 HELD_OUT = 400  # queries that operating points are measured with, if there are three times as many
 MOST_HELD_OUT = 1000  # or a tenth of them: the better a recall is known, the faster the parameters that surely reach it
 MOST_QUERIES = 20_000  # that are learnt from; of a large index, one for so many rows, as there are more lists to teach
+GIVEN = ("given vectors", "given texts")
+"""What queries are called that a person chose."""
 ENCODED = 6_000  # texts that are encoded to learn from, at most
 
 
-def split(asked: Vectors) -> tuple[Vectors, Vectors]:
+def split(asked: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The queries that operating points are measured with, and those to learn from."""
     held_out = max(1, min(HELD_OUT, len(asked) // 3), min(MOST_HELD_OUT, len(asked) // 10))
     return asked[:held_out], asked[held_out:]
@@ -55,11 +58,11 @@ def queries_to_learn(
     if isinstance(given, np.ndarray):
         if given.ndim != 2 or given.shape[1] != width or len(given) < 2 or given.dtype.kind != "f":
             raise QueryError(f"queries must be (2 or more, {width}) floats, not {given.shape} {given.dtype}")
-        return unit(np.asarray(given, np.float32)), "given vectors"
+        return unit(np.asarray(given, np.float32)), GIVEN[0]
     if given is not None:
         if len(given) < 2:
             raise QueryError("tuning needs at least two queries")
-        return _encode(encoder, list(given)[:MOST_QUERIES], tell), "given texts"
+        return _encode(encoder, list(given)[:MOST_QUERIES], tell), GIVEN[1]
     if encoder.model is not None:
         with store.reading() as reader:
             captions = reader.captions(ENCODED)

@@ -16,12 +16,10 @@ from hivlp.search.exhaustive import ExhaustiveScanner, best_first
 from hivlp.search.filters import Filter, IndexedFilter, Rows, mask_of
 from hivlp.search.operating_points import Tuned
 
-HEAD = 50
-"""Ranks that an approximate search is asked for; deeper ones are exact."""
 FEW = 5_000
 """Rows passing a filter up to which their codes are read one by one: what reading as many lists costs."""
-RERANKED = 2
-"""Of rows read one by one, how many for each wanted one are re-ranked by their stored vectors."""
+RERANKED, LEAST_RERANKED = 2, 100
+"""Of rows read one by one, how many are re-ranked by their stored vectors for each wanted one, and at least."""
 MOST_EFFORT = 8.0
 """Times as many lists that are probed, at most, where a filter thins out what the lists hold."""
 
@@ -81,7 +79,7 @@ class Approximate:
         if allowed is not None:
             passing = allowed.head(self.count)
             if passing.count <= self._few:
-                return [self.index.search_rows(query, passing.rows, k, RERANKED * k) for query in queries]
+                return [self.index.search_rows(query, passing.rows, k, _reranked(k)) for query in queries]
             bits = passing.bits
             effort = min(1 / passing.share, MOST_EFFORT)
             # The router's scores are logarithms: so many times as many lists are worth probing.
@@ -103,8 +101,12 @@ class Approximate:
 
     def scores_all(self, passing: IndexedFilter, k: int) -> bool:
         """Whether so few rows pass that a search for ``k`` of them re-ranks every one."""
-        return passing.count <= min(self._few, RERANKED * k)
+        return passing.count <= min(self._few, _reranked(k))
 
     def bounded(self) -> BoundedScanner | None:
         """Exact ranking by bounds; None without bounds, or if what they depend on is damaged."""
         return self._bounded if self._bounded is not None and self._is_sound() else None
+
+
+def _reranked(k: int) -> int:
+    return max(LEAST_RERANKED, RERANKED * k)

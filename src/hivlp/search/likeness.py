@@ -15,7 +15,7 @@ the sample's is done again with parameters that reach the recall there, or exact
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -231,20 +231,24 @@ def learn(
     sample_best: Vectors,
     probes: Probes,
     probes_best: Vectors,
-    found: Sequence[NDArray[np.float64]],
+    measured: Sequence[tuple[int, Sequence[NDArray[np.float64]]]],
     items: Vectors,
     count: int,
-) -> Likeness:
-    """Draw the regions, and measure each.
+) -> list[Likeness]:
+    """Draw the regions, and measure each by what some ladders of search parameters find there.
 
     Args:
         sample: (m, dim) measured queries.
         sample_best: (m, 10) their best scores, best first.
         probes: of other kinds.
         probes_best: (n, 10) their best scores, best first.
-        found: for each rung of the ladder, (n,) the share of each probe's ten best that it finds.
+        measured: for each ladder, one in how many of the probes it was measured with, and for each rung, the share of
+            each of these probes' best that it finds.
         items: (n, dim) some of the items.
         count: of all items.
+
+    Returns:
+        For each ladder, the same regions with what its rungs find there.
     """
     best, tenth = sample_best[:, 0], sample_best[:, K - 1]
     shares = [min(1.0, K / count)]
@@ -265,19 +269,24 @@ def learn(
     where = np.array([usual.region(first, last) for first, last in probes_best[:, [0, K - 1]].tolist()])
     low = np.sort(probes_best[where >= FAR, K - 1])[::-1]
     edges = [float(part[-1]) for part in np.array_split(low, STEPS) if len(part)]
-    regions = [Region(0.0, _recalls(where == near, probes, found)) for near in (NEAR, MANY)]
-    above = np.inf
-    for edge in edges:
-        inside = (where >= FAR) & (probes_best[:, K - 1] < above) & (probes_best[:, K - 1] >= edge)
-        regions.append(Region(edge, _recalls(inside, probes, found)))
-        above = edge
-    return Likeness(drawn.best, drawn.gap, drawn.shares, drawn.scores, tuple(regions))
+    tenth = probes_best[:, K - 1, None]
+    where = np.where(where >= FAR, FAR + np.count_nonzero(tenth < np.array(edges), axis=1), where)
+    least = [0.0, 0.0, *edges]
+    return [
+        replace(drawn, regions=tuple(
+            Region(least[number], _recalls(where[::step] == number, probes.kinds[::step], found))
+            for number in range(len(least))
+        ))
+        for step, found in measured
+    ]  # fmt: skip
 
 
-def _recalls(inside: NDArray[np.bool_], probes: Probes, found: Sequence[NDArray[np.float64]]) -> tuple[float, ...]:
+def _recalls(
+    inside: NDArray[np.bool_], of_kind: NDArray[np.int64], found: Sequence[NDArray[np.float64]]
+) -> tuple[float, ...]:
     if np.count_nonzero(inside) < LEAST_PROBES:
         return (0.0,) * len(found)
-    kinds = [inside & (probes.kinds == kind) for kind in np.unique(probes.kinds[inside])]
+    kinds = [inside & (of_kind == kind) for kind in np.unique(of_kind[inside])]
     kinds = [kind for kind in kinds if np.count_nonzero(kind) >= LEAST_OF_KIND]
     return tuple(
         float(min([shares[inside].mean(), *(shares[kind].mean() + LENIENCE for kind in kinds)])) for shares in found

@@ -174,8 +174,8 @@ def open_ann(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, Ann
         tuned = Tuned.of_manifest(manifest)
     except ValueError as error:
         raise InvalidAnnIndexError(place, MANIFEST, str(error)) from error
-    if tuned.generation != generation:
-        return None
+    if tuned.generation != generation or tuned.rows > len(vectors):
+        return None  # of rows with other numbers, or of a later commit
     index = AnnIndex.load(place, vectors)
     if index.count != tuned.rows:
         raise InvalidAnnIndexError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {index.count}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,32 @@ from hivlp.ann.rows import Stored
 from hivlp.errors import IndexFolderError
 from hivlp.files import npy
 from hivlp.files.scratch import standing
-from hivlp.search.likeness import Likeness
+from hivlp.search.likeness import K, Likeness
 from hivlp.store.folder import ENGINE
 
 FOLDER = ENGINE
-NOTHING_KNOWN = Likeness(math.inf, math.inf, (1.0,), (-math.inf,), ())
 # What may stand in a manifest.
 PARAMS = {
     "nprobe": Number(1, 1 << 31, whole=True),
     "margin": Number(0, 1e6, absent=math.inf),
-    "slack": Number(-1e6, 1e6),
+    "slack": Number(-1e6, 1e6, absent=math.inf),
     "rerank": Number(1, 1 << 31, whole=True),
     "tolerance": Number(0, 1e6, absent=math.inf),
 }
 MEASURED = {"recall": Number(0, 1), "at_least": Number(-10, 1), "p50_ms": Number(0, 1e9), "p99_ms": Number(0, 1e9)}
+RANKS = {"ranks": Number(K, 1 << 31, whole=True)}
 KNOWN = {
     "generation": Number(0, 1 << 62, whole=True),
     "rows": Number(1, 1 << 31, whole=True),
     "learnt_rows": Number(1, 1 << 31, whole=True),
     "measured_rows": Number(0, 1 << 31, whole=True),
+    "dead": Number(0, 1 << 31, whole=True),
     "recall": Number(0, 1),
     "sample": Number(0, (1 << 32) - 1, whole=True, absent=-1),
 }
 SUMMED = 64  # rows whose checksum tells whether an approximate index is of these vectors
 MOST_POINTS = 10_000
+MOST_DEPTHS = 100
 
 
 @dataclass(frozen=True)
@@ -89,32 +92,20 @@ def params_of_json(data: Any) -> SearchParams:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """Operating points of an approximate index, and what they were measured with.
+class Depth:
+    """What search parameters find and cost where so many ranks are wanted.
 
     Attributes:
-        generation: of the vector files.
-        rows: that the approximate index knows.
-        learnt_rows: that there were when it was trained.
-        queries: where the queries came from that it was trained and measured with.
-        recall: of the ten best, that searches shall find which ask for no other.
+        ranks: hits wanted, of which the recall is.
         frontier: operating points worth using, fastest first.
         ladder: search parameters of these, and more thorough ones for queries of other kinds.
         likeness: what the scores of the measured queries look like, and what the ladder finds for others.
-        sample: :func:`sample` of the vectors; -1 if that was not noted.
-        measured_rows: that there were when all operating points were last measured; 0 if that was not noted.
     """
 
-    generation: int
-    rows: int
-    learnt_rows: int
-    queries: str
-    recall: float
+    ranks: int
     frontier: tuple[OperatingPoint, ...]
     ladder: tuple[SearchParams, ...]
     likeness: Likeness
-    sample: int = -1
-    measured_rows: int = 0
 
     def widened(self, region: int, recall: float, params: SearchParams) -> SearchParams | None:
         """Search parameters that find enough in a region of queries where ``params`` may find less than ``recall``.
@@ -134,6 +125,68 @@ class Tuned:
         """Search parameters of :meth:`point`."""
         point = self.point(recall)
         return None if point is None else point.params
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and for people."""
+        return {
+            "ranks": self.ranks,
+            "frontier": [point.to_json() for point in self.frontier],
+            "thorough": [params_to_json(each) for each in self.ladder[len(self.frontier) :]],
+            "likeness": self.likeness.to_json(),
+        }
+
+    @classmethod
+    def of_json(cls, data: Any) -> Depth:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: saying what is missing, or is not what it can be.
+        """
+        known = data if isinstance(data, dict) else {}
+        points, thorough = known.get("frontier"), known.get("thorough")
+        if not isinstance(points, list) or len(points) > MOST_POINTS:
+            raise ValueError("it does not say what was measured")
+        if not isinstance(thorough, list) or len(thorough) > MOST_POINTS:
+            raise ValueError("it does not say what to do with other queries")
+        ranks = int(read_numbers(known, RANKS)["ranks"])
+        frontier, likeness = tuple(map(OperatingPoint.of_json, points)), Likeness.of_json(known.get("likeness"))
+        ladder = (*(point.params for point in frontier), *map(params_of_json, thorough))
+        if any(len(region.recalls) != len(ladder) for region in likeness.regions):
+            raise ValueError("what was measured with other queries is not of these search parameters")
+        return cls(ranks, frontier, ladder, likeness)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Operating points of an approximate index, and what they were measured with.
+
+    Attributes:
+        generation: of the vector files.
+        rows: that the approximate index knows.
+        learnt_rows: that there were when it was trained.
+        queries: where the queries came from that it was trained and measured with.
+        recall: that searches shall have which ask for no other.
+        depths: what was measured, for few ranks first.
+        sample: :func:`sample` of the vectors; -1 if that was not noted.
+        measured_rows: that there were when all operating points were measured; 0 if that was not noted. What was added
+            since is in the inverted lists, and those operating points that searches use have been checked with it.
+        dead: tombstones among the rows when they were last checked.
+    """
+
+    generation: int
+    rows: int
+    learnt_rows: int
+    queries: str
+    recall: float
+    depths: tuple[Depth, ...]
+    sample: int = -1
+    measured_rows: int = 0
+    dead: int = 0
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether additions or removals have left no search parameters that are known to find what was tuned for."""
+        return self.depths[0].point(self.recall) is None and self.measured_rows != self.rows
 
     @classmethod
     def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
@@ -160,33 +213,26 @@ class Tuned:
             ValueError: saying what is missing, or is not what it can be.
         """
         about = manifest.about
-        points, queries = about.get("frontier"), about.get("queries")
-        if not isinstance(points, list) or len(points) > MOST_POINTS or not isinstance(queries, str):
+        depths, queries = about.get("depths"), about.get("queries")
+        known = read_numbers({"sample": None, "measured_rows": 0, "dead": 0, **about}, KNOWN)
+        if not isinstance(queries, str):
             raise ValueError("it does not say what was measured")
-        known = read_numbers({"sample": None, "measured_rows": 0, **about}, KNOWN)
         if older:
-            return cls(**known, queries=queries, frontier=(), ladder=(), likeness=NOTHING_KNOWN)
-        frontier, likeness = (
-            tuple(OperatingPoint.of_json(point) for point in points),
-            Likeness.of_json(about.get("likeness")),
-        )
-        thorough = about.get("thorough")
-        if not isinstance(thorough, list) or len(thorough) > MOST_POINTS:
-            raise ValueError("it does not say what to do with other queries")
-        ladder = (*(point.params for point in frontier), *map(params_of_json, thorough))
-        if any(len(region.recalls) != len(ladder) for region in likeness.regions):
-            raise ValueError("what was measured with other queries is not of these search parameters")
-        return cls(**known, queries=queries, frontier=frontier, ladder=ladder, likeness=likeness)
+            return cls(**known, queries=queries, depths=())
+        if not isinstance(depths, list) or not 1 <= len(depths) <= MOST_DEPTHS:
+            raise ValueError("it does not say what was measured")
+        found = tuple(map(Depth.of_json, depths))
+        if any(one.ranks >= other.ranks for one, other in pairwise(found)):
+            raise ValueError("the ranks that were measured are out of order")
+        return cls(**known, queries=queries, depths=found)
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
-        names = ("generation", "rows", "learnt_rows", "measured_rows", "queries", "recall")
+        names = ("generation", "rows", "learnt_rows", "measured_rows", "dead", "queries", "recall")
         return {
             **{name: getattr(self, name) for name in names},
             "sample": None if self.sample < 0 else self.sample,
-            "frontier": [point.to_json() for point in self.frontier],
-            "thorough": [params_to_json(each) for each in self.ladder[len(self.frontier) :]],
-            "likeness": self.likeness.to_json(),
+            "depths": [depth.to_json() for depth in self.depths],
         }
 
 

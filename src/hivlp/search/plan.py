@@ -9,7 +9,7 @@ collection than the one before. Which look is carried out when is :mod:`hivlp.se
 the collection, and what is asked                          looks
 =========================================================  ==========================================================
 ``exact``, or as many hits as there are rows that pass     exact
-an approximate index, and a recall that it reaches         approximate search for ranks up to 50; exact
+an approximate index, and a recall that it reaches         approximate search for ranks up to 10, 50, 200; exact
 an approximate index that is not known to reach it         exact
 one level, or a recall without an approximate index        exact
 up to :data:`FEW` rows that pass                           exact
@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hivlp.levels import Level
-from hivlp.search.approximate import HEAD
 from hivlp.search.collection import Collection
 from hivlp.search.options import Options
 from hivlp.search.stages import Ann, Asked, Candidates, Exact, Rerank, Scan, Stage
@@ -115,11 +114,15 @@ def choose(collection: Collection, options: Options, passing: int) -> Plan:
     free = not options.own_shortlist
     if free and ann is not None:
         recall = options.recall or ann.tuned.recall
-        params = ann.tuned.params(recall)
-        if params is None:
+        near: list[Look] = []
+        for depth in ann.tuned.depths:
+            params = depth.params(recall)
+            if params is None:
+                break
+            near.append(Look((Ann(levels[-1].name, recall, params, depth),), depth.ranks))
+        if not near:
             return Plan((exact,), f"no search parameters are known to find {recall} of the ten best")
-        known = f"tuned on {ann.tuned.rows} rows to find {recall} of the ten best"
-        return Plan((Look((Ann(levels[-1].name, recall, params, ann.tuned),), HEAD), exact), known)
+        return Plan((*near, exact), f"tuned on {ann.tuned.rows} rows to find {recall} of the best")
     if options.recall is not None:
         return Plan((exact,), "a recall was asked for, and there is no approximate index: `hivlp tune` makes one")
     if len(levels) == 1:

@@ -15,12 +15,11 @@ import numpy as np
 
 from hivlp.ann import SearchParams
 from hivlp.levels import Vectors
-from hivlp.search.approximate import HEAD
 from hivlp.search.collection import Collection
 from hivlp.search.exhaustive import best_first
 from hivlp.search.filters import Filter, Rows, mask_of
 from hivlp.search.likeness import FURTHEST, LIKE, MANY, NEAR, K
-from hivlp.search.operating_points import Tuned, params_to_json
+from hivlp.search.operating_points import Depth, params_to_json
 
 Query = Sequence[Vectors]
 """A (dim,) float32 unit vector a level, coarse to fine."""
@@ -179,39 +178,39 @@ class Exact:
 
 @dataclass(frozen=True)
 class Ann:
-    """Approximate search of the finest level, for the first :data:`HEAD` ranks.
+    """Approximate search of the finest level, as many ranks deep as its search parameters were measured for.
 
     A query that is unlike those that the index was tuned with (:mod:`hivlp.search.likeness`) is searched again, with
     search parameters that are known to reach the recall for such queries, or exactly.
 
     Attributes:
         level: name of the finest level.
-        recall: of the ten best, that is asked for.
+        recall: at that depth, that is asked for.
         params: search parameters that reach it for queries like those of the tuning.
-        tuned: operating points, also of other queries.
+        depth: what was measured, also of other queries.
         clock: see :class:`Stage`.
     """
 
     level: str
     recall: float
     params: SearchParams
-    tuned: Tuned
+    depth: Depth
     clock: str = "coarse"
 
     def run(self, collection: Collection, asked: Asked, before: Sequence[Candidates]) -> list[Candidates]:
         """See :class:`Stage`."""
         assert collection.ann is not None
         ann, allowed = collection.ann, asked.allowed
-        queries = _stacked(asked.queries, -1)
-        near = ann.search(queries, HEAD, self.params, allowed)
+        queries, count = _stacked(asked.queries, -1), self._count(asked)
+        near = ann.search(queries, count, self.params, allowed)
         regions = self._regions(collection, near, allowed)
-        step = (step_of(self.level, self.recall, self.params),)
+        step = (self._step(self.params),)
         found = [
-            Candidates(*ann.with_tail(query, rows, scores, HEAD, allowed), step)
+            Candidates(*ann.with_tail(query, rows, scores, count, allowed), step)
             for query, (rows, scores) in zip(queries, near, strict=True)
         ]
         for region in sorted({*regions} - {LIKE}):
-            params = self.tuned.widened(region, self.recall, self.params)
+            params = self.depth.widened(region, self.recall, self.params)
             if params == self.params:
                 continue
             why = WHY.get(region, "further from all items") + " than the queries that were measured"
@@ -224,14 +223,14 @@ class Ann:
         self, collection: Collection, asked: Asked, group: Sequence[int], params: SearchParams | None
     ) -> list[Candidates]:
         """Candidates of some of the queries with other search parameters; exact ones where there are none."""
-        queries = [asked.queries[number] for number in group]
+        queries, count = [asked.queries[number] for number in group], self._count(asked)
         if params is None:
-            return Exact(self.level).run(collection, Asked(queries, HEAD, asked.allowed), ())
+            return Exact(self.level).run(collection, Asked(queries, count, asked.allowed), ())
         assert collection.ann is not None
-        step = (step_of(self.level, self.recall, params),)
-        near = collection.ann.search(_stacked(queries, -1), HEAD, params, asked.allowed)
+        step = (self._step(params),)
+        near = collection.ann.search(_stacked(queries, -1), count, params, asked.allowed)
         return [
-            Candidates(*collection.ann.with_tail(query[-1], rows, scores, HEAD, asked.allowed), step)
+            Candidates(*collection.ann.with_tail(query[-1], rows, scores, count, asked.allowed), step)
             for query, (rows, scores) in zip(queries, near, strict=True)
         ]
 
@@ -241,16 +240,22 @@ class Ann:
         ann = collection.ann
         assert ann is not None
         passing = None if allowed is None else allowed.head(ann.count)
-        if passing is not None and ann.scores_all(passing, HEAD):
+        if passing is not None and ann.scores_all(passing, self.depth.ranks):
             return [LIKE] * len(near)
-        usual = self.tuned.likeness.at(ann.count, 1.0 if passing is None else passing.share)
+        usual = self.depth.likeness.at(ann.count, 1.0 if passing is None else passing.share)
         return [
             usual.region(float(scores[0]), float(scores[K - 1])) if len(scores) >= K else FURTHEST for _, scores in near
         ]
 
     def to_json(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return dict(step_of(self.level, self.recall, self.params))
+        return dict(self._step(self.params))
+
+    def _count(self, asked: Asked) -> int:
+        return self.depth.ranks + (asked.excluded is not None)
+
+    def _step(self, params: SearchParams) -> Step:
+        return step_of(self.level, self.recall, self.depth.ranks, params)
 
 
 def _stacked(queries: Sequence[Query], place: int) -> Vectors:
@@ -259,6 +264,6 @@ def _stacked(queries: Sequence[Query], place: int) -> Vectors:
 
 
 @lru_cache(maxsize=256)
-def step_of(level: str, recall: float, params: SearchParams) -> Step:
+def step_of(level: str, recall: float, ranks: int, params: SearchParams) -> Step:
     """What a result says of an approximate search with these parameters."""
-    return {"stage": "ann", "level": level, "recall": recall, "keep": HEAD, **params_to_json(params)}
+    return {"stage": "ann", "level": level, "recall": recall, "keep": ranks, **params_to_json(params)}

@@ -19,10 +19,10 @@ from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Mask, Rows
 
 FILES = ("truth_rows.npy", "truth_scores.npy")
-DEPTH = 50
-"""Neighbours that are known of a query: some of them may be removed before too few are left."""
-LEAST = 10
-"""Neighbours of which recall is measured."""
+RANKS = 200
+"""Neighbours of a query of which recall is measured, at most."""
+DEPTH = 250
+"""Neighbours that are known of it: some of them may be removed before too few are left."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Truth:
         rows = np.concatenate([rows, np.where(among, late.rows + first, -1)], 1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]  # equal scores: new rows are behind
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        few = np.count_nonzero(rows >= 0, axis=1) < LEAST
+        few = np.count_nonzero(rows >= 0, axis=1) < RANKS
         again = Truth.of(vectors, queries[few], alive) if few.any() else None
         if again is not None:
             rows[few], scores[few] = again.rows, again.scores
