@@ -314,7 +314,7 @@ class Index:
         """
         with self.store.writer():
             removed = self.store.remove(items)
-            self._keep_up()
+            self._keep_up(mend=False)
         return removed
 
     def compact(self, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
@@ -379,10 +379,16 @@ class Index:
         self._answering.snapshots.look_again()
         return refreshed
 
-    def _keep_up(self, on_progress: TuneProgress | None = None, renumbering: Renumbering | None = None) -> None:
+    def _keep_up(
+        self,
+        on_progress: TuneProgress | None = None,
+        renumbering: Renumbering | None = None,
+        *,
+        mend: bool = True,
+    ) -> None:
         """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
         try:
-            refresh(self.store, on_progress, renumbering)
+            refresh(self.store, on_progress, renumbering, mend=mend)
         except IndexFolderError as error:
             logger.warning("the approximate index has not taken in what has changed: %s", error)
         self._answering.snapshots.look_again()

@@ -1,4 +1,4 @@
-"""Tuned index: an approximate index, and all that was learnt, measured and asked beside it, as one folder holds them."""
+"""Tuned index: an approximate index, and all that was learnt, measured and asked beside it, in one folder."""
 
 from __future__ import annotations
 

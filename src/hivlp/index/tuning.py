@@ -119,13 +119,20 @@ def _asked(
     return asked[chosen].astype(np.float16), source
 
 
-def refresh(store: Store, on_progress: Progress | None = None, renumbering: Renumbering | None = None) -> bool:
+def refresh(
+    store: Store,
+    on_progress: Progress | None = None,
+    renumbering: Renumbering | None = None,
+    *,
+    mend: bool = True,
+) -> bool:
     """The job behind :meth:`hivlp.index.Index.refresh`.
 
     Args:
         store: that has changed.
         on_progress: called with the step, how much of it is done, and of how much.
         renumbering: what :func:`before_renumbering` gave, if rows have got other numbers since.
+        mend: whether to see if the files are whole, where there is nothing else to do.
     """
     before = Tuned.load(store.path) or Tuned.load(store.path, older=True)
     if before is None or native.load() is None:
@@ -133,7 +140,9 @@ def refresh(store: Store, on_progress: Progress | None = None, renumbering: Renu
     tell: Progress = on_progress or _silent
     with store.writer():
         rows = finest(store)
-        if len(rows.vectors) < LEAST_ROWS or not _is_behind(store, before, rows):
+        if len(rows.vectors) < LEAST_ROWS:
+            return False
+        if not _is_behind(before, rows) and not (mend and load_arrays(store.path, dim(rows.vectors)) is None):
             return False
         made = None
         if len(rows.vectors) < RELEARN * before.learnt_rows:
@@ -149,16 +158,16 @@ def refresh(store: Store, on_progress: Progress | None = None, renumbering: Renu
     return True
 
 
-def _is_behind(store: Store, before: Tuned, rows: Rows) -> bool:
+def _is_behind(before: Tuned, rows: Rows) -> bool:
     """Whether there is enough in the rows that the approximate index does not know, or it is of no use as it is."""
     count = len(rows.vectors)
-    if before.generation != rows.generation or not before.depths or count < before.rows:
-        return True
-    if count - before.rows >= max(LATE, LATE_SHARE * count):
-        return True
-    if abs(rows.dead - before.dead) >= DEAD_SHARE * count:
-        return True
-    return load_arrays(store.path, dim(rows.vectors)) is None
+    return (
+        before.generation != rows.generation
+        or not before.depths
+        or count < before.rows
+        or count - before.rows >= max(LATE, LATE_SHARE * count)
+        or abs(rows.dead - before.dead) >= DEAD_SHARE * count
+    )
 
 
 def before_renumbering(store: Store) -> Renumbering | None:
