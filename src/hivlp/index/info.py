@@ -28,9 +28,9 @@ class IndexInfo:
         bytes: on disk.
         engine_bytes: of them, those of the approximate index that `hivlp tune` made.
         tuned: what is known of that one: ``rows`` in its inverted lists, ``learnt_rows`` that it was trained on,
-            ``measured_rows`` that there were when all search parameters were measured, the ``recall`` that it is tuned
-            for, what searches find of that ``at_least`` (None where they rank everything), and ``tune_again``: why that
-            would help, or None. None without one that is of use.
+            ``checked_rows`` that there were when recall was last measured, the ``recall`` that it is tuned for, what
+            searches find ``at_least`` (None where they read all rows), and ``tune_again``: why that would help, or
+            None. None without an approximate index of this format.
     """
 
     path: str
@@ -61,7 +61,7 @@ class IndexInfo:
                 generation = reader.state.generation
             point = tuned.depths[0].point(tuned.recall)
             known = {
-                **{name: getattr(tuned, name) for name in ("rows", "learnt_rows", "measured_rows", "recall")},
+                **{name: getattr(tuned, name) for name in ("rows", "learnt_rows", "checked_rows", "recall")},
                 "at_least": None if point is None else point.at_least,
                 "tune_again": _tune_again(tuned, generation),
             }
@@ -80,5 +80,5 @@ def _tune_again(tuned: Tuned, generation: int) -> str | None:
     if tuned.generation != generation:
         return "the rows have other numbers now, and searches do not use the approximate index"
     if tuned.falls_short:
-        return f"what has changed since leaves no search parameters known to find {tuned.recall}; all rows are read"
+        return f"after what has changed, no search parameters are known to find {tuned.recall}: all rows are read"
     return None

@@ -26,8 +26,10 @@ from hivlp.search.truth import Truth
 from hivlp.store.folder import Store
 
 QUERIES = "queries.npy"
-WATCHED = 0.9, 0.95, 0.99
-"""Recalls whose operating points are checked when rows come or go, beside the one that an index is tuned for."""
+LATE, LATE_SHARE = 256, 1 / 500
+"""Rows behind the inverted lists, which every search scans, or share of all rows: from so many on they are taken in."""
+CHECKED_SHARE = 0.02
+"""Share of the rows that come or go before recall is checked, if that is more than :data:`LATE`."""
 
 
 class Rows(NamedTuple):
@@ -96,7 +98,7 @@ class TunedIndex:
         index = AnnIndex.build(rows.vectors, queries=known, on_progress=tell)
         bounds = Bounds.build(index, known, tell)
         tell("truth", 0, 1)
-        tuned = _moved(Tuned(rows.generation, count, count, source, recall, ()), rows)
+        tuned = _checked(_moved(Tuned(rows.generation, count, count, source, recall, ()), rows), rows)
         made = cls.of(index, bounds, queries, tuned, rows.alive)
         tell("truth", 1, 1)
         return made.measured(rows.alive, tell)
@@ -104,13 +106,12 @@ class TunedIndex:
     def measured(self, alive: NDArray[np.bool_] | None, tell: Progress) -> TunedIndex:
         """With all search parameters measured anew, and their times."""
         depths = measure(self.index, alive, _split(self.queries)[0], self.truth, tell)
-        return replace(self, tuned=replace(self.tuned, depths=depths, measured_rows=self.tuned.rows))
+        return replace(self, tuned=replace(self.tuned, depths=depths, falls_short=False))
 
-    def checked(self, alive: NDArray[np.bool_] | None) -> TunedIndex:
-        """With the recall that those operating points have now which searches use, and their times of before."""
-        recalls = tuple(dict.fromkeys((self.tuned.recall, *WATCHED)))
-        depths = check(self.index, alive, _split(self.queries)[0], self.truth, self.tuned.depths, recalls)
-        return replace(self, tuned=replace(self.tuned, depths=depths))
+    def measured_again(self, rows: Rows, tell: Progress) -> TunedIndex:
+        """With the truth of now, and all search parameters measured anew."""
+        answers = self.truth.renewed(rows.vectors, _split(self.queries)[0], rows.alive, self.tuned.checked_rows)
+        return replace(self, truth=answers, tuned=_checked(self.tuned, rows)).measured(rows.alive, tell)
 
     def for_recall(self, recall: float) -> TunedIndex:
         """For searches that ask for no other recall than this one."""
@@ -119,16 +120,34 @@ class TunedIndex:
     def taking_in(self, rows: Rows, kept: NDArray[np.int64] | None, tell: Progress) -> TunedIndex:
         """Over the rows of a later commit: codes of those that stay are kept, new ones encoded; nothing is learnt.
 
+        Recall is checked where that many rows have come or gone since it was last (:data:`CHECKED_SHARE`).
+
         Args:
             rows: of the later commit: those that stay come first.
             kept: ascending rows that stay; None if all do.
             tell: as for :meth:`build`.
         """
-        first = self.index.count if kept is None else len(kept)
         index = AnnIndex.extend(self.index.arrays, rows.vectors, kept, on_progress=tell)
         bounds = None if self.bounds is None else self.bounds.extend(index, kept, tell)
-        answers = self.truth.renewed(rows.vectors, _split(self.queries)[0], rows.alive, first, kept)
-        return TunedIndex(index, bounds, self.queries, answers, _moved(self.tuned, rows))
+        made = replace(self, index=index, bounds=bounds, tuned=_moved(self.tuned, rows))
+        return made.checked(rows, kept) if kept is not None or calls_for_check(self.tuned, rows) else made
+
+    def checked(self, rows: Rows, kept: NDArray[np.int64] | None = None) -> TunedIndex:
+        """With the truth of now, and the recall that those operating points have which searches use.
+
+        Args:
+            rows: that the index is over.
+            kept: ascending rows of before that stay; None if all do.
+        """
+        first, held_out = self.tuned.checked_rows, _split(self.queries)[0]
+        if kept is not None:
+            kept = kept[: np.searchsorted(kept, first)]
+            first = len(kept)
+        answers = self.truth.renewed(rows.vectors, held_out, rows.alive, first, kept)
+        depths = check(self.index, rows.alive, held_out, answers, self.tuned.depths, self.tuned.recall)
+        lost = depths[0].point(self.tuned.recall) is None and self.tuned.depths[0].point(self.tuned.recall) is not None
+        tuned = replace(_checked(self.tuned, rows), depths=depths, falls_short=self.tuned.falls_short or lost)
+        return replace(self, truth=answers, tuned=tuned)
 
     @classmethod
     def encoding_again(
@@ -137,7 +156,7 @@ class TunedIndex:
         """Over rows of which nobody knows which they were: all are encoded, with the training of before."""
         index = AnnIndex.extend(arrays, rows.vectors, np.arange(0), on_progress=tell)
         bounds = Bounds.build(index, _split(queries)[1], tell)
-        return cls.of(index, bounds, queries, _moved(tuned, rows), rows.alive)
+        return cls.of(index, bounds, queries, _checked(_moved(tuned, rows), rows), rows.alive).checked(rows)
 
     @classmethod
     def load(cls, folder: Path, rows: Rows) -> TunedIndex | None:
@@ -154,16 +173,15 @@ class TunedIndex:
             if found is None or queries is None or found[1].arrays.damage() is not None:
                 return None
             tuned, index, bounds = found
-            answers, manifest = None, read_manifest(place)
-            if all(name in manifest.checks for name in truth.FILES):
-                answers = Truth.load(
-                    lambda name: read_array(place, name, manifest)[1], len(split(queries)[0]), index.count
-                )
+            manifest = read_manifest(place)
+            if tuned.checked_rows > index.count or not all(name in manifest.checks for name in truth.FILES):
+                return None
+            answers = Truth.load(
+                lambda name: read_array(place, name, manifest)[1], len(split(queries)[0]), tuned.checked_rows
+            )
         except IndexFolderError:
             return None
-        if answers is None:
-            return cls.of(index, bounds, queries, tuned, rows.alive)
-        return cls(index, bounds, queries, answers, tuned)
+        return None if answers is None else cls(index, bounds, queries, answers, tuned)
 
     def save(self, store: Store) -> None:
         """Put it into its folder, whole or not at all.
@@ -207,5 +225,14 @@ def _split(queries: NDArray[np.float16]) -> tuple[Vectors, Vectors]:
 
 
 def _moved(tuned: Tuned, rows: Rows) -> Tuned:
-    count = len(rows.vectors)
-    return replace(tuned, generation=rows.generation, rows=count, sample=sample(rows.vectors), dead=rows.dead)
+    return replace(tuned, generation=rows.generation, rows=len(rows.vectors), sample=sample(rows.vectors))
+
+
+def _checked(tuned: Tuned, rows: Rows) -> Tuned:
+    return replace(tuned, checked_rows=len(rows.vectors), checked_dead=rows.dead)
+
+
+def calls_for_check(tuned: Tuned, rows: Rows) -> bool:
+    """Whether so many rows have come or gone since recall was last checked that it may be another one."""
+    changed = len(rows.vectors) - tuned.checked_rows + abs(rows.dead - tuned.checked_dead)
+    return changed >= max(LATE, CHECKED_SHARE * len(rows.vectors))

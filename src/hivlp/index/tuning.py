@@ -16,7 +16,7 @@ from hivlp.ann.rows import dim
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.queries import QueryEncoder
 from hivlp.index.tune_report import TuneReport
-from hivlp.index.tuned_index import Rows, TunedIndex, load_arrays, load_queries
+from hivlp.index.tuned_index import LATE, LATE_SHARE, Rows, TunedIndex, calls_for_check, load_arrays, load_queries
 from hivlp.index.tuning_queries import GIVEN, MOST_QUERIES, queries_to_learn
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress
@@ -34,10 +34,6 @@ ROWS_A_QUERY = 100
 """Rows of a large index for each query that is learnt from: it has more lists to teach."""
 QUERIES_A_ROW, LEAST_QUERIES = 2, 4_000
 """Queries a row of a small index: more would take more room beside it than its vectors."""
-LATE, LATE_SHARE = 256, 1 / 500
-"""Rows behind the inverted lists that every search scans at most, or that share of all: then they are taken in."""
-DEAD_SHARE = 0.02
-"""Share of the rows that become tombstones before recall is checked."""
 RELEARN = 2.0
 """Times the rows that it was trained on, from which on an approximate index is trained anew."""
 
@@ -93,7 +89,7 @@ def _measured_again(store: Store, rows: Rows, recall: float, tell: Progress) -> 
     made = _kept_up(store, before, rows, None, tell)
     if made is None:
         return None
-    made = made.measured(rows.alive, tell)
+    made = made.measured_again(rows, tell)
     if made.tuned.depths[0].point(before.recall) is None:
         return None
     return made.for_recall(recall)
@@ -147,9 +143,7 @@ def refresh(
         made = None
         if len(rows.vectors) < RELEARN * before.learnt_rows:
             made = _kept_up(store, before, rows, renumbering, tell)
-        if made is not None:
-            made = made.checked(rows.alive)
-        else:
+        if made is None:
             queries = load_queries(store.path, dim(rows.vectors))
             if queries is None:
                 return False
@@ -166,7 +160,7 @@ def _is_behind(before: Tuned, rows: Rows) -> bool:
         or not before.depths
         or count < before.rows
         or count - before.rows >= max(LATE, LATE_SHARE * count)
-        or abs(rows.dead - before.dead) >= DEAD_SHARE * count
+        or calls_for_check(before, rows)
     )
 
 

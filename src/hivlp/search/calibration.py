@@ -71,12 +71,13 @@ def check(
     asked: Vectors,
     truth: Truth,
     depths: Sequence[Depth],
-    recalls: Sequence[float],
+    recall: float,
 ) -> tuple[Depth, ...]:
     """Operating points of an approximate index that has changed, with the recall that they have now.
 
-    Only those are measured that searches for these recalls would use: one that falls short gives way to the next
-    fastest that was good enough, until one is that still is. Times stay those of :func:`measure`.
+    Only those are measured that searches for ``recall`` would use: one that falls short gives way to the next fastest
+    that was good enough, until one is that still is. All others are taken to have lost, or won, as much. Times stay
+    those of :func:`measure`.
 
     Args:
         index: over the vectors of a commit, all of which it knows.
@@ -84,19 +85,24 @@ def check(
         asked: (m, dim) queries that :func:`measure` was called with.
         truth: their exact nearest neighbours now.
         depths: that it returned.
-        recalls: that are promised.
+        recall: that is promised.
     """
-    data, checked = _Data(index, alive, asked, truth, lambda what, done, total: None), []
-    for depth in depths:
-        known: set[SearchParams] = set()
-        for recall in recalls:
-            while (point := depth.point(recall)) is not None and point.params not in known:
-                known.add(point.params)
-                now, at_least = data.promise(point.params, depth.ranks)
-                point_now = replace(point, recall=now, at_least=at_least)
-                depth = replace(depth, frontier=tuple(point_now if each is point else each for each in depth.frontier))
-        checked.append(depth)
-    return tuple(checked)
+    data = _Data(index, alive, asked, truth, lambda what, done, total: None)
+    return tuple(_checked(data, depth, recall) for depth in depths)
+
+
+def _checked(data: _Data, depth: Depth, recall: float) -> Depth:
+    measured: set[SearchParams] = set()
+    while (point := depth.point(recall)) is not None and point.params not in measured:
+        measured.add(point.params)
+        found, at_least = data.promise(point.params, depth.ranks)
+        now, change = replace(point, recall=found, at_least=at_least), found - point.recall
+        points = (
+            now if each is point else each if each.params in measured else each.shifted(change)
+            for each in depth.frontier
+        )  # fmt: skip
+        depth = replace(depth, frontier=tuple(points))
+    return depth
 
 
 class _Data:
