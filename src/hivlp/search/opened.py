@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from hivlp.ann import AnnIndex, bounds, native
-from hivlp.ann.arrays import Arrays
 from hivlp.ann.bounds import Bounds
 from hivlp.ann.manifest import MANIFEST, InvalidAnnIndexError, read_manifest
 from hivlp.ann.rows import Stored
@@ -159,7 +158,7 @@ def _warn(reason: IndexFolderError) -> None:
 
 
 def open_ann(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, AnnIndex, Bounds | None] | None:
-    """The approximate index of an index folder; None if it knows the rows by other numbers, or is of a later commit.
+    """The approximate index of an index folder; None if it knows the rows by other numbers.
 
     Args:
         folder: of the index.
@@ -177,15 +176,9 @@ def open_ann(folder: Path, vectors: Stored, generation: int) -> tuple[Tuned, Ann
         raise InvalidAnnIndexError(place, MANIFEST, str(error)) from error
     if tuned.generation != generation:
         return None
-    arrays = Arrays.load(place)
-    if arrays.count != tuned.rows:
-        raise InvalidAnnIndexError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {arrays.count}")
-    if arrays.count > len(vectors):
-        return None  # of a later commit
-    try:
-        index = AnnIndex(arrays, vectors)
-    except ValueError as error:
-        raise IndexFolderError(f"{place} is of other vectors; `hivlp tune` builds it again") from error
+    index = AnnIndex.load(place, vectors)
+    if index.count != tuned.rows:
+        raise InvalidAnnIndexError(place, MANIFEST, f"it speaks of {tuned.rows} rows instead of {index.count}")
     if tuned.sample not in (-1, sample(vectors[: tuned.rows])):
         raise InvalidAnnIndexError(place, MANIFEST, "it is of other vectors")
     return tuned, index, bounds.load(place, manifest, index)
