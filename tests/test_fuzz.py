@@ -117,8 +117,22 @@ def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
         "out, one = np.empty(1, np.float32), np.ones((9, 8), np.float16)\n"
         "native.load().hivlp_dot(one.ctypes.data, 16, 0, None, 9, out.repeat(8).ctypes.data, 8, out.ctypes.data)\n"
     )
-    ended = fuzz.end_of([code, environment["KERNELS"]], environment)
+    _, ended = fuzz.child(["-c", code, environment["KERNELS"]], environment)
     assert ended is not None and ended["outcome"] == "crash" and "heap-buffer-overflow" in ended["raw"]
+
+
+@pytest.mark.slow
+def test_a_case_that_hangs_is_ended_and_says_where(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from hivlp.bench import fuzz_child\n"
+        "fuzz_child.PATIENCE, fuzz_child.shutil.copytree = 0.2, lambda *_: time.sleep(60)\n"
+        f"fuzz_child.run(fuzz_child.Path({str(tmp_path)!r}), [7, 8], 0)\n"
+    )
+    (tmp_path / "index0").mkdir()
+    said, ended = fuzz.child(["-c", code], {})
+    assert said == [{"begin": 7}] and ended is not None and ended["outcome"] == "hang"
+    assert "run" in ended["raw"]
 
 
 def test_a_bench_with_failures_exits_with_one(monkeypatch, capsys):

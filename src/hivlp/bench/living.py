@@ -84,7 +84,7 @@ def run(model: HiVLP, queries: int = ASKED) -> LivingReport:
         ``grown_ratio``: the median time of a search after a tenth more over that before, each asked in turns.
     """
     began = time.perf_counter()
-    real = read_real(model, pictures=False)
+    real = read_real(model)
     words, asked = np.asarray(real.words, np.float32), np.asarray(real.glosses[:TESTED], np.float32)[:queries]
     later = int(len(words) / GROWTH)
     seconds: dict[str, float] = {}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.models import DEFAULT_MODEL, index_model, load_model
 from hivlp.cli.output import fail, print_result, progress, stages, usage
-from hivlp.errors import HivlpError
+from hivlp.errors import ArgumentError, HivlpError
 
 if TYPE_CHECKING:
     from hivlp.index import AddReport, Index
+    from hivlp.store.fields.declared import FieldCounts
 
 
 def run_index(arguments: argparse.Namespace) -> int:
@@ -25,26 +27,61 @@ def run_index(arguments: argparse.Namespace) -> int:
         return usage("index", "give either PATH or --embeddings SOURCE")
     if fitting and arguments.embeddings is None:
         return usage("index", f"--{fitting[0]} goes with --embeddings")
+    try:
+        fields = _fields(arguments.field)
+    except ArgumentError as error:
+        return usage("index", str(error))
     if arguments.embeddings is not None:
-        return _index_embeddings(arguments)
+        return _index_embeddings(arguments, fields)
     from hivlp.store.names import existing
 
     for path in arguments.paths:
         if not existing(path).exists():
             raise HivlpError(f"{path} does not exist")
     with (
-        _open_or_create(arguments.out, arguments.model, arguments.vectors) as index,
+        _open_or_create(arguments.out, arguments.model, arguments.vectors, fields) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
     ):
         report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n), on_tune=follow)
-    print_result(arguments, report.to_json, lambda: _added(report, arguments.out))
+        counts = index.info().fields
+    print_result(
+        arguments,
+        lambda: report.to_json() | _counted(counts),
+        lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
+    )
     return fail("nothing could be read") if report.useless else 0
 
 
-def _index_embeddings(arguments: argparse.Namespace) -> int:
+def _fields(given: Sequence[str]) -> dict[str, str]:
+    """Fields as ``--field NAME:TYPE`` declares them.
+
+    Raises:
+        ArgumentError: if one cannot be declared, or comes twice.
+    """
+    from hivlp.store.fields.declared import checked_fields
+
+    fields: dict[str, str] = {}
+    for text in given:
+        name, colon, kind = text.partition(":")
+        if not colon:
+            raise ArgumentError(f"--field takes NAME:TYPE, such as year:int, not {text!r:.80}")
+        if name in fields:
+            raise ArgumentError(f"--field {name} is given twice: {name}:{fields[name]} and {text}")
+        fields[name] = kind
+    checked_fields(fields)
+    return fields
+
+
+def _counted(counts: Mapping[str, FieldCounts]) -> dict[str, Any]:
+    """What ``--json`` adds where fields are declared."""
+    return {"fields": {name: count.to_json() for name, count in counts.items()}} if counts else {}
+
+
+def _index_embeddings(arguments: argparse.Namespace, fields: dict[str, str]) -> int:
     from tqdm import tqdm
 
+    from hivlp.index import Index
     from hivlp.index.from_embeddings import index_embeddings
 
     with progress("fit") as follow, tqdm(desc="vectors", unit="", disable=None) as bar, stages() as follow_tuning:
@@ -54,8 +91,9 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             column=arguments.column,
             queries=arguments.queries,
             dims=arguments.dims,
-            method=arguments.fit or "distill",
-            vectors=arguments.vectors or "float16",
+            method=arguments.fit,
+            vectors=arguments.vectors,
+            fields=fields,
             model=load_model(arguments.model) if arguments.model else None,
             model_source=arguments.model,
             on_fit=follow,
@@ -63,8 +101,11 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             on_tune=follow_tuning,
         )
 
+    with Index.open(arguments.out) as index:
+        counts = index.info().fields
+
     def text() -> str:
-        lines = [_added(report.added, arguments.out)]
+        lines = [_added(report.added, arguments.out), *map(str, counts.values())]
         if report.fit is not None:
             fit = report.fit.to_json()
             recalls = ", ".join(f"{name} {100 * value:.2f}%" for name, value in fit["recall@10"].items())
@@ -72,19 +113,22 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             lines.append(f"coarse level of {fit['dims']} dims by {fit['method']} ({fit['seconds']:.1f} s){judged}")
         return "\n".join(lines)
 
-    print_result(arguments, report.to_json, text)
+    print_result(arguments, lambda: report.to_json() | _counted(counts), text)
     return 0
 
 
-def _open_or_create(path: Path, model: str | None, vectors: str | None) -> Index:
+def _open_or_create(path: Path, model: str | None, vectors: str | None, fields: dict[str, str]) -> Index:
     from hivlp.index import Index
+    from hivlp.index.from_embeddings import check_codec
 
     if Index.exists(path):
         index = Index.open(path)
+        check_codec(index, vectors)
         index.attach(index_model(index, model))
+        index.declare(fields)
         return index
     name = model or DEFAULT_MODEL
-    return Index.create(path, model=load_model(name), source=str(name), vectors=vectors or "float16")
+    return Index.create(path, model=load_model(name), source=str(name), vectors=vectors or "float16", fields=fields)
 
 
 def _added(report: AddReport, out: Path) -> str:
@@ -110,6 +154,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
     recall = DEFAULT_RECALL if arguments.recall is None else arguments.recall
     with Index.open(arguments.index) as index:
         vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
+        if vectors and arguments.model is not None:
+            return usage("tune", "--model goes with what it encodes, not with vectors")
         if not vectors and (arguments.model or index.model_source):
             index.attach(index_model(index, arguments.model))
         with stages() as follow:

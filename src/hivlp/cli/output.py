@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,15 +58,8 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; gives what to call with how much is done, and of how much."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit="", disable=None, leave=False) as bar:
-
-        def follow(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield follow
+    with stages() as follow:
+        yield partial(follow, what)
 
 
 def recall_table(found: Evaluation) -> str:

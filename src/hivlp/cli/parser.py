@@ -82,6 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("float16", "float32", "int8"),
         help="how a new index stores its fine level (default: float16; int8 takes half of that)",
     )
+    sub.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME:TYPE",
+        help="a key of the metadata that --where names like a column: int, float, str or bool; may be given again",
+    )
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
@@ -112,7 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (see tune)")
     sub.add_argument("--explain", action="store_true", help="say which plan was chosen, why, and what was carried out")
-    sub.add_argument("--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata")
+    sub.add_argument(
+        "--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata, fields"
+    )
     sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
     sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")
     sub.add_argument(
@@ -204,13 +213,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
-    sub.add_argument("--pictures", type=_count, default=400, metavar="N", help="index: how many (default 400)")
-    sub.add_argument("--rounds", type=_count, default=500, metavar="N", help="crash: how many (default 500)")
-    sub.add_argument("--cases", type=_count, default=2000, metavar="N", help="fuzz: how many (default 2000)")
+    sub.add_argument("--pictures", type=_count, metavar="N", help="index: how many (default 400)")
+    sub.add_argument("--rounds", type=_count, metavar="N", help="crash: how many (default 500)")
+    sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--vectors", type=_path, metavar="FILE.npy", help="threads: items instead of WordNet's words")
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
-    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective, ann: minutes or hours")
+    sub.add_argument("--size", choices=["small", "full"], help="objective, ann: minutes (default) or hours")
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
-    sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")
-    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
+    sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
+    sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
+    sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,17 @@ def run_search(arguments: argparse.Namespace) -> int:
     given = [name for name in ("text", "image", "like", "queries", "vector") if getattr(arguments, name) is not None]
     if len(given) != 1:
         return usage("search", "give exactly one of TEXT, --image FILE, --like ID, --queries FILE, --vector FILE.npy")
+    if arguments.model is not None and given[0] in ("like", "vector"):
+        return usage("search", f"--model goes with what it encodes, not with --{given[0]}")
+    if arguments.exact and arguments.shortlist is not None:
+        return usage("search", "--exact ranks everything: it cannot be given with --shortlist")
     from hivlp.index import Index
 
     names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group", "recall")
     options = {name: getattr(arguments, name) for name in names}
     queries = None if arguments.queries is None else _lines(arguments.queries)
-    with Index.open(arguments.index) as index:
+    with Index.open(arguments.index) as index, ThreadPoolExecutor(1) as beside:
+        beside.submit(index.snapshot)  # while the model is loaded; the search says what is wrong with it
         vector = None
         if arguments.vector is not None:
             vector = {index.levels[-1].name: _load_vector(arguments.vector)}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hivlp.evaluate.results import Evaluation
 
 from hivlp.cli.models import DEFAULT_MODEL, load_model
-from hivlp.cli.output import print_result, recall_table
+from hivlp.cli.output import print_result, recall_table, usage
 from hivlp.errors import HivlpError
 
 
@@ -36,6 +36,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     from hivlp.train.recipe.schema import load_recipe
 
     recipe = load_recipe(arguments.recipe)
+    if arguments.plan and arguments.resume:
+        return usage("train", "--plan says what a run would do from its beginning: it cannot be given with --resume")
     out = arguments.out or Path("runs") / recipe.name
     if arguments.plan:
         from hivlp.train.recipe.plan import plan
@@ -87,6 +89,8 @@ def run_export(arguments: argparse.Namespace) -> int:
         name = "" if folder.is_dir() else arguments.model
         import_dual_encoder(resolve_folder(folder if folder.is_dir() else name, FILES), arguments.out, name)
         folder = arguments.out
+    elif arguments.out is not None:
+        raise HivlpError(f"{folder} is a hivlp model folder, whose graphs are written into it: leave out -o")
     export(folder)
     model = HiVLP.from_pretrained(folder)
     levels = {level.name: level.dim for level in model.levels}

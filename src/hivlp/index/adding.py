@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import time
@@ -20,6 +21,7 @@ from hivlp.data.walk import Found, NotRead, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
+from hivlp.files.reading import open_file, reason
 from hivlp.index.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
 from hivlp.store.folder import Store
@@ -208,8 +210,8 @@ class _Adding:
                     continue
                 stamp = Stamp.of(status)
                 data, content = _read(path)
-            except OSError as error:
-                self.fail(path, error.strerror or str(error))
+            except (OSError, ValueError) as error:
+                self.fail(path, reason(error))
                 continue
             if before is not None and before.hash == content and told:
                 self._restamp.append((before.id, stamp))
@@ -278,7 +280,7 @@ class _Adding:
             # A link could show any file of this machine as a caption; a pipe would never end.
             if not stat.S_ISREG(beside.lstat().st_mode):
                 return None
-            with beside.open(encoding="utf-8-sig", errors="replace") as file:
+            with io.TextIOWrapper(open_file(beside), "utf-8-sig", "replace") as file:
                 return file.readline(CAPTION_CHARACTERS).strip() or None
         except (OSError, ValueError):
             return None
@@ -286,9 +288,7 @@ class _Adding:
 
 def _read(path: str) -> tuple[bytes | None, bytes]:
     """A file's content, None if it is too large to be kept, and its SHA-256."""
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("is not a regular file")
+    with open_file(Path(path)) as file:
         start = file.read(HELD_BYTES + 1)
         digest = hashlib.sha256(start)
         if len(start) <= HELD_BYTES:
@@ -296,10 +296,6 @@ def _read(path: str) -> tuple[bytes | None, bytes]:
         while block := file.read(HELD_BYTES):
             digest.update(block)
     return None, digest.digest()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _with_facts(item: NewItem, data: bytes | Path) -> NewItem:

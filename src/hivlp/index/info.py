@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hivlp.search.operating_points import Tuned
+from hivlp.store.fields import files
+from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.fields.declared import FieldCounts
 from hivlp.store.folder import Store
 
 
@@ -31,6 +34,7 @@ class IndexInfo:
             ``checked_rows`` that there were when recall was last measured, the ``recall`` that it is tuned for, what
             searches find ``at_least`` (None where they read all rows), and ``tune_again``: why that would help, or
             None. None without an approximate index of this format.
+        fields: declared ones by name: their type, and how many items have a value of it, and how many none.
     """
 
     path: str
@@ -46,7 +50,8 @@ class IndexInfo:
     levels: dict[str, int]
     bytes: int
     engine_bytes: int
-    tuned: dict[str, Any] | None = None
+    tuned: dict[str, Any] | None
+    fields: dict[str, FieldCounts]
 
     @classmethod
     def of(cls, store: Store, engine_bytes: int, tuned: Tuned | None) -> IndexInfo:
@@ -55,24 +60,29 @@ class IndexInfo:
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        held, known = store.info(), None
-        if tuned is not None:
-            with store.reading() as reader:
-                generation = reader.state.generation
-            point = tuned.depths[0].point(tuned.recall)
-            known = {
-                **{name: getattr(tuned, name) for name in ("rows", "learnt_rows", "checked_rows", "recall")},
-                "at_least": None if point is None else point.at_least,
-                "tune_again": _tune_again(tuned, generation),
-            }
-        return cls(**{**held, "bytes": held["bytes"] + engine_bytes}, engine_bytes=engine_bytes, tuned=known)
+        with store.reading() as reader:
+            held, fields, generation = reader.info(), CommitColumns(store.path).counts(reader), reader.state.generation
+        held["bytes"] += engine_bytes + files.stored_bytes(store.path)
+        known = None if tuned is None else _known(tuned, generation)
+        return cls(**held, engine_bytes=engine_bytes, tuned=known, fields=fields)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp info --json`` prints."""
-        return asdict(self)
+        return {**asdict(self), "fields": {name: counts.to_json() for name, counts in self.fields.items()}}
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}: {value}" for name, value in self.to_json().items())
+        lines = [f"{name}: {value}" for name, value in self.to_json().items() if name != "fields"]
+        return "\n".join([*lines, *map(str, self.fields.values())])
+
+
+def _known(tuned: Tuned, generation: int) -> dict[str, Any]:
+    """What is shown of an approximate index."""
+    point = tuned.depths[0].point(tuned.recall)
+    return {
+        **{name: getattr(tuned, name) for name in ("rows", "learnt_rows", "checked_rows", "recall")},
+        "at_least": None if point is None else point.at_least,
+        "tune_again": _tune_again(tuned, generation),
+    }
 
 
 def _tune_again(tuned: Tuned, generation: int) -> str | None:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.ann.rows import Stored, dim, floats
-from hivlp.errors import QueryError
+from hivlp.errors import DataError, QueryError
 from hivlp.files import npy
+from hivlp.files.reading import read_lines
 from hivlp.index.queries import QueryEncoder
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress
@@ -51,9 +52,9 @@ def queries_to_learn(
             raise QueryError(f"{given} cannot be read: {error}") from error
     if isinstance(given, Path):
         try:
-            given = [line for line in given.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise QueryError(f"{given} cannot be read: {error}") from error
+            given = [line.strip() for line in read_lines(given) if line.strip()]
+        except DataError as error:
+            raise QueryError(str(error)) from error
     width = dim(vectors)
     if isinstance(given, np.ndarray):
         if given.ndim != 2 or given.shape[1] != width or len(given) < 2 or given.dtype.kind != "f":

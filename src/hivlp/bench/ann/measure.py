@@ -9,16 +9,16 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.bench.ann.collection import ITEMS, TEST, TRAIN, TRUTH, Collection
+from hivlp.bench.ann.rivals.base import Product
 from hivlp.bench.ann.truth import recall
 from hivlp.bench.report import memory_bytes
-from hivlp.files.npy import open_npy
 from hivlp.levels import Vectors
 
 K = 10
@@ -26,18 +26,6 @@ ENOUGH = 0.997
 ROUNDS = 3
 ENOUGH_SECONDS = 3.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-TRAIN, TEST, TRUTH, ITEMS = "train.npy", "queries.npy", "truth.npy", "items.npy"
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A folder with ``items.npy`` (n, d) float16, ``queries.npy`` and ``train.npy`` float32, ``truth.npy`` int64."""
-
-    folder: Path
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One of its arrays, memory-mapped."""
-        return open_npy(self.folder / name, kinds="fi")
 
 
 def measure(
@@ -54,10 +42,10 @@ def measure(
             find more and more only the first is (None: up to :data:`ENOUGH`).
 
     Returns:
-        ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``,
-        ``peak_mb`` (None for an engine whose vectors are on disk) and ``resident_mb`` over the process before (without
-        these vectors); ``rows`` with ``setting``, ``recall``, ``qps``,
-        ``p50_us``, ``p99_us`` and ``batch_qps``.
+        ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``, and
+        ``peak_mb`` and ``resident_mb`` over the process before; ``rows`` with ``setting``, ``recall``, ``qps``,
+        ``p50_us``, ``p99_us`` and ``batch_qps``; of our index ``overheads`` (see
+        :meth:`hivlp.bench.ann.rivals.base.Product.overheads`).
     """
     command = [sys.executable, "-m", "hivlp.bench.ann.measure", rival, str(collection.folder), str(queries)]
     command += [] if target is None else ["--target", str(target)]
@@ -94,14 +82,9 @@ def child(rival: str, folder: Path, queries: int, target: float | None = None) -
     collection = Collection(folder)
     _say({"engine": engine.name})
     # In memory before the engine is built, so that its own memory is what is added.
-    on_disk = getattr(engine, "on_disk", False)
-    items, train = collection.read(ITEMS), np.array(collection.read(TRAIN))
-    if not on_disk:
-        items = np.array(items)
+    items, train = np.array(collection.read(ITEMS)), np.array(collection.read(TRAIN))
     asked, truth = np.array(collection.read(TEST))[:queries], np.array(collection.read(TRUTH))[:queries, :K]
-    # Of a file that is mapped any part may be in memory at any time, and be dropped: only the rest counts.
-    resident = "RssAnon" if on_disk else "VmRSS"
-    before = memory_bytes(resident) / 2**20
+    before = memory_bytes("VmRSS") / 2**20
     started = time.perf_counter()
     try:
         engine.build(items, train)
@@ -110,8 +93,8 @@ def child(rival: str, folder: Path, queries: int, target: float | None = None) -
         return
     seconds = time.perf_counter() - started
     memory = {
-        "peak_mb": None if on_disk else round(memory_bytes("VmHWM") / 2**20 - before),
-        "resident_mb": round(memory_bytes(resident) / 2**20 - before),
+        "peak_mb": round(memory_bytes("VmHWM") / 2**20 - before),
+        "resident_mb": round(memory_bytes("VmRSS") / 2**20 - before),
     }
     _say({"build_s": round(seconds, 2), **memory})
     for ladder in engine.settings():
@@ -122,6 +105,8 @@ def child(rival: str, folder: Path, queries: int, target: float | None = None) -
             _say({"rows": [row]})
             if row["recall"] >= (target or ENOUGH):
                 break
+    if isinstance(engine, Product):
+        _say({"overheads": engine.overheads(asked, K)})
 
 
 def time_setting(

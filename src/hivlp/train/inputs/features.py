@@ -241,16 +241,11 @@ def _view_features(
     return {str(layer): array for layer, array in zip(model.image_layers, arrays, strict=True)}
 
 
-def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
-    """``layer -> (M, width)`` for every caption variant."""
-    return _text_features(model, corpus.ids, corpus.mask, model.text_layers)
-
-
 def text_features(
     model: HiVLPModel, tokenizer: Tokenize, texts: Sequence[str], layers: tuple[int, ...] | None = None
 ) -> Features:
     """``layer -> (M, width)`` of any texts; by default of the layers that levels read."""
-    return _text_features(model, *tokenize(tokenizer, texts), layers or model.text_layers)
+    return token_features(model, *tokenize(tokenizer, texts), layers)
 
 
 def tokenize(tokenizer: Tokenize, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -265,7 +260,9 @@ def token_lengths(mask: Tensor, config: TextConfig) -> Tensor:
 
 
 @torch.no_grad()
-def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor, layers: tuple[int, ...]) -> Features:
+def token_features(model: HiVLPModel, ids: Tensor, mask: Tensor, layers: tuple[int, ...] | None = None) -> Features:
+    """As :func:`text_features`, of (M, T) tokens and their mask."""
+    layers = layers or model.text_layers
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     # Texts of like length together: a batch is as long as its longest.
     lengths = token_lengths(mask, model.config.text)

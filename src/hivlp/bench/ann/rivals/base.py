@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,19 @@ class Rival(Protocol):
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         """(b, d) queries: the (b, k) best rows."""
+
+
+@runtime_checkable
+class Product(Protocol):
+    """What has an engine inside."""
+
+    def overheads(self, queries: Vectors, k: int) -> list[dict[str, Any]]:
+        """What a search takes beyond the engine inside, for each of some recalls.
+
+        Args:
+            queries: (b, d) float32, each asked alone and then all together.
+            k: rows wanted.
+        """
 
 
 def load_faiss() -> Any:
