@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,12 @@ from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
 from hivlp.index.tune_report import TuneReport
-from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
+from hivlp.index.tuning import DEFAULT_RECALL, Renumbering, before_renumbering, refresh, tune
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
 from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
+from hivlp.search.operating_points import Tuned
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
 from hivlp.search.timing import Stopwatch
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from hivlp.index.repair import RepairReport
     from hivlp.store.verify import VerifyReport
 
+logger = logging.getLogger(__name__)
 PAGE = 1000
 """Items that are listed from one commit."""
 LAST_ID = (1 << 63) - 1
@@ -282,7 +285,7 @@ class Index:
             report = add_pictures(
                 self.store, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
             )
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     def info(self) -> IndexInfo:
@@ -291,7 +294,7 @@ class Index:
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        return IndexInfo.of(self.store, stored_bytes(self.path))
+        return IndexInfo.of(self.store, stored_bytes(self.path), Tuned.load(self.path))
 
     def get(self, item: int | str | Path) -> Item | None:
         """An item by its id (a number) or its path; None if there is none.
@@ -354,7 +357,10 @@ class Index:
         Raises:
             QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
-        return self.store.remove(items)
+        with self.store.writer():
+            removed = self.store.remove(items)
+            self._keep_up(mend=False)
+        return removed
 
     def compact(self, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
         """Rewrite the vector files without tombstones: the rows of removed and replaced items.
@@ -365,7 +371,7 @@ class Index:
 
         Args:
             on_progress: called with how many vectors are written, and of how many.
-            on_tune: called while the approximate index of a tuned index is made anew, as :meth:`tune` calls.
+            on_tune: called while the approximate index of a tuned index leaves those rows out, as :meth:`tune` calls.
 
         Returns:
             How many rows were given back.
@@ -374,8 +380,9 @@ class Index:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
         with self.store.writer():
+            before = before_renumbering(self.store)
             freed = self.store.compact(on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune, before)
             self.store.keep_derived()
         return freed
 
@@ -395,22 +402,43 @@ class Index:
         """
         with self.store.writer():
             added = self.store.merge(other, on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
             self.store.keep_derived()
         return added
 
     def refresh(self, on_progress: TuneProgress | None = None) -> bool:
-        """Let the approximate index of a tuned index take in what was added, if it is a tenth of it or more.
+        """Let the approximate index of a tuned index take in what was added, if that is worth it.
 
-        :meth:`add`, :meth:`add_embeddings`, :meth:`merge` and :meth:`compact` do so by themselves. An approximate index
-        that is damaged, of an earlier format, or of rows that were renumbered is built again.
+        :meth:`add`, :meth:`add_embeddings`, :meth:`merge`, :meth:`remove` and :meth:`compact` do so by themselves, from
+        256 rows or 1/500 of all on; until then, searches scan them. What was learnt stays, the codes of all other rows
+        too, and the recall of the operating points in use is measured again: one that falls short gives way to a slower
+        one that does not, and :meth:`info` says so where there is none left. An index of twice the rows that it was
+        trained on is tuned anew. One that is damaged, of an earlier format, or of rows that were renumbered is built
+        again.
 
         Returns:
             Whether there was something to do.
+
+        Raises:
+            IndexFolderError: if it cannot be written; the old one is there still.
         """
         refreshed = refresh(self.store, on_progress)
         self._answering.snapshots.look_again()
         return refreshed
+
+    def _keep_up(
+        self,
+        on_progress: TuneProgress | None = None,
+        renumbering: Renumbering | None = None,
+        *,
+        mend: bool = True,
+    ) -> None:
+        """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
+        try:
+            refresh(self.store, on_progress, renumbering, mend=mend)
+        except IndexFolderError as error:
+            logger.warning("the approximate index has not taken in what has changed: %s", error)
+        self._answering.snapshots.look_again()
 
     def verify(self, on_progress: Progress | None = None) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
@@ -439,6 +467,7 @@ class Index:
 
         with self.store.writer():
             report = set_damage_aside(self.store, on_progress)
+            self._keep_up()
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
             if there and self.model is not None and self.maps is None:
                 report.failed = self.add(there).failed
@@ -482,7 +511,7 @@ class Index:
             source = open_embeddings(source)
         with self._adding():
             report = add_vectors(self.store, maps, source, on_progress=on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     @contextmanager
@@ -644,12 +673,14 @@ class Index:
     ) -> TuneReport:
         """Build the approximate index of this index, and measure on its own data what search parameters find and cost.
 
-        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`).
+        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`). Tuning again without
+        ``queries`` reuses those of the last time, what was learnt, codes and exact neighbours, and measures all search
+        parameters; it trains anew where these do not reach the recall, and from twice the rows on.
 
         Args:
             queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
-                finest level, or a ``.npy`` of them. By default captions of the index, words that the model knows, or
-                the items themselves.
+                finest level, or a ``.npy`` of them. By default those of the last time, or else captions of the index,
+                words that the model knows, or the items themselves.
             recall: what searches shall find that ask for nothing else.
             on_progress: called with what is done, how much of it, and of how much.
 
