@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
-from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
+from hivlp.encode import as_encoder
+from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
@@ -21,11 +23,12 @@ from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
 from hivlp.index.tune_report import TuneReport
-from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
+from hivlp.index.tuning import DEFAULT_RECALL, Renumbering, before_renumbering, refresh, tune
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
 from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
+from hivlp.search.operating_points import Tuned
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
 from hivlp.search.timing import Stopwatch
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from hivlp.index.repair import RepairReport
     from hivlp.store.verify import VerifyReport
 
+logger = logging.getLogger(__name__)
 PAGE = 1000
 """Items that are listed from one commit."""
 LAST_ID = (1 << 63) - 1
@@ -80,7 +84,7 @@ class Index:
         cls,
         path: Path | str,
         *,
-        model: Encoder,
+        model: Encoder | str | Path,
         source: str | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
@@ -89,8 +93,10 @@ class Index:
 
         Args:
             path: a folder that does not exist yet, or is empty.
-            model: its levels and fingerprint are recorded; other models will be refused.
-            source: how to load the model again (a name or folder); default the model's name.
+            model: loaded, or its name, hub id or folder (:meth:`hivlp.HiVLP.from_pretrained`); its levels and
+                fingerprint are recorded, and other models will be refused.
+            source: how to load the model again (a name or folder); default what it was loaded from, a model of the hub
+                with its commit.
             vectors: codec of the finest level: ``float16``, ``float32``, or ``int8``, which takes half the room of
                 float16 and finds about 0.995 of its ten best. An index of float32 vectors is not tuned.
             fields: keys of the items' metadata that conditions (``where``) name like columns, and their types:
@@ -100,7 +106,7 @@ class Index:
             IndexFolderError: if the folder holds something, or cannot be written.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
-        check_encoder(model)
+        model = as_encoder(model)
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
@@ -113,7 +119,7 @@ class Index:
         path: Path | str,
         maps: CoarseMaps | NoCoarseLevel,
         *,
-        model: Encoder | None = None,
+        model: Encoder | str | Path | None = None,
         source: str | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
@@ -125,7 +131,7 @@ class Index:
             maps: what makes the coarse level (:func:`hivlp.coarse.fit_coarse`), kept in the folder; or
                 :class:`hivlp.coarse.NoCoarseLevel`, for an index that will be tuned, which never reads one.
             model: that made the vectors, if texts and pictures shall be searched for; its finest level is used.
-            source: how to load the model again (a name or folder); default the model's name.
+            source: how to load the model again (a name or folder); default what it was loaded from.
             vectors: codec of the finest level, ``float16``, ``float32`` or ``int8``: see :meth:`create`.
             fields: keys of the items' metadata that conditions name like columns, and their types: see :meth:`create`.
 
@@ -134,15 +140,15 @@ class Index:
                 length.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
-        if model is not None:
-            check_encoder(model)
-            check_width(model, maps)
-        about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
+        encoder = None if model is None else as_encoder(model)
+        if encoder is not None:
+            check_width(encoder, maps)
+        about = About(EMBEDDINGS, _loaded_from(encoder, source) if encoder else "", maps.fingerprint, maps.levels)
         Store.make(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
-        return cls(Path(path), model)
+        return cls(Path(path), encoder)
 
     @classmethod
-    def open(cls, path: Path | str, model: Encoder | None = None) -> Index:
+    def open(cls, path: Path | str, model: Encoder | str | Path | None = None) -> Index:
         """Open an existing index.
 
         Without a model, the one that it was made with is loaded when a text or a picture needs it.
@@ -150,20 +156,20 @@ class Index:
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(folder_path(path), model)
+        return cls(folder_path(path), None if model is None else as_encoder(model))
 
     @staticmethod
     def exists(path: Path | str) -> bool:
         """Whether there is an index in this folder."""
         return Store.exists(path)
 
-    def attach(self, model: Encoder) -> None:
-        """Use this model for queries and new pictures.
+    def attach(self, model: Encoder | str | Path) -> None:
+        """Use this model, given loaded or by its name or folder, for queries and new pictures.
 
         Raises:
             IndexFolderError: if the index was made with another model.
         """
-        self._queries.attach(model)
+        self._queries.attach(as_encoder(model))
 
     def snapshot(self) -> Snapshot:
         """The last commit as searches see it: its collection, and the approximate index that it is searched with."""
@@ -279,7 +285,7 @@ class Index:
             report = add_pictures(
                 self.store, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
             )
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     def info(self) -> IndexInfo:
@@ -288,7 +294,7 @@ class Index:
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        return IndexInfo.of(self.store, stored_bytes(self.path))
+        return IndexInfo.of(self.store, stored_bytes(self.path), Tuned.load(self.path))
 
     def get(self, item: int | str | Path) -> Item | None:
         """An item by its id (a number) or its path; None if there is none.
@@ -351,7 +357,10 @@ class Index:
         Raises:
             QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
-        return self.store.remove(items)
+        with self.store.writer():
+            removed = self.store.remove(items)
+            self._keep_up(mend=False)
+        return removed
 
     def compact(self, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
         """Rewrite the vector files without tombstones: the rows of removed and replaced items.
@@ -362,7 +371,7 @@ class Index:
 
         Args:
             on_progress: called with how many vectors are written, and of how many.
-            on_tune: called while the approximate index of a tuned index is made anew, as :meth:`tune` calls.
+            on_tune: called while the approximate index of a tuned index leaves those rows out, as :meth:`tune` calls.
 
         Returns:
             How many rows were given back.
@@ -371,8 +380,9 @@ class Index:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
         with self.store.writer():
+            before = before_renumbering(self.store)
             freed = self.store.compact(on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune, before)
             self.store.keep_derived()
         return freed
 
@@ -392,22 +402,43 @@ class Index:
         """
         with self.store.writer():
             added = self.store.merge(other, on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
             self.store.keep_derived()
         return added
 
     def refresh(self, on_progress: TuneProgress | None = None) -> bool:
-        """Let the approximate index of a tuned index take in what was added, if it is a tenth of it or more.
+        """Let the approximate index of a tuned index take in what was added, if that is worth it.
 
-        :meth:`add`, :meth:`add_embeddings`, :meth:`merge` and :meth:`compact` do so by themselves. An approximate index
-        that is damaged, of an earlier format, or of rows that were renumbered is built again.
+        :meth:`add`, :meth:`add_embeddings`, :meth:`merge`, :meth:`remove` and :meth:`compact` do so by themselves, from
+        256 rows or 1/500 of all on; until then, searches scan them. What was learnt stays, the codes of all other rows
+        too, and the recall of the operating points in use is measured again: one that falls short gives way to a slower
+        one that does not, and :meth:`info` says so where there is none left. An index of twice the rows that it was
+        trained on is tuned anew. One that is damaged, of an earlier format, or of rows that were renumbered is built
+        again.
 
         Returns:
             Whether there was something to do.
+
+        Raises:
+            IndexFolderError: if it cannot be written; the old one is there still.
         """
         refreshed = refresh(self.store, on_progress)
         self._answering.snapshots.look_again()
         return refreshed
+
+    def _keep_up(
+        self,
+        on_progress: TuneProgress | None = None,
+        renumbering: Renumbering | None = None,
+        *,
+        mend: bool = True,
+    ) -> None:
+        """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
+        try:
+            refresh(self.store, on_progress, renumbering, mend=mend)
+        except IndexFolderError as error:
+            logger.warning("the approximate index has not taken in what has changed: %s", error)
+        self._answering.snapshots.look_again()
 
     def verify(self, on_progress: Progress | None = None) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
@@ -436,6 +467,7 @@ class Index:
 
         with self.store.writer():
             report = set_damage_aside(self.store, on_progress)
+            self._keep_up()
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
             if there and self.model is not None and self.maps is None:
                 report.failed = self.add(there).failed
@@ -479,7 +511,7 @@ class Index:
             source = open_embeddings(source)
         with self._adding():
             report = add_vectors(self.store, maps, source, on_progress=on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     @contextmanager
@@ -641,12 +673,14 @@ class Index:
     ) -> TuneReport:
         """Build the approximate index of this index, and measure on its own data what search parameters find and cost.
 
-        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`).
+        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`). Tuning again without
+        ``queries`` reuses those of the last time, what was learnt, codes and exact neighbours, and measures all search
+        parameters; it trains anew where these do not reach the recall, and from twice the rows on.
 
         Args:
             queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
-                finest level, or a ``.npy`` of them. By default captions of the index, words that the model knows, or
-                the items themselves.
+                finest level, or a ``.npy`` of them. By default those of the last time, or else captions of the index,
+                words that the model knows, or the items themselves.
             recall: what searches shall find that ask for nothing else.
             on_progress: called with what is done, how much of it, and of how much.
 
@@ -682,4 +716,4 @@ def checked_codec(name: str) -> str:
 
 def _loaded_from(model: Encoder, source: str | None) -> str:
     place = Path(source) if source is not None and Path(source).is_dir() else None
-    return str(place.resolve()) if place else source or model.name
+    return str(place.resolve()) if place else source or getattr(model, "source", "") or model.name

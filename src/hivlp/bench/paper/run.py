@@ -12,6 +12,7 @@ are real too.
 from __future__ import annotations
 
 import importlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from hivlp.bench.paper.towers import CAPTIONS, Published, flops, int8_tower, sam
 from hivlp.bench.report import Report, measured, median_ms, milliseconds
 from hivlp.data.pictures import Found, find_pictures
 from hivlp.encode import HiVLP
+from hivlp.errors import IndexFolderError
 from hivlp.files.scratch import scratch_folder
 from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
@@ -162,7 +164,7 @@ def _run(size: str, model: HiVLP, started: float) -> PaperReport:
     systems.drop()
     left_out = []
     for pool in tqdm(POOLS[size], desc="pools", disable=None):
-        quick = pool < TUNE_FROM or _index_folder(folder, real, pool).is_dir()
+        quick = pool < TUNE_FROM or _opens(_index_folder(folder, real, pool))
         if time.perf_counter() - started > DEADLINE[size] and not quick:
             left_out.append(pool)
             continue
@@ -334,6 +336,15 @@ def _vectors(real: RealSet, model: HiVLP, count: int) -> _Vectors:
     return _Vectors(*parts)
 
 
+def _opens(place: Path) -> bool:
+    """Whether there is an index that this version of hivlp reads."""
+    try:
+        Index.open(place).close()
+    except IndexFolderError:
+        return False
+    return True
+
+
 def _index_folder(folder: Path, real: RealSet, count: int) -> Path:
     return folder / f"index-{real.key}-{count}"
 
@@ -345,7 +356,8 @@ def _index_times(place: Path, pool: _Vectors) -> dict[int, float]:
         place: where the index is kept.
         pool: what it holds, and is asked.
     """
-    if not place.is_dir():
+    if not _opens(place):
+        shutil.rmtree(place, ignore_errors=True)
         with scratch_folder(place) as scratch:
             np.save(scratch / "items.npy", pool.items)
             index_embeddings(scratch / "index", scratch / "items.npy", method="none")

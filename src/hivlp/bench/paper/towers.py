@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig
+from hivlp.config import TEXT_GRAPH, TEXT_WEIGHTS, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
+from hivlp.data.texts import TextTokenizer
 from hivlp.encode import HiVLP
-from hivlp.encode.onnx import TEXT_GRAPH, TEXT_WEIGHTS
-from hivlp.encode.text import TextTokenizer
 from hivlp.files.scratch import scratch_folder
 from hivlp.levels import Level
 from hivlp.systems.albef import Albef

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from hivlp.config import TextConfig
-from hivlp.encode.text import TextTokenizer
+from hivlp.data.texts import TextTokenizer
 from hivlp.errors import ModelError
 from hivlp.files.reading import one_line, printable
 
