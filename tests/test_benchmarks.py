@@ -290,7 +290,7 @@ def test_sugarcrepe_without_its_files_says_where_they_come_from(tmp_path):
 
 def test_the_command_prints_the_folds_of_coco(tmp_path, capsys, monkeypatch):
     write_benchmark(tmp_path / "coco", "coco", [("test", 5)] * 10)
-    monkeypatch.setattr("hivlp.cli.training.load_model", lambda name: FakeEncoder())
+    monkeypatch.setattr("hivlp.cli.training.load_model", lambda *asked: FakeEncoder())
     command = ["evaluate", "coco", "--root", str(tmp_path / "coco"), "--protocol", "1k"]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -310,7 +310,7 @@ def test_root_is_for_benchmarks_alone(tmp_path, capsys):
 
 def test_the_command_prints_sugarcrepe(tmp_path, capsys, monkeypatch):
     write_sugarcrepe(tmp_path)
-    monkeypatch.setattr("hivlp.cli.training.load_model", lambda name: FakeEncoder())
+    monkeypatch.setattr("hivlp.cli.training.load_model", lambda *asked: FakeEncoder())
     assert main(["evaluate", "sugarcrepe", "--root", str(tmp_path)]) == 0
     assert "mean" in capsys.readouterr().out
 

@@ -195,8 +195,8 @@ def fused_cli(monkeypatch):
         monkeypatch.setattr(
             f"hivlp.cli.{module}.load_fusion", lambda arguments: FakeFusion() if arguments.rerank else None
         )
-    monkeypatch.setattr("hivlp.cli.search.index_model", lambda index, model: FakeEncoder())
-    monkeypatch.setattr("hivlp.cli.training.load_model", lambda name: FakeEncoder())
+    monkeypatch.setattr("hivlp.cli.search.index_model", lambda *asked: FakeEncoder())
+    monkeypatch.setattr("hivlp.cli.training.load_model", lambda *asked: FakeEncoder())
 
 
 def test_the_command_line_re_ranks_and_explains(index, fused_cli, capsys, tmp_path):

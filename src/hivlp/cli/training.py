@@ -49,12 +49,12 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
     if arguments.data == "sugarcrepe":
         if arguments.protocol or arguments.split or arguments.rerank:
             return usage("evaluate", "sugarcrepe has no splits, one protocol and nothing to re-rank")
-        cases = evaluate_sugarcrepe(root, load_model(arguments.model))
+        cases = evaluate_sugarcrepe(root, load_model(arguments.model, arguments.device))
         print_result(arguments, cases.to_json, lambda: composition_table(cases))
         return 0
     data = read_benchmark(arguments.data, root, arguments.split or "test")
     options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist, "rerank": _reranking(arguments)}
-    result = evaluate_benchmark(data, load_model(arguments.model), **options)
+    result = evaluate_benchmark(data, load_model(arguments.model, arguments.device), **options)
     print_result(arguments, result.to_json, lambda: benchmark_table(result))
     return 0
 
