@@ -47,6 +47,7 @@ EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy",
     "hub": "huggingface_hub",
+    "systems": "lmdb msgpack",
     "train": "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
     "open_clip": "open_clip_torch timm torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",

@@ -23,10 +23,11 @@ BENCHES = {
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
+    "paper": "milliseconds a query beside UNITER, LightningDOT, METER and CLIP, by pool size",
     "ann": "the engine's speed and recall beside other libraries'",
     "products": "an index beside embedded vector databases, payloads, filters and changes included",
 }
-MODULES = {"index": "indexing", "ann": "ann.run", "products": "products.run"}
+MODULES = {"index": "indexing", "paper": "paper.run", "ann": "ann.run", "products": "products.run"}
 """Modules of :mod:`hivlp.bench` that are not called as their bench is; each has a function ``run``."""
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pictures": (400, ("index",)),
@@ -34,11 +35,11 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cases": (2000, ("fuzz",)),
     "vectors": (None, ("threads",)),
     "queries": (None, ("threads",)),
-    "size": ("small", ("models", "objective", "ann", "products")),
+    "size": ("small", ("models", "objective", "paper", "ann", "products")),
     "plot": (None, ("objective", "ann", "products")),
     "sentences": (1_000_000, ("ann",)),
     "fresh": (False, ("ann",)),
-    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "ann", "products")),
+    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "paper", "ann", "products")),
 }
 """Default of each option, and the benches whose ``run`` takes it."""
 
