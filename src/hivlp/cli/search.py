@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,8 @@ def run_search(arguments: argparse.Namespace) -> int:
     names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group", "recall")
     options = {name: getattr(arguments, name) for name in names}
     queries = None if arguments.queries is None else _lines(arguments.queries)
-    with Index.open(arguments.index) as index:
+    with Index.open(arguments.index) as index, ThreadPoolExecutor(1) as beside:
+        beside.submit(index.snapshot)  # while the model is loaded; the search says what is wrong with it
         vector = None
         if arguments.vector is not None:
             vector = {index.levels[-1].name: _load_vector(arguments.vector)}

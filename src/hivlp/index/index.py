@@ -8,24 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
-from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
 from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
-from hivlp.index.adding import AddReport, add_pictures
-from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
-from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.snapshots import Snapshot
 from hivlp.index.tune_report import TuneReport
 from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
-from hivlp.index.verify import verify_index
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
 from hivlp.search.opened import stored_bytes
@@ -39,7 +34,12 @@ from hivlp.store.folder import Store
 from hivlp.store.names import composed, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
-from hivlp.store.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from hivlp.data.vectors.source import EmbeddingSource
+    from hivlp.index.adding import AddReport
+    from hivlp.index.repair import RepairReport
+    from hivlp.store.verify import VerifyReport
 
 PAGE = 1000
 """Items that are listed from one commit."""
@@ -267,6 +267,8 @@ class Index:
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
+        from hivlp.index.adding import add_pictures
+
         if self.maps is not None:
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
         model = self._queries.need_model()
@@ -411,6 +413,8 @@ class Index:
         Raises:
             IndexFolderError: if a file may not be read. Damage is not raised, but reported.
         """
+        from hivlp.index.verify import verify_index
+
         return verify_index(self.store, on_progress)
 
     def repair(self, on_progress: Progress | None = None) -> RepairReport:
@@ -426,6 +430,8 @@ class Index:
             DamagedIndexError: if ``items.db`` is damaged beyond repair.
             IndexFolderError: if another process is writing, or the disk fails.
         """
+        from hivlp.index.repair import set_damage_aside
+
         with self.store.writer():
             report = set_damage_aside(self.store, on_progress)
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
@@ -457,6 +463,9 @@ class Index:
                 the folder cannot be written; what was reported is kept.
             DataError: if there are no vectors, or not of the index's length.
         """
+        from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
+        from hivlp.index.adding_vectors import add_vectors
+
         maps = self.maps
         if maps is None:
             raise IndexFolderError(f"{self.path} was made with a model: use a new index for embeddings")
