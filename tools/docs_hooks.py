@@ -115,9 +115,32 @@ def verbs() -> str:
     return "\n\n".join(f"## hivlp {name}\n\n```text\n{text}\n```" for name, text in helps.items())
 
 
+def models() -> str:
+    """The curated table of models."""
+    from hivlp.hub.table import MODELS
+
+    rows = ["| name | repository | format | dims | M parameters | languages | licence | recall |", "|" + "---|" * 8]
+    for name, entry in MODELS.items():
+        recall = "–" if entry.recall is None else f"{entry.recall} ({entry.recall_source})"
+        size = "–" if entry.parameters_m is None else f"{entry.parameters_m:g}"
+        cells = (
+            f"`{name}`",
+            entry.hub_id,
+            entry.format,
+            entry.dims,
+            size,
+            entry.languages,
+            entry.licence or "–",
+            recall,
+        )
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "experiments": experiments,
     "floors": floors,
+    "models": models,
     "lines": lambda: count_lines.table(count_lines.counted()),
     "verbs": verbs,
 }

@@ -48,6 +48,7 @@ EXTRAS = {
     "photos": "pillow-heif pillow-jxl-plugin rawpy",
     "hub": "huggingface_hub",
     "train": "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
+    "open_clip": "open_clip_torch timm torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
 }
 """Extra -> the libraries that it stands for: hivlp itself cannot be named to pip, as it is in no package index."""

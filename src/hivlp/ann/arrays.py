@@ -166,7 +166,8 @@ class Arrays:
         rows = self.row_ids.ravel()
         filled = np.flatnonzero(rows < self.count)
         if self.assignments > 1:
-            filled = filled[np.argsort(-self.refine_codes["scale"].ravel()[filled].astype(np.int32), kind="stable")]
+            # Descending, and of 16 bits still, which numpy sorts by radix.
+            filled = filled[np.argsort(~self.refine_codes["scale"].ravel()[filled], kind="stable")]
         positions = np.zeros(self.count, np.uint32)
         positions[rows[filled]] = filled
         return positions

@@ -152,6 +152,7 @@ def make_index(
             generation, built, built, "the items themselves", 0.99, (Depth(10, points, ladder, likeness),), sample(fine)
         )
         tuning.save(index.store, engine, bounds, tuned, vectors[:200])
+        index.store.keep_payloads(least=1)
         if late:
             _append(index, vectors[built:], built)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hivlp.bench.report import Report
 
 BENCHES = {
+    "models": "text queries and pictures of usual architectures, beside plain PyTorch",
     "index": "pictures a second, and where the time goes",
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "what a second level costs the finest one",
@@ -32,7 +33,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cases": (2000, ("fuzz",)),
     "vectors": (None, ("threads",)),
     "queries": (None, ("threads",)),
-    "size": ("small", ("objective", "ann")),
+    "size": ("small", ("models", "objective", "ann")),
     "plot": (None, ("objective", "ann")),
     "sentences": (1_000_000, ("ann",)),
     "fresh": (False, ("ann",)),

@@ -39,7 +39,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         if not existing(path).exists():
             raise HivlpError(f"{path} does not exist")
     with (
-        _open_or_create(arguments.out, arguments.model, arguments.vectors, fields) as index,
+        _open_or_create(arguments, fields) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
     ):
@@ -94,8 +94,7 @@ def _index_embeddings(arguments: argparse.Namespace, fields: dict[str, str]) -> 
             method=arguments.fit,
             vectors=arguments.vectors,
             fields=fields,
-            model=load_model(arguments.model) if arguments.model else None,
-            model_source=arguments.model,
+            model=load_model(arguments.model, arguments.device) if arguments.model else None,
             on_fit=follow,
             on_progress=lambda done: bar.update(done.seen - bar.n),
             on_tune=follow_tuning,
@@ -117,18 +116,19 @@ def _index_embeddings(arguments: argparse.Namespace, fields: dict[str, str]) -> 
     return 0
 
 
-def _open_or_create(path: Path, model: str | None, vectors: str | None, fields: dict[str, str]) -> Index:
+def _open_or_create(arguments: argparse.Namespace, fields: dict[str, str]) -> Index:
     from hivlp.index import Index
     from hivlp.index.from_embeddings import check_codec
 
+    path, model, device = arguments.out, arguments.model, arguments.device
     if Index.exists(path):
         index = Index.open(path)
-        check_codec(index, vectors)
-        index.attach(index_model(index, model))
+        check_codec(index, arguments.vectors)
+        index.attach(index_model(index, model, device))
         index.declare(fields)
         return index
-    name = model or DEFAULT_MODEL
-    return Index.create(path, model=load_model(name), source=str(name), vectors=vectors or "float16", fields=fields)
+    loaded = load_model(model or DEFAULT_MODEL, device)
+    return Index.create(path, model=loaded, vectors=arguments.vectors or "float16", fields=fields)
 
 
 def _added(report: AddReport, out: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import hivlp
 from hivlp.cli.bench import BENCHES, run_bench
 from hivlp.cli.index import run_compact, run_index, run_info, run_merge, run_remove, run_repair, run_tune
-from hivlp.cli.models import DEFAULT_MODEL
+from hivlp.cli.models import DEFAULT_MODEL, run_models
 from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
 from hivlp.levels import DEFAULT_SHORTLIST
@@ -35,6 +35,15 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+MODEL = "short name (see `hivlp models`), hub id or folder"
+# As hivlp.encode.session.DEVICES, which is slow to import.
+DEVICES = ("cpu", "cuda", "coreml", "openvino", "directml")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, help="where the model runs (default: cpu)")
 
 
 # What argparse calls them when a value is none.
@@ -76,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("index", run_index, "Add pictures or vectors to an index; run again to add only what is new or changed.")
     sub.add_argument("paths", type=_path, nargs="*", metavar="PATH", help="pictures or folders of pictures")
     sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
-    sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own, or {DEFAULT_MODEL})")
+    _add_device(sub)
     sub.add_argument(
         "--vectors",
         choices=("float16", "float32", "int8"),
@@ -133,7 +143,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="COSINE",
         help="show equal pictures as one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
     )
-    sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own)")
+    _add_device(sub)
 
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
     sub.add_argument("index", type=_path, metavar="INDEX")
@@ -145,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (default 0.99)")
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="where to draw recall over time")
-    sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own)")
 
     sub = verb("remove", run_remove, "Remove items from an index; the pictures themselves stay.")
     sub.add_argument("index", type=_path, metavar="INDEX")
@@ -175,9 +186,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "data", type=_name, metavar="DATA", help="stamps, or a folder, parquet, webdataset, captions or Karpathy file"
     )
-    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
+    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL, help=f"{MODEL} (default: {DEFAULT_MODEL})")
+    _add_device(sub)
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
     sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
+
+    verb("models", run_models, "Models that have short names: where they are from, their licence, size and recall.")
 
     sub = verb("train", run_train, "Train a model from a recipe.")
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
@@ -218,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--vectors", type=_path, metavar="FILE.npy", help="threads: items instead of WordNet's words")
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
-    sub.add_argument("--size", choices=["small", "full"], help="objective, ann: minutes (default) or hours")
+    sub.add_argument("--size", choices=["small", "full"], help="models, objective, ann: minutes (default) or hours")
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
     sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")

@@ -49,7 +49,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         if arguments.vector is not None:
             vector = {index.levels[-1].name: _load_vector(arguments.vector)}
         elif arguments.like is None:
-            index.attach(index_model(index, arguments.model))
+            index.attach(index_model(index, arguments.model, arguments.device))
         if queries is None:
             result = index.search(arguments.text, image=arguments.image, like=arguments.like, vector=vector, **options)
             print_result(arguments, partial(_to_json, result, arguments), partial(_to_text, result, arguments))

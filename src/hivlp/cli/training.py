@@ -26,7 +26,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
-    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
+    result = evaluate(pairs, load_model(arguments.model, arguments.device), shortlist=arguments.shortlist)
     print_result(arguments, result.to_json, lambda: recall_table(result))
     return 0
 
@@ -78,9 +78,10 @@ def run_adapt(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     """``hivlp export``."""
     from hivlp.encode import HiVLP
-    from hivlp.encode.hub import resolve_folder
+    from hivlp.encode.pretrained import resolve_folder
     from hivlp.export.graphs import export
-    from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
+    from hivlp.formats.dual_encoder import import_dual_encoder
+    from hivlp.formats.transformers import FILES, is_transformers_folder
 
     folder = resolve_folder(arguments.model) if arguments.model == DEFAULT_MODEL else Path(arguments.model)
     if not folder.is_dir() or is_transformers_folder(folder):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
-from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
+from hivlp.encode import as_encoder
+from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
@@ -78,7 +79,7 @@ class Index:
         cls,
         path: Path | str,
         *,
-        model: Encoder,
+        model: Encoder | str | Path,
         source: str | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
@@ -87,8 +88,10 @@ class Index:
 
         Args:
             path: a folder that does not exist yet, or is empty.
-            model: its levels and fingerprint are recorded; other models will be refused.
-            source: how to load the model again (a name or folder); default the model's name.
+            model: loaded, or its name, hub id or folder (:meth:`hivlp.HiVLP.from_pretrained`); its levels and
+                fingerprint are recorded, and other models will be refused.
+            source: how to load the model again (a name or folder); default what it was loaded from, a model of the hub
+                with its commit.
             vectors: codec of the finest level: ``float16``, ``float32``, or ``int8``, which takes half the room of
                 float16 and finds about 0.995 of its ten best. An index of float32 vectors is not tuned.
             fields: keys of the items' metadata that conditions (``where``) name like columns, and their types:
@@ -98,7 +101,7 @@ class Index:
             IndexFolderError: if the folder holds something, or cannot be written.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
-        check_encoder(model)
+        model = as_encoder(model)
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
@@ -111,7 +114,7 @@ class Index:
         path: Path | str,
         maps: CoarseMaps | NoCoarseLevel,
         *,
-        model: Encoder | None = None,
+        model: Encoder | str | Path | None = None,
         source: str | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
@@ -123,7 +126,7 @@ class Index:
             maps: what makes the coarse level (:func:`hivlp.coarse.fit_coarse`), kept in the folder; or
                 :class:`hivlp.coarse.NoCoarseLevel`, for an index that will be tuned, which never reads one.
             model: that made the vectors, if texts and pictures shall be searched for; its finest level is used.
-            source: how to load the model again (a name or folder); default the model's name.
+            source: how to load the model again (a name or folder); default what it was loaded from.
             vectors: codec of the finest level, ``float16``, ``float32`` or ``int8``: see :meth:`create`.
             fields: keys of the items' metadata that conditions name like columns, and their types: see :meth:`create`.
 
@@ -132,15 +135,15 @@ class Index:
                 length.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
-        if model is not None:
-            check_encoder(model)
-            check_width(model, maps)
-        about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
+        encoder = None if model is None else as_encoder(model)
+        if encoder is not None:
+            check_width(encoder, maps)
+        about = About(EMBEDDINGS, _loaded_from(encoder, source) if encoder else "", maps.fingerprint, maps.levels)
         Store.make(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
-        return cls(Path(path), model)
+        return cls(Path(path), encoder)
 
     @classmethod
-    def open(cls, path: Path | str, model: Encoder | None = None) -> Index:
+    def open(cls, path: Path | str, model: Encoder | str | Path | None = None) -> Index:
         """Open an existing index.
 
         Without a model, the one that it was made with is loaded when a text or a picture needs it.
@@ -148,20 +151,20 @@ class Index:
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(folder_path(path), model)
+        return cls(folder_path(path), None if model is None else as_encoder(model))
 
     @staticmethod
     def exists(path: Path | str) -> bool:
         """Whether there is an index in this folder."""
         return Store.exists(path)
 
-    def attach(self, model: Encoder) -> None:
-        """Use this model for queries and new pictures.
+    def attach(self, model: Encoder | str | Path) -> None:
+        """Use this model, given loaded or by its name or folder, for queries and new pictures.
 
         Raises:
             IndexFolderError: if the index was made with another model.
         """
-        self._queries.attach(model)
+        self._queries.attach(as_encoder(model))
 
     def snapshot(self) -> Snapshot:
         """The last commit as searches see it: its collection, and the approximate index that it is searched with."""
@@ -661,4 +664,4 @@ def checked_codec(name: str) -> str:
 
 def _loaded_from(model: Encoder, source: str | None) -> str:
     place = Path(source) if source is not None and Path(source).is_dir() else None
-    return str(place.resolve()) if place else source or model.name
+    return str(place.resolve()) if place else source or getattr(model, "source", "") or model.name

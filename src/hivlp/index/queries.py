@@ -71,7 +71,7 @@ class QueryEncoder:
         """
         with self._lock:
             if self._model is None:
-                from hivlp.encode.hub import HiVLP
+                from hivlp.encode.pretrained import HiVLP
 
                 if not self._about.source:
                     raise QueryError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hivlp.errors import ModelError
 
 # A tokenizer cuts long texts only after it has split them; of longer ones, no more than so many characters are read.
 LONGEST = 1 << 16
+_NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
 class TextTokenizer:
@@ -45,8 +48,18 @@ class TextTokenizer:
         cut = slice(LONGEST) if self.config.truncation_side == "right" else slice(-LONGEST, None)
         # A lone surrogate (half of a broken emoji) is not text that a tokenizer accepts.
         clean = [text[cut].encode("utf-8", "replace").decode("utf-8") for text in texts]
+        if self.config.clean:
+            clean = [_cleaned(text, self.config.clean) for text in clean]
         encodings = self.backend.encode_batch([text.lower() for text in clean] if self.config.lowercase else clean)
         return (
             np.array([encoding.ids for encoding in encodings], np.int64),
             np.array([encoding.attention_mask for encoding in encodings], np.int64),
         )
+
+
+def _cleaned(text: str, how: str) -> str:
+    """A text as open_clip cleans it (:class:`hivlp.config.TextConfig`); what ftfy would mend stays."""
+    text = html.unescape(html.unescape(text))
+    if how == "canonicalize":
+        text = text.translate(_NO_PUNCTUATION).lower()
+    return " ".join(text.split())
