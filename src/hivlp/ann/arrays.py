@@ -141,6 +141,11 @@ class Arrays:
         return Quantizer(**values)
 
     @property
+    def inverted_lists(self) -> InvertedLists:
+        """What changes with the items."""
+        return InvertedLists(**{name: getattr(self, name) for name in ENCODED})
+
+    @property
     def count(self) -> int:
         """Number of rows that have codes."""
         return int(self.counts[0])
