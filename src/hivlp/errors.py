@@ -43,12 +43,13 @@ class ArgumentError(QueryError, TypeError, ValueError):
     """What was given is not of a kind that can be used there."""
 
 
+_TRAIN = "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow"
 EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy",
     "hub": "huggingface_hub",
-    "train": "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
-    "open_clip": "open_clip_torch timm torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
+    "train": _TRAIN,
+    "open_clip": f"open_clip_torch timm {_TRAIN}",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
 }
 """Extra -> the libraries that it stands for: hivlp itself cannot be named to pip, as it is in no package index."""

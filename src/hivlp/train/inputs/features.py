@@ -21,9 +21,9 @@ from tqdm import tqdm
 from hivlp.config import PictureConfig, TextConfig
 from hivlp.data.contents import PREPARED_BY, Contents, read_pixels
 from hivlp.data.pairs import Pair
+from hivlp.data.texts import TextTokenizer
 from hivlp.encode.session import open_session
 from hivlp.encode.stream import default_workers
-from hivlp.data.texts import TextTokenizer
 from hivlp.errors import DataError, PictureError
 from hivlp.export.graphs import export_image_features
 from hivlp.files.npy import open_npy
