@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hivlp.bench import models  # noqa: E402
-from hivlp.cli import main  # noqa: E402
+from hivlp.bench import models
+from hivlp.cli import main
 
 pytestmark = pytest.mark.train
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -261,7 +261,7 @@ def test_an_index_without_fields_is_as_before(tmp_path):
         add(index, 5)
         assert not index.store.keep_columns() and index.info().fields == {}
     with closing(sqlite3.connect(tmp_path / "x" / "items.db")) as db:
-        assert not {"fields", "columns", "fields_check"} & {key for (key,) in db.execute("SELECT key FROM meta")}
+        assert not {"fields", "columns", "optional_check"} & {key for (key,) in db.execute("SELECT key FROM meta")}
 
 
 # What is damaged, or forged.

@@ -12,7 +12,7 @@ FLOORS = (
     ("bench", "demo"),
     ("index",),
     ("mini",),
-    ("train",),
+    ("train", "systems"),
     ("evaluate",),
     ("search",),
     ("store", "ann"),

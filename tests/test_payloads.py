@@ -174,6 +174,16 @@ def test_removed_and_replaced_items_are_not_shown(index):
     assert best.id not in [hit.id for hit in index.search(vector=vector, k=75)]
 
 
+def test_a_record_in_anothers_place_is_looked_up_in_the_catalog(index):
+    file, vector = file_of(index), queries(index)[0]
+    known, _ = plain(index, vector, k=75)
+    data = bytearray(file.read_bytes())
+    data[8:16] = data[:8]  # the second row's record begins where the first one's does
+    file.write_bytes(data)
+    with Index.open(index.path, model=FakeEncoder()) as opened:
+        assert opened.search(vector=vector, k=75).hits == known
+
+
 @pytest.mark.parametrize("where", ["first", "last", "length"])
 def test_a_damaged_record_is_looked_up_in_the_catalog_and_repaired(index, where):
     file, vector = file_of(index), queries(index)[0]
@@ -214,9 +224,9 @@ def test_a_record_with_a_right_checksum_and_no_json_is_damage_when_it_is_shown(i
     file, vector = file_of(index), queries(index)[0]
     data = bytearray(file.read_bytes())
     starts = struct.unpack_from("<61Q", data)
-    for start, end in itertools.pairwise(starts):
+    for row, (start, end) in enumerate(itertools.pairwise(starts)):
         data[end - 1] = ord("!")
-        data[start : start + 4] = zlib.crc32(data[start + 4 : end]).to_bytes(4, "little")
+        data[start : start + 4] = zlib.crc32(data[start + 4 : end], row).to_bytes(4, "little")
     file.write_bytes(data)
     with Index.open(index.path, model=FakeEncoder()) as opened:
         found = opened.search(vector=vector, k=75)

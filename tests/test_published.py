@@ -15,8 +15,8 @@ from transformers import SiglipConfig  # noqa: E402
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig  # noqa: E402
 from hivlp.data.pairs import Pair  # noqa: E402
 from hivlp.data.pictures import load_pixels  # noqa: E402
-from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.data.texts import TextTokenizer  # noqa: E402
+from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.export.graphs import export  # noqa: E402
 from hivlp.levels import Level  # noqa: E402

@@ -48,9 +48,11 @@ EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy",
     "hub": "huggingface_hub",
+    "systems": "lmdb msgpack",
     "train": _TRAIN,
     "open_clip": f"open_clip_torch timm {_TRAIN}",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
+    "bench-products": "chromadb faiss-cpu lancedb pyarrow pysqlite3 qdrant-edge-py sqlite-vec usearch zvec matplotlib",
 }
 """Extra -> the libraries that it stands for: hivlp itself cannot be named to pip, as it is in no package index."""
 PACKAGES = {

@@ -29,6 +29,7 @@ from hivlp.bench.report import Report, measured
 from hivlp.coarse.closed import prefix
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index, tuning
+from hivlp.index.tuned_index import TunedIndex
 from hivlp.levels import Vectors
 from hivlp.search.likeness import Likeness, Region
 from hivlp.search.operating_points import Depth, OperatingPoint, Tuned, sample
@@ -151,7 +152,8 @@ def make_index(
         tuned = Tuned(
             generation, built, built, "the items themselves", 0.99, (Depth(10, points, ladder, likeness),), sample(fine)
         )
-        tuning.save(index.store, engine, bounds, tuned, vectors[:200])
+        TunedIndex.of(engine, bounds, vectors[:200].astype(np.float16), tuned).save(index.store)
+        index.store.keep_payloads(least=1)
         if late:
             _append(index, vectors[built:], built)
 

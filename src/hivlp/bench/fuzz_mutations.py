@@ -226,6 +226,10 @@ def _another(rng: random.Random, index: Path, engine: Path, others: list[Path]) 
     return Mutation(f"{path.name} of {other.parent.name}", forged)
 
 
+def _payloads(rng: random.Random, index: Path, engine: Path, others: list[Path]) -> Mutation:
+    return Mutation(_bytes(rng, _file(rng, index, "payloads.*")))
+
+
 def _other_file(pattern: str) -> Mutate:
     """Damage to a file beside the engine."""
     return lambda rng, index, engine, others: Mutation(_bytes(rng, _file(rng, index, pattern)), vectors=True)
@@ -241,5 +245,6 @@ KINDS: dict[str, tuple[Mutate, int]] = {
     "vectors": (_other_file("*.f16"), 4),
     "database": (_other_file(FILE), 8),
     "maps": (_other_file("*.npy"), 3),
+    "payloads": (_payloads, 6),
 }
 """Ways to damage a folder, and how often each is taken."""

@@ -23,9 +23,11 @@ BENCHES = {
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
+    "paper": "milliseconds a query beside UNITER, LightningDOT, METER and CLIP, by pool size",
     "ann": "the engine's speed and recall beside other libraries'",
+    "products": "an index beside embedded vector databases, payloads, filters and changes included",
 }
-MODULES = {"index": "indexing", "ann": "ann.run"}
+MODULES = {"index": "indexing", "paper": "paper.run", "ann": "ann.run", "products": "products.run"}
 """Modules of :mod:`hivlp.bench` that are not called as their bench is; each has a function ``run``."""
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pictures": (400, ("index",)),
@@ -33,11 +35,11 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cases": (2000, ("fuzz",)),
     "vectors": (None, ("threads",)),
     "queries": (None, ("threads",)),
-    "size": ("small", ("models", "objective", "ann")),
-    "plot": (None, ("objective", "ann")),
+    "size": ("small", ("models", "objective", "paper", "ann", "products")),
+    "plot": (None, ("objective", "ann", "products")),
     "sentences": (1_000_000, ("ann",)),
     "fresh": (False, ("ann",)),
-    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "ann")),
+    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "paper", "ann", "products")),
 }
 """Default of each option, and the benches whose ``run`` takes it."""
 
@@ -51,6 +53,9 @@ def run_bench(arguments: argparse.Namespace) -> int:
             taken[option] = default if given is None else given
         elif given is not None:
             return usage("bench", f"--{option} goes with {', '.join(benches)}, not with {arguments.name}")
+    larger = "real" if arguments.name == "products" else "full"
+    if taken.get("size") not in (None, "small", larger):
+        return usage("bench", f"the sizes of {arguments.name} are small and {larger}, not {taken['size']}")
     module = import_module(f"hivlp.bench.{MODULES.get(arguments.name, arguments.name)}")
     if "model" in taken:  # loaded by need where vectors may be given
         load = partial(load_model, taken["model"])

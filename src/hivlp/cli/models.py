@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.output import print_result
-from hivlp.errors import HivlpError
+from hivlp.errors import HivlpError, MissingExtraError
 
 if TYPE_CHECKING:
     from hivlp.encode import HiVLP
     from hivlp.index import Index
+    from hivlp.systems.fusion.model import FusionModel
 
 DEFAULT_MODEL = "hivlp-mini"
 
@@ -72,3 +73,22 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "Any hub id and any folder works as well; NAME:int8 and NAME:float16 are smaller, NAME@REVISION is a commit.",
         "Formats onnx and textual-visual are ready graphs; transformers and open_clip are converted once, with torch.",
     ])  # fmt: skip
+
+
+def load_fusion(arguments: argparse.Namespace) -> FusionModel | None:
+    """The fusion model that ``--rerank`` names; None if there is none.
+
+    Raises:
+        MissingExtraError: if torch or transformers is not installed.
+    """
+    if arguments.rerank is None:
+        if arguments.rerank_depth is not None or arguments.rerank_keep is not None:
+            raise HivlpError("--rerank-depth and --rerank-keep belong to --rerank MODEL")
+        return None
+    from importlib.util import find_spec
+
+    if not all(find_spec(name) for name in ("torch", "transformers")):
+        raise MissingExtraError("--rerank", "train")
+    from hivlp.systems.fusion.load import load_reranker
+
+    return load_reranker(arguments.rerank, keep=arguments.rerank_keep)

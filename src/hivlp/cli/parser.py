@@ -145,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own)")
     _add_device(sub)
+    _add_rerank(sub)
 
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
     sub.add_argument("index", type=_path, metavar="INDEX")
@@ -184,12 +185,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("evaluate", run_evaluate, "Recall of a model on pictures with captions.")
     sub.add_argument(
-        "data", type=_name, metavar="DATA", help="stamps, or a folder, parquet, webdataset, captions or Karpathy file"
+        "data",
+        type=_name,
+        metavar="DATA",
+        help="flickr30k, coco or sugarcrepe (see --root); stamps, or a folder, parquet, webdataset, captions or "
+        "Karpathy file",
     )
     sub.add_argument("--model", type=_name, default=DEFAULT_MODEL, help=f"{MODEL} (default: {DEFAULT_MODEL})")
     _add_device(sub)
+    sub.add_argument(
+        "--root", type=_path, metavar="DIR", help="folder of a benchmark as published (default: a folder of its name)"
+    )
+    sub.add_argument(
+        "--protocol", choices=("5k", "1k"), help="coco: all test pictures (default), or the mean of five folds of 1,000"
+    )
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
     sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
+    _add_rerank(sub)
 
     verb("models", run_models, "Models that have short names: where they are from, their licence, size and recall.")
 
@@ -232,9 +244,23 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--vectors", type=_path, metavar="FILE.npy", help="threads: items instead of WordNet's words")
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
-    sub.add_argument("--size", choices=["small", "full"], help="models, objective, ann: minutes (default) or hours")
-    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
+    sub.add_argument(
+        "--size",
+        choices=["small", "full", "real"],
+        help="small (minutes, default); models, objective, paper, ann: full (hours); products: real (half an hour)",
+    )
+    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw the rows")
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
     sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
     sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
     return parser
+
+
+def _add_rerank(sub: argparse.ArgumentParser) -> None:
+    """The options of a fusion model."""
+    sub.add_argument(
+        "--rerank", type=_path, metavar="MODEL", help="folder of a fusion model (uniter, meter, vilt, albef, blip, "
+        "bridgetower) that orders the last candidates again",
+    )  # fmt: skip
+    sub.add_argument("--rerank-depth", type=_count, metavar="N", help="candidates it is given (default: as published)")
+    sub.add_argument("--rerank-keep", type=_path, metavar="DIR", help="folder to keep what it makes of a picture")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hivlp.cli.models import index_model, load_model
+from hivlp.cli.models import index_model, load_fusion, load_model
 from hivlp.cli.output import print_result, usage
 from hivlp.errors import HivlpError
 
@@ -41,8 +42,12 @@ def run_search(arguments: argparse.Namespace) -> int:
 
     names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group", "recall")
     options = {name: getattr(arguments, name) for name in names}
+    if arguments.rerank is not None and given[0] not in ("text", "queries"):
+        return usage("search", "a fusion model compares texts with pictures: --rerank goes with TEXT or --queries")
+    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
     queries = None if arguments.queries is None else _lines(arguments.queries)
-    with Index.open(arguments.index) as index:
+    with Index.open(arguments.index) as index, ThreadPoolExecutor(1) as beside:
+        beside.submit(index.snapshot)  # while the model is loaded; the search says what is wrong with it
         vector = None
         if arguments.vector is not None:
             vector = {index.levels[-1].name: _load_vector(arguments.vector)}

@@ -28,11 +28,21 @@ class TextTokenizer:
         Raises:
             ModelError: if it cannot be read.
         """
-        self.config = config
         try:
-            self.backend = Tokenizer.from_file(str(path))
+            backend = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
             raise ModelError(f"{path} cannot be read as a tokenizer: {str(error).splitlines()[0]}") from error
+        self._set_up(backend, config)
+
+    @classmethod
+    def of(cls, backend: Tokenizer, config: TextConfig) -> TextTokenizer:
+        """A tokenizer that is open already."""
+        made = cls.__new__(cls)
+        made._set_up(backend, config)
+        return made
+
+    def _set_up(self, backend: Tokenizer, config: TextConfig) -> None:
+        self.config, self.backend = config, backend
         self.backend.enable_truncation(config.max_tokens, direction=config.truncation_side)
         self.backend.enable_padding(
             direction=config.padding_side,

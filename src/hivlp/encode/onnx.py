@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hivlp.config import PictureConfig
-from hivlp.data.pictures import load_pixels, prepare, to_rgb
 from hivlp.data.texts import TextTokenizer
 from hivlp.encode.base import Picture, as_pictures, as_texts
 from hivlp.encode.session import Session, providers
@@ -145,6 +144,9 @@ class OnnxEncoder:
         return Embeddings.concatenate(parts) if parts else self._empty(self._names(None))
 
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        # Now, and not before: who looks for a text should not wait for what decodes pictures.
+        from hivlp.data.pictures import load_pixels, prepare, to_rgb
+
         if isinstance(picture, Image.Image):
             return prepare(to_rgb(picture), self.picture)
         try:

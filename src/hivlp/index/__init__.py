@@ -1,11 +1,17 @@
 """A folder that holds items and their level vectors, and answers queries by a cascade over the levels."""
 
-from hivlp.index.adding import AddReport, Failure
-from hivlp.index.from_embeddings import EmbeddingsReport, index_embeddings
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from hivlp.index.index import Index
-from hivlp.index.repair import RepairReport
 from hivlp.search.results import Duplicate, Hit, SearchResult
-from hivlp.store.verify import Damage, VerifyReport
+
+if TYPE_CHECKING:
+    from hivlp.index.adding import AddReport, Failure
+    from hivlp.index.from_embeddings import EmbeddingsReport, index_embeddings
+    from hivlp.index.repair import RepairReport
+    from hivlp.store.verify import Damage, VerifyReport
 
 __all__ = [
     "AddReport",
@@ -20,3 +26,22 @@ __all__ = [
     "VerifyReport",
     "index_embeddings",
 ]
+
+_HOMES = {
+    "AddReport": "hivlp.index.adding",
+    "Damage": "hivlp.store.verify",
+    "EmbeddingsReport": "hivlp.index.from_embeddings",
+    "Failure": "hivlp.index.adding",
+    "RepairReport": "hivlp.index.repair",
+    "VerifyReport": "hivlp.store.verify",
+    "index_embeddings": "hivlp.index.from_embeddings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a search from the shell should not wait for what adds, verifies and repairs."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
-from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
 from hivlp.encode import as_encoder
 from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
-from hivlp.index.adding import AddReport, add_pictures
-from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
-from hivlp.index.repair import RepairReport, set_damage_aside
+from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
 from hivlp.index.tune_report import TuneReport
-from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
-from hivlp.index.verify import verify_index
+from hivlp.index.tuning import DEFAULT_RECALL, Renumbering, before_renumbering, refresh, tune
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
+from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
+from hivlp.search.operating_points import Tuned
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
 from hivlp.search.timing import Stopwatch
@@ -40,8 +39,14 @@ from hivlp.store.folder import Store
 from hivlp.store.names import composed, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
-from hivlp.store.verify import VerifyReport
 
+if TYPE_CHECKING:
+    from hivlp.data.vectors.source import EmbeddingSource
+    from hivlp.index.adding import AddReport
+    from hivlp.index.repair import RepairReport
+    from hivlp.store.verify import VerifyReport
+
+logger = logging.getLogger(__name__)
 PAGE = 1000
 """Items that are listed from one commit."""
 LAST_ID = (1 << 63) - 1
@@ -270,6 +275,8 @@ class Index:
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
+        from hivlp.index.adding import add_pictures
+
         if self.maps is not None:
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
         model = self._queries.need_model()
@@ -278,7 +285,7 @@ class Index:
             report = add_pictures(
                 self.store, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
             )
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     def info(self) -> IndexInfo:
@@ -287,7 +294,7 @@ class Index:
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        return IndexInfo.of(self.store, stored_bytes(self.path))
+        return IndexInfo.of(self.store, stored_bytes(self.path), Tuned.load(self.path))
 
     def get(self, item: int | str | Path) -> Item | None:
         """An item by its id (a number) or its path; None if there is none.
@@ -350,7 +357,10 @@ class Index:
         Raises:
             QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
-        return self.store.remove(items)
+        with self.store.writer():
+            removed = self.store.remove(items)
+            self._keep_up(mend=False)
+        return removed
 
     def compact(self, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
         """Rewrite the vector files without tombstones: the rows of removed and replaced items.
@@ -361,7 +371,7 @@ class Index:
 
         Args:
             on_progress: called with how many vectors are written, and of how many.
-            on_tune: called while the approximate index of a tuned index is made anew, as :meth:`tune` calls.
+            on_tune: called while the approximate index of a tuned index leaves those rows out, as :meth:`tune` calls.
 
         Returns:
             How many rows were given back.
@@ -370,8 +380,9 @@ class Index:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
         with self.store.writer():
+            before = before_renumbering(self.store)
             freed = self.store.compact(on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune, before)
             self.store.keep_derived()
         return freed
 
@@ -391,22 +402,43 @@ class Index:
         """
         with self.store.writer():
             added = self.store.merge(other, on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
             self.store.keep_derived()
         return added
 
     def refresh(self, on_progress: TuneProgress | None = None) -> bool:
-        """Let the approximate index of a tuned index take in what was added, if it is a tenth of it or more.
+        """Let the approximate index of a tuned index take in what was added, if that is worth it.
 
-        :meth:`add`, :meth:`add_embeddings`, :meth:`merge` and :meth:`compact` do so by themselves. An approximate index
-        that is damaged, of an earlier format, or of rows that were renumbered is built again.
+        :meth:`add`, :meth:`add_embeddings`, :meth:`merge`, :meth:`remove` and :meth:`compact` do so by themselves, from
+        256 rows or 1/500 of all on; until then, searches scan them. What was learnt stays, the codes of all other rows
+        too, and the recall of the operating points in use is measured again: one that falls short gives way to a slower
+        one that does not, and :meth:`info` says so where there is none left. An index of twice the rows that it was
+        trained on is tuned anew. One that is damaged, of an earlier format, or of rows that were renumbered is built
+        again.
 
         Returns:
             Whether there was something to do.
+
+        Raises:
+            IndexFolderError: if it cannot be written; the old one is there still.
         """
         refreshed = refresh(self.store, on_progress)
         self._answering.snapshots.look_again()
         return refreshed
+
+    def _keep_up(
+        self,
+        on_progress: TuneProgress | None = None,
+        renumbering: Renumbering | None = None,
+        *,
+        mend: bool = True,
+    ) -> None:
+        """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
+        try:
+            refresh(self.store, on_progress, renumbering, mend=mend)
+        except IndexFolderError as error:
+            logger.warning("the approximate index has not taken in what has changed: %s", error)
+        self._answering.snapshots.look_again()
 
     def verify(self, on_progress: Progress | None = None) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
@@ -414,6 +446,8 @@ class Index:
         Raises:
             IndexFolderError: if a file may not be read. Damage is not raised, but reported.
         """
+        from hivlp.index.verify import verify_index
+
         return verify_index(self.store, on_progress)
 
     def repair(self, on_progress: Progress | None = None) -> RepairReport:
@@ -429,8 +463,11 @@ class Index:
             DamagedIndexError: if ``items.db`` is damaged beyond repair.
             IndexFolderError: if another process is writing, or the disk fails.
         """
+        from hivlp.index.repair import set_damage_aside
+
         with self.store.writer():
             report = set_damage_aside(self.store, on_progress)
+            self._keep_up()
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
             if there and self.model is not None and self.maps is None:
                 report.failed = self.add(there).failed
@@ -460,6 +497,9 @@ class Index:
                 the folder cannot be written; what was reported is kept.
             DataError: if there are no vectors, or not of the index's length.
         """
+        from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
+        from hivlp.index.adding_vectors import add_vectors
+
         maps = self.maps
         if maps is None:
             raise IndexFolderError(f"{self.path} was made with a model: use a new index for embeddings")
@@ -471,7 +511,7 @@ class Index:
             source = open_embeddings(source)
         with self._adding():
             report = add_vectors(self.store, maps, source, on_progress=on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     @contextmanager
@@ -499,6 +539,8 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int | None = None,
     ) -> SearchResult:
         """The items closest to a text, a picture, another item, or a vector.
 
@@ -525,6 +567,9 @@ class Index:
                 find so many, everything is ranked by the finest level; a query unlike those that were measured is
                 searched wider, as the result's ``plan`` says. An index that was not tuned, and a search with a
                 ``shortlist`` of its own, reads everything at the coarse level instead.
+            rerank: a fusion model (:mod:`hivlp.systems.fusion`) that orders the first ranks again by what it makes of
+                the text and each picture together; ``threshold`` and ``group`` still go by the finest level.
+            rerank_depth: how many ranks it orders (default: as many as the model is made for).
 
         Raises:
             QueryError: if the query or an option makes no sense.
@@ -536,6 +581,11 @@ class Index:
         )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
+        if rerank is not None:
+            return search_reranked(
+                self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
+                offset=offset, threshold=threshold, group=group, recall=recall,
+            )[0]  # fmt: skip
         watch = Stopwatch()
         encoded = None if like is not None else self._queries.of_one(query, image, vector)
         watch.lap("encode")
@@ -561,6 +611,8 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        rerank: Reranker | None = None,
+        rerank_depth: int | None = None,
     ) -> list[SearchResult]:
         """What :meth:`search` finds for each of many texts or vectors, in less time than one by one.
 
@@ -579,6 +631,8 @@ class Index:
             threshold: leave out hits whose finest score is below this.
             group: fold hits of the same content (True), or as close as a cosine, into one.
             recall: share of the ten best to find at least.
+            rerank: a fusion model that orders the first ranks of each text again.
+            rerank_depth: how many ranks it orders.
 
         Returns:
             One result a query, in their order; its timings are its share of the whole batch's.
@@ -592,6 +646,11 @@ class Index:
         )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
+        if rerank is not None:
+            return search_reranked(
+                self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
+                offset=offset, threshold=threshold, group=group, recall=recall,
+            )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
         watch.lap("encode")
@@ -614,12 +673,14 @@ class Index:
     ) -> TuneReport:
         """Build the approximate index of this index, and measure on its own data what search parameters find and cost.
 
-        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`).
+        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`). Tuning again without
+        ``queries`` reuses those of the last time, what was learnt, codes and exact neighbours, and measures all search
+        parameters; it trains anew where these do not reach the recall, and from twice the rows on.
 
         Args:
             queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
-                finest level, or a ``.npy`` of them. By default captions of the index, words that the model knows, or
-                the items themselves.
+                finest level, or a ``.npy`` of them. By default those of the last time, or else captions of the index,
+                words that the model knows, or the items themselves.
             recall: what searches shall find that ask for nothing else.
             on_progress: called with what is done, how much of it, and of how much.
 

@@ -8,8 +8,9 @@ missing, of another length, or of a commit that is no more (where a backup was p
 damaged is looked up in the catalog instead.
 
 Layout, all numbers little-endian: (rows + 1) uint64, where each record begins and the last one ends, from the start of
-the file; then, for each row that had an item, a record of CRC-32 (uint32, of what follows), id (int64), bytes of the
-path (uint32), bytes of the caption (int32, -1 without one), path, caption, metadata (JSON), in UTF-8.
+the file; then, for each row that had an item, a record of CRC-32 (uint32, of what follows, begun with the row), id
+(int64), bytes of the path (uint32), bytes of the caption (int32, -1 without one), path, caption, metadata (JSON), in
+UTF-8.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Payloads:
         if len(record) < HEAD.size:
             return None
         crc, item_id, path, caption = HEAD.unpack_from(record)
-        if crc != zlib.crc32(memoryview(record)[CHECKED:]):
+        if crc != _crc(memoryview(record)[CHECKED:], row):
             return None
         rest, after = HEAD.size + path, HEAD.size + path + max(caption, 0)
         try:
@@ -101,7 +102,7 @@ def save(folder: Path, shown: Iterable[tuple[int, Shown]], state: State) -> Payl
         with place.open("xb", buffering=BUFFER) as file:
             file.seek(header)
             for row, each in shown:
-                record = _record(each)
+                record = _record(row, each)
                 lengths[row + 1] = len(record)
                 file.write(record)
             file.seek(0)
@@ -159,8 +160,13 @@ def damage(folder: Path, state: State, shown: Iterable[tuple[int, Shown]]) -> st
     return f"{wrong} of its records are not those of the catalog" if wrong else None
 
 
-def _record(shown: Shown) -> bytes:
+def _record(row: int, shown: Shown) -> bytes:
     path, caption = os.fsencode(shown.path), None if shown.caption is None else shown.caption.encode()
     head = HEAD.pack(0, shown.id, len(path), -1 if caption is None else len(caption))
     body = b"".join((head[CHECKED:], path, caption or b"", shown.text.encode()))
-    return zlib.crc32(body).to_bytes(CHECKED, "little") + body
+    return _crc(body, row).to_bytes(CHECKED, "little") + body
+
+
+def _crc(body: bytes | memoryview, row: int) -> int:
+    """Checksum of a record in its place: another row's record is no right one."""
+    return zlib.crc32(body, row & 0xFFFFFFFF)

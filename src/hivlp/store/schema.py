@@ -61,9 +61,9 @@ ITEM, BLOCK, LOST = (", ".join(record._fields) for record in (ItemRecord, BlockR
 """The columns of each table that its checksum covers, in order."""
 META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
 """Keys of the table ``meta`` that its record ``check`` vouches for, beside the last id that was given."""
-META_FIELDS = ("fields", "columns", "payloads")
-"""Keys of ``meta`` that only some indexes have, which its record ``fields_check`` vouches for: declared fields and
-files that are derived from the tables. Earlier versions know none of them, and leave them alone."""
+META_OPTIONAL = ("columns", "fields", "payloads")
+"""Keys of ``meta`` that only some indexes have, and whose record ``optional_check`` vouches for those that are there:
+declared fields, and files that are derived from the tables. Earlier versions know none, and leave them alone."""
 
 PART = 18
 """Bits of an id beyond which it belongs to the next part of ``items_hash``."""
@@ -171,7 +171,7 @@ def read_meta(db: sqlite3.Connection) -> dict[str, Any]:
 def meta_is_whole(db: sqlite3.Connection) -> bool:
     """Whether the table ``meta`` is as it was written; of format 1, which has no checksum, it counts as whole."""
     meta = read_meta(db)
-    if {*META_FIELDS, "fields_check"} & meta.keys() and meta.get("fields_check") != _fields_crc(meta):
+    if meta.get("optional_check") != _optional_crc(meta):
         return False
     return meta.get("format") == str(OLD_FORMAT) or meta.get("check") == _meta_crc(db)
 
@@ -179,13 +179,14 @@ def meta_is_whole(db: sqlite3.Connection) -> bool:
 def seal_meta(db: sqlite3.Connection) -> None:
     """Write the checksums of the table ``meta``."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('check', ?)", (_meta_crc(db),))
-    meta = read_meta(db)
-    if not meta.keys().isdisjoint(META_FIELDS):
-        db.execute("INSERT OR REPLACE INTO meta VALUES ('fields_check', ?)", (_fields_crc(meta),))
+    check = _optional_crc(read_meta(db))
+    if check is not None:
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('optional_check', ?)", (check,))
 
 
-def _fields_crc(meta: Mapping[str, Any]) -> str:
-    return str(record_crc(*(meta.get(key) for key in META_FIELDS)))
+def _optional_crc(meta: Mapping[str, Any]) -> str | None:
+    there = [part for key in META_OPTIONAL if key in meta for part in (key, meta[key])]
+    return str(record_crc(*there)) if there else None
 
 
 def _meta_crc(db: sqlite3.Connection) -> str:

@@ -27,7 +27,7 @@ from hivlp.data.pairs import Pair, Pairs
 from hivlp.data.walk import Found, find_pictures
 from hivlp.encode import HiVLP, resolve_folder
 from hivlp.errors import DataError, HivlpError, ModelError
-from hivlp.evaluate.recall import evaluate
+from hivlp.evaluate.evaluation import evaluate
 from hivlp.evaluate.results import Evaluation
 from hivlp.export.card import model_card
 from hivlp.export.graphs import export
@@ -91,7 +91,7 @@ class AdaptResult:
         texts: how many it learned from.
         seconds: of the whole job.
         recalls: ``validation`` and ``test``, or ``train`` where there is neither -> what
-            :func:`hivlp.evaluate.recall.evaluate` found.
+            :func:`hivlp.evaluate.evaluation.evaluate` found.
     """
 
     model: Path

@@ -62,7 +62,7 @@ def read_real(model: HiVLP) -> RealSet:
     names = {name: f"{name}-{content_hash(json.dumps(of).encode())}" for name, of in texts.items()}
     for name, of in texts.items():
         if not (folder / f"{names[name]}.npy").is_file():
-            write_array(folder / f"{names[name]}.npy", _encode(model, of, name))
+            write_array(folder / f"{names[name]}.npy", encode_texts(model, of, name))
     arrays = {name: open_npy(folder / f"{file}.npy") for name, file in names.items()}
     key = content_hash(json.dumps([model.fingerprint, names]).encode())[:16]
     return RealSet(**arrays, key=key)
@@ -85,7 +85,8 @@ def read_wordnet(folder: Path | None = None) -> tuple[list[str], list[str]]:
     return sorted(words), shuffled
 
 
-def _encode(model: HiVLP, texts: Sequence[str], what: str) -> Vectors:
+def encode_texts(model: HiVLP, texts: Sequence[str], what: str) -> Vectors:
+    """(n, d) vectors of the finest level, float32, with a bar that is called ``what``."""
     finest = model.levels[-1].name
     parts = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
 

@@ -27,7 +27,7 @@ POOLS = (1_000, 5_000, 31_014, 123_287)
 WANTED = 0.99
 RECALLS = (0.93, 0.95, 0.97, WANTED)
 TIMEOUTS = {"small": 180.0, "full": 4 * 3600.0}
-DEADLINE = 560.0  # seconds after which the small size tries nothing more
+DEADLINES = 420.0, 600.0  # seconds after which the small size tries no more engines, and no more parts
 LEAST = 10.0  # seconds in which an engine can say anything
 LIBRARIES = ("faiss-cpu", "hnswlib", "usearch", "scann", "rabitqlib", "pyvsag", "numpy")
 
@@ -134,10 +134,10 @@ def run(
     collection = read_sentences(model, sentences) if size == "full" else _words(real)
     chosen = rivals.SMALL if size == "small" else rivals.FULL
     libraries = [name for name in LIBRARIES if _version(name) is not None]
-    beside = pools(real, TIMEOUTS[size])
-    deadline = started + DEADLINE if size == "small" else None
+    of_engines, of_parts = (started + each if size == "small" else None for each in DEADLINES)
     kept = Kept(collection.folder / "measured", machine(*libraries)) if size == "full" and not fresh else None
-    result = compare(collection, [_path_of(each) for each in chosen], TIMEOUTS[size], deadline, kept)
+    result = compare(collection, [_path_of(each) for each in chosen], TIMEOUTS[size], of_engines, kept)
+    beside = pools(real, TIMEOUTS[size], of_parts)
     overheads = [*(each for pool in beside for each in pool.pop("overheads")), *result.pop("overheads")]
     if plot is not None:
         draw(result, plot)
@@ -222,7 +222,9 @@ def compare(
     }
 
 
-def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[dict[str, Any]]:
+def pools(
+    real: RealSet, timeout: float, deadline: float | None = None, sizes: Sequence[int] = POOLS
+) -> list[dict[str, Any]]:
     """Our index beside an exhaustive scan on random parts of the real set.
 
     Returns:
@@ -235,7 +237,7 @@ def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[d
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             part = write_collection(Path(scratch), items[order[:size]], test, train)
-            found = compare(part, [ours, flat], timeout, target=WANTED)
+            found = compare(part, [ours, flat], timeout, deadline, target=WANTED)
         single, batch = fastest(found["rows"], "qps"), fastest(found["rows"], "batch_qps")
         names = [each["engine"] for each in found["engines"]]
         result.append(
