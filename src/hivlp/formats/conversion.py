@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from hivlp.config import TOKENIZER, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.data.pictures import load_pixels
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from hivlp.export.precision import Samples
 
-logger = logging.getLogger(__name__)
 SAMPLES = 48
 """Pictures, and captions, that graphs in another precision are checked on."""
 RECIPE = 1
@@ -85,11 +84,14 @@ def converted(
     target = cache_folder() / "models" / key
     if not (target / "config.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("%s is converted to ONNX, once", source)
-        with scratch_folder(target) as scratch:
+        with (
+            scratch_folder(target) as scratch,
+            tqdm(total=1, desc=f"{source} to ONNX, once", unit="model", leave=False, disable=None) as bar,
+        ):
             made = scratch / "model"
             made.mkdir()
             _convert(family, source, precision, build, made, key)
+            bar.update()
             if not (target / "config.json").is_file():  # another process may have been faster
                 shutil.rmtree(target, ignore_errors=True)
                 made.replace(target)
