@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from hivlp.config import TEXT_GRAPH, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
+from hivlp.config import TEXT_GRAPH, TEXT_WEIGHTS, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.data.texts import TextTokenizer
 from hivlp.encode import HiVLP
+from hivlp.files.scratch import scratch_folder
 from hivlp.levels import Level
 from hivlp.systems.albef import Albef
 from hivlp.systems.lightningdot import CLS, LightningDot
@@ -157,11 +158,20 @@ def int8_tower(folder: Path, out: Path) -> HiVLP:
         folder: of :func:`same_tower`.
         out: of the new model; what is there is taken as it is.
     """
+    import onnx
+    from onnx.external_data_helper import convert_model_to_external_data
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    if not (out / TEXT_GRAPH).is_file():
-        shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("text.*", "*.safetensors"))
-        quantize_dynamic(folder / TEXT_GRAPH, out / TEXT_GRAPH, weight_type=QuantType.QInt8)
+    if not out.is_dir():
+        with scratch_folder(out) as scratch:
+            made = scratch / "model"
+            shutil.copytree(folder, made, ignore=shutil.ignore_patterns("text.*", "*.safetensors"))
+            quantize_dynamic(folder / TEXT_GRAPH, made / TEXT_GRAPH, weight_type=QuantType.QInt8)
+            graph = onnx.load(str(made / TEXT_GRAPH))
+            (made / TEXT_GRAPH).unlink()
+            convert_model_to_external_data(graph, location=TEXT_WEIGHTS, size_threshold=1024)
+            onnx.save(graph, str(made / TEXT_GRAPH))
+            made.replace(out)
     return HiVLP.from_pretrained(out)
 
 
