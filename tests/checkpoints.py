@@ -200,8 +200,11 @@ def save_onnx_towers(folder: Path, kind: str, precisions: tuple[str, ...] = ("",
     axes = {"input_ids": {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "tokens"},
             "pixel_values": {0: "batch"}, **{name: {0: "batch"} for name in output}}  # fmt: skip
     texts, names = ((tokens,), ["input_ids"]) if siglip else ((tokens, mask), ["input_ids", "attention_mask"])
-    for tower, module, inputs, known in (("text", Text(), texts, names),
-                                         ("vision", Image(), (torch.zeros(2, 3, SIDE, SIDE),), ["pixel_values"])):  # fmt: skip
+    pictures = (torch.zeros(2, 3, SIDE, SIDE),)
+    for tower, module, inputs, known in (
+        ("text", Text(), texts, names),
+        ("vision", Image(), pictures, ["pixel_values"]),
+    ):
         path = folder / "onnx" / f"{tower}_model.onnx"
         torch.onnx.export(module.eval(), inputs, str(path), input_names=known, output_names=[output[tower == "vision"]],
                           dynamic_axes={name: axes[name] for name in (*known, output[tower == "vision"])},
@@ -292,8 +295,10 @@ def save_onnx_folders(folder: Path, settings=None, prepare=None):
 
     torch.backends.mha.set_fastpath_enabled(False)
     length = about["model_cfg"]["text_cfg"]["context_length"]
-    for name, tower, given in (("textual/model.onnx", Tower(model.encode_text), torch.ones(1, length, dtype=torch.int32)),
-                               ("visual/model.onnx", Tower(model.encode_image), torch.zeros(1, 3, SIDE, SIDE))):  # fmt: skip
+    for name, tower, given in (
+        ("textual/model.onnx", Tower(model.encode_text), torch.ones(1, length, dtype=torch.int32)),
+        ("visual/model.onnx", Tower(model.encode_image), torch.zeros(1, 3, SIDE, SIDE)),
+    ):
         torch.onnx.export(tower.eval(), (given,), str(folder / name), opset_version=17, dynamo=False,
                           input_names=["text" if "text" in name else "image"], output_names=["embedding"])  # fmt: skip
     return model, tokenizer, transform

@@ -20,6 +20,7 @@ from checkpoints import (  # noqa: E402
     save_onnx_folders,
     save_onnx_towers,
     save_open_clip,
+    write_hub_config,
     write_odd_pictures,
 )
 from hivlp.encode import HiVLP  # noqa: E402
@@ -119,6 +120,59 @@ index.add({str(tmp_path / "x.png")!r})
 print(len(index.search("a red circle")))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_a_converted_model_needs_no_torch_any_more(tmp_path, cache):
+    save_checkpoint(tmp_path / "clip", "clip")
+    first = HiVLP.from_pretrained(tmp_path / "clip")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "onnx", "safetensors")))
+from hivlp import HiVLP
+print(HiVLP.from_pretrained({str(tmp_path / "clip")!r}).fingerprint)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == first.fingerprint
+
+
+HOSTILE = [
+    {"projection_dim": 1 << 40},
+    {"projection_dim": "many"},
+    {"text_config": {"max_position_embeddings": 1 << 60}},
+    {"text_config": {"max_position_embeddings": [1]}},
+    {"text_config": 7},
+]
+
+
+@pytest.mark.parametrize("settings", HOSTILE, ids=str)
+def test_settings_that_ask_for_too_much_are_refused(settings, tmp_path):
+    save_onnx_towers(tmp_path / "clip", "clip")
+    write_hub_config(tmp_path / "clip", **settings)
+    about = tmp_path / "clip" / "tokenizer_config.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "model_max_length": 1 << 60}))
+    with pytest.raises(ModelError) as said:
+        HiVLP.from_pretrained(tmp_path / "clip").encode_text("a red circle")
+    assert "\n" not in str(said.value)
+
+
+def test_one_level_is_indexed_searched_and_evaluated(tmp_path, pictures, capsys):
+    from hivlp.cli import main
+
+    save_checkpoint(tmp_path / "clip", "clip")
+    folder = next(iter(pictures.values())).parent
+    for path in pictures.values():
+        path.with_suffix(".txt").write_text(f"the {path.stem}")
+    name, index = f"{tmp_path / 'clip'}:int8", str(tmp_path / "x")
+    save_checkpoint(tmp_path / "clip", "clip", gentle=True)
+    assert main(["index", str(folder), "-o", index, "--model", name, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["added"] == len(pictures)
+    assert main(["search", index, "a red circle", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["hits"]) == len(pictures)
+    assert main(["search", index, "--image", str(pictures["photo"]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"][0]["path"].endswith("photo.png")
+    assert main(["search", index, "the", "--model", str(tmp_path / "clip")]) == 1
+    assert "was made with model" in capsys.readouterr().err
+    assert main(["evaluate", str(folder), "--model", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["levels"].keys() == {"fine"}
 
 
 def test_without_torch_weights_are_refused_with_what_to_install(tmp_path, monkeypatch):

@@ -109,6 +109,18 @@ def test_a_transfer_that_keeps_breaking_off_is_said_and_kept(hub, folder, monkey
     assert hub.fetched().count("config.json") == 1, "what had come whole was fetched again"
 
 
+def test_what_is_left_of_a_transfer_is_never_trusted(hub, folder, tmp_path):
+    repository = hub.add(NAME, folder)
+    place = tmp_path / "cache" / "hub" / NAME.replace("/", "--") / repository.sha(0)
+    place.mkdir(parents=True)
+    size = len(repository.commits[0]["text.bin"])
+    (place / "text.bin.partial").write_bytes(b"x" * (size + 1))  # longer than the file: started anew
+    (place / "image.onnx.partial").write_bytes(b"x" * 1000)  # another beginning: found out, and started anew
+    with pytest.raises(ModelError, match=r"image\.onnx .* is not what the hub lists"):
+        HiVLP.from_pretrained(NAME)
+    assert HiVLP.from_pretrained(NAME).fingerprint == HiVLP.from_pretrained("hivlp-mini").fingerprint
+
+
 @pytest.mark.parametrize("name", ["image.onnx", "tokenizer.json"])
 def test_a_file_with_another_hash_is_refused_and_fetched_anew(hub, folder, name):
     repository = hub.add(NAME, folder)

@@ -71,8 +71,8 @@ class PictureConfig:
             raise ValueError(f"fit must be pad, crop, stretch or patches, not {self.fit!r}")
         if (self.fit == "patches") != (self.patches > 0) or self.patches > LARGEST_INPUT:
             raise ValueError(f"patches must be 1 to {LARGEST_INPUT} for fit patches, and 0 otherwise")
-        if self.fit == "patches" and self.size < 2:
-            raise ValueError(f"a patch has a side of at least 2, not {self.size}")
+        if self.fit == "patches" and not (self.size >= 2 and self.size**2 * self.patches <= LARGEST_INPUT**2):
+            raise ValueError(f"{self.patches} patches of {self.size} pixels a side are too many, or too small")
         if self.margin not in ("down", "even"):
             raise ValueError(f"margin must be down or even, not {self.margin!r}")
         if self.resample not in RESAMPLE:

@@ -43,13 +43,14 @@ class ArgumentError(QueryError, TypeError, ValueError):
     """What was given is not of a kind that can be used there."""
 
 
+_TRAIN = "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow"
 EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy",
     "hub": "huggingface_hub",
     "systems": "lmdb msgpack",
-    "train": "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
-    "open_clip": "open_clip_torch timm torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
+    "train": _TRAIN,
+    "open_clip": f"open_clip_torch timm {_TRAIN}",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
     "bench-products": "chromadb faiss-cpu lancedb pyarrow pysqlite3 qdrant-edge-py sqlite-vec usearch zvec matplotlib",
 }

@@ -147,7 +147,7 @@ def _added(report: AddReport, out: Path) -> str:
 def run_tune(arguments: argparse.Namespace) -> int:
     """``hivlp tune``."""
     from hivlp.index import Index
-    from hivlp.index.tuning import DEFAULT_RECALL
+    from hivlp.search.operating_points import DEFAULT_RECALL
 
     if arguments.plot is not None:
         import matplotlib  # noqa: F401 (missing, it is said before the work and not after it)

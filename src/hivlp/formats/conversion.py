@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from hivlp.config import TOKENIZER, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.data.pictures import load_pixels
@@ -19,6 +20,7 @@ from hivlp.data.texts import TextTokenizer
 from hivlp.errors import MissingExtraError
 from hivlp.files.digests import cache_folder, sha256_of
 from hivlp.files.scratch import scratch_folder
+from hivlp.formats.format import checked_config
 from hivlp.formats.model_files import ModelFiles
 from hivlp.formats.own import ORIGIN, open_own
 from hivlp.levels import ONLY_LEVEL, Level
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
     from hivlp.export.precision import Samples
 
-logger = logging.getLogger(__name__)
 SAMPLES = 48
 """Pictures, and captions, that graphs in another precision are checked on."""
 RECIPE = 1
@@ -82,32 +83,43 @@ def converted(
     key = digest.hexdigest()
     target = cache_folder() / "models" / key
     if not (target / "config.json").is_file():
-        try:
-            from hivlp.export.graphs import export_towers
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(f"{source} has weights, not graphs; to convert them, hivlp", "train") from error
         target.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("%s is converted to ONNX, once", source)
-        with scratch_folder(target) as scratch:
+        with (
+            scratch_folder(target) as scratch,
+            tqdm(total=1, desc=f"{source} to ONNX, once", unit="model", leave=False, disable=None) as bar,
+        ):
             made = scratch / "model"
             made.mkdir()
-            towers = build(made / TOKENIZER)
-            samples = None if precision == "float32" else shipped_samples(towers, made / TOKENIZER)
-            dim, agreement = export_towers(
-                towers.image, towers.text, towers.modules, towers.picture, towers.words, made, precision, samples
-            )
-            tower = TowerConfig("converted", {"format": family, "precision": precision})
-            config = HiVLPConfig(
-                source, (Level(ONLY_LEVEL, dim, 1, 1),), tower, tower, picture=towers.picture, text=towers.words
-            )
-            checked = None if agreement is None else asdict(agreement)
-            about = {"sha256": key, "precision": precision, "agreement_with_float32": checked}
-            (made / ORIGIN).write_text(json.dumps(about, indent=1), encoding="utf-8")
-            (made / "config.json").write_text(config.to_json(), encoding="utf-8")
+            _convert(family, source, precision, build, made, key)
+            bar.update()
             if not (target / "config.json").is_file():  # another process may have been faster
+                shutil.rmtree(target, ignore_errors=True)
                 made.replace(target)
     files_made = open_own(target)
     return replace(files_made, config=replace(files_made.config, name=source))
+
+
+def _convert(family: str, source: str, precision: str, build: Callable[[Path], Towers], folder: Path, key: str) -> None:
+    """Write a hivlp model folder."""
+    try:
+        from hivlp.export.graphs import export_towers
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{source} has weights, not graphs; to convert them, hivlp", "train") from error
+    towers = build(folder / TOKENIZER)
+    tower = TowerConfig("converted", {"format": family, "precision": precision})
+    # Checked before memory is asked for; how long the vectors are, the graphs will tell.
+    config = checked_config(
+        lambda: HiVLPConfig(source, (Level(ONLY_LEVEL, 1, 1, 1),), tower, tower, towers.picture, towers.words), source
+    )
+    samples = None if precision == "float32" else shipped_samples(towers, folder / TOKENIZER)
+    dim, agreement = export_towers(
+        towers.image, towers.text, towers.modules, towers.picture, towers.words, folder, precision, samples
+    )
+    checked = None if agreement is None else asdict(agreement)
+    about = {"sha256": key, "precision": precision, "agreement_with_float32": checked}
+    (folder / ORIGIN).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    config = replace(config, levels=(Level(ONLY_LEVEL, dim, 1, 1),))
+    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
 
 
 def shipped_samples(towers: Towers, tokenizer: Path) -> Samples:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from hivlp.config import HiVLPConfig
 from hivlp.errors import ModelError
+from hivlp.files.reading import one_line
 from hivlp.formats.model_files import ModelFiles
 
 DEPTH = 2
@@ -55,6 +58,20 @@ class Format(Protocol):
             ModelError: if a file is missing or damaged, or the model is none that hivlp can use.
             MissingExtraError: if a library is missing that converts it.
         """
+
+
+def checked_config(build: Callable[[], HiVLPConfig], source: str) -> HiVLPConfig:
+    """A configuration that was made of other people's settings, within the limits of a model folder's own.
+
+    Raises:
+        ModelError: if a setting is no number, or asks for too much memory.
+    """
+    try:
+        return HiVLPConfig.from_dict(json.loads(build().to_json()))
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from error
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ModelError(f"{source} has settings that hivlp cannot use: {one_line(error)}") from error
 
 
 def listing(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from hivlp.config import HiVLPConfig, TowerConfig
 from hivlp.errors import ModelError
 from hivlp.files.reading import read_json
 from hivlp.formats import open_clip_settings
-from hivlp.formats.format import listing, present
+from hivlp.formats.format import checked_config, listing, present
 from hivlp.formats.model_files import ModelFiles
 from hivlp.levels import ONLY_LEVEL, Level
 
@@ -45,7 +45,7 @@ class OnnxFoldersFormat:
         """See :meth:`Format.open`."""
         files = [name for name in self.wanted(listing(folder), precision) if not name.endswith(".json")]
         return ModelFiles(
-            _config(folder, source),
+            checked_config(lambda: _config(folder, source), source),
             folder / IMAGE,
             {ONLY_LEVEL: folder / TEXT},
             folder / TOKENIZER,

@@ -9,7 +9,7 @@ from hivlp.config import HiVLPConfig, TowerConfig
 from hivlp.errors import ModelError
 from hivlp.files.reading import read_json
 from hivlp.formats import preparation
-from hivlp.formats.format import listing, present
+from hivlp.formats.format import checked_config, listing, present
 from hivlp.formats.model_files import PRECISIONS, ModelFiles
 from hivlp.formats.transformers import family
 from hivlp.levels import ONLY_LEVEL, Level
@@ -17,8 +17,8 @@ from hivlp.levels import ONLY_LEVEL, Level
 FOLDERS = ("onnx/", "")
 SUFFIXES = {"float32": ("",), "float16": ("_fp16",), "int8": ("_int8", "_quantized", "_uint8")}
 """Precision -> what is between a graph's name and its ending."""
-TEXT_OUTPUTS = ("text_embeds", "sentence_embedding", "pooler_output")
-IMAGE_OUTPUTS = ("image_embeds", "pooler_output")
+OUTPUTS = ("text_embeds", "image_embeds", "sentence_embedding", "pooler_output")
+"""What the embedding is called; SigLIP's is the pooled output itself."""
 
 
 class OnnxTowersFormat:
@@ -44,28 +44,34 @@ class OnnxTowersFormat:
         """See :meth:`Format.open`."""
         names = listing(folder)
         image, text = (folder / name for name in _graphs(names, precision))
-        kind = family(folder, source)
-        settings = read_json(folder / "config.json", ModelError)
-        words = settings.get("text_config")
-        words = words if isinstance(words, dict) else {}
         tokenizer = folder / preparation.TOKENIZER
-        positions = int(words.get("max_position_embeddings") or (64 if kind.startswith("siglip") else 77))
-        if kind.startswith("siglip"):
-            dim = int(words.get("projection_size") or words.get("hidden_size") or 768)
-        else:
-            dim = int(settings.get("projection_dim") or words.get("projection_dim") or 512)
-        tower = TowerConfig("onnx", {"format": self.name})
-        config = HiVLPConfig(
-            source, (Level(ONLY_LEVEL, dim, 1, 1),), tower, tower,
-            picture=preparation.picture_config(folder, source, None),
-            text=preparation.text_config(folder, source, tokenizer, kind, positions),
-        )  # fmt: skip
         files = [name for name in self.wanted(names, precision) if name.startswith(FOLDERS[0]) or ".onnx" in name]
         return ModelFiles(
-            config, image, {ONLY_LEVEL: text}, tokenizer,
-            outputs={ONLY_LEVEL: (*TEXT_OUTPUTS[:2], *IMAGE_OUTPUTS)},
+            checked_config(lambda: _config(folder, source), source),
+            image,
+            {ONLY_LEVEL: text},
+            tokenizer,
+            outputs={ONLY_LEVEL: OUTPUTS},
             hashed=(tokenizer, *(folder / name for name in files)),
-        )  # fmt: skip
+        )
+
+
+def _config(folder: Path, source: str) -> HiVLPConfig:
+    kind = family(folder, source)
+    settings = read_json(folder / "config.json", ModelError)
+    words = settings.get("text_config") or {}
+    siglip = kind.startswith("siglip")
+    if siglip:
+        dim = words.get("projection_size") or words.get("hidden_size") or 768
+    else:
+        dim = settings.get("projection_dim") or words.get("projection_dim") or 512
+    positions = words.get("max_position_embeddings") or (64 if siglip else 77)
+    tower = TowerConfig("onnx", {"format": OnnxTowersFormat.name})
+    return HiVLPConfig(
+        source, (Level(ONLY_LEVEL, int(dim), 1, 1),), tower, tower,
+        picture=preparation.picture_config(folder, source, None),
+        text=preparation.text_config(folder, source, folder / preparation.TOKENIZER, kind, int(positions)),
+    )  # fmt: skip
 
 
 def _graphs(names: Sequence[str], precision: str) -> list[str]:

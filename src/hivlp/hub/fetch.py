@@ -1,9 +1,9 @@
 """Fetching from the Hugging Face hub by its own client: only what is needed, pinned to a commit, its hashes checked.
 
 The files of a commit lie in ``hub/OWNER--NAME/COMMIT`` of the cache folder, with a record of what was checked. They
-make the model usable without a network for ever after, and are the pin: a later use of the same name takes the same commit,
-whatever the repository has become; ``NAME@main`` asks the hub again. A transfer that broke off goes on where it was, in
-another process too; what the hub's own cache holds already is linked, not fetched.
+make the model usable without a network for ever after, and are the pin: a later use of the same name takes the same
+commit, whatever the repository has become; ``NAME@main`` asks the hub again. A transfer that broke off goes on where it
+was, in another process too; what the hub's own cache holds already is linked, not fetched.
 """
 
 from __future__ import annotations
@@ -168,19 +168,21 @@ def _download(hub_id: str, revision: str, about: Any, path: Path) -> None:
 
     name = about.rfilename
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial, expected = path.with_name(f"{path.name}.partial"), _listed(about)
     there = try_to_load_from_cache(hub_id, name, revision=revision, cache_dir=os.environ.get("HF_HUB_CACHE"))
-    if isinstance(there, str) and _hash(Path(there), about) == _listed(about):
+    if isinstance(there, str) and _hash(Path(there), about) == expected:
         _link(Path(there).resolve(), path)
         return
     url = hf_hub_url(hub_id, name, revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
     with partial.open("ab") as file:
+        if file.tell() > about.size:
+            file.truncate(0)
         # The client shows a bar, follows the hub to where it keeps the file, and tries again a few times.
         http_get(
-            url, file, resume_size=file.tell(), expected_size=about.size, displayed_filename=name,
+            url, file, resume_size=file.seek(0, os.SEEK_END), expected_size=about.size, displayed_filename=name,
             headers=build_hf_headers(library_name="hivlp"),
         )  # fmt: skip
-    found, expected = _hash(partial, about), _listed(about)
+    found = _hash(partial, about)
     if found != expected:
         partial.unlink()
         raise ModelError(f"{name} of {hub_id} is not what the hub lists (its hash is {found[:12]}…, not "
@@ -189,8 +191,15 @@ def _download(hub_id: str, revision: str, about: Any, path: Path) -> None:
 
 
 def _listed(about: Any) -> str:
-    """The hash of a file that the hub lists: SHA-256 of a large one, git's name of a small one's content."""
-    return str(about.lfs.sha256 if about.lfs is not None else about.blob_id)
+    """The hash of a file that the hub lists: SHA-256 of a large one, git's name of a small one's content.
+
+    Raises:
+        ModelError: if it lists none.
+    """
+    listed = about.lfs.sha256 if about.lfs is not None else about.blob_id
+    if not listed or about.size is None:
+        raise ModelError(f"the hub lists no hash or no size of {about.rfilename}, so it cannot be checked")
+    return str(listed)
 
 
 def _hash(path: Path, about: Any) -> str:

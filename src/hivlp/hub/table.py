@@ -23,8 +23,8 @@ class Entry:
         languages: that texts may be in.
         dims: of its vectors.
         parameters_m: millions of parameters, image and text tower.
-        recall: text→image R@1 on COCO (5,000 pictures) in percent, as published; or another figure that ``recall_source``
-            names.
+        recall: text→image R@1 on COCO (5,000 pictures) in percent, as published; or another figure, which
+            ``recall_source`` names.
         recall_source: where it was published.
         revision: commit that is fetched; None for the newest at the first use, which is then pinned.
     """

@@ -22,13 +22,10 @@ from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
-from hivlp.index.tune_report import TuneReport
-from hivlp.index.tuning import DEFAULT_RECALL, Renumbering, before_renumbering, refresh, tune
 from hivlp.levels import Embeddings, Level, Vectors
-from hivlp.search.calibration import Progress as TuneProgress
 from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
-from hivlp.search.operating_points import Tuned
+from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
 from hivlp.search.timing import Stopwatch
@@ -44,6 +41,9 @@ if TYPE_CHECKING:
     from hivlp.data.vectors.source import EmbeddingSource
     from hivlp.index.adding import AddReport
     from hivlp.index.repair import RepairReport
+    from hivlp.index.tune_report import TuneReport
+    from hivlp.index.tuning import Renumbering
+    from hivlp.search.calibration import Progress as TuneProgress
     from hivlp.store.verify import VerifyReport
 
 logger = logging.getLogger(__name__)
@@ -379,6 +379,8 @@ class Index:
         Raises:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
+        from hivlp.index.tuning import before_renumbering
+
         with self.store.writer():
             before = before_renumbering(self.store)
             freed = self.store.compact(on_progress)
@@ -422,6 +424,8 @@ class Index:
         Raises:
             IndexFolderError: if it cannot be written; the old one is there still.
         """
+        from hivlp.index.tuning import refresh
+
         refreshed = refresh(self.store, on_progress)
         self._answering.snapshots.look_again()
         return refreshed
@@ -434,6 +438,8 @@ class Index:
         mend: bool = True,
     ) -> None:
         """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
+        from hivlp.index.tuning import refresh
+
         try:
             refresh(self.store, on_progress, renumbering, mend=mend)
         except IndexFolderError as error:
@@ -697,6 +703,8 @@ class Index:
         elif isinstance(queries, Iterable) and not (isinstance(queries, np.ndarray) and queries.dtype.kind not in "UO"):
             queries = as_texts(queries)
         recall = real_number("recall", recall)
+        from hivlp.index.tuning import tune
+
         report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
         self.store.keep_derived()
         self._answering.snapshots.look_again()

@@ -20,12 +20,11 @@ from hivlp.index.tuned_index import LATE, LATE_SHARE, Rows, TunedIndex, calls_fo
 from hivlp.index.tuning_queries import GIVEN, MOST_QUERIES, queries_to_learn
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress
-from hivlp.search.operating_points import Tuned
+from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
 from hivlp.store.codec import FLOAT32
 from hivlp.store.folder import Store
 from hivlp.store.schema import CODEC_FORMAT
 
-DEFAULT_RECALL = 0.99
 LEAST_ROWS = 1000
 """Rows below which an exhaustive scan is as fast."""
 LEAST_DIMS = 16

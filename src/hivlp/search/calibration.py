@@ -27,12 +27,14 @@ SPACED = 1.3
 SPARSE = 3
 """One in so many of the queries of other kinds is asked at the deeper depths."""
 CONFIDENCE = 1.645  # standard errors: one-sided 95%
-TIMED = 200
-"""Searches that a time is the median of."""
+TIMED, TIMED_LEAST, TIMED_SECONDS = 200, 30, 0.25
+"""Searches that a time is the median of; of slow ones, at least so many, and as many as fit into so much time."""
 PROBES = 60
 """Queries of each other kind that search parameters are measured with, or half as many in a large index."""
 MANY_ROWS = 2_000_000
 Progress = Callable[[str, int, int], None]
+Shares = NDArray[np.float64]
+"""(queries,) recall of each."""
 
 
 def measure(
@@ -130,8 +132,8 @@ class _Data:
 
     def recalls(
         self, queries: Vectors, truth: Sequence[tuple[Rows, Vectors]], params: SearchParams, ranks: int
-    ) -> NDArray[np.float64]:
-        """(queries,) recall at so many ranks of each query."""
+    ) -> Shares:
+        """Recall at so many ranks of each query."""
         found = self.index.search(queries, ranks, params, allowed=self.bits)[0]
         return np.array(
             [
@@ -142,12 +144,16 @@ class _Data:
 
     def promise(self, params: SearchParams, ranks: int) -> tuple[float, float]:
         """Mean recall of the sample, and the lower end of its confidence."""
-        shares = self.recalls(self.asked, self.truth, params, ranks)
-        spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
-        # Where all are found the spread says nothing; the rule of three does.
-        error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
-        recall = float(shares.mean())
-        return recall, recall - error
+        return promised(self.recalls(self.asked, self.truth, params, ranks))
+
+    def more(
+        self, queries: Vectors, truth: Sequence[tuple[Rows, Vectors]], params: SearchParams, ranks: int, known: Shares
+    ) -> Shares:
+        """:meth:`recalls` of search parameters that find all that others did, whose recalls are known."""
+        shares, left = known.copy(), np.flatnonzero(known < 1)
+        if len(left):
+            shares[left] = self.recalls(queries[left], [truth[place] for place in left.tolist()], params, ranks)
+        return shares
 
     def times(self, params: SearchParams, ranks: int) -> tuple[float, float]:
         """Median and 99th percentile of the time of one search, in milliseconds."""
@@ -157,18 +163,34 @@ class _Data:
             start = time.perf_counter()
             self.index.search(query, ranks, params, allowed=self.bits)
             times.append((time.perf_counter() - start) * 1000)
+            if number >= TIMED_LEAST and sum(times) > TIMED_SECONDS * 1000:
+                break
         return float(np.median(times)), float(np.quantile(times, 0.99))
+
+
+def promised(shares: Shares) -> tuple[float, float]:
+    """Mean of (queries,) recalls, and the lower end of its confidence."""
+    spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
+    # Where all are found the spread says nothing; the rule of three does.
+    error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
+    recall = float(shares.mean())
+    return recall, recall - error
 
 
 def _front(data: _Data, grid: Sequence[SearchParams], ranks: int, what: str) -> list[OperatingPoint]:
     """The operating points worth using at one depth, fastest first."""
     points: list[OperatingPoint] = []
     some = list(dict.fromkeys(_for(data.index, params, ranks) for params in grid))
+    thorough, shares = _thorough(data.index, ranks), np.zeros(len(data.asked))
     for number, params in enumerate(some):
         data.tell(what, number, len(some))
-        if points and points[-1].recall == 1 and params in _thorough(data.index, ranks):
+        if params not in thorough[1:]:
+            shares = data.recalls(data.asked, data.truth, params, ranks)
+        elif (shares == 1).all():
             continue  # more effort finds no more
-        points.append(OperatingPoint(params, *data.promise(params, ranks), *data.times(params, ranks)))
+        else:
+            shares = data.more(data.asked, data.truth, params, ranks, shares)
+        points.append(OperatingPoint(params, *promised(shares), *data.times(params, ranks)))
     data.tell(what, len(some), len(some))
     return frontier(points)
 
@@ -207,17 +229,12 @@ def _likeness(data: _Data, ladders: Sequence[Sequence[SearchParams]]) -> list[Li
         step = 1 if ranks == DEPTHS[0] else SPARSE
         queries, best = probes.queries[::step], truth[::step]
         thorough = _thorough(index, ranks)
-        found: list[NDArray[np.float64]] = []
+        found: list[Shares] = []
         for params in ladder:
             done += 1
             data.tell("other queries", done, total)
-            left = np.arange(len(queries))
-            if params in thorough[1:] and found:  # finds all that less effort did
-                left = np.flatnonzero(found[-1] < 1)
-            shares = np.ones(len(queries))
-            if len(left):
-                shares[left] = data.recalls(queries[left], [best[place] for place in left], params, ranks)
-            found.append(shares)
+            known = found[-1] if found and params in thorough[1:] else np.zeros(len(queries))
+            found.append(data.more(queries, best, params, ranks, known))
         measured.append((step, found))
     data.tell("other queries", total, total)
     best_of_sample, best_of_probes = (np.stack([_ten(scores) for _, scores in each]) for each in (data.truth, truth))

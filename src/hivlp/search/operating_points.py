@@ -20,6 +20,7 @@ from hivlp.search.likeness import K, Likeness
 from hivlp.store.folder import ENGINE
 
 FOLDER = ENGINE
+DEFAULT_RECALL = 0.99
 # What may stand in a manifest.
 PARAMS = {
     "nprobe": Number(1, 1 << 31, whole=True),

@@ -19,10 +19,10 @@ import mmap
 import os
 import secrets
 import struct
-import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -39,8 +39,10 @@ GROWTH = 20
 LEAST_TAIL = 1000
 """Rows up to which they are, however few there are."""
 HEAD = struct.Struct("<IqIi")
+HEAD_BYTES = HEAD.size
 SPAN = struct.Struct("<QQ")
 CHECKED = 4  # bytes of the checksum, which it does not cover
+LOW = 0xFFFFFFFF  # bits of a row that a checksum begins with: another row's record is no right one
 BUFFER = 1 << 20
 
 
@@ -68,15 +70,18 @@ class Payloads:
         """What a row shows, one of the first :attr:`rows`; None if it had no item then, or its record is damaged."""
         start, end = SPAN.unpack_from(self._map, 8 * row)
         record = self._map[start:end]
-        if len(record) < HEAD.size:
+        if len(record) < HEAD_BYTES:
             return None
         crc, item_id, path, caption = HEAD.unpack_from(record)
-        if crc != _crc(memoryview(record)[CHECKED:], row):
+        if crc != crc32(record[CHECKED:], row & LOW):
             return None
-        rest, after = HEAD.size + path, HEAD.size + path + max(caption, 0)
+        rest = HEAD_BYTES + path
+        after = rest + caption if caption > 0 else rest
         try:
             words = None if caption < 0 else record[rest:after].decode()
-            return Shown(item_id, os.fsdecode(record[HEAD.size : rest]), words, record[after:].decode())
+            return Shown(
+                item_id, record[HEAD_BYTES:rest].decode("utf-8", "surrogateescape"), words, record[after:].decode()
+            )
         except ValueError:
             return None
 
@@ -161,12 +166,10 @@ def damage(folder: Path, state: State, shown: Iterable[tuple[int, Shown]]) -> st
 
 
 def _record(row: int, shown: Shown) -> bytes:
-    path, caption = os.fsencode(shown.path), None if shown.caption is None else shown.caption.encode()
+    path, caption = (
+        shown.path.encode("utf-8", "surrogateescape"),
+        None if shown.caption is None else shown.caption.encode(),
+    )
     head = HEAD.pack(0, shown.id, len(path), -1 if caption is None else len(caption))
     body = b"".join((head[CHECKED:], path, caption or b"", shown.text.encode()))
-    return _crc(body, row).to_bytes(CHECKED, "little") + body
-
-
-def _crc(body: bytes | memoryview, row: int) -> int:
-    """Checksum of a record in its place: another row's record is no right one."""
-    return zlib.crc32(body, row & 0xFFFFFFFF)
+    return crc32(body, row & LOW).to_bytes(CHECKED, "little") + body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
 import json
 import os
@@ -79,7 +81,9 @@ class Run:
     def _phase(self, product: type[Product], phase: str, efforts: Mapping[str, Any]) -> dict[str, Any]:
         """What a phase says, now or before a run was killed."""
         folder = self.folder / product.__name__
-        about = [versions(product), machine(*_installed(LIBRARIES)), self.timeout, inspect.getsource(child_process)]
+        code = own_code() if "hivlp" in product.packages else None
+        bench = self.timeout, inspect.getsource(child_process)
+        about = [versions(product), code, machine(*_installed(LIBRARIES)), *bench]
         kept, engine = Kept(folder / phase, {"about": about}), f"{product.__module__}:{product.__name__}"
         found = kept.read(engine)
         if found is not None and (phase != "build" or (folder / "index").is_dir()):
@@ -219,6 +223,16 @@ def versions(product: type[Product]) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             result[package] = None
     return result
+
+
+@functools.cache
+def own_code() -> str:
+    """A digest of hivlp's Python and kernels, which change more often than its version does."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(hivlp.__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".so"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def forget(folder: Path) -> None:

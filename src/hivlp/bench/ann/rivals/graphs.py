@@ -20,7 +20,7 @@ class Graph:
 
     def settings(self) -> list[Ladder]:
         """Candidates kept while walking."""
-        every = (32, 64, 96, 128, 256, 512, 768, 1000, 1200, 1500, 2000, 3000)
+        every = (32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1000, 1200, 1500, 2000, 3000)
         return [[{"ef": ef} for ef in every if ef <= self.most]]
 
 
