@@ -62,7 +62,9 @@ def test_the_main_job(photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     first = answer("index", folder, "-o", place)
-    assert set(first) == {"added", "updated", "skipped", "failed", "not_read", "items", "seconds"}
+    assert set(first) == {
+        *("added", "updated", "moved", "skipped", "missing", "pruned", "failed", "not_read", "items", "seconds")
+    }
     assert (first["added"], first["items"], first["failed"]) == (5, 5, [])
     assert answer("index", folder, "-o", place)["skipped"] == 5
     shutil.copyfile(folder / "cello.webp", folder / "blue-car.webp")

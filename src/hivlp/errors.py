@@ -45,7 +45,7 @@ class ArgumentError(QueryError, TypeError, ValueError):
 
 EXTRAS = {
     "data": "pyarrow",
-    "photos": "pillow-heif pillow-jxl-plugin rawpy",
+    "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
     "train": "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",

@@ -9,7 +9,17 @@ from typing import Any
 
 import hivlp
 from hivlp.cli.bench import BENCHES, run_bench
-from hivlp.cli.index import run_compact, run_index, run_info, run_merge, run_remove, run_repair, run_tune
+from hivlp.cli.index import (
+    run_compact,
+    run_index,
+    run_info,
+    run_merge,
+    run_relocate,
+    run_remove,
+    run_repair,
+    run_tune,
+    run_watch,
+)
 from hivlp.cli.models import DEFAULT_MODEL
 from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
@@ -37,8 +47,16 @@ def _count(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most a million, not {text}")
+    return value
+
+
 # What argparse calls them when a value is none.
 _path.__name__, _name.__name__, _count.__name__ = "path", "name", "whole number"
+_seconds.__name__ = "number of seconds"
 
 
 class _VerbParser(argparse.ArgumentParser):
@@ -82,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("float16", "float32", "int8"),
         help="how a new index stores its fine level (default: float16; int8 takes half of that)",
     )
+    _add_library_options(sub)
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
@@ -95,6 +114,23 @@ def build_parser() -> argparse.ArgumentParser:
     given.add_argument(
         "--fit", choices=(*FITS, "none"), help="how it is made (default: distill), or none: for an index to be tuned"
     )
+
+    sub = verb("watch", run_watch, "Keep an index in step with folders of pictures, until interrupted.")
+    sub.add_argument("paths", type=_path, nargs="+", metavar="DIR", help="folders of pictures")
+    sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
+    sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    _add_library_options(sub)
+    sub.add_argument(
+        "--every",
+        type=_seconds,
+        metavar="SECONDS",
+        help="look at everything so often, instead of being told of changes",
+    )
+
+    sub = verb("relocate", run_relocate, "Tell an index that a folder of pictures has moved as a whole.")
+    sub.add_argument("index", type=_path, metavar="INDEX")
+    sub.add_argument("old", type=_path, metavar="OLD", help="the folder's path as the index knows it")
+    sub.add_argument("new", type=_path, metavar="NEW", help="its path now")
 
     sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
     sub.add_argument("index", type=_path, metavar="INDEX")
@@ -214,3 +250,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")
     sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
     return parser
+
+
+def _add_library_options(sub: argparse.ArgumentParser) -> None:
+    """What `index` and `watch` take of a photo library."""
+    sub.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="files or folders to pass over, such as 'raw/'"
+    )
+    sub.add_argument("--prune", action="store_true", help="remove items whose files are gone or excluded now")

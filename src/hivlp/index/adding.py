@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.data.exclude import Exclude
 from hivlp.data.kinds import PICTURE_SUFFIXES
 from hivlp.data.pictures import MAX_FILE_BYTES, load_pixels, picture_facts
-from hivlp.data.walk import Found, NotRead, find_pictures
+from hivlp.data.walk import EXCLUDED, HIDDEN, Found, NotRead, Unreadable, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
+from hivlp.index.gone import COPIES, Walked
 from hivlp.index.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
 from hivlp.store.folder import Store
@@ -59,16 +61,23 @@ class AddReport:
     Attributes:
         added: new items.
         updated: items of which the picture, caption or metadata changed.
+        moved: items whose files have another path now; they keep their id, caption and vectors.
         skipped: pictures that the index knows already.
+        missing: items of the walked folders whose files are not there; searches leave them out.
+        pruned: items that were removed because their files are not there, or are excluded now.
         failed: files and folders that could not be read.
-        not_read: what was passed over because of its kind: videos, linked folders, pictures that need an extra.
+        not_read: what was passed over because of its kind or name: videos, linked and hidden folders, pictures that
+            need an extra, what is excluded.
         items: the size of the index afterwards.
         seconds: how long it took.
     """
 
     added: int = 0
     updated: int = 0
+    moved: int = 0
     skipped: int = 0
+    missing: int = 0
+    pruned: int = 0
     failed: list[Failure] = field(default_factory=list)
     not_read: dict[str, NotReadKind] = field(default_factory=dict)
     items: int = 0
@@ -77,12 +86,13 @@ class AddReport:
     @property
     def seen(self) -> int:
         """Pictures dealt with, whatever became of them."""
-        return self.added + self.updated + self.skipped + len(self.failed)
+        return self.added + self.updated + self.moved + self.skipped + len(self.failed)
 
     @property
     def useless(self) -> bool:
         """Whether there was something, and nothing of it could be read."""
-        return not self.added + self.updated + self.skipped and bool(self.failed or self.not_read)
+        unread = any(kind != HIDDEN and not kind.startswith(EXCLUDED) for kind in self.not_read)
+        return not self.added + self.updated + self.moved + self.skipped and bool(self.failed or unread)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp index --json`` prints."""
@@ -90,7 +100,10 @@ class AddReport:
         return {
             "added": self.added,
             "updated": self.updated,
+            "moved": self.moved,
             "skipped": self.skipped,
+            "missing": self.missing,
+            "pruned": self.pruned,
             "failed": failed,
             "not_read": {kind: asdict(passed) for kind, passed in self.not_read.items()},
             "items": self.items,
@@ -132,13 +145,18 @@ def add_pictures(
     *,
     captions: Mapping[str, str] | None = None,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    exclude: Iterable[str] = (),
+    prune: bool = False,
     on_progress: Callable[[AddReport], None] | None = None,
     workers: int | None = None,
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
-    adding = _Adding(store, told_captions(captions), told_metadata(metadata), on_progress)
-    jobs = adding.jobs(_outermost(roots))
+    left_out = Exclude(exclude)
+    outermost = _outermost(roots)
+    walked = Walked(store, outermost)
+    adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), on_progress)
+    jobs = adding.jobs(find_pictures(outermost, left_out))
 
     def load(job: _Job) -> NDArray[np.uint8]:
         data = job.take()
@@ -153,6 +171,10 @@ def add_pictures(
             adding.fail(job.item.path, str(error))
         adding.store([job.item for job in batch.jobs], batch.embeddings)
     adding.commit()
+    adding.report.missing, adding.report.pruned, spared = walked.settle(left_out, prune=prune)
+    for folder in spared:
+        adding.fail(folder, "holds no picture any more, so none of it was pruned: is a disk not connected?")
+    adding.commit()
     adding.report.items = len(store)
     adding.report.seconds = time.perf_counter() - started
     return adding.report
@@ -164,22 +186,27 @@ class _Adding:
     def __init__(
         self,
         store: Store,
+        walked: Walked,
         captions: Told[str],
         metadata: Told[dict[str, Any]],
         on_progress: Callable[[AddReport], None] | None,
     ) -> None:
-        self._store, self._captions, self._metadata, self._on_progress = store, captions, metadata, on_progress
+        self._store, self._walked = store, walked
+        self._captions, self._metadata, self._on_progress = captions, metadata, on_progress
         self.report = AddReport()
         self._items: list[NewItem] = []
         self._vectors: list[Embeddings] = []
         self._restamp: list[tuple[int, Stamp]] = []
+        self._moves: list[tuple[int, str, Stamp]] = []
+        # Rows of contents that were replaced in this run: their vectors are still there, should a file of it turn up.
+        self._replaced: dict[bytes, int] = {}
         self._skipped = 0
         self._failed: list[Failure] = []
         self._committed = time.monotonic()
 
-    def jobs(self, roots: list[Path]) -> Iterator[_Job]:
-        """Pictures to encode. Those known by their content are dealt with here, without decoding them."""
-        for found in find_pictures(roots):
+    def jobs(self, pictures: Iterable[Found | Unreadable | NotRead]) -> Iterator[_Job]:
+        """Pictures to encode. Those known by their path or content are dealt with here, without decoding them."""
+        for found in pictures:
             if time.monotonic() - self._committed > COMMIT_SECONDS:
                 self.commit()
             if isinstance(found, NotRead):
@@ -190,43 +217,66 @@ class _Adding:
                 continue
             path = stored_path(found.path)
             try:
-                status = os.stat(path)  # noqa: PTH116 (a Path for every file is slow)
-                if not stat.S_ISREG(status.st_mode):
-                    raise OSError("is not a regular file")
-                if status.st_size > MAX_FILE_BYTES:
-                    raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
-                with self._store.reading() as reader:
-                    before = reader.at(path)
-                caption, metadata = self._known(path, before)
-                told = before is not None and (before.caption, before.metadata) == (caption, metadata)
-                if before is not None and _unchanged(before, status):
-                    if told:
-                        self._skipped += 1
-                    else:
-                        item = NewItem(path, before.hash, caption, metadata, before.stamp)
-                        self.store([item], self._store.embeddings(before.row))
-                    continue
-                stamp = Stamp.of(status)
-                data, content = _read(path)
+                job = self._job(path)
             except OSError as error:
                 self.fail(path, error.strerror or str(error))
                 continue
-            if before is not None and before.hash == content and told:
-                self._restamp.append((before.id, stamp))
+            except PictureError as error:
+                self.fail(path, str(error))
+                continue
+            if job is not None:
+                yield job
+
+    def _job(self, path: str) -> _Job | None:
+        """What is left to do for one picture; None if nothing is."""
+        status = os.stat(path)  # noqa: PTH116 (a Path for every file is slow)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("is not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
+        self._walked.found(path)
+        with self._store.reading() as reader:
+            before = reader.at(path)
+        if before is not None:
+            self._walked.met(before)
+        caption, metadata = self._known(path, before)
+        told = before is not None and (before.caption, before.metadata) == (caption, metadata)
+        if before is not None and _unchanged(before, status):
+            if told:
                 self._skipped += 1
-                continue
-            item = NewItem(path, content, caption, metadata, stamp)
-            with self._store.reading() as reader:
-                twin = reader.with_hash(content)
-            if twin is not None:
-                try:
-                    known = _with_facts(item, Path(path) if data is None else data)
-                except PictureError as error:
-                    self.fail(path, str(error))
-                    continue
-                self.store([known], self._store.embeddings(twin.row))
-                continue
-            yield _Job(item, data)
+            else:
+                item = NewItem(path, before.hash, caption, metadata, before.stamp)
+                self.store([item], self._store.embeddings(before.row))
+            return None
+        stamp = Stamp.of(status)
+        data, content = _read(path)
+        if before is not None and before.hash == content and told:
+            self._restamp.append((before.id, stamp))
+            self._skipped += 1
+            return None
+        item = NewItem(path, content, caption, metadata, stamp)
+        with self._store.reading() as reader:
+            copies = reader.copies(content, COPIES)
+        moved = self._walked.moved_to(path, copies) if before is None else None
+        if moved is not None:
+            self._move(moved, item)
+            return None
+        if before is not None and before.hash != content:
+            self._replaced[before.hash] = before.row
+        row = copies[0].row if copies else self._replaced.get(content)
+        if row is None:
+            return _Job(item, data)
+        self.store([_with_facts(item, Path(path) if data is None else data)], self._store.embeddings(row))
+        return None
+
+    def _move(self, moved: Item, item: NewItem) -> None:
+        """Give a moved file's item its new path, and what is told of it there."""
+        self._moves.append((moved.id, item.path, item.stamp))
+        caption = moved.caption if item.caption is None else item.caption
+        metadata = {**moved.metadata, **item.metadata}
+        if (caption, metadata) != (moved.caption, moved.metadata):
+            item = item._replace(caption=caption, metadata=metadata)
+            self.store([item], self._store.embeddings(moved.row))
 
     def fail(self, path: str, error: str) -> None:
         """Note a failure."""
@@ -249,14 +299,17 @@ class _Adding:
     def commit(self) -> None:
         """Make all that was noted durable, then report it."""
         updated = 0
-        if self._items or self._restamp:
+        if self._items or self._restamp or self._moves:
             vectors = Embeddings.concatenate(self._vectors) if self._vectors else None
-            updated = self._store.append(self._items, vectors, restamp=self._restamp)
+            updated = self._store.append(self._items, vectors, restamp=self._restamp, moves=self._moves)
+        moved = {path for _, path, _ in self._moves}
         self.report.added += len(self._items) - updated
-        self.report.updated += updated
+        self.report.updated += updated - sum(item.path in moved for item in self._items)
+        self.report.moved += len(moved)
         self.report.skipped += self._skipped
         self.report.failed += self._failed
-        self._items, self._vectors, self._restamp, self._skipped, self._failed = [], [], [], 0, []
+        self._items, self._vectors, self._restamp, self._moves = [], [], [], []
+        self._skipped, self._failed = 0, []
         self._committed = time.monotonic()
         if self._on_progress is not None:
             self._on_progress(self.report)

@@ -19,6 +19,7 @@ from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.adding import AddReport, add_pictures
 from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import Answering
+from hivlp.index.gone import Missing, relocate
 from hivlp.index.info import IndexInfo
 from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.repair import RepairReport, set_damage_aside
@@ -60,7 +61,7 @@ class Index:
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open an existing index; see :meth:`open`."""
         self.store = Store(path)
-        self._answering = Answering(self.store)
+        self._answering, self._missing = Answering(self.store), Missing(self.store)
         try:
             about = self.store.about
             given = about.model == EMBEDDINGS
@@ -209,17 +210,25 @@ class Index:
         *paths: Path | str | Iterable[Path | str],
         captions: Mapping[str, str] | None = None,
         metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        exclude: Iterable[str] = (),
+        prune: bool = False,
         on_progress: Callable[[AddReport], None] | None = None,
         on_tune: TuneProgress | None = None,
         workers: int | None = None,
     ) -> AddReport:
         """Add pictures and folders of pictures; what is there already and unchanged is skipped.
 
+        A file that was moved or renamed is known again by its content, and keeps its item. Items of these folders whose
+        files are gone are marked as missing, which searches leave out; when such a file comes back, so does its item.
+
         Args:
             paths: files and folders, or collections of them.
             captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
             metadata: path -> what else to store (JSON), beside the picture's ``format``, ``width``, ``height`` and the
                 time it was ``taken``; for ``where`` to ask about.
+            exclude: globs of files and folders to pass over, beside :data:`hivlp.data.exclude.DEFAULTS`.
+            prune: remove items whose files are gone, and those that a pattern excludes, instead of marking them; not
+                from a folder in which no picture is left, whose disk may not be connected.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
             workers: threads that decode and encode; default one a core.
@@ -235,8 +244,9 @@ class Index:
         roots = [existing(path) for path in each_path(paths)]
         with self._adding():
             report = add_pictures(
-                self.store, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
-            )
+                self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
+                on_progress=on_progress, workers=workers,
+            )  # fmt: skip
             self.refresh(on_tune)
         return report
 
@@ -310,6 +320,24 @@ class Index:
             QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
         return self.store.remove(items)
+
+    def relocate(self, old: Path | str, new: Path | str) -> tuple[int, int]:
+        """Give all items of a folder that was moved as a whole their new paths; no file is read.
+
+        Args:
+            old: the folder's path as the index knows it, or a file's.
+            new: its path now. Where an item has the new path already, that one is kept.
+
+        Returns:
+            How many items have new paths, and how many were removed because the new path has its own item.
+
+        Raises:
+            QueryError: if there is no item at or below ``old``.
+        """
+        moved, replaced = relocate(self.store, os.fspath(old), os.fspath(new))
+        if not moved + replaced:
+            raise QueryError(f"{self.path} has no item in {old}")
+        return moved, replaced
 
     def compact(self, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
         """Rewrite the vector files without tombstones: the rows of removed and replaced items.
@@ -454,6 +482,7 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        missing: bool = False,
     ) -> SearchResult:
         """The items closest to a text, a picture, another item, or a vector.
 
@@ -479,11 +508,13 @@ class Index:
                 find so many, everything is ranked by the finest level; a query unlike those that were measured is
                 searched wider, as the result's ``plan`` says. An index that was not tuned, and a search with a
                 ``shortlist`` of its own, reads everything at the coarse level instead.
+            missing: find items whose files are gone, too (see :meth:`add`).
 
         Raises:
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
+        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
             group=group, recall=recall,
@@ -515,6 +546,7 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        missing: bool = False,
     ) -> list[SearchResult]:
         """What :meth:`search` finds for each of many texts or vectors, in less time than one by one.
 
@@ -533,6 +565,7 @@ class Index:
             threshold: leave out hits whose finest score is below this.
             group: fold hits of the same content (True), or as close as a cosine, into one.
             recall: share of the ten best to find at least.
+            missing: find items whose files are gone, too.
 
         Returns:
             One result a query, in their order; its timings are its share of the whole batch's.
@@ -540,6 +573,7 @@ class Index:
         Raises:
             QueryError: if a query or an option makes no sense.
         """
+        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
             group=group, recall=recall,
