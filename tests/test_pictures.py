@@ -224,15 +224,17 @@ def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
 
 
 def test_facts_need_no_pixels() -> None:
-    assert picture_facts(encoded(corners())[:60]) == {"format": "PNG", "width": 32, "height": 16}
+    facts = picture_facts(encoded(corners())[:60])
+    assert facts == {"format": "PNG", "width": 32, "height": 16, "orientation": "landscape"}
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert picture_facts(encoded(corners(), exif=exif)) == {"format": "PNG", "width": 16, "height": 32}
+    facts = picture_facts(encoded(corners(), exif=exif))
+    assert facts == {"format": "PNG", "width": 16, "height": 32, "orientation": "portrait"}
 
 
 def test_facts_survive_damaged_exif() -> None:
     data = encoded(corners(), "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
-    assert picture_facts(data) == {"format": "JPEG", "width": 32, "height": 16}
+    assert picture_facts(data) == {"format": "JPEG", "width": 32, "height": 16, "orientation": "landscape"}
 
 
 # --- what is refused

@@ -45,6 +45,7 @@ def run_index(arguments: argparse.Namespace) -> int:
             *paths,
             exclude=arguments.exclude,
             prune=arguments.prune,
+            reread=arguments.reread,
             on_progress=lambda done: bar.update(done.seen - bar.n),
             on_tune=follow,
         )

@@ -101,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="how a new index stores its fine level (default: float16; int8 takes half of that)",
     )
     _add_library_options(sub)
+    sub.add_argument("--reread", action="store_true", help="read dates, places, keywords of unchanged files once more")
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from hivlp.data.exclude import Exclude
 from hivlp.data.kinds import PICTURE_SUFFIXES
 from hivlp.data.pictures import MAX_FILE_BYTES, load_pixels, picture_facts
+from hivlp.data.pictures.facts import FACTS
+from hivlp.data.sidecar import Sidecar, find_sidecar, with_sidecar
 from hivlp.data.walk import EXCLUDED, HIDDEN, Found, NotRead, Unreadable, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
@@ -117,6 +119,7 @@ class _Job:
 
     item: NewItem
     data: bytes | None  # None for a large file, which is opened again
+    sidecar: Sidecar | None
 
     def take(self) -> bytes | Path:
         """The content, or where it lies, once: the file is let go of as soon as it is decoded."""
@@ -147,6 +150,7 @@ def add_pictures(
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
     exclude: Iterable[str] = (),
     prune: bool = False,
+    reread: bool = False,
     on_progress: Callable[[AddReport], None] | None = None,
     workers: int | None = None,
 ) -> AddReport:
@@ -155,12 +159,12 @@ def add_pictures(
     left_out = Exclude(exclude)
     outermost = _outermost(roots)
     walked = Walked(store, outermost)
-    adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), on_progress)
+    adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), reread, on_progress)
     jobs = adding.jobs(find_pictures(outermost, left_out))
 
     def load(job: _Job) -> NDArray[np.uint8]:
+        job.item = _with_facts(job.item, job.data, job.sidecar)
         data = job.take()
-        job.item = _with_facts(job.item, data)
         pixels = load_pixels(data, encoder.picture)
         if isinstance(data, Path):
             job.check()
@@ -189,10 +193,11 @@ class _Adding:
         walked: Walked,
         captions: Told[str],
         metadata: Told[dict[str, Any]],
+        reread: bool,
         on_progress: Callable[[AddReport], None] | None,
     ) -> None:
         self._store, self._walked = store, walked
-        self._captions, self._metadata, self._on_progress = captions, metadata, on_progress
+        self._captions, self._metadata, self._reread, self._on_progress = captions, metadata, reread, on_progress
         self.report = AddReport()
         self._items: list[NewItem] = []
         self._vectors: list[Embeddings] = []
@@ -239,41 +244,47 @@ class _Adding:
             before = reader.at(path)
         if before is not None:
             self._walked.met(before)
-        caption, metadata = self._known(path, before)
-        told = before is not None and (before.caption, before.metadata) == (caption, metadata)
-        if before is not None and _unchanged(before, status):
-            if told:
-                self._skipped += 1
-            else:
-                item = NewItem(path, before.hash, caption, metadata, before.stamp)
-                self.store([item], self._store.embeddings(before.row))
-            return None
+        sidecar, caption, told = find_sidecar(path), self._caption(path), self._metadata.get(path) or {}
+        if before is not None and caption is None:
+            caption = before.caption  # what is known of a picture outlives its content
+        reread = before is not None and (self._reread or _sidecar_changed(before, sidecar))
+        unchanged = before is not None and _unchanged(before, status)
         stamp = Stamp.of(status)
-        data, content = _read(path)
-        if before is not None and before.hash == content and told:
-            self._restamp.append((before.id, stamp))
+        if before is not None and unchanged and not reread:
+            stamp, data, content = before.stamp, None, before.hash
+        else:
+            data, content = _read(path)
+        if before is not None and before.hash == content:
+            known = {**_facts(path, data, sidecar), **_of_people(before)} if reread else before.metadata
+            item = NewItem(path, content, caption, {**known, **told}, stamp)
+            if (before.caption, before.metadata) != (item.caption, item.metadata):
+                self.store([item], self._store.embeddings(before.row))
+                return None
             self._skipped += 1
+            if stamp != before.stamp:
+                self._restamp.append((before.id, stamp))
             return None
-        item = NewItem(path, content, caption, metadata, stamp)
+        item = NewItem(path, content, caption, {**(_of_people(before) if before else {}), **told}, stamp)
         with self._store.reading() as reader:
             copies = reader.copies(content, COPIES)
-        moved = self._walked.moved_to(path, copies) if before is None else None
-        if moved is not None:
-            self._move(moved, item)
-            return None
-        if before is not None and before.hash != content:
+        if before is not None:
             self._replaced[before.hash] = before.row
+        elif (moved := self._walked.moved_to(path, copies)) is not None:
+            self._move(moved, item, data, sidecar)
+            return None
         row = copies[0].row if copies else self._replaced.get(content)
         if row is None:
-            return _Job(item, data)
-        self.store([_with_facts(item, Path(path) if data is None else data)], self._store.embeddings(row))
+            return _Job(item, data, sidecar)
+        self.store([_with_facts(item, data, sidecar)], self._store.embeddings(row))
         return None
 
-    def _move(self, moved: Item, item: NewItem) -> None:
+    def _move(self, moved: Item, item: NewItem, data: bytes | None, sidecar: Sidecar | None) -> None:
         """Give a moved file's item its new path, and what is told of it there."""
         self._moves.append((moved.id, item.path, item.stamp))
-        caption = moved.caption if item.caption is None else item.caption
-        metadata = {**moved.metadata, **item.metadata}
+        known = moved.metadata
+        if sidecar is not None or "sidecar" in known:
+            known = {**_facts(item.path, data, sidecar), **_of_people(moved)}
+        caption, metadata = moved.caption if item.caption is None else item.caption, {**known, **item.metadata}
         if (caption, metadata) != (moved.caption, moved.metadata):
             item = item._replace(caption=caption, metadata=metadata)
             self.store([item], self._store.embeddings(moved.row))
@@ -314,13 +325,6 @@ class _Adding:
         if self._on_progress is not None:
             self._on_progress(self.report)
 
-    def _known(self, path: str, before: Item | None) -> tuple[str | None, dict[str, Any]]:
-        """Caption and metadata, as given now or else before: what is known of a picture outlives its content."""
-        caption, metadata = self._caption(path), self._metadata.get(path) or {}
-        if before is None:
-            return caption, metadata
-        return before.caption if caption is None else caption, {**before.metadata, **metadata}
-
     def _caption(self, path: str) -> str | None:
         """The given caption, or the first line of a text file beside the picture."""
         told = self._captions.get(path)
@@ -355,8 +359,26 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _with_facts(item: NewItem, data: bytes | Path) -> NewItem:
-    return item._replace(metadata={**item.metadata, **picture_facts(data)})
+def _facts(path: str, data: bytes | None, sidecar: Sidecar | None) -> dict[str, Any]:
+    """What a file, whose content may be at hand, and its sidecar say."""
+    return with_sidecar(picture_facts(Path(path) if data is None else data), sidecar)
+
+
+def _with_facts(item: NewItem, data: bytes | None, sidecar: Sidecar | None) -> NewItem:
+    return item._replace(metadata={**_facts(item.path, data, sidecar), **item.metadata})
+
+
+def _of_people(item: Item) -> dict[str, Any]:
+    """Metadata of an item that was not read from its file."""
+    return {name: value for name, value in item.metadata.items() if name not in FACTS}
+
+
+def _sidecar_changed(item: Item, sidecar: Sidecar | None) -> bool:
+    """Whether a sidecar came, went, or changed since an item's file was looked at."""
+    known = item.metadata.get("sidecar")
+    if sidecar is None:
+        return known is not None
+    return known != os.path.basename(sidecar.path) or sidecar.changed > item.stamp.checked - RACY_NS  # noqa: PTH119
 
 
 def _unchanged(item: Item, status: os.stat_result) -> bool:

@@ -212,6 +212,7 @@ class Index:
         metadata: Mapping[str, Mapping[str, Any]] | None = None,
         exclude: Iterable[str] = (),
         prune: bool = False,
+        reread: bool = False,
         on_progress: Callable[[AddReport], None] | None = None,
         on_tune: TuneProgress | None = None,
         workers: int | None = None,
@@ -224,11 +225,13 @@ class Index:
         Args:
             paths: files and folders, or collections of them.
             captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
-            metadata: path -> what else to store (JSON), beside the picture's ``format``, ``width``, ``height`` and the
-                time it was ``taken``; for ``where`` to ask about.
+            metadata: path -> what else to store (JSON), beside what the file and its sidecar (``.xmp``) say:
+                ``format``, ``width``, ``height``, ``orientation``, ``taken``, ``camera``, ``lens``, ``lat``, ``lon``,
+                ``rating``, ``keywords``, ``title``, ``description``; for ``where`` to ask about.
             exclude: globs of files and folders to pass over, beside :data:`hivlp.data.exclude.DEFAULTS`.
             prune: remove items whose files are gone, and those that a pattern excludes, instead of marking them; not
                 from a folder in which no picture is left, whose disk may not be connected.
+            reread: read what unchanged files say once more, as for an index of an earlier version.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
             workers: threads that decode and encode; default one a core.
@@ -245,7 +248,7 @@ class Index:
         with self._adding():
             report = add_pictures(
                 self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
-                on_progress=on_progress, workers=workers,
+                reread=reread, on_progress=on_progress, workers=workers,
             )  # fmt: skip
             self.refresh(on_tune)
         return report
