@@ -21,6 +21,7 @@ from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import Answering
 from hivlp.index.gone import Missing, relocate
 from hivlp.index.info import IndexInfo
+from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.repair import RepairReport, set_damage_aside
 from hivlp.index.snapshots import Snapshot
@@ -32,6 +33,7 @@ from hivlp.search.calibration import Progress as TuneProgress
 from hivlp.search.opened import stored_bytes
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
+from hivlp.search.stages import Query
 from hivlp.search.timing import Stopwatch
 from hivlp.store.codec import CODECS
 from hivlp.store.compacting import Progress
@@ -472,10 +474,10 @@ class Index:
 
     def search(
         self,
-        query: str | None = None,
+        query: str | Mix | None = None,
         *,
         image: Picture | str | None = None,
-        like: int | None = None,
+        like: int | str | Path | None = None,
         vector: Mapping[str, Any] | None = None,
         k: int = 10,
         shortlist: int | Sequence[int] | None = None,
@@ -487,12 +489,12 @@ class Index:
         recall: float | None = None,
         missing: bool = False,
     ) -> SearchResult:
-        """The items closest to a text, a picture, another item, or a vector.
+        """The items closest to a text, a picture, another item, a vector, or a mix of them.
 
         Args:
-            query: text.
+            query: text, or a :class:`hivlp.index.mixing.Mix` of texts, pictures and items with weights and signs.
             image: a picture (file, bytes or PIL image).
-            like: id of an item, which is itself left out.
+            like: id or path of an item, which is itself left out.
             vector: level name -> (dim,) or (1, dim), for every level; of given embeddings ``fine`` is enough.
             k: how many hits.
             shortlist: candidates that the coarse level hands on (default 200, or all of up to 10,000; at least ``k``);
@@ -525,7 +527,11 @@ class Index:
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
         watch = Stopwatch()
-        encoded = None if like is not None else self._queries.of_one(query, image, vector)
+        encoded = None
+        if isinstance(query, Mix):
+            encoded = self._mixed(query)
+        elif like is None:
+            encoded = self._queries.of_one(query, image, vector)
         watch.lap("encode")
         if encoded is not None:
             plan, ((hits, steps),) = self._answering.answer([encoded], options, watch)
@@ -590,7 +596,46 @@ class Index:
         share = {name: round(value / max(1, len(answers)), 3) for name, value in watch.finish().items()}
         return [SearchResult(hits, dict(share), steps, plan) for hits, steps in answers]
 
+    def query_vectors(
+        self,
+        query: str | Mix | None = None,
+        *,
+        image: Picture | str | None = None,
+        like: int | str | Path | None = None,
+        vector: Mapping[str, Any] | None = None,
+    ) -> dict[str, Vectors]:
+        """The (dim,) float32 unit vector of a query at each level, by its name; see :meth:`search`."""
+        if isinstance(query, Mix):
+            encoded = self._mixed(query)
+        elif like is None:
+            encoded = self._queries.of_one(query, image, vector)
+        else:
+            with self.store.reading() as reader:
+                encoded = self._queries.of_vectors(reader.embeddings([self._item(reader, "like", like).row]))
+        return dict(zip((level.name for level in self.levels), encoded, strict=True))
+
+    def _mixed(self, mix: Mix) -> Query:
+        """The vectors of a mixed query; what is no item is encoded before the index is read."""
+        known: dict[int, Query] = {}
+        for place, part in enumerate(mix.parts):
+            if part.item is None:
+                known[place] = self._queries.of_one(part.text, part.image, None)
+        with self.store.reading() as reader:
+            for place, part in enumerate(mix.parts):
+                if part.item is not None:
+                    rows = [self._item(reader, "item", part.item).row]
+                    known[place] = self._queries.of_vectors(reader.embeddings(rows))
+            vectors = mixed([(part.weight, known[place]) for place, part in enumerate(mix.parts)], reader)
+        return self._queries.of_vectors(
+            {level.name: vector for level, vector in zip(self.levels, vectors, strict=True)}
+        )
+
     def _item(self, reader: Reader, name: str, item: Any) -> Item:
+        if isinstance(item, (str, Path)):
+            named = reader.named(str(item))
+            if len(named) != 1:
+                raise QueryError(f"{self.path} has {len(named) or 'no'} items in {item}: name one of them")
+            return named[0]
         found = reader.get(whole_number(name, item))
         if found is None:
             raise QueryError(f"{self.path} has no item {item}")

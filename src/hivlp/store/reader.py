@@ -287,6 +287,23 @@ class Reader:
             for item_id, path, *stamp in self._db.execute(f"{select} {condition}", bounds):
                 yield item_id, unpack_path(path), Stamp(*stamp)
 
+    def keys(self, most: int = 100) -> list[str]:
+        """Keys of the items' metadata, by name."""
+        select = "SELECT DISTINCT key FROM items, json_each(metadata) LIMIT ?"
+        return sorted(str(key) for (key,) in self._db.execute(select, (most,)))
+
+    def values_of(self, key: str, most: int) -> list[tuple[Any, int]]:
+        """The most frequent values of a key of the items' metadata, each of a list by itself, and how often."""
+        select = """SELECT each.atom, count(*) FROM items, json_tree(metadata, '$."' || ?1 || '"') AS each
+            WHERE each.atom NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?2"""
+        return list(self._db.execute(select, (key, most)))
+
+    def range_of(self, key: str) -> tuple[Any, Any] | None:
+        """The least and greatest value of a key of the items' metadata; None if no item has one."""
+        value = """json_extract(metadata, '$."' || ?1 || '"')"""
+        least, greatest = self._db.execute(f"SELECT min({value}), max({value}) FROM items", (key,)).fetchone()
+        return None if least is None else (least, greatest)
+
     def captions(self, limit: int) -> list[str]:
         """Different captions of items, as many as wanted or there are."""
         select = "SELECT DISTINCT caption FROM items WHERE caption IS NOT NULL AND TRIM(caption) != '' LIMIT ?"
