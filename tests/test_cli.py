@@ -222,7 +222,9 @@ def test_options_stand_anywhere_among_the_arguments(index, photos, tmp_path):
     report = answer("index", photos / "cello.webp", "-o", place, photos / "blue-car.webp")
     assert report["added"] == 2
     assert answer("remove", place, "--id", 1, "--json", 2) == {"removed": 2, "items": 0}
-    assert "extra" in refusal("search", index, "-k", 1, "a red car", "extra", code=2)
+    assert "extra" in refusal("info", index, "extra", code=2)
+    bare = answer("search", index, "-k", 1, "a", "red", "car")["hits"]
+    assert [hit["id"] for hit in bare] == [hit["id"] for hit in last], "words need no quotes"
 
 
 def test_bars_are_for_terminals_alone():

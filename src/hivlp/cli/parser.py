@@ -54,9 +54,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _place(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
 # What argparse calls them when a value is none.
 _path.__name__, _name.__name__, _count.__name__ = "path", "name", "whole number"
-_seconds.__name__ = "number of seconds"
+_seconds.__name__, _place.__name__ = "number of seconds", "LAT,LON,KM"
 
 
 class _VerbParser(argparse.ArgumentParser):
@@ -68,6 +72,9 @@ class _VerbParser(argparse.ArgumentParser):
         """As ``parse_known_intermixed_args``, which comes back here for its parts; after ``--`` nothing is mixed."""
         if self._mixing or args is None or "--" in args:
             return super().parse_known_args(args, namespace)
+        if "--near" in args[:-1]:  # what argparse takes for an option south of the equator
+            at = args.index("--near")
+            args = [*args[:at], f"--near={args[at + 1]}", *args[at + 2 :]]
         self._mixing = True
         try:
             return self.parse_known_intermixed_args(args, namespace)
@@ -135,16 +142,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
     sub.add_argument("index", type=_path, metavar="INDEX")
-    sub.add_argument("text", nargs="?", metavar="TEXT", help="what to look for, in words")
+    sub.add_argument(
+        "text",
+        nargs="*",
+        metavar="TEXT",
+        help="what to look for, in words; with signs that stand alone, several at once: a dog + beach.jpg - snow",
+    )
     sub.add_argument("--image", type=_path, metavar="FILE", help="look for pictures like this one")
-    sub.add_argument("--like", type=int, metavar="ID", help="look for pictures like this item")
+    sub.add_argument("--like", type=_name, metavar="ID|PATH", help="look for pictures like this item")
     sub.add_argument(
         "--queries",
         metavar="FILE",
         help="look for each line of this text file (- for standard input); with --json, one JSON object a line",
     )
     sub.add_argument("--vector", type=_path, metavar="FILE.npy", help="look for a vector (an index of embeddings)")
-    sub.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
+    sub.add_argument("-k", type=int, help="how many hits (default 10; with --cut 200)")
     sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (see tune)")
@@ -157,10 +169,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         nargs="?",
         const=True,
-        default=False,
         metavar="COSINE",
-        help="show equal pictures as one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
+        help="list equal pictures below one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
     )
+    sub.add_argument(
+        "--no-fold", action="store_false", dest="fold", help="show equal files as a hit each, not as one and a number"
+    )
+    _add_photo_options(sub)
     sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
 
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
@@ -259,3 +274,34 @@ def _add_library_options(sub: argparse.ArgumentParser) -> None:
         "--exclude", action="append", default=[], metavar="GLOB", help="files or folders to pass over, such as 'raw/'"
     )
     sub.add_argument("--prune", action="store_true", help="remove items whose files are gone or excluded now")
+
+
+def _add_photo_options(sub: argparse.ArgumentParser) -> None:
+    """What `search` takes for photos."""
+    words = sub.add_argument_group("only photos that are known to be")
+    words.add_argument("--after", metavar="DATE", help="taken then or later: 2020, 2020-06 or 2020-06-01")
+    words.add_argument("--before", metavar="DATE", help="taken before then")
+    words.add_argument("--camera", metavar="NAME", help="by a camera whose name has this in it")
+    words.add_argument("--lens", metavar="NAME", help="through a lens whose name has this in it")
+    words.add_argument("--near", type=_place, metavar="LAT,LON,KM", help="within so many km of a place")
+    words.add_argument("--folder", type=_name, metavar="NAME", help="in this folder, or in one of this name")
+    words.add_argument("--format", metavar="KIND", help="jpeg, heic, raw, … or a suffix")
+    words.add_argument("--rating", type=int, metavar="STARS", help="rated so, or better")
+    words.add_argument("--keyword", action="append", default=[], dest="keywords", metavar="WORD", help="tagged so")
+    words.add_argument("--orientation", choices=("landscape", "portrait", "square"))
+    pages = sub.add_argument_group("what is shown")
+    pages.add_argument("--order", choices=("score", "newest", "oldest"), help="of what is shown (default: score)")
+    pages.add_argument("--cut", action="store_true", help="end where scores fall off")
+    pages.add_argument("--next", action="store_true", help="go on with the last search: what was not shown yet")
+    pages.add_argument("--missing", action="store_true", help="show pictures whose files are gone, too")
+    pages.add_argument("--open", action="store_true", help="write a page of thumbnails, and open it")
+    pages.add_argument("--page", type=_name, metavar="FILE.html", help="where to write the page of thumbnails")
+    pages.add_argument(
+        "--show",
+        nargs="?",
+        const="auto",
+        choices=("auto", "kitty", "iterm", "sixel", "blocks"),
+        help="show thumbnails in the terminal",
+    )
+    pages.add_argument("--paths", action="store_true", help="print paths alone, a line each")
+    pages.add_argument("--print0", action="store_true", help="print paths alone, a NUL behind each")

@@ -109,9 +109,10 @@ def find(
     page = result
     while True:
         place += len(page)
-        there = [hit for hit in page if missing or index.maps is not None or os.path.lexists(hit.path)]
+        checked = list(page) if missing or index.maps is not None else [_there(hit) for hit in page]
+        there = [hit for hit in checked if hit is not None]
         hits += there
-        gone += [hit.id for hit in page if hit not in there]
+        gone += [hit.id for hit, found in zip(page, checked, strict=True) if found is None]
         # Files that went since the last walk: others take their places, as many as are on the same disk, or none.
         if len(hits) >= count or len(page) < count - len(hits) + len(there) or len(gone) >= MOST_GONE:
             break
@@ -126,6 +127,14 @@ def find(
         hint = "the files of all hits are gone: `hivlp relocate` tells the index where they are now"
     found = SearchResult(_ordered(hits, order), result.timings_ms, result.plan, result.chosen)
     return Found(found, tuple(gone), least, hint, place)
+
+
+def _there(hit: Hit) -> Hit | None:
+    """A hit as far as its files are there: one that is folded into it takes its place if its own is gone."""
+    same = None if hit.duplicates is None else [each for each in hit.duplicates if os.path.lexists(each.path)]
+    if os.path.lexists(hit.path):
+        return hit._replace(duplicates=same)
+    return hit._replace(id=same[0].id, path=same[0].path, duplicates=same[1:]) if same else None
 
 
 def _ordered(hits: list[Hit], order: str) -> list[Hit]:
