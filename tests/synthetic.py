@@ -565,3 +565,48 @@ def write_vectors(folder: Path, kind: str, vectors: np.ndarray) -> tuple[Path, b
 
 
 VECTOR_FORMATS = (".npy", "folder of .npy", ".parquet", "folder of .parquet", "clip-retrieval")
+
+
+# Benchmarks, as their authors publish them.
+
+
+def write_benchmark(
+    root: Path, name: str, pictures: Sequence[tuple[str, int]], *, ids: bool = True, written: bool = True
+) -> list[dict[str, Any]]:
+    """Karpathy's JSON and the pictures of a small benchmark; gives the JSON's entries.
+
+    Args:
+        root: folder to write to.
+        name: ``flickr30k`` or ``coco``.
+        pictures: split and number of captions of each.
+        ids: whether the captions have theirs.
+        written: whether the pictures are written.
+    """
+    entries: list[dict[str, Any]] = []
+    sentence = 0
+    for number, (split, captions) in enumerate(pictures):
+        coco = 1000 + 7 * number
+        folder = {"flickr30k": "flickr30k-images", "coco": "train2014" if split == "train" else "val2014"}[name]
+        file = f"COCO_{folder}_{coco:012}.jpg" if name == "coco" else f"{coco}.jpg"
+        if written:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            (root / folder / file).write_bytes(picture_bytes(number))
+        sentences = []
+        for _ in range(captions):
+            raw = f"thing{number} seen {'again' if sentence % 3 else 'once'}"
+            sentences.append({"raw": raw, "tokens": raw.split(), "imgid": number, "sentid": 50_000 + sentence})
+            sentence += 1
+        if not ids:
+            sentences = [{"raw": each["raw"], "tokens": each["tokens"]} for each in sentences]
+        entry = {"filename": file, "imgid": number, "split": split, "sentences": sentences}
+        entry["sentids"] = [each["sentid"] for each in sentences] if ids else []
+        entries.append(entry | ({"filepath": folder, "cocoid": coco} if name == "coco" else {}))
+    write_karpathy(root, name, entries)
+    return entries
+
+
+def write_karpathy(root: Path, name: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Karpathy's JSON of a benchmark."""
+    root.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"images": list(entries), "dataset": name})
+    (root / f"dataset_{name}.json").write_text(text, encoding="utf-8")

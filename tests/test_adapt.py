@@ -15,9 +15,9 @@ from PIL import Image  # noqa: E402
 from hivlp.cli import main  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import DataError, HivlpError, ModelError  # noqa: E402
+from hivlp.formats.dual_encoder import import_dual_encoder  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
-from hivlp.model.pretrained import import_dual_encoder  # noqa: E402
 from hivlp.objective.codes import quantize  # noqa: E402
 from hivlp.train.adapt import (  # noqa: E402
     AdaptConfig,

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ann_oracle
-from hivlp.ann import AnnIndex, SearchParams, interface, kmeans, layout, native, training
-from hivlp.ann.arrays import ENCODED
+from hivlp.ann import AnnIndex, SearchParams, checks, interface, kmeans, layout, native, training
+from hivlp.ann.arrays import ARRAYS, ENCODED
 from hivlp.ann.constants import CODE_LANES, HEADER, NO_ROW
-from hivlp.ann.lists import place
+from hivlp.ann.lists import codes_of, place
 from hivlp.ann.router import train_router
 from hivlp.ann.rows import floats
 from hivlp.errors import IndexFolderError
@@ -512,22 +512,47 @@ def test_every_row_lies_in_its_lists(lists, copies, seed):
     rng = np.random.default_rng(seed)
     members = np.stack([rng.permutation(lists)[: min(copies, lists)] for _ in range(200)]).astype(np.int32)
     lengths = rng.integers(256, size=members.shape).astype(np.uint8)
-    starts, places = place(members, lengths, lists)
-    assert len(set(places.ravel().tolist())) == places.size
+    rows = np.repeat(np.arange(200, dtype=np.uint32), members.shape[1])
+    starts, places = place(members.ravel(), lengths.ravel(), rows, lists)
+    members, lengths = members.ravel(), lengths.ravel()
+    assert len(set(places.tolist())) == len(places)
     assert (places // CODE_LANES >= starts[members]).all()
     assert (places // CODE_LANES < starts[members + 1]).all()
-    order = np.argsort(places, axis=None)
-    of_list, length = members.ravel()[order], lengths.ravel()[order].astype(int)
+    order = np.argsort(places)
+    of_list, length = members[order], lengths[order].astype(int)
     assert (np.diff(length)[np.diff(of_list) == 0] <= 0).all()
     np.testing.assert_array_equal(np.diff(of_list) < 0, False)
 
 
+def same_lists(one: AnnIndex, other: AnnIndex) -> None:
+    for name in ENCODED:
+        np.testing.assert_array_equal(getattr(one.arrays, name), getattr(other.arrays, name), err_msg=name)
+
+
 def test_an_extended_index_is_one_built_of_all_items(index, items):
     """More items under what was learnt from fewer: as if the codes had been packed with them from the start."""
-    half = AnnIndex.extend(index.arrays, items[:1500])
-    whole = AnnIndex.extend(half.arrays, items)
-    for name in ENCODED:
-        np.testing.assert_array_equal(getattr(whole.arrays, name), getattr(index.arrays, name))
+    half = AnnIndex.extend(index.arrays, items[:1504], np.arange(1504))
+    assert half.count == 1504
+    same_lists(AnnIndex.extend(half.arrays, items), index)
+    same_lists(AnnIndex.extend(half.arrays, items, np.arange(0)), index)  # encoded again
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.01, 1), st.integers(0, 300))
+def test_lists_of_renumbered_rows_are_those_of_the_rows_that_stay(index, items, seed, share, more):
+    """Dropped rows are in no list, the others under their new numbers, and new ones beside them."""
+    rng = np.random.default_rng(seed)
+    stay = np.flatnonzero(rng.random(len(items)) < share)
+    added = items[rng.integers(len(items), size=more + (len(stay) == 0))]
+    renewed = AnnIndex.extend(index.arrays, np.concatenate([items[stay], added]), stay)
+    arrays = {name: getattr(renewed.arrays, name) for name in ARRAYS}
+    assert checks.fault(arrays) is None and renewed.count == len(stay) + len(added)
+    anew = AnnIndex.extend(index.arrays, renewed.vectors, np.arange(0))
+    one, other = (codes_of(each.arrays.inverted_lists) for each in (renewed, anew))
+    by_row, of_other = (np.lexsort((each.lists, each.rows)) for each in (one, other))
+    for name in ("lists", "rows", "sign_scales", "sign_codes", "refine_codes"):
+        same = getattr(one, name)[by_row] == getattr(other, name)[of_other]
+        assert same.mean() > 0.98, name  # a matrix product may be rounded otherwise among other rows
 
 
 def test_saved_and_loaded(tmp_path, index, items, queries):

@@ -4,14 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hivlp.bench.ann import generator, run
+from hivlp.bench.ann import run
+from hivlp.bench.ann.collection import Collection, write_collection
 from hivlp.bench.ann.kept import Kept, code_of
-from hivlp.bench.ann.measure import Collection, measure
-from hivlp.bench.ann.real import RealSet, read_wordnet, write_collection
+from hivlp.bench.ann.measure import measure
+from hivlp.bench.ann.real import RealSet, read_wordnet
 from hivlp.bench.ann.rivals import faiss_codes
 from hivlp.bench.ann.truth import exact, recall
 from hivlp.cli import BENCHES
 from hivlp.errors import DataError
+from synthetic import cloud, random_unit
 
 FAKES = """
 import numpy as np
@@ -53,22 +55,19 @@ class Crashing(Half):
 """
 
 
-def unit(rng: np.random.Generator, count: int, dim: int = 16) -> np.ndarray:
-    vectors = rng.standard_normal((count, dim)).astype(np.float32) * np.linspace(2, 0.1, dim, dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 @pytest.fixture
 def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Collection:
     (tmp_path / "fakes.py").write_text(FAKES)
     monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *sys.path]))
     rng = np.random.default_rng(0)
-    return write_collection(tmp_path / "collection", unit(rng, 200), unit(rng, 30), unit(rng, 40))
+    return write_collection(
+        tmp_path / "collection", random_unit(rng, 200, 16), random_unit(rng, 30, 16), random_unit(rng, 40, 16)
+    )
 
 
 def test_exact_answers_across_blocks() -> None:
     rng = np.random.default_rng(1)
-    items, queries = unit(rng, 100), unit(rng, 7)
+    items, queries = random_unit(rng, 100, 16), random_unit(rng, 7, 16)
     found = exact(items, queries, 10, block=30)
     assert (found == np.argsort(-queries @ items.T, axis=1)[:, :10]).all()
     assert recall(found[:, ::-1], found) == 1
@@ -90,7 +89,7 @@ def test_every_engine_runs_in_its_own_process(collection: Collection) -> None:
     assert result["best_rival"] == result["best_rival_batch"] == "half"
     for key in ("speedup_best_rival", "speedup_flat", "speedup_best_rival_batch"):
         assert result[key] > 0
-    shown = run.AnnReport(size="small", **result, pools=[], match=None, scale=None).to_text()
+    shown = run.AnnReport(size="small", **result, pools=[]).to_text()
     assert "not installed" in shown and "out of order" in shown
 
 
@@ -115,7 +114,7 @@ def test_it_goes_on_where_it_stopped(collection: Collection, monkeypatch: pytest
     half = [[row for row in result["rows"] if row["engine"] == "half"] for result in (first, second)]
     assert half[0] == half[1]
     assert "measured" in second["engines"][1] and "measured" not in second["engines"][0]
-    assert "measured on" in run.AnnReport(size="small", **second, pools=[], match=None, scale=None).to_text()
+    assert "measured on" in run.AnnReport(size="small", **second, pools=[]).to_text()
     run.compare(collection, engines, 60, kept=Kept(collection.folder / "measured", {"cpu": "another"}))
     assert asked[5:] == engines
 
@@ -134,19 +133,6 @@ def test_what_is_kept_depends_on_an_engines_own_code() -> None:
     assert "2 * REDUCED" in wide and "2 * REDUCED" not in narrow
     for code in narrow, wide:
         assert "class _FaissRefined" in code and "def principal" in code and "class FaissFlat" not in code
-
-
-@pytest.mark.slow
-def test_ten_times_as_many_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(13)
-    real = RealSet(*(unit(rng, count, 32) for count in (3000, 1200, 300, 300)))
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    million = {"rows": [{"engine": "hivlp", "recall": 0.995, "p50_us": 50.0}]}
-    result = run.scale(tmp_path / "large", real, million, count=12_000)
-    assert result["status"] == "ok" and result["items"] == 12_000
-    assert result["peak_mb"] is None and result["resident_mb"] < 100
-    assert result["qps_at_90"] > 0 and result["latency_ratio"] == round(result["p50_us"] / 50, 2)
-    assert "GB of disk" in run.scale(tmp_path / "larger", real, million, count=10**14)["status"]
 
 
 def test_a_slow_engine_is_stopped(collection: Collection) -> None:
@@ -178,105 +164,22 @@ def test_gain_takes_each_ones_fastest_good_enough_setting() -> None:
     assert run._gain(speeds, "ours", ["fast"]) == (None, None)
 
 
-def test_the_generator_is_deterministic_and_follows_its_neighbourhoods() -> None:
-    rng = np.random.default_rng(2)
-    vectors = unit(rng, 300)
-    near = np.argsort(-vectors @ vectors.T, axis=1)[:, : 1 + generator.NEIGHBOURS]
-    source = generator.Source(vectors, near)
-    first, again, other = (source.draw(500, np.random.default_rng(seed)) for seed in (3, 3, 4))
-    assert (first == again).all() and not np.allclose(first, other)
-    assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
-    strangers = unit(np.random.default_rng(5), 500)
-    closest = [np.median((drawn @ vectors.T).max(1)) for drawn in (first, strangers)]
-    assert closest[0] > closest[1]
-
-
-def test_moved_vectors_have_the_others_mean_and_covariance() -> None:
-    rng = np.random.default_rng(6)
-    vectors = rng.standard_normal((4000, 6)).astype(np.float32)
-    turned = np.linalg.qr(rng.standard_normal((6, 6)))[0] * np.linspace(0.5, 0.05, 6)
-    onto = (rng.standard_normal((4000, 6)) @ turned.T + 3).astype(np.float32)
-    onto /= np.linalg.norm(onto, axis=1, keepdims=True)
-    moved = generator.move(vectors, onto)
-    assert np.allclose(moved.mean(0), onto.mean(0), atol=0.02)
-    assert np.allclose(np.cov(moved.T), np.cov(onto.T), atol=2e-3)
-
-
-def test_statistics_tell_a_flat_cloud_from_a_thin_one() -> None:
-    rng = np.random.default_rng(7)
-    thin = rng.standard_normal((500, 3)) @ rng.standard_normal((3, 32))
-    thin = (thin / np.linalg.norm(thin, axis=1, keepdims=True)).astype(np.float32)
-    full = rng.standard_normal((500, 32)).astype(np.float32)
-    full /= np.linalg.norm(full, axis=1, keepdims=True)
-    low, high = (generator.statistics(items, items[:50], 400) for items in (thin, full))
-    assert low["spectrum_8"] > 0.999 > high["spectrum_8"]
-    assert low["local_dim"] < 4 < high["local_dim"]
-    assert low["nearest"] < high["nearest"]
-
-
-def test_gathered_vectors_come_in_series() -> None:
-    vectors = unit(np.random.default_rng(9), 2000, 32)
-    gathered = generator.gather(vectors, np.random.default_rng(10))
-    gathered /= np.linalg.norm(gathered, axis=1, keepdims=True)
-    before, after = (generator.statistics(each, vectors[:50], 1500) for each in (vectors, gathered))
-    assert after["local_dim"] < 0.8 * before["local_dim"]
-    assert after["nearest"] < before["nearest"]
-    assert after["gap"] > before["gap"]
-
-
-def test_neighbours_are_near_and_the_row_itself_is_first() -> None:
-    vectors = unit(np.random.default_rng(11), 1500)
-    near = generator.neighbours(vectors)
-    assert near.shape == (1500, 1 + generator.NEIGHBOURS)
-    assert (near[:, 0] == np.arange(1500)).all()
-    truth = exact(vectors, vectors, 1 + generator.NEIGHBOURS)
-    assert recall(near, truth) > 0.5  # looked for among a part only
-    alone = generator.neighbours(vectors[:1])
-    assert (alone == 0).all()
-
-
-def test_the_match_samples_captions_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(12)
-    first, second = unit(rng, 1500), unit(rng, 1500)
-    captions = np.concatenate([first, second[:, ::-1]])
-    real = RealSet(words=unit(rng, 1500), glosses=unit(rng, 1200), pictures=unit(rng, 3000), captions=captions)
-    made = write_collection(tmp_path / "made", unit(rng, 1200), unit(rng, 100), unit(rng, 20))
-    asked = {}
-
-    def note(items: np.ndarray, queries: np.ndarray, size: int) -> dict[str, float]:
-        asked[len(asked)] = np.array(queries)
-        return {}
-
-    monkeypatch.setattr(generator, "statistics", note)
-    generator.match(real, made)
-    known = {row.tobytes() for row in np.ascontiguousarray(second[:, ::-1])}
-    assert 350 < sum(row.tobytes() in known for row in asked[0]) < 650
-
-
-def test_a_small_collection_is_generated_once(tmp_path: Path) -> None:
-    rng = np.random.default_rng(8)
-    parts = {"words": 3000, "glosses": 1200, "pictures": 300, "captions": 300}
-    real = RealSet(**{name: unit(rng, count, 8) for name, count in parts.items()})
-    made = generator.generate(tmp_path / "generated", real, 500)
-    items = made.read("items.npy")
-    assert items.shape == (500, 8) and items.dtype == np.float16
-    assert (made.read("truth.npy") == exact(items, np.array(made.read("queries.npy")))).all()
-    stamp = (made.folder / "items.npy").stat().st_mtime_ns
-    assert generator.generate(tmp_path / "generated", real, 500).folder == made.folder
-    assert (made.folder / "items.npy").stat().st_mtime_ns == stamp
-    assert generator.match(real, made).keys() == {
-        "pictures, captions",
-        "pictures, glosses",
-        "words, glosses",
-        "generated",
-    }
+@pytest.mark.slow
+def test_our_index_is_measured_with_its_hits_and_beside_the_engine_inside(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    place = write_collection(tmp_path / "made", cloud(1500, 32, 3), cloud(40, 32, 4), cloud(1200, 32, 5))
+    found = measure("hivlp.bench.ann.rivals:OurIndex", place, 120)
+    assert found["status"] == "ok" and found["engine"] == "hivlp Index"
+    assert max(row["recall"] for row in found["rows"]) >= 0.99
+    assert [each["recall"] for each in found["overheads"]] == [0.95, 0.99]
+    for each in found["overheads"]:
+        assert 0 < each["engine_us"] < each["hits_us"] and each["search_us"] < each["hits_us"]
 
 
 def test_pools_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
-    rng = np.random.default_rng(9)
-    real = RealSet(*(unit(rng, count, 32) for count in (400, 5100, 30, 30)))
+    real = RealSet(words=cloud(400, 32, seed=9), glosses=cloud(5100, 32, seed=10))
     (pool,) = run.pools(real, 60, sizes=(300,))
     assert pool["items"] == 300
     assert min(pool[key] for key in ("ours_qps", "flat_qps", "ours_batch_qps", "flat_batch_qps", "speedup")) > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import shutil
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hivlp.bench.report import Report
+from hivlp.cli import BENCHES, main
 from hivlp.demo import pictures_folder
 from hivlp.encode import HiVLP
 
@@ -75,6 +79,22 @@ def test_the_main_job(photos, tmp_path):
     assert found["hits"][0]["path"].endswith("red-sports-car.webp")
     assert set(found["hits"][0]["scores"]) == {"coarse", "fine"}
     assert set(found["timings_ms"]) == {"encode", "coarse", "fine", "total"}
+
+
+def test_fields_are_declared_counted_and_asked_for(photos, tmp_path):
+    place = tmp_path / "x.hivlp"
+    made = answer("index", photos, "-o", place, "--field", "width:int", "--field", "taken:str")
+    counts = {"width": {"type": "int", "values": 5, "without": 0}, "taken": {"type": "str", "values": 0, "without": 5}}
+    assert (made["added"], made["fields"]) == (5, counts)
+    assert answer("info", place)["fields"] == counts
+    assert b"field width: int, 5 items with a value, 0 without" in hivlp("info", place).stdout
+    for where, hits in (("width > 0 AND taken IS NULL", 5), ("NOT width > 0 OR taken >= '2024'", 0)):
+        assert len(answer("search", place, "a car", "--where", where)["hits"]) == hits
+    assert answer("index", photos, "-o", place, "--field", "format:str")["fields"].keys() == {*counts, "format"}
+    for wrong in (["width"], ["width:date"], ["path:str"], ["a b:int"], ["a:int", "a:str"]):
+        given = [part for each in wrong for part in ("--field", each)]
+        assert "field" in refusal("index", photos, "-o", tmp_path / "y", *given, code=2)
+    assert not (tmp_path / "y").exists()
 
 
 @pytest.mark.slow
@@ -183,9 +203,11 @@ def test_equal_pictures_are_one_hit(photos, tmp_path):
         (["index", "{photos}", "-o", "{photos}"], "is not an index"),
         (["index", "{photos}", "-o", "{new}", "--model", "nosuch"], "no model 'nosuch'"),
         (["index", "{photos}", "-o", "/proc/nosuch/x"], "cannot be created"),
+        (["index", "{photos}", "-o", "{index}", "--vectors", "int8"], "stores float16 vectors, not int8"),
         (["evaluate", "{missing}"], "does not exist"),
         (["evaluate", "{photos}"], "no"),
         pytest.param(["train", "{missing}"], "no recipe", marks=pytest.mark.train),
+        pytest.param(["export", "hivlp-mini", "-o", "{new}"], "leave out -o", marks=pytest.mark.train),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(index, photos, tmp_path, arguments, message):
@@ -279,3 +301,28 @@ def test_the_core_runs_without_torch(index):
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["hits"][0]["path"].endswith("red-sports-car.webp")
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("name", BENCHES)
+def test_a_bench_takes_the_options_that_go_with_it(name, monkeypatch):
+    from hivlp.cli import bench
+
+    pytest.importorskip("torch")
+    module = importlib.import_module(f"hivlp.bench.{bench.MODULES.get(name, name)}")
+    signature, seen = inspect.signature(module.run), []
+
+    def run(**options):
+        signature.bind(**options)
+        seen.append(options)
+        return Report()
+
+    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(bench, "load_model", lambda model: f"loaded {model}")
+    monkeypatch.setattr(Report, "to_text", lambda report: "")
+    assert main(["bench", name]) == 0
+    wanted = {option: default for option, (default, benches) in bench.OPTIONS.items() if name in benches}
+    if "model" in seen[0]:
+        model = seen[0]["model"]
+        seen[0]["model"] = (model() if callable(model) else model).removeprefix("loaded ")
+    assert seen == [wanted]

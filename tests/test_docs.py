@@ -54,3 +54,11 @@ def test_lines_are_counted_by_room(tmp_path):
         "room": {"files": 2, "lines": 9, "code": 3, "Python": 6, "C": 3},
         "(top)": {"files": 1, "lines": 1, "code": 1, "Python": 1},
     }
+    assert tool("count_lines").code_in("room/*.py top.py", tmp_path) == 3
+    assert tool("count_lines").code_in("room", tmp_path) == 3
+
+
+def test_files_whose_lines_are_counted_are_there():
+    page = (ROOT / "docs" / "lines.md").read_text(encoding="utf-8")
+    named = re.findall(r"<!-- code: (.+?) -->", page)
+    assert named and all(tool("count_lines").code_in(names) > 0 for names in named)

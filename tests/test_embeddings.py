@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from hivlp.cli import main
 from hivlp.coarse.closed import prefix
+from hivlp.coarse.maps import CoarseMaps, NoCoarseLevel
 from hivlp.data.vectors import files as embedding_files
 from hivlp.data.vectors.source import open_embeddings, unit_rows
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
@@ -405,11 +408,43 @@ def test_compact_and_merge_keep_the_maps(tmp_path, made):
     index.remove([2])
     assert index.compact() == 1
     assert index.search(vector={"fine": given[0]}, k=1)[0].id == 1
+
+
+@pytest.mark.parametrize(
+    ("maps", "difference"),
+    [
+        (prefix(WIDTH, 9), f"has the levels coarse 8, fine {WIDTH}, this index has coarse 9, fine {WIDTH}"),
+        (NoCoarseLevel(WIDTH), f"has the levels coarse 8, fine {WIDTH}, this index has fine {WIDTH}"),
+        (CoarseMaps(*np.ones((2, 8, WIDTH), np.float32)), "of other weights, settings or coarse maps"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_not_merged_and_the_difference_is_named(tmp_path, made, maps, difference):
+    index, _ = made
     with (
-        Index.create_from_embeddings(tmp_path / "unlike", prefix(WIDTH, 9)) as unlike,
-        pytest.raises(IndexFolderError, match="not merged"),
+        Index.create_from_embeddings(tmp_path / "unlike", maps) as unlike,
+        pytest.raises(IndexFolderError, match=f"{difference}: not merged"),
     ):
-        unlike.merge(tmp_path / "more")
+        unlike.merge(index.path)
+
+
+def test_two_indexes_are_merged_into_each_other_at_one_time(tmp_path):
+    """As each commits, the other reads it: none may wait for the other to end."""
+    made = []
+    for seed in range(2):
+        with Index.create_from_embeddings(tmp_path / f"index{seed}", NoCoarseLevel(WIDTH)) as index:
+            index.add_embeddings(save(tmp_path / f"{seed}.npy", vectors(40, seed=seed)))
+            made.append(index.path)
+    with Index.open(made[0]) as first, Index.open(made[1]) as second:
+        both = threading.Barrier(2, timeout=20)
+
+        def wait(done: int, _: int) -> None:
+            if done <= 40:  # both are in the middle
+                both.wait()
+
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(a.merge, b.path, wait) for a, b in ((first, second), (second, first))]
+            assert [job.result(timeout=25) for job in jobs] == [40, 40]
+        assert len(first) == len(second) == 80
 
 
 def test_texts_of_a_clip_retrieval_folder_are_what_is_fitted_to(tmp_path):
@@ -418,7 +453,7 @@ def test_texts_of_a_clip_retrieval_folder_are_what_is_fitted_to(tmp_path):
     assert (report.fit.items, report.fit.queries, report.fit.held_out) == (600, 480, 120)
 
 
-def test_command_line(tmp_path, capfd):
+def test_command_line(tmp_path, capfd, caplog):
     given, queries = vectors(700), vectors(150, seed=1)
     source, asked = save(tmp_path / "v.npy", given), save(tmp_path / "q.npy", queries)
     out = tmp_path / "index"
@@ -439,6 +474,7 @@ def test_command_line(tmp_path, capfd):
     assert (fit["method"], fit["dims"], fit["queries"], fit["held_out"], fit["shortlist"]) == ("lean", 6, 120, 30, 35)
     assert set(fit["recall@10"]) == {"pca", "lean"}
     result = json.loads(run(*command)[1])
+    assert "keeps the coarse level that it was made with" in caplog.text
     assert (result["skipped"], result["added"], result["fit"]) == (700, 0, None)
     one = save(tmp_path / "one.npy", queries[:1])
     code, text, _ = run("search", out, "--vector", one, "-k", 3, "--shortlist", 700, "--json")
@@ -452,6 +488,18 @@ def test_command_line(tmp_path, capfd):
     assert json.loads(text) == {"removed": 1, "items": 699}
     for arguments, code, message in [
         ((*command[:-2], "7"), 1, "coarse level of 6 dims, not 7"),
+        ((*command[:5], "--fit", "none"), 1, "coarse level of 6 dims, not none"),
+        ((*command[:5], "--vectors", "int8"), 1, "stores float16 vectors, not int8"),
+        ((*command[:5], "--column", "v"), 1, "holds no parquet, of which a column could be v"),
+        ((*command[:3], "-o", tmp_path / "n", "--fit", "none", "--dims", 8), 1, "cannot be given with dims or queries"),
+        ((*command[:3], "-o", tmp_path / "n", "--fit", "none", "--queries", asked), 1, "with dims or queries"),
+        (("search", out, "--vector", one, "--model", "hivlp-mini"), 2, "not with --vector"),
+        (("search", out, "--like", 1, "--model", "hivlp-mini"), 2, "not with --like"),
+        (("search", out, "--vector", one, "--exact", "--shortlist", 9), 2, "--exact ranks everything"),
+        (("tune", out, "--queries", asked, "--model", "hivlp-mini"), 2, "not with vectors"),
+        (("bench", "crash", "--pictures", 3), 2, "--pictures goes with index, not with crash"),
+        (("bench", "hierarchy", "--model", "x"), 2, "--model goes with index, objective, living"),
+        (("bench", "fuzz", "--fresh"), 2, "--fresh goes with ann"),
         (("search", out, "a text"), 1, "made of embeddings alone"),
         (("search", out, "--vector", tmp_path / "none.npy"), 1, "not a readable .npy"),
         (("search", out, "--vector", source), 1, "shape (700, 24)"),
@@ -479,8 +527,9 @@ def test_given_vectors_may_be_stored_without_a_coarse_level(tmp_path, capsys):
         assert [hit.id for hit in index.search(like=8, k=4)] == [hit.id for hit in found][1:]
         more = save(tmp_path / "more.npy", vectors(20))
         assert index.add_embeddings(more).added == 20 and index.compact() == 0
-    with pytest.raises(IndexFolderError, match="coarse level of"):
-        index_embeddings(tmp_path / "one", given, dims=8)
+    for wanted in ({"dims": 8}, {"method": "pca"}):
+        with pytest.raises(IndexFolderError, match="has no coarse level"):
+            index_embeddings(tmp_path / "one", given, **wanted)
 
 
 @pytest.mark.parametrize("codec", ["float16", "float32", "int8"])

@@ -144,7 +144,7 @@ def test_the_cascade_that_is_judged_is_the_search(tmp_path):
 def test_one_shortlist_wherever_none_is_given():
     from inspect import signature
 
-    from hivlp.evaluate.recall import evaluate
+    from hivlp.evaluate.evaluation import evaluate
 
     assert signature(evaluate).parameters["shortlist"].default == DEFAULT_SHORTLIST
     pytest.importorskip("torch")

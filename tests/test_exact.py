@@ -113,7 +113,7 @@ def test_a_batch_is_answered_as_its_queries_one_by_one(params, passing):
             ((alone, products),) = near.search(query[None], k, params, allowed)
             np.testing.assert_array_equal(rows, alone)
             np.testing.assert_array_equal(scores, products)
-            rows, scores = near.with_tail(query, rows, scores, 50, allowed)
+            ((rows, scores),) = near.with_tail(query[None], [(rows, scores)], 50, allowed)
             assert scores.tolist() == sorted(scores.tolist(), reverse=True)
             np.testing.assert_array_equal(scores, everything.rescore(query, rows))
 

@@ -28,6 +28,8 @@ from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files import npy
 from hivlp.index import Index, tuning
+from hivlp.index.tuned_index import QUERIES, TunedIndex
+from hivlp.search import truth
 from hivlp.search.opened import open_ann
 from hivlp.search.operating_points import FOLDER, Tuned
 
@@ -115,8 +117,22 @@ def test_the_bench_finds_a_kernel_that_writes_where_it_must_not(tmp_path, made):
         "out, one = np.empty(1, np.float32), np.ones((9, 8), np.float16)\n"
         "native.load().hivlp_dot(one.ctypes.data, 16, 0, None, 9, out.repeat(8).ctypes.data, 8, out.ctypes.data)\n"
     )
-    ended = fuzz.end_of([code, environment["KERNELS"]], environment)
+    _, ended = fuzz.child(["-c", code, environment["KERNELS"]], environment)
     assert ended is not None and ended["outcome"] == "crash" and "heap-buffer-overflow" in ended["raw"]
+
+
+@pytest.mark.slow
+def test_a_case_that_hangs_is_ended_and_says_where(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from hivlp.bench import fuzz_child\n"
+        "fuzz_child.PATIENCE, fuzz_child.shutil.copytree = 0.2, lambda *_: time.sleep(60)\n"
+        f"fuzz_child.run(fuzz_child.Path({str(tmp_path)!r}), [7, 8], 0)\n"
+    )
+    (tmp_path / "index0").mkdir()
+    said, ended = fuzz.child(["-c", code], {})
+    assert said == [{"begin": 7}] and ended is not None and ended["outcome"] == "hang"
+    assert "run" in ended["raw"]
 
 
 def test_a_bench_with_failures_exits_with_one(monkeypatch, capsys):
@@ -176,15 +192,21 @@ def test_what_no_engine_holds_is_refused_before_a_kernel_reads_it(folder, querie
 
 
 NUMBERS = {
-    ("frontier", 0, "rerank"): (2**61, 0, -1, True, "60", 60.0, None, 10**40),
-    ("frontier", 0, "nprobe"): (-1, 0, 2**61, 1.5, [], None),
-    ("frontier", 0, "margin"): (float("nan"), float("inf"), -1, "x", 1e300),
-    ("frontier", 0, "slack"): (float("-inf"), None, False, {}),
-    ("frontier", 0, "tolerance"): (-0.5, float("nan"), "None"),
-    ("frontier", 0, "at_least"): (None, 2, "1"),
-    ("frontier", 0): (None, 7, []),
-    ("frontier",): (None, {}, 3, [[]]),
+    ("depths", 0, "frontier", 0, "rerank"): (2**61, 0, -1, True, "60", 60.0, None, 10**40),
+    ("depths", 0, "frontier", 0, "nprobe"): (-1, 0, 2**61, 1.5, [], None),
+    ("depths", 0, "frontier", 0, "margin"): (float("nan"), float("inf"), -1, "x", 1e300),
+    ("depths", 0, "frontier", 0, "slack"): (float("-inf"), False, {}),
+    ("depths", 0, "frontier", 0, "tolerance"): (-0.5, float("nan"), "None"),
+    ("depths", 0, "frontier", 0, "at_least"): (None, 2, "1"),
+    ("depths", 0, "frontier", 0): (None, 7, []),
+    (
+        "depths",
+        0,
+        "frontier",
+    ): (None, {}, 3, [[]]),
     ("rows",): (ITEMS - 1, ITEMS + 1, 0, -1, float(ITEMS), True, 2**63),
+    ("checked_rows",): (-1, "3", None, 2**63),
+    ("checked_dead",): (-1, "3", 2**63),
     ("generation",): (-1, "0", 0.0, None),
     ("recall",): (0.5j, 2, None, float("nan")),
     ("queries",): (None, 3),
@@ -255,7 +277,7 @@ def test_four_zeroed_bytes_anywhere_leave_exact_answers_exact(folder, queries):
                 path.write_bytes(whole[:at] + bytes(4) + whole[at + 4 :])
                 found, used = answers(folder, queries, exact=True)
                 assert found == expected, path.name
-                assert not used or path.name == tuning.QUERIES
+                assert not used or path.name in (QUERIES, *truth.FILES)
         path.write_bytes(whole)
     assert answers(folder, queries, exact=True) == (expected, True)
 
@@ -368,7 +390,8 @@ def _tune_again(folder: Path, moment: int) -> None:
                         os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(count)
-            tuning.save(index.store, engine, bound, replace(tuned, queries=f"of moment {moment}"), np.ones((9, WIDTH)))
+            asked = np.ones((9, WIDTH), np.float16)
+            TunedIndex.of(engine, bound, asked, replace(tuned, queries=f"of moment {moment}")).save(index.store)
             left[0] = 10**9
         os._exit(0)
     except BaseException:
@@ -411,7 +434,7 @@ def test_an_engine_is_put_in_the_place_of_whatever_is_there(folder, tmp_path, qu
         tuned, engine, bound = open_ann(tmp_path / "copy", vectors, generation)
         for _ in range(2):
             with index.store.writer():
-                tuning.save(index.store, engine, bound, tuned, queries)
+                TunedIndex.of(engine, bound, queries.astype(np.float16), tuned).save(index.store)
             index.search(vector={"fine": queries[0]})
             assert index.snapshot().collection.ann is not None and not place.is_symlink()
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []

@@ -539,7 +539,7 @@ def test_a_path_that_comes_twice_or_is_known_is_one_item(tmp_path, encoder):
         twice = [items[0], items[3], items[3], items[0]]
         assert index.store.append(twice, Embeddings(vectors).rows([2, 3, 4, 5])) == 3
         assert [(item.id, item.path, item.row) for item in Stored(index).all_items()] == [
-            (2, "/p/1.png", 1), (3, "/p/3.png", 4), (1, "/p/0.png", 5)
+            (1, "/p/0.png", 5), (2, "/p/1.png", 1), (3, "/p/3.png", 4)
         ]  # fmt: skip
         assert index.info().dead == 3 and index.verify().ok
         np.testing.assert_array_equal(index.store.embeddings(5)["fine"], vectors["fine"][5:].astype(np.float16))

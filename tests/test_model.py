@@ -49,6 +49,26 @@ def test_same_padding_keeps_tensorflows_sizes(size):
         assert x.shape[-1] == -(-before // stride)
 
 
+def test_an_early_layer_costs_less():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = HiVLPModel(tiny_config()).eval()
+    pixels, tokens = torch.zeros(1, 3, 32, 32), torch.ones(1, 8, dtype=torch.int64)
+
+    def flops(side: str, layer: int) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            if side == "image":
+                model.image_tower(pixels, (layer,))
+            else:
+                model.text_tower(tokens, tokens, (layer,))
+        return int(counter.get_total_flops())
+
+    text = [flops("text", layer) for layer in (1, 2, 3)]
+    assert text[1] == 2 * text[0] and text[2] == 3 * text[0]
+    image = [flops("image", layer) for layer in range(1, 9)]
+    assert image == sorted(image) and len(set(image)) == 8
+
+
 def test_towers_stop_at_the_deepest_layer_asked_for():
     image, text = EfficientNetLite(EfficientNetOptions("lite0")).eval(), BertTextTower(BERT).eval()
     calls = []

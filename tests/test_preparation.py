@@ -19,9 +19,9 @@ from hivlp.data.pictures.preparing import prepare  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.export.graphs import export  # noqa: E402
+from hivlp.formats.dual_encoder import import_dual_encoder  # noqa: E402
+from hivlp.formats.preparation import picture_config  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
-from hivlp.model.pretrained import import_dual_encoder  # noqa: E402
-from hivlp.model.processor import picture_config  # noqa: E402
 
 pytestmark = pytest.mark.train
 SIDE = 48
@@ -351,7 +351,7 @@ def test_sentencepiece_itself_gives_the_same_ids(tmp_path):
     pytest.importorskip("sentencepiece")
     from transformers import SiglipTokenizer
 
-    from hivlp.model.sentencepiece import convert_sentencepiece
+    from hivlp.formats.sentencepiece import convert_sentencepiece
 
     (tmp_path / "spiece.model").write_bytes(sentencepiece_model(PIECES))
     theirs, ours = SiglipTokenizer(str(tmp_path / "spiece.model")), convert_sentencepiece(tmp_path / "spiece.model")
@@ -363,7 +363,7 @@ def test_sentencepiece_itself_gives_the_same_ids(tmp_path):
 
 @pytest.mark.parametrize("length", range(0, 60, 7))
 def test_a_damaged_sentencepiece_model_is_refused(length, tmp_path):
-    from hivlp.model.sentencepiece import convert_sentencepiece
+    from hivlp.formats.sentencepiece import convert_sentencepiece
 
     for content in (sentencepiece_model(PIECES)[:length], b"\xff" * length, sentencepiece_model(PIECES, kind=2)):
         (tmp_path / "spiece.model").write_bytes(content)

@@ -15,8 +15,8 @@ from PIL import Image  # noqa: E402
 from hivlp.cli import main  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
+from hivlp.formats.dual_encoder import import_dual_encoder  # noqa: E402
 from hivlp.index import Index  # noqa: E402
-from hivlp.model.pretrained import import_dual_encoder  # noqa: E402
 from synthetic import (  # noqa: E402
     VOCABULARY,
     save_checkpoint,
@@ -65,7 +65,7 @@ def test_an_imported_model_is_the_original(family, tmp_path, capsys):
 def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path):
     from transformers import BertConfig, BertModel
 
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"config\.json"):
         import_dual_encoder(tmp_path, tmp_path / "out")
     BertModel(BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
                          intermediate_size=8)).save_pretrained(tmp_path)  # fmt: skip
@@ -78,7 +78,7 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path):
     save_checkpoint(clip, "clip")
     (clip / "model.safetensors").rename(clip / "weights")
     torch.save({}, clip / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"lacks .* of its weights"):
         import_dual_encoder(clip, tmp_path / "out")
 
 

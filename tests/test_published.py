@@ -15,15 +15,15 @@ from transformers import SiglipConfig  # noqa: E402
 from hivlp.config import HiVLPConfig, PictureConfig, TextConfig, TowerConfig  # noqa: E402
 from hivlp.data.pairs import Pair  # noqa: E402
 from hivlp.data.pictures import load_pixels  # noqa: E402
+from hivlp.data.texts import TextTokenizer  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
-from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import ModelError  # noqa: E402
 from hivlp.export.graphs import export  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.adapt import AdaptConfig, adapt  # noqa: E402
 from hivlp.train.inputs.augment import plain_view  # noqa: E402
-from hivlp.train.inputs.features import build_corpus, frozen_text_features, text_features  # noqa: E402
+from hivlp.train.inputs.features import build_corpus, text_features, token_features  # noqa: E402
 from hivlp.train.recipe.schema import Augment, Recipe  # noqa: E402
 from hivlp.train.step import Inputs  # noqa: E402
 from synthetic import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
@@ -88,7 +88,7 @@ def test_texts_in_training_are_those_of_the_published_model(family, text, tmp_pa
     corpus = build_corpus(pairs, model.config.picture, tokenizer, Augment(views=0, folders=False), tmp_path / "run")
     rows = [corpus.texts.index(caption) for caption in TEXTS]
     with torch.no_grad():
-        kept = model.project_text(frozen_text_features(model, corpus))
+        kept = model.project_text(token_features(model, corpus.ids, corpus.mask))
         asked = model.project_text(text_features(model, tokenizer, TEXTS))
         stepped = []
         for row in rows:

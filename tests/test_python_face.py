@@ -218,13 +218,17 @@ def test_what_is_no_index_or_model_is_named(index, tmp_path):
         for use in (Index.open, lambda path: Index.create(path, model=index.model)):
             with pytest.raises(ArgumentError, match="an index is a folder's path"):
                 use(wrong)
-    for wrong in ("hivlp-mini", 5, HiVLP):
+    for wrong in (5, HiVLP):
         for use in (
             lambda wrong=wrong: Index.open(index.path, wrong),
             lambda wrong=wrong: Index.create(tmp_path / "y", model=wrong),
         ):
             with pytest.raises(ArgumentError, match="must be a loaded model"):
                 use()
+    with pytest.raises(ModelError, match="no model 'nosuch'"):
+        Index.create(tmp_path / "y", model="nosuch")
+    with Index.create(tmp_path / "y", model="hivlp-mini") as named, Index.open(tmp_path / "y", "hivlp-mini") as again:
+        assert named.model.name == "hivlp-mini" and again.model_source == "hivlp-mini"
     for wrong in (5, None):
         with pytest.raises(ArgumentError, match="by its name or folder"):
             HiVLP.from_pretrained(wrong)
@@ -334,7 +338,7 @@ def test_the_libraries_of_an_extra_are_those_of_the_package():
 
     for extra, packages in EXTRAS.items():
         assert set(packages.split()) == libraries(extra)
-    assert set(EXTRAS) == set(extras) - {"dev", "docs"}  # which serve those who work on hivlp itself
+    assert set(EXTRAS) == set(extras) - {"dev", "docs", "compare"}  # which serve those who work on hivlp itself
 
 
 # The command, however it is started.

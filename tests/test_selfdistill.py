@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 
 from hivlp.config import TextConfig, TowerConfig  # noqa: E402
-from hivlp.encode.text import TextTokenizer  # noqa: E402
+from hivlp.data.texts import TextTokenizer  # noqa: E402
 from hivlp.errors import DataError, ModelError, RecipeError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.linalg import lean_vec  # noqa: E402

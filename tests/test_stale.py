@@ -16,8 +16,8 @@ from PIL import Image  # noqa: E402
 
 from hivlp.data.contents import Contents  # noqa: E402
 from hivlp.data.load import load_pairs  # noqa: E402
+from hivlp.data.texts import TextTokenizer  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
-from hivlp.encode.text import TextTokenizer  # noqa: E402
 from hivlp.errors import HivlpError, RecipeError  # noqa: E402
 from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402

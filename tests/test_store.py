@@ -262,7 +262,9 @@ def test_items_are_listed_by_id_page_by_page(store):
         assert [each.id for each in reader.items(limit=5)] == [1, 2, 3, 5, 6]
         assert [each.id for each in reader.items(after=28)] == [29, 30]
         assert reader.items(after=30) == []
-        assert reader.get(5) == reader.at("/p/4") == reader.in_rows([4])[0]
+        found, shown = reader.get(5), reader.shown([4])[4]
+        assert found is not None and found == reader.at("/p/4")
+        assert shown[:3] == (5, "/p/4", found.caption) and shown.metadata == found.metadata == {"n": 4}
         assert reader.alive().tolist() == [row != 3 for row in range(30)] and reader.dead() == [3]
 
 

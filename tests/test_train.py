@@ -431,7 +431,7 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 def test_the_model_that_ships_is_as_good_as_its_card_says():
     """On the stamps' validation part: the card's own numbers, and the floor that the project asks for."""
     from hivlp.data.load import load_pairs
-    from hivlp.evaluate.recall import evaluate
+    from hivlp.evaluate.evaluation import evaluate
 
     result = evaluate(load_pairs("stamps", "val"), HiVLP.from_pretrained("hivlp-mini"), progress=False).to_json()
     recalls = result["cascade"]["text_to_image"]

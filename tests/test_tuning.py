@@ -16,7 +16,7 @@ from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.index import Index, tuning
+from hivlp.index import Index, tuning_queries
 from hivlp.index.from_embeddings import index_embeddings
 from hivlp.search import opened
 from hivlp.search.approximate import Approximate
@@ -357,7 +357,7 @@ def test_command_line(folder, capsys):
     assert main(["tune", str(folder / "index"), "--recall", "0.95", "--plot", str(picture), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["chosen"]["at_least"] >= 0.95
-    assert report["queries"] == "the items themselves"
+    assert report["queries"] == "given vectors", "those of the last time"
     assert [point["p50_ms"] for point in report["frontier"]] == sorted(point["p50_ms"] for point in report["frontier"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["tune", str(folder / "index"), "--queries", str(folder / "q.npy")]) == 0
@@ -369,14 +369,16 @@ def test_texts_come_from_the_vocabulary():
         def vocabulary(self):
             return ["red", "##ness", "[CLS]", "car", "1999", "ox", "beach"]
 
-    words = tuning.vocabulary(Model())
+    words = tuning_queries.vocabulary(Model())
     assert {"red", "car", "beach"} < set(words) and not {"ox", "1999"} & set(words)
 
     class Marked(Model):
         def vocabulary(self):
             return ["red</w>", "car</w>", "ness", "▁"]
 
-    assert {"red", "car"} <= set(tuning.vocabulary(Marked())) and "ness" not in tuning.vocabulary(Marked())
+    assert {"red", "car"} <= set(tuning_queries.vocabulary(Marked())) and "ness" not in tuning_queries.vocabulary(
+        Marked()
+    )
 
 
 def test_vectors_of_a_few_dims_need_no_engine(tmp_path):
@@ -388,7 +390,7 @@ def test_vectors_of_a_few_dims_need_no_engine(tmp_path):
 
 @pytest.mark.parametrize(("asked", "held_out"), [(2, 1), (300, 100), (1500, 400), (6000, 600), (60_000, 1000)])
 def test_the_more_queries_there_are_the_more_measure(asked, held_out):
-    one, other = tuning.split(np.arange(asked, dtype=np.float32)[:, None])
+    one, other = tuning_queries.split(np.arange(asked, dtype=np.float32)[:, None])
     assert len(one) == held_out
     np.testing.assert_array_equal(np.concatenate([one, other])[:, 0], np.arange(asked))
 

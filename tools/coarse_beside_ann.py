@@ -48,7 +48,7 @@ def say(**row: Any) -> None:
 
 def words(model: HiVLP, width: int | None = None) -> tuple[Any, Any, Any]:
     """(148730, d) float16 items in a random order, (300, d) and (23000, d) float32 queries; ``width``: turned, cut."""
-    real = read_real(model, pictures=False)
+    real = read_real(model)
     items = np.asarray(real.words)[np.random.default_rng(0).permutation(len(real.words))]
     test, train = np.asarray(real.glosses[:TESTED])[:ASKED], np.asarray(real.glosses[TRAINED_FROM:])
     if width is not None:

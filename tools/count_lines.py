@@ -1,6 +1,7 @@
-"""Lines of Python and C in each room of the library, as a Markdown table: `python tools/count_lines.py [src/hivlp]`.
+"""Lines of Python and C in each room of the library, as a Markdown table: `python tools/count_lines.py`.
 
-Code is what is left without blank lines, comments and docstrings.
+`python tools/count_lines.py ann/c 'bench/fuzz*.py'` counts the code of some files and folders below `src/hivlp`. Code
+is what is left without blank lines, comments and docstrings.
 """
 
 from __future__ import annotations
@@ -37,17 +38,41 @@ def _newlines(found: re.Match[str]) -> str:
     return "\n" * found[0].count("\n")
 
 
+def code_of(path: Path) -> int:
+    """Lines of a file that hold code."""
+    text = path.read_text(encoding="utf-8")
+    return code_of_python(text) if path.suffix == ".py" else code_of_c(text)
+
+
+def sources(root: Path) -> list[Path]:
+    """Files of Python and C in a folder, or the file itself."""
+    found = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [path for path in found if path.suffix in (".py", ".c", ".h") and path.is_file()]
+
+
+def code_in(names: str, root: Path = ROOT) -> int:
+    """Lines of code in files and folders, named below the root by patterns with spaces between them.
+
+    Raises:
+        ValueError: if a pattern matches nothing.
+    """
+    total = 0
+    for name in names.split():
+        found = {path for match in root.glob(name) for path in sources(match)}
+        if not found:
+            raise ValueError(f"{name} is not in {root}")
+        total += sum(map(code_of, found))
+    return total
+
+
 def counted(root: Path = ROOT) -> dict[str, Counter[str]]:
     """Files and lines by room: the folders of the package, and `(top)` for the files beside them."""
     rooms: dict[str, Counter[str]] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix not in (".py", ".c", ".h") or not path.is_file():
-            continue
-        inner, text = path.relative_to(root), path.read_text(encoding="utf-8")
+    for path in sources(root):
+        inner, lines = path.relative_to(root), len(path.read_text(encoding="utf-8").splitlines())
         room = rooms.setdefault(inner.parts[0] if len(inner.parts) > 1 else "(top)", Counter())
-        python, lines = path.suffix == ".py", len(text.splitlines())
-        room.update(files=1, lines=lines, code=code_of_python(text) if python else code_of_c(text))
-        room["Python" if python else "C"] += lines
+        room.update(files=1, lines=lines, code=code_of(path))
+        room["Python" if path.suffix == ".py" else "C"] += lines
     return rooms
 
 
@@ -62,4 +87,7 @@ def table(rooms: dict[str, Counter[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(counted(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)))
+    if sys.argv[1:]:
+        print("\n".join(f"{code_in(name):6,} {name}" for name in sys.argv[1:]))
+    else:
+        print(table(counted()))

@@ -35,7 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in `<!-- table: NAME -->`, and put date, question and verdict below an experiment's title."""
+    """Fill in `<!-- table: NAME -->` and `<!-- code: FILES -->`; put an experiment's date and so on below its title."""
     if "verdict" in page.meta:
         title, rest = markdown.split("\n", 1)
         said = f"**Question.** {page.meta['question']}\n\n**Verdict.** {page.meta['verdict']}"
@@ -43,6 +43,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.src_uri.startswith("tutorials/"):
         return markdown
     markdown = re.sub(r"(\]\([^)]*)\.ipynb\)", r"\1.md)", markdown)
+    markdown = re.sub(r"<!-- code: (.+?) -->", lambda found: f"{count_lines.code_in(found[1]):,}", markdown)
     return re.sub(r"<!-- table: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
 
 
@@ -114,9 +115,32 @@ def verbs() -> str:
     return "\n\n".join(f"## hivlp {name}\n\n```text\n{text}\n```" for name, text in helps.items())
 
 
+def models() -> str:
+    """The curated table of models."""
+    from hivlp.hub.table import MODELS
+
+    rows = ["| name | repository | format | dims | M parameters | languages | licence | recall |", "|" + "---|" * 8]
+    for name, entry in MODELS.items():
+        recall = "–" if entry.recall is None else f"{entry.recall} ({entry.recall_source})"
+        size = "–" if entry.parameters_m is None else f"{entry.parameters_m:g}"
+        cells = (
+            f"`{name}`",
+            entry.hub_id,
+            entry.format,
+            entry.dims,
+            size,
+            entry.languages,
+            entry.licence or "–",
+            recall,
+        )
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "experiments": experiments,
     "floors": floors,
+    "models": models,
     "lines": lambda: count_lines.table(count_lines.counted()),
     "verbs": verbs,
 }

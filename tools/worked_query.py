@@ -31,7 +31,7 @@ def read(index: AnnIndex, queries: np.ndarray, params: SearchParams) -> tuple[np
 
 def main() -> None:
     """Build, ask, print."""
-    real = read_real(HiVLP.from_pretrained("hivlp-mini"), pictures=False)
+    real = read_real(HiVLP.from_pretrained("hivlp-mini"))
     words, glosses = read_wordnet()
     items = np.asarray(real.words, np.float16)
     print("building: a minute", file=sys.stderr)

@@ -8,14 +8,14 @@ __version__ = "0.1.0"
 __all__ = ["Embeddings", "HiVLP", "HivlpError", "Index", "Level", "__version__"]
 
 if TYPE_CHECKING:
-    from hivlp.encode.hub import HiVLP
+    from hivlp.encode.pretrained import HiVLP
     from hivlp.errors import HivlpError
     from hivlp.index import Index
     from hivlp.levels import Embeddings, Level
 
 _HOMES = {
     "Embeddings": "hivlp.levels",
-    "HiVLP": "hivlp.encode.hub",
+    "HiVLP": "hivlp.encode.pretrained",
     "HivlpError": "hivlp.errors",
     "Index": "hivlp.index",
     "Level": "hivlp.levels",

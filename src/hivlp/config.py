@@ -14,6 +14,10 @@ from hivlp.files.reading import one_line, read_json
 from hivlp.levels import Level, check_levels
 
 FORMAT = 1
+IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
+"""Files of a model folder, beside ``config.json``; the text graphs share the weights in ``text.bin``, the image graph
+of another library's model has its own in ``image.bin``."""
+TEXT_WEIGHTS, IMAGE_WEIGHTS = "text.bin", "image.bin"
 LARGEST_INPUT = 1 << 14
 """Pixels a side of a prepared picture, and tokens of a text, at most: no file may ask for more memory."""
 
@@ -23,21 +27,32 @@ RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 RESIZES: tuple[set[str], ...] = (set(), {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 
+def text_graph(level: str) -> str:
+    """File of the text graph that stops at a level."""
+    return f"text.{level}.onnx"
+
+
 @dataclass(frozen=True)
 class PictureConfig:
     """How a decoded picture becomes the image tower's input: ``size`` × ``size`` pixels, ``(rgb - mean) / std``.
 
+    For ``fit`` ``patches`` (SigLIP2's NaFlex), the input is a row of patches instead: see
+    :func:`hivlp.data.pictures.preparing.prepare`.
+
     Attributes:
-        size: side of the square.
+        size: side of the square; for ``patches``, of one patch.
         fit: ``pad``, the whole picture between white bars; ``crop``, the centre square of the scaled picture, black
-            where that is smaller; or ``stretch``, the whole picture whatever its proportions. For ``pad`` a large
-            picture is decoded at a fraction of its size; ``crop`` and ``stretch`` are exactly what the PIL processors
-            of ``transformers`` do.
+            where that is smaller; ``stretch``, the whole picture whatever its proportions; or ``patches``, the whole
+            picture in nearly its proportions, as large as ``patches`` patches make. For ``pad`` a large picture is
+            decoded at a fraction of its size; the others are exactly what the PIL processors of ``transformers`` do.
         mean: of each channel, with ``rgb`` in 0…255.
         std: of each channel, with ``rgb`` in 0…255.
         resample: the filter, one of :data:`RESAMPLE`.
         resize: for ``crop``, what the picture is scaled to first: ``shortest_edge`` (and ``longest_edge``, which it
             may not exceed), or ``height`` and ``width``; empty for not at all, None for ``size`` as the shortest edge.
+        margin: for ``crop``, the rounding of half of what is cut off: ``down`` as ``transformers``, or ``even`` (half
+            to even) as torchvision, and thus open_clip, have it.
+        patches: for ``patches``, how many there are at most.
     """
 
     size: int = 224
@@ -46,12 +61,20 @@ class PictureConfig:
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     resample: str = "bicubic"
     resize: Mapping[str, int] | None = None
+    margin: str = "down"
+    patches: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1, not {self.size}")
-        if self.fit not in ("pad", "crop", "stretch"):
-            raise ValueError(f"fit must be pad, crop or stretch, not {self.fit!r}")
+        if self.fit not in ("pad", "crop", "stretch", "patches"):
+            raise ValueError(f"fit must be pad, crop, stretch or patches, not {self.fit!r}")
+        if (self.fit == "patches") != (self.patches > 0) or self.patches > LARGEST_INPUT:
+            raise ValueError(f"patches must be 1 to {LARGEST_INPUT} for fit patches, and 0 otherwise")
+        if self.fit == "patches" and self.size < 2:
+            raise ValueError(f"a patch has a side of at least 2, not {self.size}")
+        if self.margin not in ("down", "even"):
+            raise ValueError(f"margin must be down or even, not {self.margin!r}")
         if self.resample not in RESAMPLE:
             raise ValueError(f"resample must be one of {', '.join(RESAMPLE)}, not {self.resample!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -65,6 +88,12 @@ class PictureConfig:
             if set(self.resize) not in RESIZES or not all(isinstance(n, int) and n > 0 for n in self.resize.values()):
                 raise ValueError(f"resize must be shortest_edge (and longest_edge) or height and width, in pixels, "
                                  f"not {dict(self.resize)}")  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size, size, 3), of a prepared picture; (patches + 1, size, size, 3) of one in patches."""
+        square = (self.size, self.size, 3)
+        return (self.patches + 1, *square) if self.fit == "patches" else square
 
     def at(self, size: int) -> PictureConfig:
         """This preparation at another size in pixels a side; unchanged for pictures that are never scaled."""
@@ -87,6 +116,8 @@ class TextConfig:
         pad_id: what they are filled up with.
         padding_side: where, ``right`` or ``left``; on the left it moves every word, so it needs ``pad_to_max``.
         truncation_side: which end of a longer text is cut off, ``right`` or ``left``.
+        clean: what open_clip does to a text first: ``whitespace``, HTML entities are read and runs of white space
+            become one space; ``canonicalize``, as well lower case and no punctuation; empty for nothing.
     """
 
     max_tokens: int = 64
@@ -95,6 +126,7 @@ class TextConfig:
     pad_id: int = 0
     padding_side: str = "right"
     truncation_side: str = "right"
+    clean: str = ""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -102,6 +134,8 @@ class TextConfig:
         for name, side in (("padding_side", self.padding_side), ("truncation_side", self.truncation_side)):
             if side not in ("right", "left"):
                 raise ValueError(f"{name} must be right or left, not {side!r}")
+        if self.clean not in ("", "whitespace", "canonicalize"):
+            raise ValueError(f"clean must be whitespace, canonicalize or empty, not {self.clean!r}")
         if self.padding_side == "left" and not self.pad_to_max:
             raise ValueError("padding_side left needs pad_to_max: a text's vector would depend on those beside it")
 

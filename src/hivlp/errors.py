@@ -47,8 +47,11 @@ EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
+    "systems": "lmdb msgpack",
     "train": "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
+    "open_clip": "open_clip_torch timm torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
+    "bench-products": "chromadb faiss-cpu lancedb pyarrow pysqlite3 qdrant-edge-py sqlite-vec usearch zvec matplotlib",
 }
 """Extra -> the libraries that it stands for: hivlp itself cannot be named to pip, as it is in no package index."""
 PACKAGES = {

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 DEFAULT_SHORTLIST = 200
 """Items that a coarser level hands on where nobody says how many: in a search as in an evaluation."""
+ONLY_LEVEL = "fine"
+"""What the level of a model from elsewhere is called."""
 LARGEST = 1 << 20
 """Dims of a vector, and layers of a tower, at most: no file may ask for more."""
 

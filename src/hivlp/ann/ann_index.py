@@ -15,7 +15,7 @@ from hivlp.ann import checks, interface, native, training
 from hivlp.ann.arrays import ARRAYS, ENCODED, Arrays, file_checksum
 from hivlp.ann.constants import LIST_LANES, MAX_DIMS
 from hivlp.ann.kmeans import group_means
-from hivlp.ann.lists import encode
+from hivlp.ann.lists import codes_of, encode, lay_out
 from hivlp.ann.manifest import MANIFEST, Manifest, read_manifest
 from hivlp.ann.router import Router, train_router
 from hivlp.ann.rows import Stored, floats, int8_row, is_int8
@@ -140,7 +140,7 @@ class AnnIndex:
         asked = None if queries is None else np.asarray(queries, np.float32)
         assignments = assignments or COPIES[len(items) > training.SMALL]
         quantizer = training.train(items, asked, dims, sign_dims, nlist, assignments, rng, tell)
-        lists = encode(items, quantizer, assignments, tell)
+        lists = lay_out([encode(items, quantizer, assignments, tell)], len(quantizer.centroids), len(items))
         vectors = np.ascontiguousarray(items, None if is_int8(items) else np.float16)
         index = cls(Arrays.of(quantizer, lists), vectors)
         if asked is None:
@@ -152,15 +152,28 @@ class AnnIndex:
         return index
 
     @classmethod
-    def extend(cls, arrays: Arrays, items: Stored, *, on_progress: Progress | None = None) -> AnnIndex:
-        """Approximate index over other items, more of them for instance, with the training of another one.
+    def extend(
+        cls,
+        arrays: Arrays,
+        items: Stored,
+        kept: NDArray[np.int64] | None = None,
+        *,
+        on_progress: Progress | None = None,
+    ) -> AnnIndex:
+        """Approximate index over other items with the training of another one, and with its codes of those that stay.
 
         Args:
             arrays: of the other approximate index.
-            items: (n, d) float16, or records of int8, all of them.
+            items: (n, d) float16, or records of int8: first those that stay, in their order, then new ones.
+            kept: (m,) ascending rows that those had which stay; None if all do. With none at all, every item is
+                encoded again.
             on_progress: as for :meth:`build`.
         """
-        lists = encode(items, arrays.quantizer, arrays.assignments, on_progress or (lambda what, done, total: None))
+        quantizer, tell = arrays.quantizer, on_progress or (lambda what, done, total: None)
+        stay = arrays.count if kept is None else len(kept)
+        old = [codes_of(arrays.inverted_lists, kept)] if stay else []
+        new = encode(items[stay:], quantizer, arrays.assignments, tell, first=stay)
+        lists = lay_out([*old, new], len(quantizer.centroids), len(items))
         return cls(replace(arrays, **{name: getattr(lists, name) for name in ENCODED}), items)
 
     def _train_router(self, queries: Vectors, tell: Progress, seed: int) -> Router | None:

@@ -141,6 +141,11 @@ class Arrays:
         return Quantizer(**values)
 
     @property
+    def inverted_lists(self) -> InvertedLists:
+        """What changes with the items."""
+        return InvertedLists(**{name: getattr(self, name) for name in ENCODED})
+
+    @property
     def count(self) -> int:
         """Number of rows that have codes."""
         return int(self.counts[0])
@@ -166,7 +171,8 @@ class Arrays:
         rows = self.row_ids.ravel()
         filled = np.flatnonzero(rows < self.count)
         if self.assignments > 1:
-            filled = filled[np.argsort(-self.refine_codes["scale"].ravel()[filled].astype(np.int32), kind="stable")]
+            # Descending, and of 16 bits still, which numpy sorts by radix.
+            filled = filled[np.argsort(~self.refine_codes["scale"].ravel()[filled], kind="stable")]
         positions = np.zeros(self.count, np.uint32)
         positions[rows[filled]] = filled
         return positions

@@ -100,7 +100,7 @@ class Bounds:
         Returns:
             None where there is no bound: of vectors that are not finite, or of too many dims for a sum of int32.
         """
-        items, count, width = index.vectors, index.count, index.width
+        count, width = index.count, index.width
         if count == 0 or index.dims > MAX_BOUND_DIMS:
             return None
         rng = np.random.default_rng(0)
@@ -112,32 +112,50 @@ class Bounds:
         if not (np.isfinite(moments).all() and np.isfinite(query_moments).all()):
             return None
         projection = lean_vec(_ridged(moments), _ridged(query_moments))[1].astype(np.float32)
-        of_errors = np.linalg.inv(projection.astype(np.float64)).T
-        # What a float32 sum of `width` products can be off by, twice over, of vectors of length one.
-        error, projection_norm = (width + 16) * 2.0**-23, float(np.linalg.norm(of_errors))
-        single = of_errors.astype(np.float32)
-        exact, max_error, max_norm = np.empty(count), 0.0, 0.0
-        for start in range(0, count, training.CHUNK):
-            rows = np.arange(start, min(start + training.CHUNK, count))
-            errors_here = _errors(index, rows)
-            error_norms = np.linalg.norm(errors_here, axis=1)
-            exact[rows] = np.linalg.norm(errors_here.astype(np.float32) @ single, axis=1).astype(np.float64) * (
-                1 + error
-            )
-            exact[rows] += error * projection_norm * error_norms
-            max_error = max(max_error, float(error_norms.max()))
-            max_norm = max(max_norm, float(np.linalg.norm(floats(items[rows]), axis=1).max()) * (1 + error))
-            if on_progress is not None:
-                on_progress("bounds", int(rows[-1]) + 1, count)
-        if not np.isfinite(exact).all():
-            return None
-        step = max(float(exact.max()), 1e-30) * (1 + 1e-5) / (NO_NORM - 1)
+        measured = _measure(index, projection, 0, on_progress)
+        return None if measured is None else cls._of(index, projection, np.zeros(0, np.uint16), *measured)
+
+    def extend(
+        self, index: AnnIndex, kept: NDArray[np.int64] | None = None, on_progress: Progress | None = None
+    ) -> Bounds | None:
+        """Bounds of another approximate index, by this one's projection and error norms of the rows that stay.
+
+        Args:
+            index: that :meth:`AnnIndex.extend` made of this one's arrays.
+            kept: ascending rows that stay; None if all do.
+            on_progress: as for :meth:`build`.
+
+        Returns:
+            None where there is no bound: of vectors that are not finite.
+        """
+        norms = self.norms.ravel()[self.index.arrays.positions]
+        norms = norms if kept is None else norms[kept]
+        measured = _measure(index, self.projection, len(norms), on_progress)
+        return None if measured is None else self._of(index, self.projection, norms, *measured, self.scalars)
+
+    @classmethod
+    def _of(
+        cls,
+        index: AnnIndex,
+        projection: Vectors,
+        known: NDArray[np.uint16],
+        exact: Doubles,
+        slack: float,
+        max_norm: float,
+        scalars: NDArray[np.void] | None = None,
+    ) -> Bounds:
+        """Bounds of error norms in steps of ``scalars``, of the first rows, and of others that were just measured."""
+        step, known_norm, known_slack = (0.0, 0.0, 0.0) if scalars is None else map(float, scalars[0])
+        most = float(exact.max(initial=1e-30)) * (1 + 1e-5) / (NO_NORM - 1)
+        steps = known.astype(np.float64)
+        if most > step:
+            steps, step = np.ceil(steps * (step / most) * (1 + 1e-6)), most
+        steps = np.concatenate([steps, np.ceil(exact * (1 + 1e-6) / step)])
         norms = np.full(index.arrays.row_ids.shape, NO_NORM, np.uint16)
-        norms.ravel()[index.arrays.positions] = np.ceil(exact * (1 + 1e-6) / step)
-        # How far the two projections are from being inverse: next to nothing, but not nothing.
-        gap = float(np.linalg.norm(np.eye(width) - of_errors @ projection.T.astype(np.float64))) + 1e-12
-        scalars = np.array([(step, max_norm, gap * max_error + 1e-12 * max_norm)], SCALARS)
-        return cls(index, projection, norms, scalars)
+        norms.ravel()[index.arrays.positions] = steps
+        max_norm = max(max_norm, known_norm)
+        slack = max(slack, known_slack) + 1e-12 * max_norm
+        return cls(index, projection, norms, np.array([(step, max_norm, slack)], SCALARS))
 
     def of(self, query: Vectors) -> QueryBound:
         """Bound of a (d,) query."""
@@ -255,6 +273,36 @@ def fault(arrays: Arrays, projection: NDArray[Any], norms: NDArray[Any], scalars
     if len(bounded) != arrays.count or not (np.bincount(bounded[bounded < arrays.count]) == 1).all():
         return FILES[1], "it has no norm for each row"
     return None
+
+
+def _measure(
+    index: AnnIndex, projection: Vectors, first: int, on_progress: Progress | None
+) -> tuple[Doubles, float, float] | None:
+    """(n,) error norms of the rows from ``first`` on, the slack that all need, and the largest norm of one.
+
+    None if they are not finite.
+    """
+    items, count, width = index.vectors, index.count, index.width
+    of_errors = np.linalg.inv(projection.astype(np.float64)).T
+    # What a float32 sum of `width` products can be off by, twice over, of vectors of length one.
+    error, projection_norm = (width + 16) * 2.0**-23, float(np.linalg.norm(of_errors))
+    single = of_errors.astype(np.float32)
+    exact, max_error, max_norm = np.empty(count - first), 0.0, 0.0
+    for start in range(first, count, training.CHUNK):
+        rows = np.arange(start, min(start + training.CHUNK, count))
+        errors = _errors(index, rows)
+        error_norms = np.linalg.norm(errors, axis=1)
+        norms = np.linalg.norm(errors.astype(np.float32) @ single, axis=1).astype(np.float64) * (1 + error)
+        exact[rows - first] = norms + error * projection_norm * error_norms
+        max_error = max(max_error, float(error_norms.max()))
+        max_norm = max(max_norm, float(np.linalg.norm(floats(items[rows]), axis=1).max()) * (1 + error))
+        if on_progress is not None:
+            on_progress("bounds", int(rows[-1]) + 1, count)
+    if not np.isfinite(exact).all():
+        return None
+    # How far the two projections are from being inverse: next to nothing, but not nothing.
+    gap = float(np.linalg.norm(np.eye(width) - of_errors @ projection.T.astype(np.float64))) + 1e-12
+    return exact, gap * max_error, max_norm
 
 
 def _ridged(moment: Doubles) -> Doubles:

@@ -155,10 +155,23 @@ def unit(vector: Vectors) -> tuple[Vectors, float]:
     """A (dim,) float32 vector in C order at unit length, and its length before; that of 0 or inf voids the vector."""
     library, result = load_short(), np.empty_like(vector)
     if library is not None:
-        return result, float(library.hivlp_unit(pointer(vector), len(vector), pointer(result)))
+        return result, float(library.hivlp_unit(view(vector), len(vector), view(result)))
     wide = vector.astype(np.float64)  # squares of float32 may not fit float32
     norm = float(wide @ wide) ** 0.5
     return ((wide / norm).astype(np.float32) if 0 < norm < np.inf else result), norm
+
+
+def units(vectors: Vectors) -> tuple[Vectors, NDArray[np.float64]]:
+    """(n, dim) float32 vectors in C order, each as :func:`unit` makes it, and their (n,) lengths before."""
+    library, (count, dim), result = load_short(), vectors.shape, np.empty_like(vectors)
+    if library is None:
+        made = [unit(vector) for vector in vectors]
+        for row, (vector, _) in zip(result, made, strict=True):
+            row[:] = vector
+        return result, np.array([length for _, length in made], np.float64)
+    given, written, step = pointer(vectors), pointer(result), vectors.itemsize * dim
+    lengths = [library.hivlp_unit(given + at, dim, written + at) for at in range(0, count * step, step or 1)]
+    return result, np.array(lengths, np.float64)
 
 
 def project(matrix: Vectors, vector: Vectors) -> Vectors:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -161,21 +160,16 @@ def _environment() -> dict[str, str]:
 
 def _listen(said: Path, end: str) -> _Story:
     story = _Story(end=end)
-    for line in _whole_lines(said):
+    for text in said.read_bytes().splitlines(keepends=True):
+        line = json.loads(text) if text.endswith(b"\n") else {}
         if "begin" in line:
             story.flight = line["begin"]
         elif "fault" in line:
             story.fault = line["fault"]
-        elif story.flight is not None:
+        elif line and story.flight is not None:
             story.operations.append((story.flight, "done" if "done" in line else "refused"))
             story.flight = None
     return story
-
-
-def _whole_lines(said: Path) -> Iterator[dict[str, Any]]:
-    for line in said.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield json.loads(line)
 
 
 def _check(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
 import shutil
 import subprocess
 import sys
@@ -25,16 +24,17 @@ from tqdm import tqdm
 
 from hivlp.ann import AnnIndex, SearchParams, native
 from hivlp.ann.bounds import Bounds
+from hivlp.bench.fuzz_child import HUNG, PATIENCE
 from hivlp.bench.report import Report, measured
 from hivlp.coarse.closed import prefix
 from hivlp.errors import IndexFolderError
 from hivlp.index import Index, tuning
+from hivlp.index.tuned_index import TunedIndex
 from hivlp.levels import Vectors
 from hivlp.search.likeness import Likeness, Region
 from hivlp.search.operating_points import Depth, OperatingPoint, Tuned, sample
 from hivlp.store.records import NewItem, Stamp
 
-PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
 CHUNK = 50  # cases a process
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g")
 FLAGS = ("-O1", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
@@ -152,7 +152,8 @@ def make_index(
         tuned = Tuned(
             generation, built, built, "the items themselves", 0.99, (Depth(10, points, ladder, likeness),), sample(fine)
         )
-        tuning.save(index.store, engine, bounds, tuned, vectors[:200])
+        TunedIndex.of(engine, bounds, vectors[:200].astype(np.float16), tuned).save(index.store)
+        index.store.keep_payloads(least=1)
         if late:
             _append(index, vectors[built:], built)
 
@@ -198,7 +199,8 @@ def _watch(folder: Path, numbers: list[int], seed: int, settings: dict[str, str]
     """What became of some cases: a process tries them, another goes on behind the one that ended it."""
     done: list[dict[str, Any]] = []
     while numbers:
-        part, ending = _live(folder, numbers, seed, settings)
+        given = [str(folder), json.dumps(numbers), str(seed), *([settings["KERNELS"]] if settings else [])]
+        part, ending = child(["-m", "hivlp.bench.fuzz_child", *given], settings)
         done += [case for case in part if "case" in case]
         if ending is None:
             break
@@ -208,52 +210,26 @@ def _watch(folder: Path, numbers: list[int], seed: int, settings: dict[str, str]
     return done
 
 
-def _live(
-    folder: Path, numbers: list[int], seed: int, settings: dict[str, str]
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """What a process said, and how it ended if not well."""
-    command = ["-m", "hivlp.bench.fuzz_child", str(folder), json.dumps(numbers), str(seed)]
-    said: list[dict[str, Any]] = []
-    return said, _end(command, settings, said)
+def child(arguments: list[str], settings: dict[str, str]) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """What a process of Python says, a line of JSON for each case, and how it ends if not well.
 
-
-def end_of(code: list[str], settings: dict[str, str]) -> dict[str, Any] | None:
-    """How a process ends that runs this code with these arguments: None if well."""
-    return _end(["-c", *code], settings, [])
-
-
-def _end(command: list[str], settings: dict[str, str], said: list[dict[str, Any]]) -> dict[str, Any] | None:
+    Args:
+        arguments: of its command line.
+        settings: variables of its environment, from :func:`sanitized`.
+    """
     given = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    if "KERNELS" in settings and "-m" in command:
-        command = [*command, settings["KERNELS"]]
-    with tempfile.TemporaryFile() as complaints:
-        child = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=subprocess.PIPE, stderr=complaints, env={**os.environ, **given, **settings},
-        )  # fmt: skip
-        assert child.stdout is not None
-        hung, text = False, b""
-        with child.stdout, selectors.DefaultSelector() as selector:
-            selector.register(child.stdout, selectors.EVENT_READ)
-            while True:
-                if not selector.select(PATIENCE):
-                    hung = True
-                    child.kill()
-                more = os.read(child.stdout.fileno(), 1 << 16)
-                text += more
-                if not more:
-                    break
-        code = child.wait()
-        complaints.seek(0)
-        said += [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
-        told = complaints.read().decode("utf-8", "replace")
-    if hung:
-        return {"outcome": "hang", "raw": f"no word for {PATIENCE:.0f} s"}
-    if code:
-        words = ("ERROR", "runtime error", "    #")
-        finding = [line for line in told.splitlines() if any(word in line for word in words)]
-        return {"outcome": "crash", "raw": f"code {code}: " + " | ".join(finding[:8] or told.splitlines()[-5:])}
-    return None
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, env={**os.environ, **given, **settings}, check=False
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines(keepends=True) if line.endswith(b"\n")]
+    if not done.returncode:
+        return said, None
+    told = done.stderr.decode("utf-8", "replace").splitlines()
+    if any(line.startswith(HUNG) for line in told):
+        return said, {"outcome": "hang", "raw": f"no end after {PATIENCE:.0f} s: " + " | ".join(told[-5:])}
+    words = ("ERROR", "runtime error", "    #")
+    finding = [line for line in told if any(word in line for word in words)]
+    return said, {"outcome": "crash", "raw": f"code {done.returncode}: " + " | ".join(finding[:8] or told[-5:])}
 
 
 def _misled(case: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import shutil
 import sys
@@ -27,6 +28,8 @@ from hivlp.store.vectors import VectorFile
 
 K = 10
 FILTERS = (None, "id % 2 = 0", "id % 50 = 0")
+PATIENCE = 60.0  # seconds that a case may take; a thousandth of it is usual
+HUNG = "Timeout ("  # what a process says that was ended for having taken longer
 MANY = 12  # queries at once: enough to be read list after list
 Answer = list[tuple[int, float]]
 
@@ -42,6 +45,7 @@ def run(folder: Path, numbers: list[int], seed: int) -> None:
     approximate.FEW = 100  # so that filters are tried in the lists, too
     made = sorted(path for path in folder.iterdir() if path.name.startswith("index"))
     for number in numbers:
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
         _tell({"begin": number})
         base = made[number % len(made)]
         copy = folder / f"case{number}"

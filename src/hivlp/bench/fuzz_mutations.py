@@ -42,6 +42,9 @@ class Mutation:
     vectors: bool = False
 
 
+Mutate = Callable[[random.Random, Path, Path, list[Path]], Mutation]
+
+
 def mutate(index: Path, others: list[Path], seed: int) -> Mutation:
     """Do one thing to a copy of an index.
 
@@ -134,21 +137,13 @@ def _crafted(rng: random.Random, index: Path, engine: Path, others: list[Path]) 
     with np.errstate(all="ignore"):
         match how:
             case "value" | "many":
-                name = rng.choice(array.dtype.names) if array.dtype.names else None
-                part = (array[name] if name else array).reshape(-1) if array.size else array
-                values = INTEGERS if part.dtype.kind in "iu" else FLOATS
-                some = np.array([rng.choice(values)], object if part.dtype.kind in "iu" else float)
-                value = (some.astype(object) % 2**64).astype(np.uint64) if part.dtype.kind in "iu" else some
-                places = slice(None) if how == "many" else rng.randrange(max(1, part.size))
-                flat = part.copy()
-                if flat.size:
-                    flat[places] = value.astype(part.dtype)[0]
-                changed = flat.reshape((array[name] if name else array).shape)
-                if name:
-                    array[name] = changed
-                else:
-                    array = changed
-                how = f"{how} {value[0]}"
+                part = array[rng.choice(array.dtype.names)] if array.dtype.names else array
+                whole = part.dtype.kind in "iu"
+                value = rng.choice(INTEGERS if whole else FLOATS)
+                if part.size:
+                    place = slice(None) if how == "many" else rng.randrange(part.size)
+                    part.flat[place] = np.array(value % 2**64 if whole else value).astype(part.dtype)
+                how = f"{how} {value}"
             case "dtype":
                 dtype = rng.choice(DTYPES)
                 try:
@@ -231,19 +226,15 @@ def _another(rng: random.Random, index: Path, engine: Path, others: list[Path]) 
     return Mutation(f"{path.name} of {other.parent.name}", forged)
 
 
-def _vectors(rng: random.Random, index: Path, engine: Path, others: list[Path]) -> Mutation:
-    return Mutation(_bytes(rng, _file(rng, index, "*.f16")), vectors=True)
+def _payloads(rng: random.Random, index: Path, engine: Path, others: list[Path]) -> Mutation:
+    return Mutation(_bytes(rng, _file(rng, index, "payloads.*")))
 
 
-def _database(rng: random.Random, index: Path, engine: Path, others: list[Path]) -> Mutation:
-    return Mutation(_bytes(rng, index / FILE), vectors=True)
+def _other_file(pattern: str) -> Mutate:
+    """Damage to a file beside the engine."""
+    return lambda rng, index, engine, others: Mutation(_bytes(rng, _file(rng, index, pattern)), vectors=True)
 
 
-def _maps(rng: random.Random, index: Path, engine: Path, others: list[Path]) -> Mutation:
-    return Mutation(_bytes(rng, _file(rng, index)), vectors=True)
-
-
-Mutate = Callable[[random.Random, Path, Path, list[Path]], Mutation]
 KINDS: dict[str, tuple[Mutate, int]] = {
     "damage": (_damage, 30),
     "odd file": (_odd_file, 5),
@@ -251,8 +242,9 @@ KINDS: dict[str, tuple[Mutate, int]] = {
     "lists": (_lists, 10),
     "manifest": (_manifest, 18),
     "another": (_another, 7),
-    "vectors": (_vectors, 4),
-    "database": (_database, 8),
-    "maps": (_maps, 3),
+    "vectors": (_other_file("*.f16"), 4),
+    "database": (_other_file(FILE), 8),
+    "maps": (_other_file("*.npy"), 3),
+    "payloads": (_payloads, 6),
 }
 """Ways to damage a folder, and how often each is taken."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hivlp.bench.report import Report, measured, median_ms, memory_bytes
+from hivlp.bench.report import Report, forget_peak, measured, median_ms, memory_bytes
 from hivlp.data.pictures import decode, prepare
 from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
@@ -74,7 +73,8 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> IndexingReport:
         rates, peaks = [], []
         for repeat in range(repeats + 1):
             progress = tqdm(total=pictures, desc=f"run {repeat + 1}/{repeats + 1}", leave=False, disable=None)
-            with Index.create(Path(scratch) / f"run{repeat}", model=model) as index, _PeakMemory() as memory, progress:
+            with Index.create(Path(scratch) / f"run{repeat}", model=model) as index, progress:
+                forget_peak()
                 started = time.perf_counter()
                 report = index.add(folder, on_progress=partial(_advance, progress))
                 seconds = time.perf_counter() - started
@@ -82,7 +82,7 @@ def run(model: Encoder, pictures: int, repeats: int = 3) -> IndexingReport:
                 raise RuntimeError(f"indexed {report.added} of {pictures} pictures")
             if repeat:  # the first run opens the model and warms the caches
                 rates.append(pictures / seconds)
-                peaks.append(memory.peak)
+                peaks.append(memory_bytes("VmHWM") / 1e6)
         sample = paths[:SAMPLE]
         data = [path.read_bytes() for path in sample]
         images = [decode(content, target=model.picture.size) for content in data]
@@ -159,22 +159,3 @@ def _make(folder: Path, count: int) -> list[Path]:
 def _each_ms(action: Callable[[], object], repeats: int = 5) -> float:
     """Median milliseconds of one picture."""
     return round(median_ms(lambda _: action(), range(repeats)) / SAMPLE, 3)
-
-
-class _PeakMemory:
-    """Largest resident size, in MB, of this process while the block runs, sampled every 10 ms (Linux)."""
-
-    def __enter__(self) -> _PeakMemory:
-        self.peak = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.01):
-            self.peak = max(self.peak, memory_bytes() / 1e6)

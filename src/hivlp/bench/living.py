@@ -6,10 +6,12 @@ folder, with its catalog, checksums and commits.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from hivlp.levels import Vectors
 from hivlp.search.results import SearchResult
 
 K = 10
-LATER = 0.2  # of the items, added when the index is tuned already
-REMOVED = 0.1
+GROWTH = 1.1  # times as many items, when the rest is added to the tuned index
+REMOVED = 0.1  # of these
 ASKED = 300
+ROUNDS = 3  # that all queries are timed before and after additions
 FILTERS = {"1%": "id % 100 = 0", "10%": "id % 10 = 0", "50%": "id % 2 = 0"}
 
 
@@ -40,15 +43,17 @@ class LivingReport(Report):
     vectors_per_second: dict[str, int]
     durations_s: dict[str, float]
     stages: dict[str, Any]
+    grown_ratio: float
 
     def to_text(self) -> str:
         """Tables for the terminal."""
         rates, seconds = self.vectors_per_second, self.durations_s
         lines = [
             f"{self.items} vectors; added {rates['empty']}/s to an empty index, {rates['living']}/s to a tuned one",
-            f"tuned in {seconds['tune']:.0f} s, compacted in {seconds['compact']:.1f} s; the approximate index took a "
-            f"fifth more in within {seconds['refresh']:.0f} s, and a tenth fewer within "
-            f"{seconds['refresh_compacted']:.0f} s",
+            f"tuned in {seconds['tune']:.0f} s, again in {seconds['tune_again']:.0f} s; a tenth more added in "
+            f"{seconds['add']:.1f} s, {seconds['add_plain']:.1f} s to an index that is not tuned; a tenth removed in "
+            f"{seconds['remove']:.1f} s, compacted in {seconds['compact']:.1f} s",
+            f"a search takes {self.grown_ratio:.2f} times as long after a tenth more",
             f"{'':12s}{'passing':>8s}{'recall':>8s}{'p50 ms':>8s}{'p99 ms':>8s}{'times':>7s}",
         ]
         for stage, found in self.stages.items():
@@ -73,55 +78,70 @@ def run(model: HiVLP, queries: int = ASKED) -> LivingReport:
 
     Returns:
         ``items``; ``vectors_per_second``: ``empty``, into an empty index, with its coarse level fitted before, and
-        ``living``, into the tuned one; ``durations_s`` of the fit, of ``tune``, of ``compact`` and of ``refresh`` after
-        the additions and after the removals; ``stages``: figures (see :func:`figures`) when ``tuned``, ``grown`` and
-        ``compacted``.
+        ``living``, into the tuned one; ``durations_s`` of the fit, of ``tune``, of adding a tenth more (``add``), of
+        the same to an index that is not tuned (``add_plain``), of ``remove``, ``compact`` and ``tune_again``;
+        ``stages``: figures (see :func:`figures`) when ``tuned``, ``grown``, ``compacted`` and ``tuned again``;
+        ``grown_ratio``: the median time of a search after a tenth more over that before, each asked in turns.
     """
     began = time.perf_counter()
-    real = read_real(model, pictures=False)
+    real = read_real(model)
     words, asked = np.asarray(real.words, np.float32), np.asarray(real.glosses[:TESTED], np.float32)[:queries]
-    later = int(len(words) * (1 - LATER))
+    later = int(len(words) / GROWTH)
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=6, desc="stages", disable=None) as bar:
         folder, first, rest = Path(scratch) / "index", Path(scratch) / "first.npy", Path(scratch) / "rest.npy"
+        plain, before = Path(scratch) / "plain", Path(scratch) / "before"
         np.save(first, words[:later])
         np.save(rest, words[later:])
         report = index_embeddings(folder, first, method="lean")
         seconds["fit"] = report.fit.seconds if report.fit else 0.0
         rates = {"empty": later / report.added.seconds}
+        shutil.copytree(folder, plain)
+        with Index.open(plain) as other:
+            seconds["add_plain"] = _seconds(lambda: other.add_embeddings(rest))
         bar.update()
         with Index.open(folder) as index:
             seconds["tune"] = _seconds(lambda: index.tune(np.asarray(real.glosses[TRAINED_FROM:], np.float32)))
             bar.update()
-            stages = {"tuned": figures(index, asked, words[:later])}
+            there = np.ones(len(words), bool)
+            there[later:] = False
+            stages = {"tuned": figures(index, asked, words[there])}
             bar.update()
-            rates["living"] = (len(words) - later) / index.add_embeddings(rest).seconds
-            seconds["refresh"] = _seconds(lambda: index.refresh())
-            stages["grown"] = figures(index, asked, words[:later])
+            shutil.copytree(folder, before)
+            seconds["add"] = _seconds(lambda: index.add_embeddings(rest))
+            rates["living"] = (len(words) - later) / seconds["add"]
+            with Index.open(before) as other:
+                grown_ratio = _ratio(index, other, asked)
+            there[later:] = True
+            stages["grown"] = figures(index, asked, words[there])
             bar.update()
-            ids = np.random.default_rng(0).permutation(len(words))[: int(REMOVED * len(words))] + 1
-            index.remove(ids.tolist())
+            gone = np.random.default_rng(0).permutation(len(words))[: int(REMOVED * len(words))]
+            there[gone] = False
+            seconds["remove"] = _seconds(lambda: index.remove((gone + 1).tolist()))
             seconds["compact"] = _seconds(index.compact)
-            seconds["refresh_compacted"] = _seconds(lambda: index.refresh())
             bar.update()
-            stages["compacted"] = figures(index, asked, words[:later])
+            stages["compacted"] = figures(index, asked, words[there], words[gone])
             bar.update()
+            seconds["tune_again"] = _seconds(index.tune)
+            stages["tuned again"] = figures(index, asked, words[there], words[gone])
     return LivingReport(
         items=len(words),
         vectors_per_second={name: round(rate) for name, rate in rates.items()},
         durations_s={name: round(value, 2) for name, value in seconds.items()},
         stages=stages,
+        grown_ratio=grown_ratio,
         **measured(began, "numpy"),
     )
 
 
-def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
+def figures(index: Index, queries: Vectors, items: Vectors, removed: Vectors | None = None) -> dict[str, Any]:
     """What a tuned index does with these queries, one at a time.
 
     Args:
         index: tuned.
         queries: like those that it was tuned with.
-        items: some of what it holds.
+        items: that it holds.
+        removed: items that it held.
 
     Returns:
         By ``all`` and each of :data:`FILTERS`: ``recall`` of the exact ten best, ``p50_ms`` and ``p99_ms``, and
@@ -132,7 +152,7 @@ def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
     for name, where in ({"all": None} | FILTERS).items():
         result[name], _ = _asked(index, queries, where)
         result[name]["times"] = round(result[name]["p50_ms"] / result["all"]["p50_ms"], 2)
-    result["kinds"] = kinds_of_queries(index, queries, items)
+    result["kinds"] = kinds_of_queries(index, queries, items, removed)
     some = queries[:60]
     result["exact_ms"] = round(median_ms(lambda query: index.search(vector={FINE: query}, k=K, exact=True), some), 2)
     everything = index.snapshot().collection.scanners[-1]
@@ -140,7 +160,9 @@ def figures(index: Index, queries: Vectors, items: Vectors) -> dict[str, Any]:
     return result
 
 
-def kinds_of_queries(index: Index, queries: Vectors, items: Vectors) -> dict[str, dict[str, float]]:
+def kinds_of_queries(
+    index: Index, queries: Vectors, items: Vectors, removed: Vectors | None = None
+) -> dict[str, dict[str, float]]:
     """What a tuned index finds for queries like those that it was tuned with, and for others.
 
     Returns:
@@ -158,6 +180,8 @@ def kinds_of_queries(index: Index, queries: Vectors, items: Vectors) -> dict[str
         "negated": -queries,
         "another model's": _unit(queries[:, rng.permutation(queries.shape[1])]),
     }
+    if removed is not None:
+        kinds["removed items"] = _unit(removed[: len(queries)])
     result = {}
     for name, asked in kinds.items():
         row, found = _asked(index, asked, None)
@@ -176,6 +200,16 @@ def _asked(index: Index, queries: Vectors, where: str | None) -> tuple[dict[str,
         found.append(index.search(vector={FINE: query}, k=K, where=where))
         times.append(1000 * (time.perf_counter() - started))
     return {"recall": _recall(truth, found), **quantiles(times)}, found
+
+
+def _ratio(one: Index, other: Index, queries: Vectors) -> float:
+    """Median time of a search of one index over that of another, asked in turns: what else runs slows down both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for query in np.concatenate([queries[:20], *[queries] * ROUNDS]):
+        for index, held in zip((one, other), times, strict=True):
+            held.append(milliseconds(partial(index.search, vector={FINE: query}, k=K)))
+    medians = [float(np.median(held[20:])) for held in times]
+    return round(medians[0] / medians[1], 3)
 
 
 def _recall(truth: Sequence[SearchResult], found: Sequence[SearchResult]) -> float:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ def _vectors(
 ) -> tuple[Vectors, Vectors, Vectors]:
     """Items, queries that are asked, and queries to tune with."""
     if vectors is None:
-        real = read_real(model(), pictures=False)
+        real = read_real(model())
         asked, train = real.glosses[:TESTED], real.glosses[TRAINED_FROM:]
         return np.asarray(real.words), np.asarray(asked[:ASKED]), np.asarray(train)
     items = np.asarray(open_npy(vectors), np.float32)
@@ -156,38 +157,20 @@ def _search(
     index: Index, queries: Vectors, threads: int, seconds: float, journal: Journal
 ) -> tuple[list[Asked], float]:
     """What several threads find, each from another query on, and how many seconds they took."""
-    parts: list[list[Asked]] = [[] for _ in range(threads)]
-    errors: list[BaseException] = []
-    ready = threading.Barrier(threads + 1)
-
-    def ask(number: int) -> None:
-        try:
-            at = number * len(queries) // threads
-            _answer(index, queries[at])
-            ready.wait()
-            end = time.perf_counter() + seconds
-            while time.perf_counter() < end:
-                at = (at + 1) % len(queries)
-                first = journal.done
-                answer = _answer(index, queries[at])
-                parts[number].append(Asked(at, first, journal.begun, answer))
-        except BaseException as error:
-            errors.append(error)
-            ready.abort()
-
-    workers = [threading.Thread(target=ask, args=(number,)) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    with suppress(threading.BrokenBarrierError):
-        ready.wait()
     started = time.perf_counter()
-    for worker in workers:
-        worker.join()
-    took = time.perf_counter() - started
-    for error in errors:
-        if not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    return [each for part in parts for each in part], took
+
+    def ask(number: int) -> list[Asked]:
+        found, at = [], number * len(queries) // threads
+        while time.perf_counter() < started + seconds:
+            at = (at + 1) % len(queries)
+            first = journal.done
+            answer = _answer(index, queries[at])
+            found.append(Asked(at, first, journal.begun, answer))
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(ask, range(threads)))
+    return [each for part in parts for each in part], time.perf_counter() - started
 
 
 def write(index: Index, block: Path) -> None:
@@ -199,72 +182,52 @@ def write(index: Index, block: Path) -> None:
         index.remove([f"{added}#{row}" for row in range(BLOCK)])
 
 
+@cache
+def _opened(place: Path) -> Index:
+    return Index.open(place)
+
+
+def _write_elsewhere(place: Path, block: Path) -> None:
+    """:func:`write` in a process that keeps the index open."""
+    write(_opened(place), block)
+
+
 @contextmanager
 def _writing(
     writer: str, index: Index, journal: Journal, operations: list[Path], vectors: Vectors, blocks: Path, first: int
 ) -> Iterator[None]:
     """A writer while the block runs, which notes its commits in the journal and what they did in ``operations``."""
-    if writer == "none":
-        yield
-        return
-    stop, errors = threading.Event(), list[BaseException]()
-    child = _Child(index.path) if writer == "process" else None
+    stop = threading.Event()
 
     def commit(block: Path) -> None:
         journal.begun += 1
         operations.append(block)
-        if child is None:
-            write(index, block)
+        if writer == "process":
+            child.submit(_write_elsewhere, index.path, block).result()
         else:
-            child.write(block)
+            write(index, block)
         journal.done += 1
 
     def work() -> None:
         number = first
+        while not stop.is_set():
+            block = blocks / f"add{number}.npy"
+            rows = np.random.default_rng(number).permutation(len(vectors))[:BLOCK]
+            np.save(block, vectors[rows])
+            commit(block)
+            stop.wait(PAUSE)
+            commit(block.with_name(f"remove{number}.npy"))
+            stop.wait(PAUSE)
+            number += 1
+
+    with ProcessPoolExecutor(1, get_context("spawn")) as child, ThreadPoolExecutor(1) as pool:
+        done = None if writer == "none" else pool.submit(work)
         try:
-            while not stop.is_set():
-                block = blocks / f"add{number}.npy"
-                rows = np.random.default_rng(number).permutation(len(vectors))[:BLOCK]
-                np.save(block, vectors[rows])
-                commit(block)
-                stop.wait(PAUSE)
-                commit(block.with_name(f"remove{number}.npy"))
-                stop.wait(PAUSE)
-                number += 1
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        if child is not None:
-            child.close()
-    for error in errors:
-        raise error
-
-
-class _Child:
-    """A process that writes what it is told, line by line."""
-
-    def __init__(self, place: Path) -> None:
-        command = [sys.executable, "-m", "hivlp.bench.threads", str(place)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def write(self, block: Path) -> None:
-        """Return when it is committed."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{block}\n")
-        self._process.stdin.flush()
-        if self._process.stdout.readline() != "done\n":
-            raise RuntimeError(f"the writing process ended with {self._process.wait()}")
-
-    def close(self) -> None:
-        """Let it end."""
-        self._process.communicate()
+            yield
+        finally:
+            stop.set()
+        if done is not None:
+            done.result()
 
 
 def wrong_answers(index: Index, queries: Vectors, operations: Sequence[Path], found: Sequence[Asked]) -> Iterator[str]:
@@ -286,11 +249,3 @@ def wrong_answers(index: Index, queries: Vectors, operations: Sequence[Path], fo
         if not any(true[asked.query, commit] == asked.answer for commit in range(asked.first, asked.last + 1)):
             at = f"query {asked.query} at commits {asked.first} to {asked.last}"
             yield f"{at} has an answer that one thread does not give"
-
-
-if __name__ == "__main__":
-    with Index.open(sys.argv[1]) as opened:
-        for line in sys.stdin:
-            write(opened, Path(line.rstrip("\n")))
-            sys.stdout.write("done\n")
-            sys.stdout.flush()

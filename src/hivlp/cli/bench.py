@@ -3,74 +3,63 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from hivlp.cli.models import load_model
-from hivlp.cli.output import fail, print_result
+from hivlp.cli.models import DEFAULT_MODEL, load_model
+from hivlp.cli.output import fail, print_result, usage
 
 if TYPE_CHECKING:
     from hivlp.bench.report import Report
 
 BENCHES = {
+    "models": "text queries and pictures of usual architectures, beside plain PyTorch",
     "index": "pictures a second, and where the time goes",
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
-    "exit": "what a coarse level from an early layer saves",
     "crash": "whether an index survives kills and failing disks",
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
+    "paper": "milliseconds a query beside UNITER, LightningDOT, METER and CLIP, by pool size",
     "ann": "the engine's speed and recall beside other libraries'",
+    "products": "an index beside embedded vector databases, payloads, filters and changes included",
 }
+MODULES = {"index": "indexing", "paper": "paper.run", "ann": "ann.run", "products": "products.run"}
+"""Modules of :mod:`hivlp.bench` that are not called as their bench is; each has a function ``run``."""
+OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "pictures": (400, ("index",)),
+    "rounds": (500, ("crash",)),
+    "cases": (2000, ("fuzz",)),
+    "vectors": (None, ("threads",)),
+    "queries": (None, ("threads",)),
+    "size": ("small", ("models", "objective", "paper", "ann", "products")),
+    "plot": (None, ("objective", "ann", "products")),
+    "sentences": (1_000_000, ("ann",)),
+    "fresh": (False, ("ann",)),
+    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "paper", "ann", "products")),
+}
+"""Default of each option, and the benches whose ``run`` takes it."""
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
     """``hivlp bench``."""
-    report = _measure(arguments)
+    taken: dict[str, Any] = {}
+    for option, (default, benches) in OPTIONS.items():
+        given = getattr(arguments, option)
+        if arguments.name in benches:
+            taken[option] = default if given is None else given
+        elif given is not None:
+            return usage("bench", f"--{option} goes with {', '.join(benches)}, not with {arguments.name}")
+    larger = "real" if arguments.name == "products" else "full"
+    if taken.get("size") not in (None, "small", larger):
+        return usage("bench", f"the sizes of {arguments.name} are small and {larger}, not {taken['size']}")
+    module = import_module(f"hivlp.bench.{MODULES.get(arguments.name, arguments.name)}")
+    if "model" in taken:  # loaded by need where vectors may be given
+        load = partial(load_model, taken["model"])
+        taken["model"] = load if arguments.name == "threads" else load()
+    report: Report = module.run(**taken)
     print_result(arguments, report.to_json, report.to_text)
     return fail(f"{len(report.failures)} failures") if report.failures else 0
-
-
-def _measure(arguments: argparse.Namespace) -> Report:
-    match arguments.name:
-        case "index":
-            from hivlp.bench import indexing
-
-            return indexing.run(load_model(arguments.model), arguments.pictures)
-        case "objective":
-            from hivlp.bench import objective
-
-            return objective.run(arguments.size, load_model(arguments.model), arguments.plot)
-        case "hierarchy":
-            from hivlp.bench import hierarchy
-
-            return hierarchy.run()
-        case "training":
-            from hivlp.bench import training
-
-            return training.run()
-        case "exit":
-            from hivlp.bench import early_exit
-
-            return early_exit.run(load_model(arguments.model))
-        case "crash":
-            from hivlp.bench import crash
-
-            return crash.run(arguments.rounds)
-        case "fuzz":
-            from hivlp.bench import fuzz
-
-            return fuzz.run(arguments.cases)
-        case "living":
-            from hivlp.bench import living
-
-            return living.run(load_model(arguments.model))
-        case "threads":
-            from hivlp.bench import threads
-
-            return threads.run(lambda: load_model(arguments.model), arguments.vectors, arguments.queries)
-        case _:
-            from hivlp.bench.ann import run as ann
-
-            return ann.run(arguments.size, load_model(arguments.model), arguments.plot, fresh=arguments.fresh)

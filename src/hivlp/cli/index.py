@@ -6,15 +6,17 @@ import argparse
 import re
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.models import DEFAULT_MODEL, index_model, load_model
 from hivlp.cli.output import fail, print_result, progress, stages, usage
-from hivlp.errors import HivlpError
+from hivlp.errors import ArgumentError, HivlpError
 
 if TYPE_CHECKING:
     from hivlp.index import AddReport, Index
+    from hivlp.store.fields.declared import FieldCounts
 
 
 def run_index(arguments: argparse.Namespace) -> int:
@@ -26,8 +28,12 @@ def run_index(arguments: argparse.Namespace) -> int:
         return usage("index", "give either PATH or --embeddings SOURCE")
     if fitting and arguments.embeddings is None:
         return usage("index", f"--{fitting[0]} goes with --embeddings")
+    try:
+        fields = _fields(arguments.field)
+    except ArgumentError as error:
+        return usage("index", str(error))
     if arguments.embeddings is not None:
-        return _index_embeddings(arguments)
+        return _index_embeddings(arguments, fields)
     from hivlp.store.names import existing
 
     paths = [existing(path) for path in arguments.paths]
@@ -35,7 +41,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         if not path.exists():
             raise HivlpError(f"{path} does not exist{_known_below(arguments.out, path)}")
     with (
-        _open_or_create(arguments.out, arguments.model, arguments.vectors) as index,
+        _open_or_create(arguments, fields) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
     ):
@@ -49,7 +55,12 @@ def run_index(arguments: argparse.Namespace) -> int:
             on_progress=lambda done: bar.update(done.seen - bar.n),
             on_tune=follow,
         )
-    print_result(arguments, report.to_json, lambda: _added(report, arguments.out))
+        counts = index.info().fields
+    print_result(
+        arguments,
+        lambda: report.to_json() | _counted(counts),
+        lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
+    )
     return fail("nothing could be read") if report.useless else 0
 
 
@@ -91,7 +102,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
 
     shown: list[bool] = []
     how = "as the system tells of changes" if told else f"by a look every {seconds:g} s"
-    with _open_or_create(arguments.out, arguments.model, None) as index:
+    with _open_or_create(arguments, {}) as index:
         sys.stderr.write(f"hivlp: keeping {arguments.out} in step, {how}; Ctrl-C ends it\n")
         if arguments.every is None and not told:
             sys.stderr.write("hivlp: with the package watchfiles, changes are seen at once: pip install watchfiles\n")
@@ -121,9 +132,35 @@ def run_relocate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _index_embeddings(arguments: argparse.Namespace) -> int:
+def _fields(given: Sequence[str]) -> dict[str, str]:
+    """Fields as ``--field NAME:TYPE`` declares them.
+
+    Raises:
+        ArgumentError: if one cannot be declared, or comes twice.
+    """
+    from hivlp.store.fields.declared import checked_fields
+
+    fields: dict[str, str] = {}
+    for text in given:
+        name, colon, kind = text.partition(":")
+        if not colon:
+            raise ArgumentError(f"--field takes NAME:TYPE, such as year:int, not {text!r:.80}")
+        if name in fields:
+            raise ArgumentError(f"--field {name} is given twice: {name}:{fields[name]} and {text}")
+        fields[name] = kind
+    checked_fields(fields)
+    return fields
+
+
+def _counted(counts: Mapping[str, FieldCounts]) -> dict[str, Any]:
+    """What ``--json`` adds where fields are declared."""
+    return {"fields": {name: count.to_json() for name, count in counts.items()}} if counts else {}
+
+
+def _index_embeddings(arguments: argparse.Namespace, fields: dict[str, str]) -> int:
     from tqdm import tqdm
 
+    from hivlp.index import Index
     from hivlp.index.from_embeddings import index_embeddings
 
     with progress("fit") as follow, tqdm(desc="vectors", unit="", disable=None) as bar, stages() as follow_tuning:
@@ -133,17 +170,20 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             column=arguments.column,
             queries=arguments.queries,
             dims=arguments.dims,
-            method=arguments.fit or "distill",
-            vectors=arguments.vectors or "float16",
-            model=load_model(arguments.model) if arguments.model else None,
-            model_source=arguments.model,
+            method=arguments.fit,
+            vectors=arguments.vectors,
+            fields=fields,
+            model=load_model(arguments.model, arguments.device) if arguments.model else None,
             on_fit=follow,
             on_progress=lambda done: bar.update(done.seen - bar.n),
             on_tune=follow_tuning,
         )
 
+    with Index.open(arguments.out) as index:
+        counts = index.info().fields
+
     def text() -> str:
-        lines = [_added(report.added, arguments.out)]
+        lines = [_added(report.added, arguments.out), *map(str, counts.values())]
         if report.fit is not None:
             fit = report.fit.to_json()
             recalls = ", ".join(f"{name} {100 * value:.2f}%" for name, value in fit["recall@10"].items())
@@ -151,19 +191,23 @@ def _index_embeddings(arguments: argparse.Namespace) -> int:
             lines.append(f"coarse level of {fit['dims']} dims by {fit['method']} ({fit['seconds']:.1f} s){judged}")
         return "\n".join(lines)
 
-    print_result(arguments, report.to_json, text)
+    print_result(arguments, lambda: report.to_json() | _counted(counts), text)
     return 0
 
 
-def _open_or_create(path: Path, model: str | None, vectors: str | None) -> Index:
+def _open_or_create(arguments: argparse.Namespace, fields: dict[str, str]) -> Index:
     from hivlp.index import Index
+    from hivlp.index.from_embeddings import check_codec
 
+    path, model, device = arguments.out, arguments.model, arguments.device
     if Index.exists(path):
         index = Index.open(path)
-        index.attach(index_model(index, model))
+        check_codec(index, arguments.vectors)
+        index.attach(index_model(index, model, device))
+        index.declare(fields)
         return index
-    name = model or DEFAULT_MODEL
-    return Index.create(path, model=load_model(name), source=str(name), vectors=vectors or "float16")
+    loaded = load_model(model or DEFAULT_MODEL, device)
+    return Index.create(path, model=loaded, vectors=arguments.vectors or "float16", fields=fields)
 
 
 def _added(report: AddReport, out: Path) -> str:
@@ -194,6 +238,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
     recall = DEFAULT_RECALL if arguments.recall is None else arguments.recall
     with Index.open(arguments.index) as index:
         vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
+        if vectors and arguments.model is not None:
+            return usage("tune", "--model goes with what it encodes, not with vectors")
         if not vectors and (arguments.model or index.model_source):
             index.attach(index_model(index, arguments.model))
         with stages() as follow:

@@ -1,30 +1,94 @@
-"""Which model a verb works with."""
+"""Which model a verb works with, and the table of those that have short names."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hivlp.errors import HivlpError
+from hivlp.cli.output import print_result
+from hivlp.errors import HivlpError, MissingExtraError
 
 if TYPE_CHECKING:
     from hivlp.encode import HiVLP
     from hivlp.index import Index
+    from hivlp.systems.fusion.model import FusionModel
 
 DEFAULT_MODEL = "hivlp-mini"
 
 
-def load_model(name: str | Path) -> HiVLP:
-    """By name or folder."""
+def load_model(name: str | Path, device: str | None = None) -> HiVLP:
+    """By name or folder, on a device (default: the CPU)."""
     from hivlp.encode import HiVLP
 
-    return HiVLP.from_pretrained(name)
+    return HiVLP.from_pretrained(name, device=device or "cpu")
 
 
-def index_model(index: Index, model: str | None) -> HiVLP:
+def index_model(index: Index, model: str | None, device: str | None = None) -> HiVLP:
     """The given one, or the one that the index was made with."""
     if not (model or index.model_source):
         raise HivlpError(
             f"{index.path} was made of embeddings alone: search by --vector or --like, or name their model with --model"
         )
-    return load_model(model or index.model_source)
+    return load_model(model or index.model_source, device)
+
+
+def run_models(arguments: argparse.Namespace) -> int:
+    """``hivlp models``."""
+    from hivlp.encode import HiVLP
+    from hivlp.hub.table import MODELS
+
+    shipped = HiVLP.from_pretrained(DEFAULT_MODEL)
+    mini = {
+        "hub_id": "", "format": "hivlp", "licence": "Apache-2.0", "languages": "English",
+        "dims": shipped.levels[-1].dim, "parameters_m": None, "recall": None, "recall_source": "", "revision": None,
+    }  # fmt: skip
+    rows = {DEFAULT_MODEL: mini, **{name: entry.to_json() for name, entry in MODELS.items()}}
+    print_result(
+        arguments, lambda: {"models": [{"name": name, **row} for name, row in rows.items()]}, lambda: _table(rows)
+    )
+    return 0
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a model; what nobody has verified is a dash."""
+    titles = ("name", "from", "format", "dims", "params", "languages", "licence", "recall")
+    table = [titles]
+    sources: list[str] = []
+    for name, row in rows.items():
+        recall = "-"
+        if row["recall"] is not None:
+            if row["recall_source"] not in sources:
+                sources.append(row["recall_source"])
+            recall = f"{row['recall']} [{sources.index(row['recall_source']) + 1}]"
+        size = "-" if row["parameters_m"] is None else f"{row['parameters_m']:g} M"
+        table.append((name, row["hub_id"] or "this package", row["format"], str(row["dims"]), size,
+                      row["languages"], row["licence"] or "-", recall))  # fmt: skip
+    widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    notes = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
+    return "\n".join([
+        *lines, "", "Recall as published: text to image, R@1 on COCO in percent, or what its source says.", *notes,
+        "Any hub id and any folder works as well; NAME:int8 and NAME:float16 are smaller, NAME@REVISION is a commit.",
+        "Formats onnx and textual-visual are ready graphs; transformers and open_clip are converted once, with torch.",
+    ])  # fmt: skip
+
+
+def load_fusion(arguments: argparse.Namespace) -> FusionModel | None:
+    """The fusion model that ``--rerank`` names; None if there is none.
+
+    Raises:
+        MissingExtraError: if torch or transformers is not installed.
+    """
+    if arguments.rerank is None:
+        if arguments.rerank_depth is not None or arguments.rerank_keep is not None:
+            raise HivlpError("--rerank-depth and --rerank-keep belong to --rerank MODEL")
+        return None
+    from importlib.util import find_spec
+
+    if not all(find_spec(name) for name in ("torch", "transformers")):
+        raise MissingExtraError("--rerank", "train")
+    from hivlp.systems.fusion.load import load_reranker
+
+    return load_reranker(arguments.rerank, keep=arguments.rerank_keep)

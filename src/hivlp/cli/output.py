@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hivlp.evaluate.benchmarks import BenchmarkEvaluation, CompositionEvaluation
     from hivlp.evaluate.results import Evaluation
 
 
@@ -57,15 +59,8 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; gives what to call with how much is done, and of how much."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit="", disable=None, leave=False) as bar:
-
-        def follow(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield follow
+    with stages() as follow:
+        yield partial(follow, what)
 
 
 def recall_table(found: Evaluation) -> str:
@@ -79,8 +74,42 @@ def recall_table(found: Evaluation) -> str:
         both = (recalls.text_to_image, recalls.image_to_text)
         cells = [" ".join(f"{value:5.1f}" for value in each.values()) for each in both]
         lines.append(f"{name:14}{cells[0]}   {cells[1]}  {recalls.average:5.1f}")
+    if (after := scores.reranked) is not None:
+        cells = [" ".join(f"{value:5.1f}" for value in each.values())
+                 for each in (after.recalls.text_to_image, after.recalls.image_to_text)]  # fmt: skip
+        lines.append(f"{'re-ranked':14}{cells[0]}   {cells[1]}  {after.recalls.average:5.1f}")
+        lines.append(f"re-ranked by {after.stage['model']}: {after.stage['rule']}, {after.stage['keep']} candidates, "
+                     f"{after.pairs} pairs in {after.seconds:.1f} s")  # fmt: skip
     retained = scores.retained["text_to_image"]["R@10"]
     lines.append(f"the cascade keeps {100 * retained:.1f}% of the finest level's text→image R@10")
     if shortlist >= found.images:
         lines.append(f"a shortlist of {shortlist} holds all {found.images} pictures: text→image, nothing can be lost")
     return "\n".join(lines)
+
+
+def benchmark_table(found: BenchmarkEvaluation) -> str:
+    """Recalls by a benchmark's protocol, with what is not as published."""
+    head = f"{found.benchmark} {found.split}, protocol {found.protocol}"
+    lines = [f"{head}, mean of {len(found.folds)} folds" if found.folds else head, recall_table(found)]
+    if found.folds:
+        spread = found.to_json()["spread"]["cascade"]
+        lines.append(f"standard deviation of the cascade's AR over folds: {spread['AR']}")
+    for name, part in found.further.items():
+        for way in ("text_to_image", "image_to_text"):
+            cells = ", ".join(f"{key} {value:.1f}" for key, value in part["cascade"][way].items())
+            lines.append(f"{name} {way} ({part['queries'][way]} queries, cascade): {cells}")
+    if not found.complete:
+        images, captions = found.published["images"], found.published["captions"] or "not published"
+        lines.append(f"not the published benchmark, which has {images} pictures and captions: {captions}")
+    return "\n".join(lines)
+
+
+def composition_table(found: CompositionEvaluation) -> str:
+    """Percent of right captions, a kind of change a line."""
+    data = found.to_json()
+    rows = [(kind, f"{each['cases']:5} cases", each["levels"]) for kind, each in data["kinds"].items()]
+    rows.append(("mean", " " * 11, data["mean"]))
+    return "\n".join(
+        f"{kind:12} {cases}  " + "  ".join(f"{name} {value:5.1f}" for name, value in levels.items())
+        for kind, cases, levels in rows
+    )

@@ -20,7 +20,7 @@ from hivlp.cli.index import (
     run_tune,
     run_watch,
 )
-from hivlp.cli.models import DEFAULT_MODEL
+from hivlp.cli.models import DEFAULT_MODEL, run_models
 from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
 from hivlp.levels import DEFAULT_SHORTLIST
@@ -45,6 +45,15 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+MODEL = "short name (see `hivlp models`), hub id or folder"
+# As hivlp.encode.session.DEVICES, which is slow to import.
+DEVICES = ("cpu", "cuda", "coreml", "openvino", "directml")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, help="where the model runs (default: cpu)")
 
 
 def _seconds(text: str) -> float:
@@ -101,7 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("index", run_index, "Add pictures or vectors to an index; run again to add only what is new or changed.")
     sub.add_argument("paths", type=_path, nargs="*", metavar="PATH", help="pictures or folders of pictures")
     sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
-    sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own, or {DEFAULT_MODEL})")
+    _add_device(sub)
     sub.add_argument(
         "--vectors",
         choices=("float16", "float32", "int8"),
@@ -109,6 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_library_options(sub)
     sub.add_argument("--reread", action="store_true", help="read dates, places, keywords of unchanged files once more")
+    sub.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME:TYPE",
+        help="a key of the metadata that --where names like a column: int, float, str or bool; may be given again",
+    )
     given = sub.add_argument_group("vectors that you have already")
     given.add_argument("--embeddings", type=_path, metavar="SOURCE", help=".npy, parquet, or a clip-retrieval folder")
     given.add_argument("--column", metavar="NAME", help="of parquet that holds the vectors (default: embedding)")
@@ -127,7 +144,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("paths", type=_path, nargs="+", metavar="DIR", help="folders of pictures")
     sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
     sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    _add_device(sub)
     _add_library_options(sub)
+    sub.set_defaults(vectors=None)
     sub.add_argument(
         "--every",
         type=_seconds,
@@ -161,7 +180,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (see tune)")
     sub.add_argument("--explain", action="store_true", help="say which plan was chosen, why, and what was carried out")
-    sub.add_argument("--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata")
+    sub.add_argument(
+        "--where", metavar="SQL", help="only items for which this holds: id, path, caption, metadata, fields"
+    )
     sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
     sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")
     sub.add_argument(
@@ -176,7 +197,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-fold", action="store_false", dest="fold", help="show equal files as a hit each, not as one and a number"
     )
     _add_photo_options(sub)
-    sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own)")
+    _add_device(sub)
+    _add_rerank(sub)
 
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
     sub.add_argument("index", type=_path, metavar="INDEX")
@@ -188,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (default 0.99)")
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="where to draw recall over time")
-    sub.add_argument("--model", type=_name, help="model name or folder (default: the index's own)")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own)")
 
     sub = verb("remove", run_remove, "Remove items from an index; the pictures themselves stay.")
     sub.add_argument("index", type=_path, metavar="INDEX")
@@ -216,11 +239,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("evaluate", run_evaluate, "Recall of a model on pictures with captions.")
     sub.add_argument(
-        "data", type=_name, metavar="DATA", help="stamps, or a folder, parquet, webdataset, captions or Karpathy file"
+        "data",
+        type=_name,
+        metavar="DATA",
+        help="flickr30k, coco or sugarcrepe (see --root); stamps, or a folder, parquet, webdataset, captions or "
+        "Karpathy file",
     )
-    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
+    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL, help=f"{MODEL} (default: {DEFAULT_MODEL})")
+    _add_device(sub)
+    sub.add_argument(
+        "--root", type=_path, metavar="DIR", help="folder of a benchmark as published (default: a folder of its name)"
+    )
+    sub.add_argument(
+        "--protocol", choices=("5k", "1k"), help="coco: all test pictures (default), or the mean of five folds of 1,000"
+    )
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
     sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
+    _add_rerank(sub)
+
+    verb("models", run_models, "Models that have short names: where they are from, their licence, size and recall.")
 
     sub = verb("train", run_train, "Train a model from a recipe.")
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
@@ -256,15 +293,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
-    sub.add_argument("--pictures", type=_count, default=400, metavar="N", help="index: how many (default 400)")
-    sub.add_argument("--rounds", type=_count, default=500, metavar="N", help="crash: how many (default 500)")
-    sub.add_argument("--cases", type=_count, default=2000, metavar="N", help="fuzz: how many (default 2000)")
+    sub.add_argument("--pictures", type=_count, metavar="N", help="index: how many (default 400)")
+    sub.add_argument("--rounds", type=_count, metavar="N", help="crash: how many (default 500)")
+    sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
     sub.add_argument("--vectors", type=_path, metavar="FILE.npy", help="threads: items instead of WordNet's words")
     sub.add_argument("--queries", type=_path, metavar="FILE.npy", help="threads: what is asked of these items")
-    sub.add_argument("--size", choices=["small", "full"], default="small", help="objective, ann: minutes or hours")
-    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann: where to draw the rows")
-    sub.add_argument("--fresh", action="store_true", help="ann, full: measure again what was measured before")
-    sub.add_argument("--model", type=_name, default=DEFAULT_MODEL)
+    sub.add_argument(
+        "--size",
+        choices=["small", "full", "real"],
+        help="small (minutes, default); models, objective, paper, ann: full (hours); products: real (half an hour)",
+    )
+    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw the rows")
+    sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
+    sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
+    sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
     return parser
 
 
@@ -305,3 +347,13 @@ def _add_photo_options(sub: argparse.ArgumentParser) -> None:
     )
     pages.add_argument("--paths", action="store_true", help="print paths alone, a line each")
     pages.add_argument("--print0", action="store_true", help="print paths alone, a NUL behind each")
+
+
+def _add_rerank(sub: argparse.ArgumentParser) -> None:
+    """The options of a fusion model."""
+    sub.add_argument(
+        "--rerank", type=_path, metavar="MODEL", help="folder of a fusion model (uniter, meter, vilt, albef, blip, "
+        "bridgetower) that orders the last candidates again",
+    )  # fmt: skip
+    sub.add_argument("--rerank-depth", type=_count, metavar="N", help="candidates it is given (default: as published)")
+    sub.add_argument("--rerank-keep", type=_path, metavar="DIR", help="folder to keep what it makes of a picture")

@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.last_search import recall, remember
-from hivlp.cli.models import index_model, load_model
+from hivlp.cli.models import index_model, load_fusion, load_model
 from hivlp.cli.output import print_result, usage
 from hivlp.errors import HivlpError
 
@@ -50,15 +51,23 @@ def run_search(arguments: argparse.Namespace) -> int:
     if len(given) > 1 or not (given or filtered or arguments.order):
         queries = "TEXT, --image FILE, --like ID|PATH, --queries FILE, --vector FILE.npy"
         return usage("search", f"give exactly one of {queries}, or something to filter by")
+    if arguments.model is not None and given and given[0] in ("like", "vector"):
+        return usage("search", f"--model goes with what it encodes, not with --{given[0]}")
+    if arguments.exact and arguments.shortlist is not None:
+        return usage("search", "--exact ranks everything: it cannot be given with --shortlist")
+    if arguments.rerank is not None and given not in (["text"], ["queries"]):
+        return usage("search", "a fusion model compares texts with pictures: --rerank goes with TEXT or --queries")
     if arguments.queries is not None:
         return _search_many(arguments)
     from hivlp.index import Index, find
 
     options = {name: getattr(arguments, name) for name in ("shortlist", "exact", "threshold", "recall")}
-    with Index.open(arguments.index) as index:
+    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
+    with Index.open(arguments.index) as index, ThreadPoolExecutor(1) as beside:
+        beside.submit(index.snapshot)  # while the model is loaded; the search says what is wrong with it
         query, how = _query(arguments, index)
         if query is not None or how.get("image") is not None:
-            index.attach(index_model(index, arguments.model))
+            index.attach(index_model(index, arguments.model, arguments.device))
         found = find(
             index,
             query,
@@ -122,12 +131,13 @@ def _search_many(arguments: argparse.Namespace) -> int:
 
     names = ("shortlist", "exact", "offset", "threshold", "recall", "missing")
     options = {name: getattr(arguments, name) for name in names}
+    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
     options["k"] = 10 if arguments.k is None else arguments.k
     photo_filter = _filter(arguments)
     options["where"] = joined(None if photo_filter is None else photo_filter.where, arguments.where)
     queries = _lines(arguments.queries)
     with Index.open(arguments.index) as index:
-        index.attach(index_model(index, arguments.model))
+        index.attach(index_model(index, arguments.model, arguments.device))
         results = index.search_many(queries, **options, group=False if arguments.group is None else arguments.group)
     for query, result in zip(queries, results, strict=True):
         data = partial(_to_json, result, arguments, query=query)

@@ -8,27 +8,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hivlp.evaluate.reranked import Reranking
     from hivlp.evaluate.results import Evaluation
 
-from hivlp.cli.models import DEFAULT_MODEL, load_model
-from hivlp.cli.output import print_result, recall_table
+from hivlp.cli.models import DEFAULT_MODEL, load_fusion, load_model
+from hivlp.cli.output import benchmark_table, composition_table, print_result, recall_table, usage
 from hivlp.errors import HivlpError
+
+BENCHMARKS = ("flickr30k", "coco", "sugarcrepe")
+"""Published benchmarks, which `--root` finds."""
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """``hivlp evaluate``."""
     from hivlp.data.load import load_pairs
-    from hivlp.evaluate.recall import evaluate
+    from hivlp.evaluate.evaluation import evaluate
 
     if arguments.shortlist < 1:
         raise HivlpError("--shortlist must be at least 1")
+    if arguments.data in BENCHMARKS:
+        return _run_benchmark(arguments)
+    if arguments.root is not None or arguments.protocol is not None:
+        return usage("evaluate", f"--root and --protocol are for {', '.join(BENCHMARKS)}")
     # The stamps are known to have a test part, and the others need not be compared with it by picture.
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
-    result = evaluate(pairs, load_model(arguments.model), shortlist=arguments.shortlist)
+    model, rerank = load_model(arguments.model, arguments.device), _reranking(arguments)
+    result = evaluate(pairs, model, shortlist=arguments.shortlist, rerank=rerank)
     print_result(arguments, result.to_json, lambda: recall_table(result))
     return 0
+
+
+def _run_benchmark(arguments: argparse.Namespace) -> int:
+    """``hivlp evaluate flickr30k|coco|sugarcrepe``."""
+    from hivlp.data.benchmarks.retrieval import read_benchmark
+    from hivlp.evaluate.benchmarks import evaluate_benchmark, evaluate_sugarcrepe
+
+    root = arguments.root or Path(arguments.data)
+    if arguments.data == "sugarcrepe":
+        if arguments.protocol or arguments.split or arguments.rerank:
+            return usage("evaluate", "sugarcrepe has no splits, one protocol and nothing to re-rank")
+        cases = evaluate_sugarcrepe(root, load_model(arguments.model))
+        print_result(arguments, cases.to_json, lambda: composition_table(cases))
+        return 0
+    data = read_benchmark(arguments.data, root, arguments.split or "test")
+    options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist, "rerank": _reranking(arguments)}
+    result = evaluate_benchmark(data, load_model(arguments.model), **options)
+    print_result(arguments, result.to_json, lambda: benchmark_table(result))
+    return 0
+
+
+def _reranking(arguments: argparse.Namespace) -> Reranking | None:
+    from hivlp.evaluate.reranked import Reranking
+
+    model = load_fusion(arguments)
+    return None if model is None else Reranking(model, arguments.rerank_depth)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -36,6 +71,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     from hivlp.train.recipe.schema import load_recipe
 
     recipe = load_recipe(arguments.recipe)
+    if arguments.plan and arguments.resume:
+        return usage("train", "--plan says what a run would do from its beginning: it cannot be given with --resume")
     out = arguments.out or Path("runs") / recipe.name
     if arguments.plan:
         from hivlp.train.recipe.plan import plan
@@ -76,9 +113,10 @@ def run_adapt(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     """``hivlp export``."""
     from hivlp.encode import HiVLP
-    from hivlp.encode.hub import resolve_folder
+    from hivlp.encode.pretrained import resolve_folder
     from hivlp.export.graphs import export
-    from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
+    from hivlp.formats.dual_encoder import import_dual_encoder
+    from hivlp.formats.transformers import FILES, is_transformers_folder
 
     folder = resolve_folder(arguments.model) if arguments.model == DEFAULT_MODEL else Path(arguments.model)
     if not folder.is_dir() or is_transformers_folder(folder):
@@ -87,6 +125,8 @@ def run_export(arguments: argparse.Namespace) -> int:
         name = "" if folder.is_dir() else arguments.model
         import_dual_encoder(resolve_folder(folder if folder.is_dir() else name, FILES), arguments.out, name)
         folder = arguments.out
+    elif arguments.out is not None:
+        raise HivlpError(f"{folder} is a hivlp model folder, whose graphs are written into it: leave out -o")
     export(folder)
     model = HiVLP.from_pretrained(folder)
     levels = {level.name: level.dim for level in model.levels}

@@ -15,22 +15,12 @@ from hivlp.files.reading import printable
 
 SPLITS = ("train", "val", "test")
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "restval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "eval": "val",
-    "evaluation": "val",
-    "minival": "val",
-    "test": "test",
-    "testing": "test",
-    "testdev": "test",
-    "holdout": "test",
+_NAMES = {
+    "train": "train training restval",
+    "val": "val valid validation dev eval evaluation minival",
+    "test": "test testing testdev holdout",
 }
+_SPLITS = {name: split for split, names in _NAMES.items() for name in names.split()}
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 # What stands beside a split in the name of a folder, without saying what its pictures show.
@@ -110,7 +100,7 @@ class Pairs(list[Pair]):
 
 def split_named(name: str) -> str | None:
     """``train``, ``val`` or ``test`` for the words in use for them, such as ``restval``; None for other words."""
-    return _SPLIT_NAMES.get(name.strip().lower())
+    return _SPLITS.get(name.strip().lower())
 
 
 def split_of_name(stem: str) -> str | None:

@@ -109,12 +109,11 @@ class Encoder(Protocol):
 
 
 def check_encoder(model: object) -> None:
-    """Check that this is a model, and not its name.
+    """Check that this is a loaded model.
 
     Raises:
         ArgumentError: if not.
     """
     names = ("name", "levels", "fingerprint", "encode_text")
     if isinstance(model, type) or not all(hasattr(model, name) for name in names):
-        load = f": HiVLP.from_pretrained({str(model)!r}) loads it" if isinstance(model, (str, Path)) else ""
-        raise ArgumentError(f"model must be a loaded model, not {type(model).__name__}{load}")
+        raise ArgumentError(f"model must be a loaded model, its name or folder, not {type(model).__name__}")

@@ -1,54 +1,51 @@
-"""The default encoder: a model folder's graphs on ONNX Runtime, without torch."""
+"""The default encoder: a model's graphs on ONNX Runtime, without torch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
-from hivlp.config import HiVLPConfig, PictureConfig
-from hivlp.data.pictures import load_pixels, prepare, to_rgb
+from hivlp.config import PictureConfig
+from hivlp.data.texts import TextTokenizer
 from hivlp.encode.base import Picture, as_pictures, as_texts
-from hivlp.encode.text import TextTokenizer
+from hivlp.encode.session import Session, providers
 from hivlp.errors import ArgumentError, ModelError, PictureError
-from hivlp.files.digests import sha256_of
+from hivlp.formats.model_files import ModelFiles
+from hivlp.formats.own import open_own
 from hivlp.levels import Embeddings, Level
-
-IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
-TEXT_WEIGHTS = "text.bin"
-
-
-def text_graph(level: str) -> str:
-    """File of the text graph that stops at a level."""
-    return f"text.{level}.onnx"
 
 
 class OnnxEncoder:
-    """A model folder's ``image.onnx`` and ``text.onnx``, each opened when it is first needed.
+    """A model's image and text graphs, each opened when it is first needed.
 
     Sessions run on one thread a call and may be called from many threads at once: throughput comes from batches in
     parallel (:func:`hivlp.encode.stream.encode_stream`), not from threads inside one.
+
+    Attributes:
+        files: what is run.
+        device: where, one of :data:`hivlp.encode.session.DEVICES`.
+        source: how to load the same model again: a folder, or a name with its revision; empty if nobody knows.
     """
 
-    def __init__(self, folder: Path, *, text_batch: int = 64, image_batch: int = 8) -> None:
-        """Open a model folder.
+    def __init__(
+        self, files: ModelFiles | Path, *, device: str = "cpu", text_batch: int = 64, image_batch: int = 8
+    ) -> None:
+        """Make an encoder of a model's files, or of a hivlp model folder.
 
         Raises:
-            ModelError: if it is no model folder, or lacks the graphs or the tokenizer.
+            ModelError: if it is no model folder, or lacks the graphs or the tokenizer; or the device is not there.
         """
-        self.folder = folder
-        self.config = HiVLPConfig.load(folder)
-        for name in (IMAGE_GRAPH, TEXT_GRAPH, TEXT_WEIGHTS, TOKENIZER):
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder} has no {name}; run `hivlp export {folder}` to make it")
-        self._text_sessions: dict[str, ort.InferenceSession] = {}
+        self.files = files if isinstance(files, ModelFiles) else open_own(files)
+        self.config = self.files.config
+        providers(device)  # what is not there is said before pictures are decoded
+        self.device, self.source = device, ""
+        self._text_sessions: dict[str, Session] = {}
         self._text_batch, self._image_batch = text_batch, image_batch
 
     @property
@@ -66,13 +63,10 @@ class OnnxEncoder:
         """How pictures are prepared."""
         return self.config.picture
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over configuration, tokenizer and both graphs."""
-        digest = hashlib.sha256()
-        for name in ("config.json", TOKENIZER, TEXT_GRAPH, TEXT_WEIGHTS, IMAGE_GRAPH):
-            digest.update(sha256_of(self.folder / name))
-        return digest.hexdigest()
+        """Hex SHA-256 over everything that changes a vector: configuration, tokenizer and graphs."""
+        return self.files.fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is opened when it is needed: a copy, in another process too, opens its own."""
@@ -97,16 +91,20 @@ class OnnxEncoder:
         """
         texts = as_texts(texts)
         names = self._names(levels)
-        parts = []
-        session = self._text_session(names[-1])
-        # Texts of like length share a batch, so that short ones are not padded to the longest of all.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(texts), self._text_batch):
-            ids, mask = self.tokenize([texts[i] for i in order[start : start + self._text_batch]])
-            feed = {"input_ids": ids, "attention_mask": mask}
-            parts.append(self._run(session, names, feed))
-        if not parts:
+        if not texts:
             return self._empty(names)
+        session = self._text_session(names[-1])
+        ids, mask = self.tokenize(texts)
+        whole = self.config.text.pad_to_max
+        # Texts of like length share a batch, and are cut to the longest of it: padding is not computed.
+        lengths = np.full(len(ids), ids.shape[1]) if whole else np.maximum(mask.sum(1), 1)
+        order = np.argsort(lengths, kind="stable")
+        parts = []
+        for start in range(0, len(texts), self._text_batch):
+            rows = order[start : start + self._text_batch]
+            length = int(lengths[rows].max())
+            feed = {"input_ids": ids[rows, :length], "attention_mask": mask[rows, :length]}
+            parts.append(self._run(session, names, self._text_feed(session, feed)))
         back = np.empty(len(texts), np.int64)
         back[order] = np.arange(len(texts))
         return Embeddings.concatenate(parts).rows(back)
@@ -114,12 +112,14 @@ class OnnxEncoder:
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
         """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB."""
         names = self._names(None)
-        size = self.picture.size
+        shape = self.picture.shape
         pixels = np.asarray(pixels)
-        if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3) or pixels.dtype != np.uint8:
-            raise ArgumentError(f"pixels must be (N, {size}, {size}, 3) uint8, not {pixels.shape} {pixels.dtype}")
+        if pixels.shape[1:] != shape or pixels.dtype != np.uint8:
+            wanted = ", ".join(map(str, ("N", *shape)))
+            raise ArgumentError(f"pixels must be ({wanted}) uint8, not {pixels.shape} {pixels.dtype}")
+        session = self._image_session
         parts = [
-            self._run(self._image_session, names, {"pixels": pixels[start : start + self._image_batch]})
+            self._run(session, names, self._image_feed(session, pixels[start : start + self._image_batch]))
             for start in range(0, len(pixels), self._image_batch)
         ]
         return Embeddings.concatenate(parts) if parts else self._empty(names)
@@ -144,6 +144,9 @@ class OnnxEncoder:
         return Embeddings.concatenate(parts) if parts else self._empty(self._names(None))
 
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        # Now, and not before: who looks for a text should not wait for what decodes pictures.
+        from hivlp.data.pictures import load_pixels, prepare, to_rgb
+
         if isinstance(picture, Image.Image):
             return prepare(to_rgb(picture), self.picture)
         try:
@@ -175,39 +178,57 @@ class OnnxEncoder:
         """(B, T) int64 ids and mask, cut, padded and lower-cased as the model was trained."""
         return self._tokenizer(texts)
 
-    @staticmethod
-    def _run(session: ort.InferenceSession, names: list[str], feed: dict[str, NDArray]) -> Embeddings:  # type: ignore[type-arg]
-        # A text tower that was trained with its padding visible (SigLIP) takes no mask.
-        known = {value.name for value in session.get_inputs()}
-        outputs = session.run(names, {name: array for name, array in feed.items() if name in known})
-        return Embeddings(dict(zip(names, outputs, strict=True)))
+    def _run(self, session: Session, names: list[str], feed: dict[str, NDArray[Any]]) -> Embeddings:
+        outputs = session.run([self._output(session, name) for name in names], feed)
+        if not self.files.outputs:
+            return Embeddings(dict(zip(names, outputs, strict=True)))
+        vectors = {}
+        for level, output in zip((level for level in self.levels if level.name in names), outputs, strict=True):
+            if output.shape[1:] != (level.dim,):
+                raise ModelError(f"{session.path} gives vectors of shape {output.shape[1:]}, not of {level.dim} dims")
+            rows = output.astype(np.float32)
+            vectors[level.name] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return Embeddings(vectors)
+
+    def _output(self, session: Session, level: str) -> str:
+        """The graph's output for a level."""
+        known = self.files.outputs.get(level, (level,))
+        for name in known:
+            if name in session.outputs:
+                return name
+        if self.files.outputs and len(session.outputs) == 1:
+            return str(session.outputs[0])
+        raise ModelError(f"{session.path} gives {', '.join(session.outputs)}, none of which is {' or '.join(known)}")
+
+    def _text_feed(self, session: Session, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Tokens as a graph takes them: one that was traced at one length is filled up to it."""
+        ids, mask = feed["input_ids"], feed["attention_mask"]
+        length = session.fixed(1) or ids.shape[1]
+        if ids.shape[1] > length:
+            raise ModelError(f"{session.path} takes {length} tokens, {ids.shape[1]} were given")
+        room = ((0, 0), (0, length - ids.shape[1]))
+        ids = np.pad(ids, room, constant_values=self.config.text.pad_id)
+        mask = np.pad(mask, room)
+        return {"input_ids": ids, "text": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+    def _image_feed(self, session: Session, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Pixels as a graph takes them: bytes (N, S, S, 3), or (N, 3, S, S) normalised, as most libraries have them."""
+        name, value = next(iter(session.inputs.items()))
+        if value.type == "tensor(uint8)":
+            return {name: pixels if value.shape[-1] in (3, pixels.shape[-1]) else pixels.transpose(0, 3, 1, 2)}
+        mean, std = np.array(self.picture.mean, np.float32), np.array(self.picture.std, np.float32)
+        return {name: ((pixels - mean) / std).transpose(0, 3, 1, 2)}
 
     @cached_property
     def _tokenizer(self) -> TextTokenizer:
-        return TextTokenizer(self.folder / TOKENIZER, self.config.text)
+        return TextTokenizer(self.files.tokenizer, self.config.text)
 
-    def _text_session(self, deepest: str) -> ort.InferenceSession:
+    def _text_session(self, deepest: str) -> Session:
         """The graph that computes the levels up to ``deepest`` and nothing above."""
         if deepest not in self._text_sessions:
-            last = deepest == self.levels[-1].name
-            self._text_sessions[deepest] = open_session(self.folder / (TEXT_GRAPH if last else text_graph(deepest)))
+            self._text_sessions[deepest] = Session(self.files.text[deepest], self.device)
         return self._text_sessions[deepest]
 
     @cached_property
-    def _image_session(self) -> ort.InferenceSession:
-        return open_session(self.folder / IMAGE_GRAPH)
-
-
-def open_session(path: Path) -> ort.InferenceSession:
-    """A graph on one thread of the CPU.
-
-    Raises:
-        ModelError: if ONNX Runtime does not accept the file.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ModelError(f"{path} cannot be opened: {str(error).splitlines()[0]}") from error
+    def _image_session(self) -> Session:
+        return Session(self.files.image, self.device)

@@ -10,19 +10,13 @@ Each level alone is judged by its float32 vectors. The cascade is judged as peop
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from hivlp.data.pairs import Pair, Pairs
-from hivlp.data.pictures import load_pixels
-from hivlp.encode.base import Encoder
-from hivlp.encode.stream import encode_stream
 from hivlp.errors import DataError
-from hivlp.evaluate.results import Evaluation, Recalls, Scores
+from hivlp.evaluate.results import Recalls, Scores
 from hivlp.levels import DEFAULT_SHORTLIST, Embeddings, Level, Vectors
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Rows
@@ -30,47 +24,11 @@ from hivlp.search.plan import cascade
 from hivlp.search.stages import Asked
 from hivlp.store.codec import FLOAT16
 
-logger = logging.getLogger(__name__)
 BLOCK_FLOATS = 1 << 21  # scores at once: they stay in the processor's cache, and memory stays bounded
 QUERIES = 256  # that share one scan
 # Two float32 sums of `dim` products, in whatever order, differ by some sqrt(dim) · 2^-24 of the product of the lengths
 # (Higham & Mary, 2019); four times that is never reached.
 ROUNDING = 4 * 2.0**-24
-
-
-def evaluate(
-    pairs: Sequence[Pair], model: Encoder, *, shortlist: int = DEFAULT_SHORTLIST, progress: bool = True
-) -> Evaluation:
-    """Recalls of a model on pictures with captions, which it encodes.
-
-    Broken pictures are left out with a warning, and counted in ``skipped``, as are damaged parts of their source.
-
-    Args:
-        pairs: pictures with one or more captions each.
-        model: the encoder.
-        shortlist: candidates that each coarser level hands on.
-        progress: show a bar on stderr.
-
-    Raises:
-        DataError: if there is nothing to evaluate.
-    """
-    kept: list[Pair] = []
-    parts: list[Embeddings] = []
-    skipped = pairs.skipped if isinstance(pairs, Pairs) else 0
-    with tqdm(total=len(pairs), desc="pictures", disable=None if progress else True) as bar:
-        for batch in encode_stream(model, pairs, lambda pair: load_pixels(pair.read(), model.picture)):
-            for pair, reason in batch.failures:
-                logger.warning("skipped %s: %s", pair.id, reason)
-            skipped += len(batch.failures)
-            kept += batch.jobs
-            parts.append(batch.embeddings)
-            bar.update(len(batch.jobs) + len(batch.failures))
-    if not kept:
-        raise DataError("no picture could be read")
-    texts = [caption for pair in kept for caption in pair.captions]
-    owner = np.repeat(np.arange(len(kept)), [len(pair.captions) for pair in kept])
-    scores = score(Embeddings.concatenate(parts), model.encode_text(texts), owner, shortlist)
-    return Evaluation(model.name, len(kept), len(texts), skipped, scores)
 
 
 def score(
@@ -95,7 +53,7 @@ def score(
     if len(names) > 1:
         text_vectors, image_vectors = [texts[name] for name in names], [images[name] for name in names]
         to_image = cascade_ranks(text_vectors, image_vectors, owner[:, None], shortlist)
-        to_text = cascade_ranks(image_vectors, text_vectors, _own_captions(owner, images.count), shortlist)
+        to_text = cascade_ranks(image_vectors, text_vectors, own_captions(owner, images.count), shortlist)
         cascade = Recalls.of_ranks(to_image, to_text)
     return Scores(levels, cascade, shortlist)
 
@@ -160,14 +118,14 @@ def cascade_ranks(
         (Q,) ranks; a tie with an item that is not the query's own counts against it, at the shortlist's edge too.
     """
     ranks = np.full(len(own), len(items[0]), np.int64)
-    for number, (rows, scores) in enumerate(_searches(queries, items, own, shortlist)):
+    for number, (rows, scores) in enumerate(searches(queries, items, own, shortlist)):
         right = np.isin(rows, own[number])
         if right.any() and np.isfinite(best := scores[right].max()):
             ranks[number] = np.count_nonzero(scores[~right] >= best)
     return ranks
 
 
-def _searches(
+def searches(
     queries: Sequence[Vectors], items: Sequence[Vectors], own: NDArray[np.int64], shortlist: int
 ) -> Iterator[tuple[Rows, Vectors]]:
     """Rows and finest scores that the search's own cascade ranks for each query; see :func:`cascade_ranks`.
@@ -203,7 +161,7 @@ def _pairwise(texts: Vectors, images: Vectors, text: Rows, image: Rows) -> Vecto
     return scores
 
 
-def _own_captions(owner: NDArray[np.int64], images: int) -> NDArray[np.int64]:
+def own_captions(owner: NDArray[np.int64], images: int) -> NDArray[np.int64]:
     """(N, C) caption numbers of each picture, padded with -1."""
     counts = np.bincount(owner, minlength=images)
     table = np.full((images, int(counts.max())), -1, np.int64)

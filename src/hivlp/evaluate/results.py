@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,19 @@ class Recalls:
         )
         return cls(*both)
 
+    @classmethod
+    def mean(cls, parts: Sequence[Recalls]) -> Recalls:
+        """Means over folds."""
+        return cls(
+            *(
+                {
+                    cutoff: round(fmean(getattr(part, way)[cutoff] for part in parts), 2)
+                    for cutoff in getattr(parts[0], way)
+                }
+                for way in DIRECTIONS
+            )
+        )
+
     @property
     def rsum(self) -> float:
         """Sum of the six recalls, in percent."""
@@ -63,6 +77,36 @@ class Recalls:
 
 
 @dataclass(frozen=True)
+class Reranked:
+    """Recalls of a cascade and a fusion model after it.
+
+    Attributes:
+        recalls: of the fusion model's order.
+        stage: what it did: model, candidates, rule.
+        pairs: that it scored.
+        seconds: that this took.
+    """
+
+    recalls: Recalls
+    stage: Mapping[str, Any]
+    pairs: int
+    seconds: float
+
+    @classmethod
+    def mean(cls, parts: Sequence[Reranked]) -> Reranked:
+        """Means over folds; pairs and seconds are summed."""
+        recalls = Recalls.mean([part.recalls for part in parts])
+        pairs, seconds = sum(part.pairs for part in parts), round(sum(part.seconds for part in parts), 2)
+        return cls(recalls, parts[0].stage, pairs, seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Recalls, ``stage``, ``pairs``, ``seconds``."""
+        told = asdict(self)
+        del told["recalls"]
+        return {**self.recalls.to_json(), **told}
+
+
+@dataclass(frozen=True)
 class Scores:
     """Recalls of one collection.
 
@@ -70,11 +114,21 @@ class Scores:
         levels: level -> recalls of its float32 vectors alone, coarse to fine.
         cascade: recalls of a search that passes ``shortlist`` candidates from level to level.
         shortlist: candidates that each coarser level hands on.
+        reranked: recalls of a fusion model after the cascade, if one was asked.
     """
 
     levels: Mapping[str, Recalls]
     cascade: Recalls
     shortlist: int
+    reranked: Reranked | None = None
+
+    @classmethod
+    def mean(cls, parts: Sequence[Scores]) -> Scores:
+        """Means over folds of one model's scores."""
+        levels = {name: Recalls.mean([part.levels[name] for part in parts]) for name in parts[0].levels}
+        after = [part.reranked for part in parts if part.reranked is not None]
+        cascade = Recalls.mean([part.cascade for part in parts])
+        return cls(levels, cascade, parts[0].shortlist, Reranked.mean(after) if after else None)
 
     @property
     def retained(self) -> dict[str, dict[str, float]]:
@@ -82,10 +136,11 @@ class Scores:
         return self.cascade.retained(list(self.levels.values())[-1])
 
     def to_json(self) -> dict[str, Any]:
-        """``levels``, and ``cascade`` with its ``shortlist`` and what it ``retained`` of the finest level's recalls."""
+        """``levels``; ``cascade`` with its ``shortlist`` and what it ``retained`` of the finest level; ``reranked``."""
         levels = {name: recalls.to_json() for name, recalls in self.levels.items()}
         told = {"shortlist": self.shortlist, "retained": self.retained}
-        return {"levels": levels, "cascade": {**self.cascade.to_json(), **told}}
+        after = {} if self.reranked is None else {"reranked": self.reranked.to_json()}
+        return {"levels": levels, "cascade": {**self.cascade.to_json(), **told}, **after}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hivlp.encode.onnx import IMAGE_GRAPH, TEXT_GRAPH, TEXT_WEIGHTS, text_graph
+from hivlp.config import (
+    IMAGE_GRAPH,
+    IMAGE_WEIGHTS,
+    TEXT_GRAPH,
+    TEXT_WEIGHTS,
+    PictureConfig,
+    TextConfig,
+    text_graph,
+)
+from hivlp.errors import ModelError
+from hivlp.export.attention import make_plain
+from hivlp.export.precision import Agreement, Samples, reduce
 from hivlp.export.quantize import compress_tables, quantize_image
 from hivlp.files.scratch import scratch_folder
+from hivlp.levels import ONLY_LEVEL as LEVEL
 from hivlp.model.hivlp_model import HiVLPModel
 
 OPSET = 17
@@ -27,7 +39,7 @@ OPSET = 17
 class _Graph(nn.Module):
     """A function of a model as a module of its own, which is what torch exports."""
 
-    def __init__(self, model: HiVLPModel, function: Callable[..., Mapping[Any, Tensor]]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Mapping[Any, Tensor]]) -> None:
         super().__init__()
         self.model = model  # so that its weights are the graph's
         self._function = function
@@ -82,6 +94,74 @@ def export(
         _write_text_graphs(text, folder, names)
 
 
+def export_towers(
+    image: Callable[..., Tensor],
+    text: Callable[[Tensor, Tensor], Tensor],
+    modules: Sequence[nn.Module],
+    picture: PictureConfig,
+    words: TextConfig,
+    folder: Path,
+    precision: str = "float32",
+    samples: Samples | None = None,
+) -> tuple[int, Agreement | None]:
+    """Write the graphs of another library's dual encoder, of one level.
+
+    Args:
+        image: (B, 3, S, S) float, normalised -> (B, dim); where pictures come in patches, (B, N, values) float, the
+            (B, N) mask of those that are there, and (B, 2) rows and columns.
+        text: (B, T) int64 ids and mask -> (B, dim).
+        modules: that hold their weights.
+        picture: how pictures are normalised, which the graph does.
+        words: whether texts have one length.
+        folder: where to write ``image.onnx``, ``text.onnx`` and ``text.bin``.
+        precision: ``float32``, or ``float16`` or ``int8``, which are checked on ``samples``.
+        samples: pictures and texts as the graphs take them.
+
+    Returns:
+        dim, and how the graphs agree with those in float32.
+
+    Raises:
+        ModelError: if graphs of this precision are too far from those in float32, or the towers do not fit together.
+    """
+    mean, std = torch.tensor(picture.mean), torch.tensor(picture.std)
+
+    def encode_image(pixels: Tensor) -> Mapping[str, Tensor]:
+        normalised = (pixels.float() - mean) / std
+        if picture.fit != "patches":
+            return {LEVEL: nn.functional.normalize(image(normalised.permute(0, 3, 1, 2)), dim=-1)}
+        low, high = pixels[:, 0].flatten(1)[:, :4].to(torch.int64).unflatten(1, (2, 2)).unbind(2)  # type: ignore[no-untyped-call]
+        grid = low + 256 * high
+        mask = torch.arange(picture.patches)[None] < grid.prod(1, keepdim=True)
+        vectors = image(normalised[:, 1:].flatten(2), mask.to(torch.int64), grid)
+        return {LEVEL: nn.functional.normalize(vectors, dim=-1)}
+
+    def encode_text(ids: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+        return {LEVEL: nn.functional.normalize(text(ids, mask), dim=-1)}
+
+    pixels = torch.zeros(2, *picture.shape, dtype=torch.uint8)
+    if picture.fit == "patches":
+        pixels[:, 0].view(2, -1)[:, [0, 2]] = 1
+    tokens = torch.ones(2, words.max_tokens if words.pad_to_max else min(8, words.max_tokens), dtype=torch.int64)
+    mask = tokens.clone()
+    mask[1, -1] = 0  # one that masks nothing might be left out of the graph
+    holder = nn.ModuleList(modules).eval()
+    make_plain(holder)
+    with scratch_folder(folder / "graphs") as scratch, _quiet(), torch.no_grad():
+        dim, words_dim = (int(each[LEVEL].shape[1]) for each in (encode_image(pixels), encode_text(tokens, mask)))
+        if dim != words_dim:
+            raise ModelError(f"its pictures have vectors of {dim} dims, its texts of {words_dim}")
+        images, texts = scratch / IMAGE_GRAPH, scratch / TEXT_GRAPH
+        _write_graph(_Graph(holder, encode_image), {"pixels": pixels}, [LEVEL], images)
+        _write_graph(_Graph(holder, encode_text), {"input_ids": tokens, "attention_mask": mask}, [LEVEL], texts)
+        agreement = None
+        if precision != "float32":
+            assert samples is not None
+            images, texts, agreement = reduce(images, texts, precision, samples)
+        _write_with_weights(images, folder / IMAGE_GRAPH, IMAGE_WEIGHTS)
+        _write_text_graphs(texts, folder, [LEVEL])
+    return dim, agreement
+
+
 def export_image_features(model: HiVLPModel, path: Path) -> None:
     """Write the image tower alone as a graph, one output (``layer7``, …) a layer that a level reads.
 
@@ -111,16 +191,22 @@ def _write_graph(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: list[s
     )
 
 
-def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
-    """The whole text graph, and one cut after each level but the last, over one file of weights."""
+def _write_with_weights(path: Path, out: Path, weights: str) -> None:
+    """A graph with its weights in a file beside it."""
     from onnx.external_data_helper import convert_model_to_external_data
-    from onnx.utils import Extractor
 
     whole = onnx.load(str(path))
     del whole.graph.value_info[:]  # shapes of inner values, which ONNX Runtime infers again
-    convert_model_to_external_data(whole, location=TEXT_WEIGHTS, size_threshold=1024)
-    (folder / TEXT_WEIGHTS).write_bytes(b"")  # onnx appends to what is there, and writes none for a tiny model
-    onnx.save(whole, str(folder / TEXT_GRAPH))
+    convert_model_to_external_data(whole, location=weights, size_threshold=1024)
+    (out.parent / weights).write_bytes(b"")  # onnx appends to what is there, and writes none for a tiny model
+    onnx.save(whole, str(out))
+
+
+def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
+    """The whole text graph, and one cut after each level but the last, over one file of weights."""
+    from onnx.utils import Extractor
+
+    _write_with_weights(path, folder / TEXT_GRAPH, TEXT_WEIGHTS)
     whole = onnx.load(str(folder / TEXT_GRAPH), load_external_data=False)
     inputs = [value.name for value in whole.graph.input]  # SigLIP's graph has no mask
     for count in range(1, len(levels)):

@@ -21,6 +21,11 @@ LINE_LIMIT = 16 << 20
 JSON_LIMIT = 64 << 20
 """Bytes in one settings file, at most."""
 
+Key = tuple[int, int]
+"""Device and inode of a file."""
+LOCKED: set[Key] = set()
+"""Databases that are open in this process: to close any other handle of one lets go of SQLite's locks on it (POSIX)."""
+
 # The longer mark first: UTF-32's begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -55,7 +60,10 @@ def open_file(path: Path) -> BinaryIO:
         ValueError: if it is of another kind, or the path is none.
     """
     # Opening a device may already do something, so look first; look again, as the name may have changed hands.
-    _must_be_regular(path.stat().st_mode)
+    status = path.stat()
+    _must_be_regular(status.st_mode)
+    if (status.st_dev, status.st_ino) in LOCKED:
+        raise ValueError("it is the catalog of an index that is open")
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     file = os.fdopen(descriptor, "rb")
     try:
@@ -64,6 +72,16 @@ def open_file(path: Path) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def key_of(file: Path | int) -> Key:
+    """Device and inode of a path or a handle.
+
+    Raises:
+        OSError: if there is none.
+    """
+    status = os.stat(file)  # noqa: PTH116  (also of a handle)
+    return status.st_dev, status.st_ino
 
 
 def _must_be_regular(mode: int) -> None:

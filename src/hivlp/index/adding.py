@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import time
@@ -23,6 +24,7 @@ from hivlp.data.walk import EXCLUDED, HIDDEN, Found, NotRead, Unreadable, find_p
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
+from hivlp.files.reading import open_file, reason
 from hivlp.index.gone import COPIES, Walked
 from hivlp.index.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
@@ -223,8 +225,8 @@ class _Adding:
             path = stored_path(found.path)
             try:
                 job = self._job(path)
-            except OSError as error:
-                self.fail(path, error.strerror or str(error))
+            except (OSError, ValueError) as error:
+                self.fail(path, reason(error))
                 continue
             except PictureError as error:
                 self.fail(path, str(error))
@@ -335,7 +337,7 @@ class _Adding:
             # A link could show any file of this machine as a caption; a pipe would never end.
             if not stat.S_ISREG(beside.lstat().st_mode):
                 return None
-            with beside.open(encoding="utf-8-sig", errors="replace") as file:
+            with io.TextIOWrapper(open_file(beside), "utf-8-sig", "replace") as file:
                 return file.readline(CAPTION_CHARACTERS).strip() or None
         except (OSError, ValueError):
             return None
@@ -343,9 +345,7 @@ class _Adding:
 
 def _read(path: str) -> tuple[bytes | None, bytes]:
     """A file's content, None if it is too large to be kept, and its SHA-256."""
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("is not a regular file")
+    with open_file(Path(path)) as file:
         start = file.read(HELD_BYTES + 1)
         digest = hashlib.sha256(start)
         if len(start) <= HELD_BYTES:
@@ -353,10 +353,6 @@ def _read(path: str) -> tuple[bytes | None, bytes]:
         while block := file.read(HELD_BYTES):
             digest.update(block)
     return None, digest.digest()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _facts(path: str, data: bytes | None, sidecar: Sidecar | None) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hivlp.errors import QueryError
+from hivlp.index.gone import Missing
 from hivlp.index.index import Index
 from hivlp.index.mixing import sample_rows
 from hivlp.index.photo_filter import PhotoFilter, joined, why_nothing
 from hivlp.search.options import whole_number
 from hivlp.search.results import Hit, SearchResult
-from hivlp.store.records import Item
+from hivlp.store.lookup import Shown
 
 ORDERS = ("score", "newest", "oldest")
 MOST_GONE = 200
@@ -161,11 +162,12 @@ def _browsed(index: Index, condition: str | None, count: int, offset: int, missi
     """Photos that nothing is asked of but what is known of them, by their dates, newest first unless oldest."""
     started = time.perf_counter()
     oldest = order == "oldest"
-    kept: list[tuple[tuple[bool, str, int], Item]] = []
+    kept: list[tuple[tuple[bool, str, int], Shown]] = []
+    there = condition if missing or index.maps is not None else joined(condition, Missing.THERE)
     with index.store.reading() as reader:
-        rows = reader.rows_where("1" if condition is None else condition).rows
+        rows = reader.rows_where("1" if there is None else there).rows
         for start in range(0, len(rows), _BLOCK):
-            items = reader.in_rows(rows[start : start + _BLOCK])
+            items = reader.shown(rows[start : start + _BLOCK]).values()
             kept += [(_dated(item), item) for item in items if missing or _is_there(index, item)]
             # Those without a date come last either way.
             kept.sort(key=lambda pair: pair[0][1:], reverse=not oldest)
@@ -178,10 +180,10 @@ def _browsed(index: Index, condition: str | None, count: int, offset: int, missi
     return SearchResult(hits, {"total": round(1000 * (time.perf_counter() - started), 3)})
 
 
-def _dated(item: Item) -> tuple[bool, str, int]:
+def _dated(item: Shown) -> tuple[bool, str, int]:
     taken = item.metadata.get("taken")
     return isinstance(taken, str), taken if isinstance(taken, str) else "", item.id
 
 
-def _is_there(index: Index, item: Item) -> bool:
-    return index.maps is not None or (not item.missing and os.path.lexists(item.path))
+def _is_there(index: Index, item: Shown) -> bool:
+    return index.maps is not None or os.path.lexists(item.path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,15 @@ from hivlp.coarse.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, Fitted, Method, fi
 from hivlp.coarse.maps import CoarseMaps, NoCoarseLevel
 from hivlp.data.vectors.source import EmbeddingSource, has_texts, open_embeddings
 from hivlp.encode.base import Encoder
-from hivlp.errors import IndexFolderError
+from hivlp.errors import ArgumentError, DataError, IndexFolderError
 from hivlp.index.adding import AddReport
 from hivlp.index.index import Index
 from hivlp.search.calibration import Progress
+from hivlp.store.codec import FLOAT16
+from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
 
+logger = logging.getLogger(__name__)
 DIMS = 64
 
 
@@ -44,8 +48,9 @@ def index_embeddings(
     column: str | None = None,
     queries: Path | str | None = None,
     dims: int | None = None,
-    method: Method | Literal["none"] = "distill",
-    vectors: str = "float16",
+    method: Method | Literal["none"] | None = None,
+    vectors: str | None = None,
+    fields: Mapping[str, str] | None = None,
     model: Encoder | None = None,
     model_source: str | None = None,
     on_fit: Callable[[int, int], None] | None = None,
@@ -61,8 +66,11 @@ def index_embeddings(
         queries: vectors as they will be asked for, to fit to, in one of those formats; default the texts of a
             clip-retrieval folder, otherwise the items themselves. An existing index keeps its coarse level.
         dims: of the coarse level, default 64; an existing index must have so many.
-        method: see :func:`hivlp.coarse.fit_coarse`; ``none`` stores no coarse level, for an index that will be tuned.
-        vectors: codec of the finest level, see :meth:`hivlp.index.Index.create`.
+        method: see :func:`hivlp.coarse.fit_coarse`, default ``distill``; ``none`` stores no coarse level, for an index
+            that will be tuned. An existing index must have a coarse level if one is asked for, and none otherwise.
+        vectors: codec of the finest level, see :meth:`hivlp.index.Index.create`; an existing index must have this one.
+        fields: keys of the metadata that conditions name like columns, and their types, see
+            :meth:`hivlp.index.Index.declare`; those of an existing index stay declared.
         model: that made the vectors, if texts and pictures shall be searched for without naming it again.
         model_source: how to load it again (a name or folder); default its name.
         on_fit: called with how much of the learning is done, and of how much.
@@ -70,26 +78,58 @@ def index_embeddings(
         on_tune: called while the approximate index of a tuned index takes in what was added.
 
     Raises:
-        DataError: if vectors cannot be read or do not fit.
-        IndexFolderError: see :meth:`hivlp.index.Index.add_embeddings`.
+        ArgumentError: if ``dims`` or ``queries`` of a coarse level are given, and ``method`` is ``none``.
+        DataError: if vectors cannot be read or do not fit, or the column of a source that has none is named.
+        IndexFolderError: if an existing index is not as ``dims``, ``method`` and ``vectors`` say; see also
+            :meth:`hivlp.index.Index.add_embeddings`.
     """
+    if method == "none" and (dims is not None or queries is not None):
+        raise ArgumentError("fit none makes no coarse level: it cannot be given with dims or queries")
     source = Path(source)
     embeddings = open_embeddings(source, column=column)
+    if column is not None and not embeddings.has_columns:
+        raise DataError(f"{source} holds no parquet, of which a column could be {column}")
     if Index.exists(out):
         with Index.open(out, model) as index:
-            if dims is not None and dims != index.levels[0].dim:
-                raise IndexFolderError(
-                    f"{out} has a coarse level of {index.levels[0].dim} dims, not {dims}: make a new index for that"
-                )
+            check_codec(index, vectors)
+            _check_coarse(index, dims, method)
+            if queries is not None or method not in (None, "none"):
+                logger.warning("%s keeps the coarse level that it was made with: nothing is fitted again", out)
+            index.declare(fields or {})
             return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), None)
+    checked_fields(fields)
     Store.check_free(Path(out))  # before minutes go into the fit
     fitted: Fitted | None = None
     maps: CoarseMaps | NoCoarseLevel = NoCoarseLevel(embeddings.dim)
     if method != "none":
-        fitted = _fit(source, embeddings, column, queries, DIMS if dims is None else dims, method, on_fit)
+        fitted = _fit(source, embeddings, column, queries, DIMS if dims is None else dims, method or "distill", on_fit)
         maps = fitted.maps
-    with Index.create_from_embeddings(out, maps, model=model, source=model_source, vectors=vectors) as index:
+    with Index.create_from_embeddings(
+        out, maps, model=model, source=model_source, vectors=vectors or FLOAT16.name, fields=fields
+    ) as index:
         return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), fitted)
+
+
+def check_codec(index: Index, vectors: str | None) -> None:
+    """Check that an index stores its finest level by the codec that was asked for, if one was.
+
+    Raises:
+        IndexFolderError: if not.
+    """
+    stored = index.info().vectors
+    if vectors not in (None, stored):
+        raise IndexFolderError(f"{index.path} stores {stored} vectors, not {vectors}: make a new index for that")
+
+
+def _check_coarse(index: Index, dims: int | None, method: str | None) -> None:
+    coarse = index.levels[0].dim if len(index.levels) > 1 else None
+    if coarse is None and (dims is not None or method not in (None, "none")):
+        raise IndexFolderError(f"{index.path} has no coarse level: make a new index for one")
+    if coarse is not None and (method == "none" or dims not in (None, coarse)):
+        wanted = "none" if method == "none" else dims
+        raise IndexFolderError(
+            f"{index.path} has a coarse level of {coarse} dims, not {wanted}: make a new index for that"
+        )
 
 
 def _fit(

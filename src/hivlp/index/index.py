@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
-from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
-from hivlp.encode.base import Encoder, Picture, as_texts, check_encoder
+from hivlp.encode import as_encoder
+from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
-from hivlp.index.adding import AddReport, add_pictures
-from hivlp.index.adding_vectors import add_vectors
 from hivlp.index.answering import Answering
 from hivlp.index.gone import Missing, relocate
 from hivlp.index.info import IndexInfo
 from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
-from hivlp.index.repair import RepairReport, set_damage_aside
+from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
 from hivlp.index.tune_report import TuneReport
-from hivlp.index.tuning import DEFAULT_RECALL, refresh, tune
-from hivlp.index.verify import verify_index
+from hivlp.index.tuning import DEFAULT_RECALL, Renumbering, before_renumbering, refresh, tune
 from hivlp.levels import Embeddings, Level, Vectors
 from hivlp.search.calibration import Progress as TuneProgress
+from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
+from hivlp.search.operating_points import Tuned
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
 from hivlp.search.stages import Query
 from hivlp.search.timing import Stopwatch
 from hivlp.store.codec import CODECS
 from hivlp.store.compacting import Progress
+from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
 from hivlp.store.names import composed, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
-from hivlp.store.verify import VerifyReport
 
+if TYPE_CHECKING:
+    from hivlp.data.vectors.source import EmbeddingSource
+    from hivlp.index.adding import AddReport
+    from hivlp.index.repair import RepairReport
+    from hivlp.store.verify import VerifyReport
+
+logger = logging.getLogger(__name__)
 PAGE = 1000
 """Items that are listed from one commit."""
 LAST_ID = (1 << 63) - 1
@@ -76,25 +83,37 @@ class Index:
             raise
 
     @classmethod
-    def create(cls, path: Path | str, *, model: Encoder, source: str | None = None, vectors: str = "float16") -> Index:
+    def create(
+        cls,
+        path: Path | str,
+        *,
+        model: Encoder | str | Path,
+        source: str | None = None,
+        vectors: str = "float16",
+        fields: Mapping[str, str] | None = None,
+    ) -> Index:
         """Make an empty index for a model.
 
         Args:
             path: a folder that does not exist yet, or is empty.
-            model: its levels and fingerprint are recorded; other models will be refused.
-            source: how to load the model again (a name or folder); default the model's name.
+            model: loaded, or its name, hub id or folder (:meth:`hivlp.HiVLP.from_pretrained`); its levels and
+                fingerprint are recorded, and other models will be refused.
+            source: how to load the model again (a name or folder); default what it was loaded from, a model of the hub
+                with its commit.
             vectors: codec of the finest level: ``float16``, ``float32``, or ``int8``, which takes half the room of
                 float16 and finds about 0.995 of its ten best. An index of float32 vectors is not tuned.
+            fields: keys of the items' metadata that conditions (``where``) name like columns, and their types:
+                ``int``, ``float``, ``str`` or ``bool``; see :meth:`declare`.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
-            ArgumentError: if there is no such codec.
+            ArgumentError: if there is no such codec, or a field cannot be declared.
         """
-        check_encoder(model)
+        model = as_encoder(model)
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        Store.make(folder_path(path), about, codec=checked_codec(vectors))
+        Store.make(folder_path(path), about, codec=checked_codec(vectors), fields=checked_fields(fields))
         return cls(Path(path), model)
 
     @classmethod
@@ -103,9 +122,10 @@ class Index:
         path: Path | str,
         maps: CoarseMaps | NoCoarseLevel,
         *,
-        model: Encoder | None = None,
+        model: Encoder | str | Path | None = None,
         source: str | None = None,
         vectors: str = "float16",
+        fields: Mapping[str, str] | None = None,
     ) -> Index:
         """Make an empty index for vectors that come from elsewhere; :meth:`add_embeddings` fills it.
 
@@ -114,23 +134,24 @@ class Index:
             maps: what makes the coarse level (:func:`hivlp.coarse.fit_coarse`), kept in the folder; or
                 :class:`hivlp.coarse.NoCoarseLevel`, for an index that will be tuned, which never reads one.
             model: that made the vectors, if texts and pictures shall be searched for; its finest level is used.
-            source: how to load the model again (a name or folder); default the model's name.
+            source: how to load the model again (a name or folder); default what it was loaded from.
             vectors: codec of the finest level, ``float16``, ``float32`` or ``int8``: see :meth:`create`.
+            fields: keys of the items' metadata that conditions name like columns, and their types: see :meth:`create`.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written, or the model's vectors have another
                 length.
-            ArgumentError: if there is no such codec.
+            ArgumentError: if there is no such codec, or a field cannot be declared.
         """
-        if model is not None:
-            check_encoder(model)
-            check_width(model, maps)
-        about = About(EMBEDDINGS, _loaded_from(model, source) if model else "", maps.fingerprint, maps.levels)
-        Store.make(folder_path(path), about, maps.arrays(), checked_codec(vectors))
-        return cls(Path(path), model)
+        encoder = None if model is None else as_encoder(model)
+        if encoder is not None:
+            check_width(encoder, maps)
+        about = About(EMBEDDINGS, _loaded_from(encoder, source) if encoder else "", maps.fingerprint, maps.levels)
+        Store.make(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
+        return cls(Path(path), encoder)
 
     @classmethod
-    def open(cls, path: Path | str, model: Encoder | None = None) -> Index:
+    def open(cls, path: Path | str, model: Encoder | str | Path | None = None) -> Index:
         """Open an existing index.
 
         Without a model, the one that it was made with is loaded when a text or a picture needs it.
@@ -138,20 +159,20 @@ class Index:
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(folder_path(path), model)
+        return cls(folder_path(path), None if model is None else as_encoder(model))
 
     @staticmethod
     def exists(path: Path | str) -> bool:
         """Whether there is an index in this folder."""
         return Store.exists(path)
 
-    def attach(self, model: Encoder) -> None:
-        """Use this model for queries and new pictures.
+    def attach(self, model: Encoder | str | Path) -> None:
+        """Use this model, given loaded or by its name or folder, for queries and new pictures.
 
         Raises:
             IndexFolderError: if the index was made with another model.
         """
-        self._queries.attach(model)
+        self._queries.attach(as_encoder(model))
 
     def snapshot(self) -> Snapshot:
         """The last commit as searches see it: its collection, and the approximate index that it is searched with."""
@@ -182,6 +203,31 @@ class Index:
     def model_source(self) -> str:
         """Name or folder from which the index's model can be loaded again."""
         return self.store.about.source
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Declared fields: name -> type."""
+        with self.store.reading() as reader:
+            return {field.name: field.type for field in reader.state.fields}
+
+    def declare(self, fields: Mapping[str, str]) -> None:
+        """Declare fields: keys of the items' metadata that conditions (``where``) name like columns.
+
+        ``index.declare({"year": "int"})``, then ``index.search("a red car", where="year >= 2010")``. The value of a
+        field is what the metadata have under its name, if it is of the field's type, and NULL otherwise. Comparisons
+        of fields with constants, ``BETWEEN``, ``IN``, ``IS NULL``, ``LIKE`` and ``GLOB``, and those under ``AND``,
+        ``OR`` and ``NOT``, are answered from columns, in well under a millisecond for 100,000 items; anything else by
+        SQLite, with the same result.
+
+        Args:
+            fields: name -> ``int`` (64 bits), ``float``, ``str`` or ``bool``; they are added to those that there are,
+                and one that is declared again gets its new type.
+
+        Raises:
+            ArgumentError: if a name cannot stand in a condition, or there is no such type.
+            IndexFolderError: if another process is writing, or the folder cannot be written.
+        """
+        self.store.declare(checked_fields(fields))
 
     @property
     def maps(self) -> CoarseMaps | NoCoarseLevel | None:
@@ -243,6 +289,8 @@ class Index:
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
+        from hivlp.index.adding import add_pictures
+
         if self.maps is not None:
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
         model = self._queries.need_model()
@@ -252,7 +300,7 @@ class Index:
                 self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
                 reread=reread, on_progress=on_progress, workers=workers,
             )  # fmt: skip
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     def info(self) -> IndexInfo:
@@ -261,7 +309,7 @@ class Index:
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        return IndexInfo.of(self.store, stored_bytes(self.path))
+        return IndexInfo.of(self.store, stored_bytes(self.path), Tuned.load(self.path))
 
     def get(self, item: int | str | Path) -> Item | None:
         """An item by its id (a number) or its path; None if there is none.
@@ -324,7 +372,10 @@ class Index:
         Raises:
             QueryError: if one is not in the index, or a path could mean several; then nothing is removed.
         """
-        return self.store.remove(items)
+        with self.store.writer():
+            removed = self.store.remove(items)
+            self._keep_up(mend=False)
+        return removed
 
     def relocate(self, old: Path | str, new: Path | str) -> tuple[int, int]:
         """Give all items of a folder that was moved as a whole their new paths; no file is read.
@@ -339,7 +390,9 @@ class Index:
         Raises:
             QueryError: if there is no item at or below ``old``.
         """
-        moved, replaced = relocate(self.store, os.fspath(old), os.fspath(new))
+        with self.store.writer():
+            moved, replaced = relocate(self.store, os.fspath(old), os.fspath(new))
+            self.store.keep_derived()
         if not moved + replaced:
             raise QueryError(f"{self.path} has no item in {old}")
         return moved, replaced
@@ -353,7 +406,7 @@ class Index:
 
         Args:
             on_progress: called with how many vectors are written, and of how many.
-            on_tune: called while the approximate index of a tuned index is made anew, as :meth:`tune` calls.
+            on_tune: called while the approximate index of a tuned index leaves those rows out, as :meth:`tune` calls.
 
         Returns:
             How many rows were given back.
@@ -362,8 +415,10 @@ class Index:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
         with self.store.writer():
+            before = before_renumbering(self.store)
             freed = self.store.compact(on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune, before)
+            self.store.keep_derived()
         return freed
 
     def merge(self, other: Path | str, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
@@ -382,21 +437,43 @@ class Index:
         """
         with self.store.writer():
             added = self.store.merge(other, on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
+            self.store.keep_derived()
         return added
 
     def refresh(self, on_progress: TuneProgress | None = None) -> bool:
-        """Let the approximate index of a tuned index take in what was added, if it is a tenth of it or more.
+        """Let the approximate index of a tuned index take in what was added, if that is worth it.
 
-        :meth:`add`, :meth:`add_embeddings`, :meth:`merge` and :meth:`compact` do so by themselves. An approximate index
-        that is damaged, of an earlier format, or of rows that were renumbered is built again.
+        :meth:`add`, :meth:`add_embeddings`, :meth:`merge`, :meth:`remove` and :meth:`compact` do so by themselves, from
+        256 rows or 1/500 of all on; until then, searches scan them. What was learnt stays, the codes of all other rows
+        too, and the recall of the operating points in use is measured again: one that falls short gives way to a slower
+        one that does not, and :meth:`info` says so where there is none left. An index of twice the rows that it was
+        trained on is tuned anew. One that is damaged, of an earlier format, or of rows that were renumbered is built
+        again.
 
         Returns:
             Whether there was something to do.
+
+        Raises:
+            IndexFolderError: if it cannot be written; the old one is there still.
         """
         refreshed = refresh(self.store, on_progress)
         self._answering.snapshots.look_again()
         return refreshed
+
+    def _keep_up(
+        self,
+        on_progress: TuneProgress | None = None,
+        renumbering: Renumbering | None = None,
+        *,
+        mend: bool = True,
+    ) -> None:
+        """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
+        try:
+            refresh(self.store, on_progress, renumbering, mend=mend)
+        except IndexFolderError as error:
+            logger.warning("the approximate index has not taken in what has changed: %s", error)
+        self._answering.snapshots.look_again()
 
     def verify(self, on_progress: Progress | None = None) -> VerifyReport:
         """Check every vector and every record against the checksum that was written with it.
@@ -404,6 +481,8 @@ class Index:
         Raises:
             IndexFolderError: if a file may not be read. Damage is not raised, but reported.
         """
+        from hivlp.index.verify import verify_index
+
         return verify_index(self.store, on_progress)
 
     def repair(self, on_progress: Progress | None = None) -> RepairReport:
@@ -419,8 +498,11 @@ class Index:
             DamagedIndexError: if ``items.db`` is damaged beyond repair.
             IndexFolderError: if another process is writing, or the disk fails.
         """
+        from hivlp.index.repair import set_damage_aside
+
         with self.store.writer():
             report = set_damage_aside(self.store, on_progress)
+            self._keep_up()
             there = [Path(path) for _, path in report.lost if Path(path).is_file()]
             if there and self.model is not None and self.maps is None:
                 report.failed = self.add(there).failed
@@ -428,6 +510,7 @@ class Index:
                     lost = reader.integrity.lost()[0]
                 report.restored, report.lost = len(report.lost) - len(lost), lost
                 report.items = len(self)
+            self.store.keep_derived()
         return report
 
     def add_embeddings(
@@ -449,6 +532,9 @@ class Index:
                 the folder cannot be written; what was reported is kept.
             DataError: if there are no vectors, or not of the index's length.
         """
+        from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
+        from hivlp.index.adding_vectors import add_vectors
+
         maps = self.maps
         if maps is None:
             raise IndexFolderError(f"{self.path} was made with a model: use a new index for embeddings")
@@ -460,15 +546,16 @@ class Index:
             source = open_embeddings(source)
         with self._adding():
             report = add_vectors(self.store, maps, source, on_progress=on_progress)
-            self.refresh(on_tune)
+            self._keep_up(on_tune)
         return report
 
     @contextmanager
     def _adding(self) -> Iterator[None]:
         with self.store.writer():
             try:
-                self.info()  # adding to a damaged index would hide the damage
+                self.store.info()  # adding to a damaged index would hide the damage
                 yield
+                self.store.keep_derived()
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
@@ -488,6 +575,8 @@ class Index:
         group: bool | float = False,
         recall: float | None = None,
         missing: bool = False,
+        rerank: Reranker | None = None,
+        rerank_depth: int | None = None,
     ) -> SearchResult:
         """The items closest to a text, a picture, another item, a vector, or a mix of them.
 
@@ -500,8 +589,9 @@ class Index:
             shortlist: candidates that the coarse level hands on (default 200, or all of up to 10,000; at least ``k``);
                 with more than two levels, one number for each level but the finest makes a funnel.
             exact: rank everything by the finest level instead.
-            where: SQL condition over ``id``, ``path``, ``caption`` and ``metadata`` (JSON) that hits must meet. What it
-                lets pass is kept until the next commit, so that asking the same again costs nothing.
+            where: SQL condition over ``id``, ``path``, ``caption``, ``metadata`` (JSON) and declared fields (see
+                :meth:`declare`) that hits must meet. What it lets pass is kept until the next commit, so that asking
+                the same again costs nothing.
             offset: hits to skip; pages of the same query are parts of one list, best first, to any depth. With a
                 ``shortlist`` of one's own below ``k``, pages of the same ``k`` are.
             threshold: leave out hits whose finest score is below this.
@@ -514,6 +604,9 @@ class Index:
                 searched wider, as the result's ``plan`` says. An index that was not tuned, and a search with a
                 ``shortlist`` of its own, reads everything at the coarse level instead.
             missing: find items whose files are gone, too (see :meth:`add`).
+            rerank: a fusion model (:mod:`hivlp.systems.fusion`) that orders the first ranks again by what it makes of
+                the text and each picture together; ``threshold`` and ``group`` still go by the finest level.
+            rerank_depth: how many ranks it orders (default: as many as the model is made for).
 
         Raises:
             QueryError: if the query or an option makes no sense.
@@ -526,6 +619,13 @@ class Index:
         )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
+        if rerank is not None:
+            if isinstance(query, Mix):
+                raise QueryError("a fusion model compares one text with pictures: it cannot be given a mix")
+            return search_reranked(
+                self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+            )[0]  # fmt: skip
         watch = Stopwatch()
         encoded = None
         if isinstance(query, Mix):
@@ -556,6 +656,8 @@ class Index:
         group: bool | float = False,
         recall: float | None = None,
         missing: bool = False,
+        rerank: Reranker | None = None,
+        rerank_depth: int | None = None,
     ) -> list[SearchResult]:
         """What :meth:`search` finds for each of many texts or vectors, in less time than one by one.
 
@@ -575,6 +677,8 @@ class Index:
             group: fold hits of the same content (True), or as close as a cosine, into one.
             recall: share of the ten best to find at least.
             missing: find items whose files are gone, too.
+            rerank: a fusion model that orders the first ranks of each text again.
+            rerank_depth: how many ranks it orders.
 
         Returns:
             One result a query, in their order; its timings are its share of the whole batch's.
@@ -589,6 +693,11 @@ class Index:
         )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
+        if rerank is not None:
+            return search_reranked(
+                self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+            )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
         watch.lap("encode")
@@ -650,12 +759,14 @@ class Index:
     ) -> TuneReport:
         """Build the approximate index of this index, and measure on its own data what search parameters find and cost.
 
-        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`).
+        Searches use it from then on; as items are added, it takes them in (see :meth:`refresh`). Tuning again without
+        ``queries`` reuses those of the last time, what was learnt, codes and exact neighbours, and measures all search
+        parameters; it trains anew where these do not reach the recall, and from twice the rows on.
 
         Args:
             queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
-                finest level, or a ``.npy`` of them. By default captions of the index, words that the model knows, or
-                the items themselves.
+                finest level, or a ``.npy`` of them. By default those of the last time, or else captions of the index,
+                words that the model knows, or the items themselves.
             recall: what searches shall find that ask for nothing else.
             on_progress: called with what is done, how much of it, and of how much.
 
@@ -673,6 +784,7 @@ class Index:
             queries = as_texts(queries)
         recall = real_number("recall", recall)
         report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
+        self.store.keep_derived()
         self._answering.snapshots.look_again()
         return report
 
@@ -690,4 +802,4 @@ def checked_codec(name: str) -> str:
 
 def _loaded_from(model: Encoder, source: str | None) -> str:
     place = Path(source) if source is not None and Path(source).is_dir() else None
-    return str(place.resolve()) if place else source or model.name
+    return str(place.resolve()) if place else source or getattr(model, "source", "") or model.name

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hivlp.search.operating_points import Tuned
+from hivlp.store.fields import files
+from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.fields.declared import FieldCounts
 from hivlp.store.folder import Store
 
 
@@ -27,6 +31,11 @@ class IndexInfo:
         levels: dims of each, coarse to fine.
         bytes: on disk.
         engine_bytes: of them, those of the approximate index that `hivlp tune` made.
+        tuned: what is known of that one: ``rows`` in its inverted lists, ``learnt_rows`` that it was trained on,
+            ``checked_rows`` that there were when recall was last measured, the ``recall`` that it is tuned for, what
+            searches find ``at_least`` (None where they read all rows), and ``tune_again``: why that would help, or
+            None. None without an approximate index of this format.
+        fields: declared ones by name: their type, and how many items have a value of it, and how many none.
     """
 
     path: str
@@ -43,20 +52,45 @@ class IndexInfo:
     levels: dict[str, int]
     bytes: int
     engine_bytes: int
+    tuned: dict[str, Any] | None
+    fields: dict[str, FieldCounts]
 
     @classmethod
-    def of(cls, store: Store, engine_bytes: int) -> IndexInfo:
-        """What a store holds, and how long its approximate index's files are.
+    def of(cls, store: Store, engine_bytes: int, tuned: Tuned | None) -> IndexInfo:
+        """What a store holds, how long its approximate index's files are, and what was measured of that.
 
         Raises:
             IndexFolderError: if a vector file is missing or too short.
         """
-        held = store.info()
-        return cls(**{**held, "bytes": held["bytes"] + engine_bytes}, engine_bytes=engine_bytes)
+        with store.reading() as reader:
+            held, fields, generation = reader.info(), CommitColumns(store.path).counts(reader), reader.state.generation
+        held["bytes"] += engine_bytes + files.stored_bytes(store.path)
+        known = None if tuned is None else _known(tuned, generation)
+        return cls(**held, engine_bytes=engine_bytes, tuned=known, fields=fields)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp info --json`` prints."""
-        return asdict(self)
+        return {**asdict(self), "fields": {name: counts.to_json() for name, counts in self.fields.items()}}
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}: {value}" for name, value in self.to_json().items())
+        lines = [f"{name}: {value}" for name, value in self.to_json().items() if name != "fields"]
+        return "\n".join([*lines, *map(str, self.fields.values())])
+
+
+def _known(tuned: Tuned, generation: int) -> dict[str, Any]:
+    """What is shown of an approximate index."""
+    point = tuned.depths[0].point(tuned.recall)
+    return {
+        **{name: getattr(tuned, name) for name in ("rows", "learnt_rows", "checked_rows", "recall")},
+        "at_least": None if point is None else point.at_least,
+        "tune_again": _tune_again(tuned, generation),
+    }
+
+
+def _tune_again(tuned: Tuned, generation: int) -> str | None:
+    """Why tuning again would help; None where it would not."""
+    if tuned.generation != generation:
+        return "the rows have other numbers now, and searches do not use the approximate index"
+    if tuned.falls_short:
+        return f"after what has changed, no search parameters are known to find {tuned.recall}: all rows are read"
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class QueryEncoder:
         """
         with self._lock:
             if self._model is None:
-                from hivlp.encode.hub import HiVLP
+                from hivlp.encode.pretrained import HiVLP
 
                 if not self._about.source:
                     raise QueryError(
@@ -121,19 +121,25 @@ class QueryEncoder:
         if len(sizes) != 1 or sizes == {()}:
             raise QueryError(f"every level needs a row for each query, not {shapes}")
         ((count,),) = sizes
-        return [self.of_vectors({name: array[number] for name, array in vectors.items()}) for number in range(count)]
+        if self._tells_coarse(vectors):
+            return [_FromFine(fine, self._coarse) for fine in unit_rows(vectors, levels[-1], count)]
+        by_level = [unit_rows(vectors, level, count) for level in levels]
+        return list(zip(*by_level, strict=True))
 
     def of_vectors(self, vectors: Mapping[str, Any]) -> Query:
         """The (dim,) unit vector of each level; of given embeddings the fine one tells the coarse one.
 
         Raises:
-            QueryError: see :func:`unit_vectors`.
+            QueryError: see :func:`unit_vector`.
         """
         levels = self._about.levels
-        if isinstance(self.maps, CoarseMaps) and COARSE not in vectors:
-            (fine,) = unit_vectors(vectors, levels[-1:])
-            return [self._coarse(fine), fine]
-        return unit_vectors(vectors, levels)
+        if self._tells_coarse(vectors):
+            return _FromFine(unit_vector(vectors, levels[-1]), self._coarse)
+        return [unit_vector(vectors, level) for level in levels]
+
+    def _tells_coarse(self, vectors: Mapping[str, Any]) -> bool:
+        """Whether the fine vector of a query tells the coarse one, which was not given."""
+        return isinstance(self.maps, CoarseMaps) and COARSE not in vectors
 
     def _coarse(self, fine: Vectors) -> Vectors:
         """The (m,) coarse vector of a (dim,) fine one: as the maps have it, without letting go of the lock."""
@@ -165,32 +171,73 @@ def check_width(model: Encoder, maps: CoarseMaps | NoCoarseLevel) -> None:
         )
 
 
-def unit_vectors(vectors: Mapping[str, Any], levels: Sequence[Level]) -> list[Vectors]:
-    """The (dim,) unit vector of each level, coarse to fine.
+class _FromFine(Sequence[Vectors]):
+    """Unit vectors of a query of which the fine one is known: the coarse one is made when it is first needed."""
+
+    __slots__ = ("_coarse", "_fine", "_make")
+
+    def __init__(self, fine: Vectors, make: Callable[[Vectors], Vectors]) -> None:
+        self._fine, self._make = fine, make
+        self._coarse: Vectors | None = None
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, place: Any) -> Any:
+        if place in (-1, 1):
+            return self._fine
+        coarse = self._coarse
+        if coarse is None:
+            coarse = self._coarse = self._make(self._fine)
+        return (coarse, self._fine)[place]
+
+
+def unit_vector(vectors: Mapping[str, Any], level: Level) -> Vectors:
+    """The (dim,) unit vector of one level.
 
     Raises:
-        QueryError: if a level is missing, or its vector has the wrong length, is zero or is not finite.
+        QueryError: if the level is missing, or its vector has the wrong length, is zero or is not finite.
     """
-    checked = []
-    for level in levels:
-        if level.name not in vectors:
-            raise QueryError(f"the query has no vector for level {level.name}")
-        try:
-            given = np.asarray(vectors[level.name])
-            if given.dtype.kind not in "fiu":
-                raise TypeError(given.dtype)
-            vector = given
-            if given.dtype != np.float32 or not given.flags.c_contiguous:
-                with np.errstate(over="ignore"):
-                    vector = np.ascontiguousarray(given, np.float32)
-        except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
-            raise QueryError(f"level {level.name}: not a vector of numbers") from error
-        if vector.shape == (1, level.dim):
-            vector = vector[0]
-        if vector.shape != (level.dim,):
-            raise QueryError(f"level {level.name}: a vector of shape {vector.shape} where ({level.dim},) is needed")
-        unit, length = native.unit(vector)
-        if not 0 < length < math.inf:
-            raise QueryError(f"level {level.name}: the vector is {'zero' if length == 0 else 'not finite'}")
-        checked.append(unit)
-    return checked
+    vector = _numbers(vectors, level)
+    if vector.shape == (1, level.dim):
+        vector = vector[0]
+    if vector.shape != (level.dim,):
+        raise QueryError(f"level {level.name}: a vector of shape {vector.shape} where ({level.dim},) is needed")
+    unit, length = native.unit(vector)
+    if not 0 < length < math.inf:
+        raise QueryError(f"level {level.name}: the vector is {'zero' if length == 0 else 'not finite'}")
+    return unit
+
+
+def unit_rows(vectors: Mapping[str, Any], level: Level, count: int) -> Vectors:
+    """The (count, dim) unit vectors of one level, each as :func:`unit_vector` makes it.
+
+    Raises:
+        QueryError: if the level is missing, or a vector has the wrong length, is zero or is not finite.
+    """
+    rows = _numbers(vectors, level)
+    if rows.shape == (count, 1, level.dim):
+        rows = rows[:, 0]
+    if rows.shape != (count, level.dim):
+        raise QueryError(f"level {level.name}: vectors of shape {rows.shape} where ({count}, {level.dim}) is needed")
+    units, lengths = native.units(rows)
+    for number in np.flatnonzero(~((lengths > 0) & (lengths < math.inf))).tolist():
+        what = "zero" if lengths[number] == 0 else "not finite"
+        raise QueryError(f"level {level.name}: the vector of query {number + 1} is {what}")
+    return units
+
+
+def _numbers(vectors: Mapping[str, Any], level: Level) -> Vectors:
+    """Vectors of one level as they were given, as float32 in C order."""
+    if level.name not in vectors:
+        raise QueryError(f"the query has no vector for level {level.name}")
+    try:
+        given = np.asarray(vectors[level.name])
+        if given.dtype.kind not in "fiu":
+            raise TypeError(given.dtype)
+        if given.dtype == np.float32 and given.flags.c_contiguous:
+            return given
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(given, np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
+        raise QueryError(f"level {level.name}: not a vector of numbers") from error

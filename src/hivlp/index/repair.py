@@ -72,6 +72,8 @@ def set_damage_aside(store: Store, on_progress: Progress | None = None) -> Repai
         if report.found.found("engine"):
             settle(store.path / ENGINE_FOLDER)
             shutil.rmtree(store.path / ENGINE_FOLDER, ignore_errors=True)  # `hivlp tune` builds it again
+        for damage in report.found.found("payloads"):
+            (store.path / damage.file).unlink(missing_ok=True)  # it is written again
         report.forgotten = repair_store(store, report.found, on_progress)
         with store.reading() as reader:
             report.lost, report.items = reader.integrity.lost()[0], reader.count()

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from hivlp.errors import DamagedIndexError
+from hivlp.index.found import Items, rows_of
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Filter
 from hivlp.search.opened import AnnFolder, Identity
 from hivlp.search.options import Options
 from hivlp.search.plan import Plan, choose
+from hivlp.search.searcher import Page
+from hivlp.store.fields.commit import CommitColumns
 from hivlp.store.folder import Store
 from hivlp.store.lookup import Shown
+from hivlp.store.payloads import Payloads, open_payloads
 from hivlp.store.reader import Reader
 from hivlp.store.records import State
 
@@ -38,8 +43,9 @@ class Snapshot:
         ann: which approximate index it is searched with.
         collection: of its rows.
         filters: of the conditions that were asked last, the least recently asked first.
-        plans: of the searches of all items that were asked for lately.
-        shown: by row, what hits show of their items, of those that were hits lately.
+        plans: of the searches that were asked for lately, and how many rows passed.
+        payloads: what hits show of the first rows; None without a payload file.
+        shown: by row, what hits show of the other items, of those that were hits lately.
     """
 
     state: State
@@ -47,19 +53,19 @@ class Snapshot:
     ann: Identity | None
     collection: Collection
     filters: OrderedDict[str, Filter] = field(default_factory=OrderedDict)
-    plans: dict[Options, Plan] = field(default_factory=dict)
+    plans: dict[tuple[Options, int], Plan] = field(default_factory=dict)
+    payloads: Payloads | None = None
     shown: dict[int, Shown] = field(default_factory=dict)
 
     def plan(self, options: Options, allowed: Filter | None) -> Plan:
         """The plan of a search, chosen once for all that ask for the same."""
-        if allowed is not None:
-            return choose(self.collection, options, allowed.count)
-        plan = self.plans.get(options)
+        kind = options, self.collection.rows if allowed is None else allowed.count
+        plan = self.plans.get(kind)
         if plan is None:
-            plan = choose(self.collection, options, self.collection.rows)
+            plan = choose(self.collection, *kind)
             if len(self.plans) >= PLANS:
                 self.plans.clear()
-            self.plans[options] = plan
+            self.plans[kind] = plan
         return plan
 
 
@@ -69,6 +75,7 @@ class Snapshots:
     def __init__(self, store: Store) -> None:
         """No snapshot is made yet."""
         self._store, self._ann = store, AnnFolder(store.path)
+        self._columns = CommitColumns(store.path)
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 
@@ -110,13 +117,35 @@ class Snapshots:
                 mask = reader.alive()
                 alive = None if mask is None else Filter(mask)
             collection = Collection.of(reader.about.levels, vectors, alive, ann)
-            snapshot = Snapshot(state, changes, identity, collection, filters, shown=shown)
+            if before is not None and before.state.payloads == state.payloads and before.payloads is not None:
+                payloads: Payloads | None = before.payloads
+            else:
+                payloads = open_payloads(self._store.path, state)
+            snapshot = Snapshot(state, changes, identity, collection, filters, payloads=payloads, shown=shown)
             # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
             self._snapshot = snapshot
             return snapshot
 
-    def shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:
-        """What hits show of the items in some rows of a snapshot; None if a commit has come in between."""
+    def items(self, snapshot: Snapshot, pages: Sequence[Page], reader: Reader | None = None) -> Items | None:
+        """What hits show of the items in some pages of a snapshot; None if a commit has come in between.
+
+        Args:
+            snapshot: that was searched.
+            pages: of rankings.
+            reader: of its commit, if there is one.
+        """
+        payloads = snapshot.payloads
+        rows = rows_of(pages, 0 if payloads is None else payloads.rows)
+        known: Mapping[int, Shown] | None = {}
+        if rows:
+            known = self._shown(snapshot, rows) if reader is None else reader.shown(rows)
+        return None if known is None else Items(known, payloads, partial(self._again, snapshot.state.commits))
+
+    def _again(self, commits: int, row: int) -> Shown | None:
+        found = self._store.look_up([row], commits)
+        return None if found is None else found[row]
+
+    def _shown(self, snapshot: Snapshot, rows: list[int]) -> Mapping[int, Shown] | None:
         known = snapshot.shown
         # Other threads may forget what is known at any time: it is taken out once.
         items = {row: item for row in rows if (item := known.get(row)) is not None}
@@ -141,19 +170,38 @@ class Snapshots:
         """
         if condition is None:
             return snapshot.collection.alive
-        with self._lock:
-            if condition in snapshot.filters:
-                snapshot.filters.move_to_end(condition)
-                return snapshot.filters[condition]
+        allowed = self.known(snapshot, condition, reader)
+        if allowed is not None:
+            return allowed
         rows, changing = reader.rows_where(condition)
         mask = np.zeros(snapshot.collection.rows, bool)
         if not all(isinstance(row, int) and 0 <= row < len(mask) for row in rows):
             raise DamagedIndexError(f"{self._store.path} is damaged: an item has no vectors; run `hivlp repair`")
         mask[rows] = True
         allowed = Filter(mask)
-        if not changing:
-            with self._lock:
-                snapshot.filters[condition] = allowed
-                while len(snapshot.filters) > CONDITIONS:
-                    snapshot.filters.popitem(last=False)
+        return allowed if changing else self._keep(snapshot, condition, allowed)
+
+    def known(self, snapshot: Snapshot, condition: str, reader: Reader | None = None) -> Filter | None:
+        """:meth:`allowed` where columns answer the condition, or it was asked before; None if SQLite must answer.
+
+        Args:
+            snapshot: of the last commit.
+            condition: that was asked.
+            reader: of its commit, to make columns that are not there yet; without one, no SQL is run.
+        """
+        with self._lock:
+            if condition in snapshot.filters:
+                snapshot.filters.move_to_end(condition)
+                return snapshot.filters[condition]
+        mask = self._columns.mask(condition, snapshot.state, reader)
+        if mask is None:
+            return None
+        alive = snapshot.collection.alive
+        return self._keep(snapshot, condition, Filter(mask if alive is None else mask & alive.mask))
+
+    def _keep(self, snapshot: Snapshot, condition: str, allowed: Filter) -> Filter:
+        with self._lock:
+            snapshot.filters[condition] = allowed
+            while len(snapshot.filters) > CONDITIONS:
+                snapshot.filters.popitem(last=False)
         return allowed

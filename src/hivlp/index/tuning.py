@@ -1,47 +1,53 @@
-"""Tuning: the approximate index of an index is built, measured on its own data, and kept up with what is added."""
+"""Tuning: the approximate index of an index is built, measured on its own data, and kept up with its changes."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.ann import AnnIndex, native
+from hivlp.ann import native
 from hivlp.ann.ann_index import ROUTER_QUERIES
-from hivlp.ann.arrays import Arrays, read_array
-from hivlp.ann.bounds import Bounds
-from hivlp.ann.manifest import read_manifest
-from hivlp.ann.rows import Stored, dim, floats
+from hivlp.ann.rows import dim
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.files import npy
-from hivlp.files.scratch import standing
 from hivlp.index.queries import QueryEncoder
 from hivlp.index.tune_report import TuneReport
+from hivlp.index.tuned_index import LATE, LATE_SHARE, Rows, TunedIndex, calls_for_check, load_arrays, load_queries
+from hivlp.index.tuning_queries import GIVEN, MOST_QUERIES, queries_to_learn
 from hivlp.levels import Vectors
-from hivlp.search.calibration import Progress, measure
-from hivlp.search.operating_points import FOLDER, Tuned, sample
+from hivlp.search.calibration import Progress
+from hivlp.search.operating_points import Tuned
 from hivlp.store.codec import FLOAT32
 from hivlp.store.folder import Store
 from hivlp.store.schema import CODEC_FORMAT
 
-QUERIES = "queries.npy"
 DEFAULT_RECALL = 0.99
-LEAST_ROWS = 1000  # below this, an exhaustive scan is as fast
-LEAST_DIMS = 16  # an approximate index has no fewer
-HELD_OUT = 400  # queries that operating points are measured with, if there are three times as many
-MOST_HELD_OUT = 1000  # or a tenth of them: the better a recall is known, the faster the parameters that surely reach it
-MOST_QUERIES = 20_000  # that are learnt from; of a large index, one for so many rows, as there are more lists to teach
+LEAST_ROWS = 1000
+"""Rows below which an exhaustive scan is as fast."""
+LEAST_DIMS = 16
+"""Dims of the vectors that an approximate index has at least."""
 ROWS_A_QUERY = 100
-QUERIES_A_ROW = 2  # of a small index: more would take more room beside it than its vectors
-LEAST_QUERIES = 4_000
-ENCODED = 6_000  # texts that are encoded to learn from, at most
-GROWTH = 1.1  # from how many times the rows on the approximate index takes in what was added
-RELEARN = 2.0  # from how many times the rows on it is trained anew
+"""Rows of a large index for each query that is learnt from: it has more lists to teach."""
+QUERIES_A_ROW, LEAST_QUERIES = 2, 4_000
+"""Queries a row of a small index: more would take more room beside it than its vectors."""
+RELEARN = 2.0
+"""Times the rows that it was trained on, from which on an approximate index is trained anew."""
+
+
+class Renumbering(NamedTuple):
+    """What is known of a tuned index before its rows get other numbers.
+
+    Attributes:
+        before: the tuned index.
+        kept: ascending rows of it that stay; they are the first rows afterwards, in this order.
+    """
+
+    before: TunedIndex
+    kept: NDArray[np.int64]
 
 
 def tune(
@@ -53,90 +59,151 @@ def tune(
     on_progress: Progress | None = None,
 ) -> TuneReport:
     """The job behind :meth:`hivlp.index.Index.tune`."""
-    tell: Progress = on_progress or (lambda what, done, total: None)
+    tell: Progress = on_progress or _silent
     if not 0 < recall <= 1:
         raise QueryError(f"recall must be above 0 and at most 1, not {recall}")
     native.kernels()  # raises where there are none
     started = time.perf_counter()
     with store.writer():
-        vectors, alive, generation = finest(store)
-        if len(vectors) < LEAST_ROWS:
+        rows = finest(store)
+        count, width = len(rows.vectors), dim(rows.vectors)
+        if count < LEAST_ROWS:
             raise IndexFolderError(
-                f"{store.path} has {len(vectors)} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
+                f"{store.path} has {count} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
             )
-        if dim(vectors) < LEAST_DIMS:
-            raise IndexFolderError(f"{store.path} has vectors of {dim(vectors)} dims: all are read, as fast as can be")
-        asked, source = _queries(store, encoder, queries, vectors, tell)
-        most = max(MOST_QUERIES, min(ROUTER_QUERIES, len(vectors) // ROWS_A_QUERY))
-        most = min(most, max(LEAST_QUERIES, QUERIES_A_ROW * len(vectors)))
-        asked = asked[np.random.default_rng(0).permutation(len(asked))[:most]]
-        held_out, known = split(asked)
-        index = AnnIndex.build(vectors, queries=known, on_progress=tell)
-        bounds = Bounds.build(index, known, tell)
-        depths, rows = measure(index, alive, held_out, tell), len(vectors)
-        tuned = Tuned(generation, rows, rows, source, recall, depths, sample(index.vectors))
-        save(store, index, bounds, tuned, asked)
-    return TuneReport.of(store.path, index, bounds, tuned, time.perf_counter() - started)
+        if width < LEAST_DIMS:
+            raise IndexFolderError(f"{store.path} has vectors of {width} dims: all are read, as fast as can be")
+        made = _measured_again(store, rows, recall, tell) if queries is None else None
+        if made is None:
+            asked, source = _asked(store, encoder, queries, rows, tell)
+            made = TunedIndex.build(rows, asked, source, recall, tell)
+        made.save(store)
+    return TuneReport.of(store.path, made.index, made.bounds, made.tuned, time.perf_counter() - started)
 
 
-def refresh(store: Store, on_progress: Progress | None = None) -> bool:
-    """The job behind :meth:`hivlp.index.Index.refresh`."""
-    before = Tuned.load(store.path, older=True)
+def _measured_again(store: Store, rows: Rows, recall: float, tell: Progress) -> TunedIndex | None:
+    """A tuned index with the training, codes and truth of before; None if they do not hold any more."""
+    before = Tuned.load(store.path)
+    if before is None or len(rows.vectors) >= RELEARN * before.learnt_rows:
+        return None
+    made = _kept_up(store, before, rows, None, tell)
+    if made is None:
+        return None
+    made = made.measured_again(rows, tell)
+    if made.tuned.depths[0].point(before.recall) is None:
+        return None
+    return made.for_recall(recall)
+
+
+def _asked(
+    store: Store,
+    encoder: QueryEncoder,
+    given: Path | Sequence[str] | Vectors | None,
+    rows: Rows,
+    tell: Progress,
+) -> tuple[NDArray[np.float16], str]:
+    """Queries to learn and to measure with, and where they are from: given ones, now or the last time, or others."""
+    count, before = len(rows.vectors), Tuned.load(store.path, older=True)
+    if given is None and before is not None and before.queries in GIVEN:
+        known = load_queries(store.path, dim(rows.vectors))
+        if known is not None:
+            return known, before.queries
+    asked, source = queries_to_learn(store, encoder, given, rows.vectors, tell)
+    most = max(MOST_QUERIES, min(ROUTER_QUERIES, count // ROWS_A_QUERY))
+    most = min(most, max(LEAST_QUERIES, QUERIES_A_ROW * count))
+    chosen = np.random.default_rng(0).permutation(len(asked))[:most]
+    return asked[chosen].astype(np.float16), source
+
+
+def refresh(
+    store: Store,
+    on_progress: Progress | None = None,
+    renumbering: Renumbering | None = None,
+    *,
+    mend: bool = True,
+) -> bool:
+    """The job behind :meth:`hivlp.index.Index.refresh`.
+
+    Args:
+        store: that has changed.
+        on_progress: called with the step, how much of it is done, and of how much.
+        renumbering: what :func:`before_renumbering` gave, if rows have got other numbers since.
+        mend: whether to see if the files are whole, where there is nothing else to do.
+    """
+    before = Tuned.load(store.path) or Tuned.load(store.path, older=True)
     if before is None or native.load() is None:
         return False
-    tell: Progress = on_progress or (lambda what, done, total: None)
+    tell: Progress = on_progress or _silent
     with store.writer():
-        vectors, alive, generation = finest(store)
-        arrays = _arrays(store.path)
-        grown = len(vectors) >= GROWTH * before.rows or len(vectors) < before.rows
-        stale = grown or generation != before.generation or arrays is None
-        if not stale or len(vectors) < LEAST_ROWS:
+        rows = finest(store)
+        if len(rows.vectors) < LEAST_ROWS:
             return False
-        asked = _remembered(store.path, dim(vectors))
-        if asked is None:
+        if not _is_behind(before, rows) and not (mend and load_arrays(store.path, dim(rows.vectors)) is None):
             return False
-        held_out, known = split(asked)
-        learnt = before.learnt_rows
-        if arrays is None or len(vectors) >= RELEARN * learnt:
-            index, learnt = AnnIndex.build(vectors, queries=known, on_progress=tell), len(vectors)
-        else:
-            index = AnnIndex.extend(arrays, vectors, on_progress=tell)
-        bounds = Bounds.build(index, known, tell)
-        depths = measure(index, alive, held_out, tell)
-        tuned = Tuned(
-            generation, len(vectors), learnt, before.queries, before.recall, depths, sample(index.vectors)
-        )  # fmt: skip
-        save(store, index, bounds, tuned, asked)
+        made = None
+        if len(rows.vectors) < RELEARN * before.learnt_rows:
+            made = _kept_up(store, before, rows, renumbering, tell)
+        if made is None:
+            queries = load_queries(store.path, dim(rows.vectors))
+            if queries is None:
+                return False
+            made = TunedIndex.build(rows, queries, before.queries, before.recall, tell)
+        made.save(store)
     return True
 
 
-def _arrays(folder: Path) -> Arrays | None:
-    try:
-        return Arrays.load(standing(folder / FOLDER))
-    except IndexFolderError:
+def _is_behind(before: Tuned, rows: Rows) -> bool:
+    """Whether there is enough in the rows that the approximate index does not know, or it is of no use as it is."""
+    count = len(rows.vectors)
+    return (
+        before.generation != rows.generation
+        or not before.depths
+        or count < before.rows
+        or count - before.rows >= max(LATE, LATE_SHARE * count)
+        or calls_for_check(before, rows)
+    )
+
+
+def before_renumbering(store: Store) -> Renumbering | None:
+    """What :func:`refresh` wants to know when rows have got other numbers; None if nothing is tuned.
+
+    For the only writer.
+    """
+    if Tuned.load(store.path) is None or native.load() is None:
         return None
-
-
-def _remembered(folder: Path, width: int) -> Vectors | None:
-    """(m, width) queries that an approximate index was tuned with; None if they are damaged or missing."""
-    place = standing(folder / FOLDER)
-    try:
-        asked = read_array(place, QUERIES, read_manifest(place, older=True))[1]
-        if asked.ndim != 2 or asked.shape[1] != width or len(asked) < 2 or asked.dtype != np.float16:
-            return None
-        return _unit(asked.astype(np.float32))
-    except (IndexFolderError, QueryError):
+    rows = finest(store)
+    before = TunedIndex.load(store.path, rows)
+    if before is None:
         return None
+    known = slice(None, before.index.count)
+    kept = np.arange(before.index.count) if rows.alive is None else np.flatnonzero(rows.alive[known])
+    return Renumbering(before, kept)
 
 
-def split(asked: Vectors) -> tuple[Vectors, Vectors]:
-    """The queries that settings are measured with, and those to learn from."""
-    held_out = max(1, min(HELD_OUT, len(asked) // 3), min(MOST_HELD_OUT, len(asked) // 10))
-    return asked[:held_out], asked[held_out:]
+def _kept_up(
+    store: Store, tuned: Tuned, rows: Rows, renumbering: Renumbering | None, tell: Progress
+) -> TunedIndex | None:
+    """A tuned index over other rows, with the training of before; None if it is damaged or of an earlier format."""
+    if not tuned.depths:
+        return None
+    width = dim(rows.vectors)
+    if renumbering is not None and tuned.generation != rows.generation:
+        return renumbering.before.taking_in(rows, renumbering.kept, tell)
+    before = TunedIndex.load(store.path, rows)
+    if before is not None:
+        return before.taking_in(rows, None, tell)
+    arrays, queries = load_arrays(store.path, width), load_queries(store.path, width)
+    if arrays is None or queries is None or arrays.damage() is not None:
+        return None
+    return TunedIndex.encoding_again(arrays, tuned, queries, rows, tell)
 
 
-def finest(store: Store) -> tuple[Stored, NDArray[np.bool_] | None, int]:
-    """Stored vectors of the finest level, which of them are alive, and the generation of their file."""
+def finest(store: Store) -> Rows:
+    """Stored vectors of the finest level, which of them are alive, and the generation of their file.
+
+    Raises:
+        IndexFolderError: if no approximate index can be built over such vectors.
+    """
     with store.reading() as reader:
         vectors = np.asarray(reader.vectors()[-1])
         codec = reader.files()[-1].codec
@@ -146,87 +213,8 @@ def finest(store: Store) -> tuple[Stored, NDArray[np.bool_] | None, int]:
             raise IndexFolderError(
                 f"{store.path} stores float32 vectors: an approximate index re-ranks float16 or int8 ones"
             )
-        return vectors, reader.alive(), reader.state.generation
+        return Rows(vectors, reader.alive(), reader.state.generation)
 
 
-def _queries(
-    store: Store,
-    encoder: QueryEncoder,
-    given: Path | Sequence[str] | Vectors | None,
-    vectors: Stored,
-    tell: Progress,
-) -> tuple[Vectors, str]:
-    """(m, dim) unit vectors to learn and to measure with, and where they are from."""
-    if isinstance(given, Path) and given.suffix == ".npy":
-        try:
-            given = np.array(npy.parse(npy.map_file(given)))
-        except (OSError, ValueError, MemoryError) as error:
-            raise QueryError(f"{given} cannot be read: {error}") from error
-    if isinstance(given, Path):
-        try:
-            given = [line for line in given.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise QueryError(f"{given} cannot be read: {error}") from error
-    width = dim(vectors)
-    if isinstance(given, np.ndarray):
-        if given.ndim != 2 or given.shape[1] != width or len(given) < 2 or given.dtype.kind != "f":
-            raise QueryError(f"queries must be (2 or more, {width}) floats, not {given.shape} {given.dtype}")
-        return _unit(np.asarray(given, np.float32)), "given vectors"
-    if given is not None:
-        if len(given) < 2:
-            raise QueryError("tuning needs at least two queries")
-        return _encode(encoder, list(given)[:MOST_QUERIES], tell), "given texts"
-    if encoder.model is not None:
-        with store.reading() as reader:
-            captions = reader.captions(ENCODED)
-        if len(captions) >= ENCODED // 4:
-            return _encode(encoder, captions, tell), "the captions of the index"
-        words = vocabulary(encoder.model)
-        if words:
-            return _encode(
-                encoder, captions + words[: ENCODED - len(captions)], tell
-            ), "words of the model's vocabulary"
-    rng = np.random.default_rng(0)
-    chosen = np.sort(rng.choice(len(vectors), min(len(vectors), ENCODED), replace=False))
-    return _unit(floats(vectors[chosen])), "the items themselves"
-
-
-def vocabulary(model: Any) -> list[str]:
-    """Words, and pairs of words, of a model's tokenizer: what its text side can say without knowing the pictures."""
-    if not hasattr(model, "vocabulary"):
-        return []
-    known = model.vocabulary()
-    # As word pieces spell whole words: as they are, or with a mark in front (▁ or Ġ) or behind (</w>).
-    marked = any(re.match("[▁Ġ]|.+</w>$", piece) for piece in known)
-    pattern = re.compile(r"(?:[▁Ġ]([a-z]{3,14})|([a-z]{3,14})</w>)$" if marked else r"([a-z]{3,14})()$")
-    words = sorted({match[1] or match[2] for piece in known if (match := pattern.match(piece))})
-    rng = np.random.default_rng(0)
-    rng.shuffle(words)
-    pairs = [f"{first} {second}" for first, second in zip(words, reversed(words), strict=True)]
-    return [text for both in zip(words, pairs, strict=True) for text in both]
-
-
-def _encode(encoder: QueryEncoder, texts: list[str], tell: Progress) -> Vectors:
-    parts = []
-    for start in range(0, len(texts), 256):
-        parts += [query[-1] for query in encoder.of_many(texts[start : start + 256], None)]
-        tell("queries", min(start + 256, len(texts)), len(texts))
-    return np.stack(parts)
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 0)).all():
-        raise QueryError("a query vector is zero or not finite")
-    unit: Vectors = vectors / norms
-    return unit
-
-
-def save(store: Store, index: AnnIndex, bounds: Bounds | None, tuned: Tuned, asked: Vectors) -> None:
-    """Put an approximate index into its folder, whole or not at all, with its operating points and their queries."""
-    extra = {QUERIES: asked.astype(np.float16), **({} if bounds is None else bounds.files())}
-    place = store.path / FOLDER
-    try:
-        index.save(place, tuned.to_json(), extra)
-    except OSError as error:
-        raise IndexFolderError(f"{place} cannot be written: {error.strerror}") from error
+def _silent(what: str, done: int, total: int) -> None:
+    pass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hivlp.errors import ModelError
-from hivlp.mini.efficientnet import from_registry_names
+from hivlp.mini.efficientnet import EfficientNetLite, EfficientNetOptions
 from hivlp.model.towers import tokenizer_path
 from hivlp.train.weights import TowerWeights
 
@@ -49,7 +49,9 @@ def efficientnet_state() -> dict[str, Tensor]:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != EFFICIENTNET_SHA256:
         raise ModelError(f"{path.name} is not the file this recipe knows; reinstall {EFFICIENTNET[0]}")
-    return from_registry_names(torch.load(path, map_location="cpu", weights_only=True))
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # Its layers have other names, and the same order.
+    return dict(zip(EfficientNetLite(EfficientNetOptions()).state_dict(), state.values(), strict=True))
 
 
 def minilm_folder() -> Path:

@@ -163,38 +163,3 @@ class EfficientNetLite(Tower):
         pooled = F.relu6(self.head(x)).mean((2, 3))
         features[self.depth] = torch.cat([pooled, self.classifier(pooled)], 1)
         return features
-
-
-def from_registry_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the ``efficientnet-lite-pytorch`` state dict's keys to ours."""
-    model_stages = [0]
-    sizes = _stage_sizes(state)
-    for size in sizes:
-        model_stages.append(model_stages[-1] + size)
-    parts = {"_expand_conv": "expand.0", "_bn0": "expand.1", "_depthwise_conv": "depthwise.0",
-             "_bn1": "depthwise.1", "_project_conv": "project.0", "_bn2": "project.1"}  # fmt: skip
-    top = {"_conv_stem": "stem.0", "_bn0": "stem.1", "_conv_head": "head.0", "_bn1": "head.1", "_fc": "classifier"}
-    renamed = {}
-    for key, value in state.items():
-        if key.startswith("_blocks."):
-            _, index, part, rest = key.split(".", 3)
-            stage = next(i for i in range(len(sizes)) if int(index) < model_stages[i + 1])
-            renamed[f"stages.{stage}.{int(index) - model_stages[stage]}.{parts[part]}.{rest}"] = value
-        else:
-            part, rest = key.split(".", 1)
-            renamed[f"{top[part]}.{rest}"] = value
-    return renamed
-
-
-def _stage_sizes(state: dict[str, Tensor]) -> list[int]:
-    """Blocks a stage, read off where the block's output width changes."""
-    widths: list[int] = []
-    while (weight := state.get(f"_blocks.{len(widths)}._project_conv.weight")) is not None:
-        widths.append(weight.shape[0])
-    sizes: list[int] = []
-    for index, width in enumerate(widths):
-        if index and width == widths[index - 1]:
-            sizes[-1] += 1
-        else:
-            sizes.append(1)
-    return sizes

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hivlp.encode.text import TextTokenizer
+from hivlp.data.texts import TextTokenizer
 from hivlp.errors import ModelError
 from hivlp.mini.backbones import CLASS_NAMES, class_names, require
 from hivlp.mini.heads import AnchoredPrototypeHead, AnchoredResidualHead, PrototypeHead

@@ -13,7 +13,7 @@ from hivlp.ann.bounds import Bounds
 from hivlp.levels import Vectors
 from hivlp.search.bounded import BoundedScanner
 from hivlp.search.exhaustive import ExhaustiveScanner, best_first
-from hivlp.search.filters import Filter, IndexedFilter, Rows, mask_of
+from hivlp.search.filters import Filter, IndexedFilter, Rows
 from hivlp.search.operating_points import Tuned
 
 FEW = 5_000
@@ -85,19 +85,23 @@ class Approximate:
             # The router's scores are logarithms: so many times as many lists are worth probing.
             params = replace(params, nprobe=int(params.nprobe * effort), margin=params.margin + math.log(effort))
         found, products = self.index.search(queries, k, params, allowed=bits)
+        if (found[:, -1] >= 0).all():
+            return list(zip(found, products, strict=True))
         held = found >= 0
         return [(rows[some], scores[some]) for rows, scores, some in zip(found, products, held, strict=True)]
 
     def with_tail(
-        self, query: Vectors, rows: Rows, scores: Vectors, k: int, allowed: Filter | None
-    ) -> tuple[Rows, Vectors]:
-        """Top-k of what was found, and of the rows that were added after the index was built."""
+        self, queries: Vectors, found: list[tuple[Rows, Vectors]], k: int, allowed: Filter | None
+    ) -> list[tuple[Rows, Vectors]]:
+        """Top-k of what was found for each query, and of the rows that were added after the index was built."""
         if self._rows == self.count:
-            return rows, scores
-        mask = mask_of(allowed)
-        late, products = self._tail.top(query, k, None if mask is None else mask[self.count :])
-        rows, scores = best_first(np.concatenate([rows, late + self.count]), np.concatenate([scores, products]))
-        return rows[:k], scores[:k]
+            return found
+        mask = None if allowed is None else allowed.mask[self.count :]
+        merged = []
+        for (rows, scores), (late, products) in zip(found, self._tail.search(queries, k, mask), strict=True):
+            rows, scores = best_first(np.concatenate([rows, late + self.count]), np.concatenate([scores, products]))
+            merged.append((rows[:k], scores[:k]))
+        return merged
 
     def scores_all(self, passing: IndexedFilter, k: int) -> bool:
         """Whether so few rows pass that a search for ``k`` of them re-ranks every one."""

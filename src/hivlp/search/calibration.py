@@ -16,8 +16,9 @@ from hivlp.search.exhaustive import ExhaustiveScanner
 from hivlp.search.filters import Rows
 from hivlp.search.likeness import SAMPLED, K, Likeness, learn, make_probes
 from hivlp.search.operating_points import Depth, OperatingPoint
+from hivlp.search.truth import RANKS, Truth
 
-DEPTHS = (K, 50, 200)
+DEPTHS = (K, 50, RANKS)
 """Ranks for which search parameters are measured: what most people look at, a page, and a long list."""
 RERANKED = 2
 """Rows re-ranked for each rank wanted, at least, beyond the first depth."""
@@ -34,16 +35,19 @@ MANY_ROWS = 2_000_000
 Progress = Callable[[str, int, int], None]
 
 
-def measure(index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, tell: Progress) -> tuple[Depth, ...]:
+def measure(
+    index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, truth: Truth, tell: Progress
+) -> tuple[Depth, ...]:
     """Operating points of an approximate index on its own data, at each of :data:`DEPTHS`.
 
     Args:
         index: over the vectors of a commit, all of which it knows.
         alive: (rows,) bool, False for tombstones; None without any.
         asked: (m, dim) queries that nothing was learnt from.
+        truth: their exact nearest neighbours.
         tell: called with what is done, how much of it, and of how much.
     """
-    data = _Data(index, alive, asked, tell)
+    data = _Data(index, alive, asked, truth, tell)
     grid = list(dict.fromkeys([*index.params_grid(), *index.thorough_params()]))
     fronts: list[list[OperatingPoint]] = []
     for ranks in DEPTHS:
@@ -61,6 +65,46 @@ def measure(index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, te
     )
 
 
+def check(
+    index: AnnIndex,
+    alive: NDArray[np.bool_] | None,
+    asked: Vectors,
+    truth: Truth,
+    depths: Sequence[Depth],
+    recall: float,
+) -> tuple[Depth, ...]:
+    """Operating points of an approximate index that has changed, with the recall that they have now.
+
+    Only those are measured that searches for ``recall`` would use: one that falls short gives way to the next fastest
+    that was good enough, until one is that still is. All others are taken to have lost, or won, as much. Times stay
+    those of :func:`measure`.
+
+    Args:
+        index: over the vectors of a commit, all of which it knows.
+        alive: (rows,) bool, False for tombstones; None without any.
+        asked: (m, dim) queries that :func:`measure` was called with.
+        truth: their exact nearest neighbours now.
+        depths: that it returned.
+        recall: that is promised.
+    """
+    data = _Data(index, alive, asked, truth, lambda what, done, total: None)
+    return tuple(_checked(data, depth, recall) for depth in depths)
+
+
+def _checked(data: _Data, depth: Depth, recall: float) -> Depth:
+    measured: set[SearchParams] = set()
+    while (point := depth.point(recall)) is not None and point.params not in measured:
+        measured.add(point.params)
+        found, at_least = data.promise(point.params, depth.ranks)
+        now, change = replace(point, recall=found, at_least=at_least), found - point.recall
+        points = (
+            now if each is point else each if each.params in measured else each.shifted(change)
+            for each in depth.frontier
+        )  # fmt: skip
+        depth = replace(depth, frontier=tuple(points))
+    return depth
+
+
 class _Data:
     """What search parameters are measured with.
 
@@ -73,11 +117,11 @@ class _Data:
         tell: called with progress.
     """
 
-    def __init__(self, index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, tell: Progress) -> None:
+    def __init__(
+        self, index: AnnIndex, alive: NDArray[np.bool_] | None, asked: Vectors, truth: Truth, tell: Progress
+    ) -> None:
         self.index, self.alive, self.asked, self.tell = index, alive, asked, tell
-        tell("truth", 0, 1)
-        self.truth = self.best(asked)
-        tell("truth", 1, 1)
+        self.truth = truth.best(DEPTHS[-1])
         self.bits = None if alive is None else np.packbits(alive, bitorder="little")
 
     def best(self, queries: Vectors) -> list[tuple[Rows, Vectors]]:
@@ -96,6 +140,15 @@ class _Data:
             ]
         )
 
+    def promise(self, params: SearchParams, ranks: int) -> tuple[float, float]:
+        """Mean recall of the sample, and the lower end of its confidence."""
+        shares = self.recalls(self.asked, self.truth, params, ranks)
+        spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
+        # Where all are found the spread says nothing; the rule of three does.
+        error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
+        recall = float(shares.mean())
+        return recall, recall - error
+
     def times(self, params: SearchParams, ranks: int) -> tuple[float, float]:
         """Median and 99th percentile of the time of one search, in milliseconds."""
         times = []
@@ -110,18 +163,12 @@ class _Data:
 def _front(data: _Data, grid: Sequence[SearchParams], ranks: int, what: str) -> list[OperatingPoint]:
     """The operating points worth using at one depth, fastest first."""
     points: list[OperatingPoint] = []
-    asked, truth = data.asked, data.truth
     some = list(dict.fromkeys(_for(data.index, params, ranks) for params in grid))
     for number, params in enumerate(some):
         data.tell(what, number, len(some))
         if points and points[-1].recall == 1 and params in _thorough(data.index, ranks):
             continue  # more effort finds no more
-        shares = data.recalls(asked, truth, params, ranks)
-        spread = float(shares.std(ddof=1)) if len(shares) > 1 else 1.0
-        # Where all are found the spread says nothing; the rule of three does.
-        error = max(CONFIDENCE * spread / len(shares) ** 0.5, 0.3 / len(shares))
-        recall = float(shares.mean())
-        points.append(OperatingPoint(params, recall, recall - error, *data.times(params, ranks)))
+        points.append(OperatingPoint(params, *data.promise(params, ranks), *data.times(params, ranks)))
     data.tell(what, len(some), len(some))
     return frontier(points)
 

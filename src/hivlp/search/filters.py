@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,19 @@ class IndexedFilter:
     """
 
     def __init__(self, mask: Mask) -> None:
-        self.rows: NDArray[np.uint32] = np.flatnonzero(mask).astype(np.uint32)
-        self.count = len(self.rows)
+        self._mask = mask
+        self.count = int(np.count_nonzero(mask))
         self.share = max(self.count, 1) / max(len(mask), 1)
-        self.bits: NDArray[np.uint8] = np.packbits(mask, bitorder="little")
+
+    # Of many rows the bits are read, of few their numbers.
+
+    @cached_property
+    def bits(self) -> NDArray[np.uint8]:  # noqa: D102
+        return np.packbits(self._mask, bitorder="little")
+
+    @cached_property
+    def rows(self) -> NDArray[np.uint32]:  # noqa: D102
+        return np.flatnonzero(self._mask).astype(np.uint32)
 
 
 def mask_of(allowed: Filter | None) -> NDArray[Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,12 @@ KNOWN = {
     "generation": Number(0, 1 << 62, whole=True),
     "rows": Number(1, 1 << 31, whole=True),
     "learnt_rows": Number(1, 1 << 31, whole=True),
+    "checked_rows": Number(0, 1 << 31, whole=True),
+    "checked_dead": Number(0, 1 << 31, whole=True),
     "recall": Number(0, 1),
     "sample": Number(0, (1 << 32) - 1, whole=True, absent=-1),
 }
+NOT_NOTED = {"sample": None, "checked_rows": 0, "checked_dead": 0}
 SUMMED = 64  # rows whose checksum tells whether an approximate index is of these vectors
 MOST_POINTS = 10_000
 MOST_DEPTHS = 100
@@ -59,6 +62,11 @@ class OperatingPoint:
     at_least: float
     p50_ms: float
     p99_ms: float
+
+    def shifted(self, change: float) -> OperatingPoint:
+        """The same search parameters, where they find so much more."""
+        recall = min(max(self.recall + change, 0.0), 1.0)
+        return replace(self, recall=recall, at_least=min(self.at_least + change, recall))
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
@@ -114,10 +122,15 @@ class Depth:
         place = self.likeness.rung(region, recall)
         return None if place is None else self.ladder[max(place, self.ladder.index(params))]
 
-    def params(self, recall: float) -> SearchParams | None:
-        """The fastest search parameters that find so much at least, with 95% confidence; None if none are known to."""
+    def point(self, recall: float) -> OperatingPoint | None:
+        """The fastest operating point that finds so much at least, with 95% confidence; None if none is known to."""
         good = [point for point in self.frontier if point.at_least >= recall]
-        return min(good, key=lambda point: point.p50_ms).params if good else None
+        return min(good, key=lambda point: point.p50_ms) if good else None
+
+    def params(self, recall: float) -> SearchParams | None:
+        """Search parameters of :meth:`point`."""
+        point = self.point(recall)
+        return None if point is None else point.params
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
@@ -161,6 +174,9 @@ class Tuned:
         recall: that searches shall have which ask for no other.
         depths: what was measured, for few ranks first.
         sample: :func:`sample` of the vectors; -1 if that was not noted.
+        checked_rows: that there were when the operating points which searches use were last measured.
+        checked_dead: tombstones among these.
+        falls_short: whether additions or removals have left no search parameters that are known to find ``recall``.
     """
 
     generation: int
@@ -170,6 +186,9 @@ class Tuned:
     recall: float
     depths: tuple[Depth, ...]
     sample: int = -1
+    checked_rows: int = 0
+    checked_dead: int = 0
+    falls_short: bool = False
 
     @classmethod
     def load(cls, folder: Path, *, older: bool = False) -> Tuned | None:
@@ -197,7 +216,8 @@ class Tuned:
         """
         about = manifest.about
         depths, queries = about.get("depths"), about.get("queries")
-        known = read_numbers({"sample": None, **about}, KNOWN)
+        known = read_numbers({**NOT_NOTED, **about}, KNOWN)
+        known["falls_short"] = about.get("falls_short") is True
         if not isinstance(queries, str):
             raise ValueError("it does not say what was measured")
         if older:
@@ -211,9 +231,8 @@ class Tuned:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and for people."""
-        names = ("generation", "rows", "learnt_rows", "queries", "recall")
         return {
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in ("queries", "falls_short", *KNOWN)},
             "sample": None if self.sample < 0 else self.sample,
             "depths": [depth.to_json() for depth in self.depths],
         }

@@ -12,7 +12,7 @@ that a filter lets pass, gets the exact ranking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,17 +41,19 @@ class Ranking:
         query: Query,
         watch: Stopwatch,
         *,
+        first: tuple[Candidates, int] | None = None,
         allowed: Filter | None = None,
         excluded: int | None = None,
         overlooked: bool = True,
     ) -> None:
-        """A ranking of which nothing is known yet.
+        """A ranking of which nothing is known, but perhaps what the first look has found.
 
         Args:
             plan: whose looks make it.
             collection: that is searched.
             query: (dim,) a level.
             watch: that stages are charged to.
+            first: what the first look found, and how many ranks it was asked for.
             allowed: filter mask; None for all rows.
             excluded: a row that is left out; cheaper than a filter of one's own.
             overlooked: whether what was overlooked comes last, out of order, or is left out.
@@ -66,6 +68,8 @@ class Ranking:
         self._look = 0
         self._asked = 0  # ranks of the exact look
         self._complete = self._total == 0
+        if first is not None:
+            self._take(*first)
 
     def page(self, first: int, last: int) -> tuple[Rows, Vectors]:
         """Rows from place ``first`` up to ``last`` and their finest scores; fewer where the ranking ends."""
@@ -115,13 +119,10 @@ class Ranking:
         """Know the first ``count`` rows."""
         while len(self.rows) < count and not self._complete:
             asked = self._asks(count)
-            self._take(self._run(self._look, [self._query], asked)[0], asked)
+            wanted = Asked([self._query], asked, self._allowed, self._excluded)
+            self._take(self._looks[self._look].run(self._collection, wanted, self._watch)[0], asked)
             # A filter may let fewer pass than are wanted: no need to look for others everywhere.
             self._complete = self._complete or (len(self.rows) < count and len(self.rows) >= self._passing)
-
-    def _run(self, look: int, queries: Sequence[Query], count: int) -> list[Candidates]:
-        asked = Asked(queries, count, self._allowed, self._excluded)
-        return self._looks[look].run(self._collection, asked, self._watch)
 
     def _asks(self, count: int) -> int:
         """Ranks that the present look must find for ``count`` to be known, as far as can be told."""
@@ -164,17 +165,3 @@ class Ranking:
             shown.append((rows[above], scores[above]))
         self.rows = np.concatenate([self.rows, *(part for part, _ in shown)])
         self.scores = np.concatenate([self.scores, *(part for _, part in shown)])
-
-    @staticmethod
-    def reach_together(rankings: Sequence[Ranking], count: int) -> None:
-        """Know the first ``count`` rows of rankings that differ in their query alone; they share the first look."""
-        if not rankings:
-            return
-        first = rankings[0]
-        asked = first._asks(count)
-        if len(rankings) > 1 and count > 0 and asked > 0:
-            found = first._run(0, [ranking._query for ranking in rankings], asked)
-            for ranking, each in zip(rankings, found, strict=True):
-                ranking._take(each, asked)
-        for ranking in rankings:
-            ranking.reach(count)

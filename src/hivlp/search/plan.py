@@ -28,6 +28,7 @@ from typing import Any
 
 from hivlp.levels import Level
 from hivlp.search.collection import Collection
+from hivlp.search.fusion import Fuse
 from hivlp.search.options import Options
 from hivlp.search.stages import Ann, Asked, Candidates, Exact, Rerank, Scan, Stage
 from hivlp.search.timing import Stopwatch
@@ -71,14 +72,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Plan:
-    """Looks at the collection, each further than the one before, and why these were chosen."""
+    """Looks at the collection, each further than the one before, and why these were chosen; then a fusion model's."""
 
     looks: tuple[Look, ...]
     why: str
+    fusion: Fuse | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What ``hivlp search --explain --json`` prints."""
-        return {"why": self.why, "looks": [look.to_json() for look in self.looks]}
+        fusion = {} if self.fusion is None else {"fusion": self.fusion.to_json()}
+        return {"why": self.why, "looks": [look.to_json() for look in self.looks], **fusion}
 
     def __str__(self) -> str:
         lines, first = [f"plan: {self.why}"], 1
@@ -86,6 +89,8 @@ class Plan:
             ranks = f"ranks {first}–{look.reach}" if look.reach is not None else f"ranks from {first}"
             lines.append(f"  {ranks}: " + " → ".join(stage_text(stage.to_json()) for stage in look.stages))
             first = (look.reach or 0) + 1
+        if self.fusion is not None:
+            lines.append(f"  {self.fusion}")
         return "\n".join(lines)
 
 

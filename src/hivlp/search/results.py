@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from hivlp.search.plan import Plan, stage_text
 from hivlp.search.stages import Step
@@ -52,30 +51,71 @@ class Hit(NamedTuple):
         return data
 
 
-@dataclass(frozen=True)
+class Unmade(Protocol):
+    """Hits that nobody has looked at yet."""
+
+    def __len__(self) -> int: ...
+
+    def make(self) -> list[Hit]:
+        """The hits, best first; equal ones however often they are made."""
+
+
 class SearchResult(Sequence[Hit]):
     """Search result of one query.
 
+    Which items were found, and in which order, is settled by the search; what hits say of them is put together when
+    they are first looked at, as it was in the commit that was searched.
+
     Attributes:
-        hits: best first.
         timings_ms: milliseconds by stage, and in total.
         plan: stages that were carried out, each a ``stage`` with its numbers, and why one was ``widened``.
         chosen: the plan that they are of; deeper pages may need further looks of it.
     """
 
-    hits: list[Hit]
-    timings_ms: dict[str, float]
-    plan: list[Step] = field(default_factory=list)
-    chosen: Plan | None = None
+    __slots__ = ("_hits", "chosen", "plan", "timings_ms")
+
+    def __init__(
+        self,
+        hits: list[Hit] | Unmade,
+        timings_ms: dict[str, float],
+        plan: Sequence[Step] = (),
+        chosen: Plan | None = None,
+    ) -> None:
+        """A result of hits, made or not."""
+        self._hits, self.timings_ms, self.plan, self.chosen = hits, timings_ms, list(plan), chosen
+
+    @property
+    def hits(self) -> list[Hit]:
+        """Hits, best first."""
+        hits = self._hits
+        if not isinstance(hits, list):
+            hits = self._hits = hits.make()
+        return hits
 
     def __getitem__(self, index: Any) -> Any:
         return self.hits[index]
 
     def __len__(self) -> int:
-        return len(self.hits)
+        return len(self._hits)
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SearchResult):
+            return NotImplemented
+        return self._values() == other._values()
+
+    __hash__ = None  # type: ignore[assignment]  # it is as changeable as its lists
+
+    def __repr__(self) -> str:
+        return f"SearchResult(hits={self.hits!r}, timings_ms={self.timings_ms!r}, plan={self.plan!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SearchResult, self._values()
+
+    def _values(self) -> tuple[Any, ...]:
+        return self.hits, self.timings_ms, self.plan, self.chosen
 
     def to_json(self, *, explain: bool = False) -> dict[str, Any]:
         """The shape that ``hivlp search --json`` prints, with ``--explain`` or without."""

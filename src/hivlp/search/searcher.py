@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Filter, Rows
@@ -12,7 +14,7 @@ from hivlp.search.grouping import Contents, Folding, NearDuplicates, SameContent
 from hivlp.search.options import Options
 from hivlp.search.paging import Ranking
 from hivlp.search.plan import Plan
-from hivlp.search.stages import Query, Step
+from hivlp.search.stages import Asked, Query, Step
 from hivlp.search.timing import Stopwatch
 
 
@@ -21,15 +23,15 @@ class Page(NamedTuple):
 
     Attributes:
         rows: (n,) int64, best first.
-        scores: by level, coarse to fine, (n,) float32 inner products.
+        scores: (n,) float32 inner products by the finest level.
         duplicates: rows folded into each; None unless the search was asked to group.
         steps: what was done to find them.
     """
 
     rows: Rows
-    scores: tuple[Vectors, ...]
+    scores: Vectors
     duplicates: list[Sequence[int]] | None
-    steps: list[Step]
+    steps: Sequence[Step]
 
 
 def search(
@@ -43,7 +45,7 @@ def search(
     allowed: Filter | None,
     excluded: int | None = None,
 ) -> list[Page]:
-    """A page of each query's ranking.
+    """A page of each query's ranking. The queries share the first look, which is all that most of them need.
 
     Args:
         collection: of one commit.
@@ -55,27 +57,32 @@ def search(
         allowed: filter mask, which leaves tombstones out; None for all rows.
         excluded: a row that is left out.
     """
-    total = collection.rows
-    rankings = [
-        Ranking(plan, collection, query, watch, allowed=allowed, excluded=excluded, overlooked=options.plain)
-        for query in queries
-    ]
-    first, last = options.offset, options.offset + min(options.k, total)
+    first, last = options.offset, options.offset + min(options.k, collection.rows)
+    if not collection.rows or not queries:
+        return [Page(np.empty(0, np.int64), np.empty(0, np.float32), None, ())] * len(queries)
+    look = plan.looks[0]
+    asked = min(last, collection.rows) if look.reach is None else look.reach
     block = max([*(options.shortlists or [DEFAULT_SHORTLIST])[:1], options.k])
-    Ranking.reach_together(rankings, last)
+    found = look.run(collection, Asked(queries, asked, allowed, excluded), watch)
     pages = []
-    for ranking, query in zip(rankings, queries, strict=True):
+    for query, candidates in zip(queries, found, strict=True):
+        rows, scores, steps = candidates
+        if options.plain and excluded is None and last <= min(len(rows), asked):
+            pages.append(Page(rows[first:last], scores[first:last], None, steps))
+            continue
+        ranking = Ranking(
+            plan, collection, query, watch, first=(candidates, asked), allowed=allowed, excluded=excluded,
+            overlooked=options.plain,
+        )  # fmt: skip
         duplicates: list[Sequence[int]] | None = None
         if options.plain:
-            rows, finest = ranking.page(first, last)
+            rows, scores = ranking.page(first, last)
         else:
             folding = _folding(collection, options.group, contents, allowed, excluded)
-            rows, finest = ranking.listed(last, options.threshold, folding, block)
-            rows, finest = rows[first:], finest[first:]
+            rows, scores = ranking.listed(last, options.threshold, folding, block)
+            rows, scores = rows[first:], scores[first:]
             if folding is not None:
                 duplicates = [folding.duplicates(row) for row in rows.tolist()]
-        coarser = zip(collection.scanners[:-1], query[:-1], strict=True)
-        scores = *(scanner.rescore(vector, rows) for scanner, vector in coarser), finest
         pages.append(Page(rows, scores, duplicates, ranking.steps))
     return pages
 

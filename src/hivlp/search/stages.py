@@ -205,10 +205,7 @@ class Ann:
         near = ann.search(queries, count, self.params, allowed)
         regions = self._regions(collection, near, allowed)
         step = (self._step(self.params),)
-        found = [
-            Candidates(*ann.with_tail(query, rows, scores, count, allowed), step)
-            for query, (rows, scores) in zip(queries, near, strict=True)
-        ]
+        found = [Candidates(rows, scores, step) for rows, scores in ann.with_tail(queries, near, count, allowed)]
         for region in sorted({*regions} - {LIKE}):
             params = self.depth.widened(region, self.recall, self.params)
             if params == self.params:
@@ -227,12 +224,10 @@ class Ann:
         if params is None:
             return Exact(self.level).run(collection, Asked(queries, count, asked.allowed), ())
         assert collection.ann is not None
-        step = (self._step(params),)
-        near = collection.ann.search(_stacked(queries, -1), count, params, asked.allowed)
-        return [
-            Candidates(*collection.ann.with_tail(query[-1], rows, scores, count, asked.allowed), step)
-            for query, (rows, scores) in zip(queries, near, strict=True)
-        ]
+        step, fine = (self._step(params),), _stacked(queries, -1)
+        near = collection.ann.search(fine, count, params, asked.allowed)
+        near = collection.ann.with_tail(fine, near, count, asked.allowed)
+        return [Candidates(rows, scores, step) for rows, scores in near]
 
     def _regions(
         self, collection: Collection, near: Sequence[tuple[Rows, Vectors]], allowed: Filter | None

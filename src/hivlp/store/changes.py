@@ -1,29 +1,33 @@
-"""Change counter of ``items.db``: whether a commit has come since, without SQL, a lock or a system call.
+"""Change counter of ``items.db``: whether a commit has come since, without SQL or a lock.
 
 SQLite counts its write transactions in bytes 24 to 27 of the file (https://sqlite.org/fileformat2.html, 1.3.7), and
-every commit of a rollback journal changes them before it succeeds. They are read through a mapping of the first page.
+every commit of a rollback journal changes them before it succeeds. They are read, not mapped: a file that somebody
+truncates, as ``cp`` of a backup does for a moment, would kill a process that has it mapped.
 
 POSIX has it that whoever closes a file lets go of all locks that the process has on it, those of SQLite's connections
-included. So all stores of a process share one mapping of a file, which is closed with the last of them.
+included. So all stores of a process share one handle of a file, which is closed with the last of them.
 """
 
 from __future__ import annotations
 
-import mmap
+import ctypes
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-COUNTER = slice(24, 28)
+from hivlp.files.reading import LOCKED, Key, key_of
+
+PLACE, SIZE = 24, 4
 HEADER = 100
 """Bytes of SQLite's header."""
 
-Key = tuple[int, int]
-MAPPED: dict[Key, tuple[mmap.mmap, int]] = {}
-"""Mapping of each file's header by device and inode, and how many stores share it."""
+OPENED: dict[Key, tuple[BinaryIO, int]] = {}
+"""Handle of each file, and how many stores share it."""
 _lock = threading.Lock()
 _given_up: deque[ChangeCounter] = deque()
 """Counters that are to be closed by whoever holds the lock, or gets it next."""
@@ -33,39 +37,47 @@ class ChangeCounter:
     """Change counter of one file, for as long as its store is open."""
 
     def __init__(self, file: Path) -> None:
-        """Map the header.
+        """Open the file.
 
         Raises:
             OSError: if the file cannot be opened.
             ValueError: if it is shorter than a header.
         """
         self._file = file
+        self._seen = ctypes.create_string_buffer(SIZE)
         try:
             with _lock:
-                self._key: Key | None = _key_of(file)
-                shared = MAPPED.get(self._key)
+                self._key: Key | None = key_of(file)
+                shared = OPENED.get(self._key)
                 if shared is None:
                     # Nothing in this process has the file open yet: to close this handle lets go of no lock.
-                    with _open(file) as handle:
-                        shared = mmap.mmap(handle.fileno(), HEADER, access=mmap.ACCESS_READ), 0
-                        self._key = _key_of(handle.fileno())
-                self._header, stores = shared
-                MAPPED[self._key] = self._header, stores + 1
+                    handle = _open(file)
+                    status = os.fstat(handle.fileno())
+                    if status.st_size < HEADER:
+                        handle.close()
+                        raise ValueError(f"it has {status.st_size} bytes")
+                    shared, self._key = (handle, 0), key_of(handle.fileno())
+                    LOCKED.add(self._key)
+                self._handle, stores = shared
+                self._number = self._handle.fileno()
+                OPENED[self._key] = self._handle, stores + 1
         finally:
             _settle()
 
     def read(self) -> bytes:
-        """The counter; another one after a commit.
+        """The counter; another one after a commit, and an empty one of a file that was truncated.
 
         Raises:
             ValueError: if it is closed.
         """
-        return self._header[COUNTER]
+        if self._key is None:
+            raise ValueError("the counter is closed")
+        return self._seen.raw if _pread()(self._number, self._seen, SIZE, PLACE) == SIZE else b""
 
     def in_place(self) -> bool:
         """Whether the file that was opened is still the one of this name."""
         try:
-            return _key_of(self._file) == self._key
+            return key_of(self._file) == self._key
         except OSError:
             return False
 
@@ -86,12 +98,36 @@ class ChangeCounter:
     def _release(self) -> None:
         if self._key is None:
             return
-        header, stores = MAPPED.pop(self._key)
+        handle, stores = OPENED.pop(self._key)
         if stores > 1:
-            MAPPED[self._key] = header, stores - 1
+            OPENED[self._key] = handle, stores - 1
         else:
-            header.close()
+            LOCKED.discard(self._key)
+            handle.close()
         self._key = None
+
+
+@cache
+def _pread() -> Callable[[int, Any, int, int], int]:
+    """``pread`` of the C library, called with the interpreter's lock held.
+
+    :func:`os.pread` lets go of it: threads that search side by side would wait for each other at every search.
+    """
+    try:
+        pread = ctypes.PyDLL(None).pread
+    except (TypeError, AttributeError):  # on Windows
+        return _seek_and_read
+    pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
+    pread.restype = ctypes.c_ssize_t
+    return pread
+
+
+def _seek_and_read(number: int, out: Any, size: int, place: int) -> int:
+    with _lock:
+        os.lseek(number, place, os.SEEK_SET)
+        data = os.read(number, size)
+    out.raw = data.ljust(size, b"\0")
+    return len(data)
 
 
 def _settle() -> None:
@@ -110,8 +146,3 @@ def _open(file: Path) -> BinaryIO:
         return file.open("r+b")
     except OSError:
         return file.open("rb")
-
-
-def _key_of(file: Path | int) -> Key:
-    status = os.stat(file)  # noqa: PTH116  (also of a handle)
-    return status.st_dev, status.st_ino

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -17,14 +18,16 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hivlp.encode.stream import chunks
 from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
 from hivlp.levels import Embeddings, Level
-from hivlp.store import schema
+from hivlp.store import payloads, schema
 from hivlp.store.codec import CODECS, FLOAT16
 from hivlp.store.compacting import Progress, rewrite
 from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
+from hivlp.store.fields import files as column_files
+from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.fields.declared import Field, joined
 from hivlp.store.lookup import AT_ONCE, Shown, look_up
 from hivlp.store.names import each_item
 from hivlp.store.reader import Reader, Views
@@ -32,6 +35,7 @@ from hivlp.store.records import About, Item, NewItem, Stamp, State, format_of
 from hivlp.store.vectors import CHUNK, Rows, drop_old_files, vector_files
 from hivlp.store.writer import Writer
 
+logger = logging.getLogger(__name__)
 LOCK = "lock"
 ENGINE = "engine"
 """Where the approximate index is kept; a store only finishes what a process that was killed began to put there."""
@@ -101,7 +105,11 @@ class Store:
 
     @staticmethod
     def make(
-        path: Path, about: About, arrays: Mapping[str, NDArray[Any]] | None = None, codec: str = FLOAT16.name
+        path: Path,
+        about: About,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        codec: str = FLOAT16.name,
+        fields: Sequence[Field] = (),
     ) -> None:
         """Make an empty folder.
 
@@ -110,6 +118,7 @@ class Store:
             about: what the index is made with.
             arrays: name of a ``.npy`` file -> what belongs to the index beside the vectors.
             codec: of the finest level, ``float16``, ``float32`` or ``int8``; the others are float16.
+            fields: that are declared.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
@@ -119,7 +128,7 @@ class Store:
         if codec not in CODECS:
             raise ArgumentError(f"a codec is {', '.join(CODECS)}, not {codec!r:.40}")
         finest = CODECS[codec]
-        state = State(0, 0, 0, format_of(finest), finest.dtype)
+        state = State(0, 0, 0, format_of(finest), finest.dtype, tuple(fields))
         levels = {"levels": json.dumps([asdict(level) for level in about.levels])}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +143,7 @@ class Store:
                         os.fsync(out.fileno())
                 with closing(connect(scratch / FILE)) as db, db:
                     db.execute("BEGIN")
-                    schema.make_tables(db, {**asdict(state), **asdict(about), **levels})
+                    schema.make_tables(db, {**state.to_meta(), **asdict(about), **levels})
                 sync_folder(scratch)
                 scratch.rename(path)
             sync_folder(path.parent)
@@ -324,6 +333,75 @@ class Store:
             self.drop_old_files()
         return freed
 
+    def declare(self, fields: Sequence[Field]) -> None:
+        """Declare fields beside those that there are; one that is declared again gets its new type.
+
+        Raises:
+            ArgumentError: if they are too many, or differ from one of those before in case alone.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                wanted = joined(reader.state.fields, fields)
+            if wanted != reader.state.fields:
+                with self.changing() as writer:
+                    writer.declare(fields)
+            self.keep_columns()
+
+    def keep_derived(self) -> None:
+        """Write what spares reading the catalog, where it is due: columns of declared fields, and what hits show."""
+        with self.writer():
+            self.keep_columns()
+            self.keep_payloads()
+
+    def keep_columns(self) -> bool:
+        """Write the columns of declared fields into files, if many rows came since, or those there are do not fit.
+
+        Returns:
+            Whether they were written; if that fails, the log says so, and conditions are answered as before.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                column_files.drop_others(self.path, reader.state)  # of a process that was killed
+                if not column_files.are_due(self.path, reader.state):
+                    return False
+            try:
+                with self.changing() as writer:
+                    columns = CommitColumns(self.path).declared(writer.reader)
+                    writer.note_columns(column_files.save(self.path, columns, writer.reader.state))
+            except IndexFolderError as error:
+                logger.warning("columns of fields are not written: %s", error)
+                return False
+            with self.reading() as reader:
+                column_files.drop_others(self.path, reader.state)
+        return True
+
+    def keep_payloads(self, least: int = payloads.LEAST_ROWS) -> bool:
+        """Write what hits show into a file, if the index is large and many rows came since the last one was written.
+
+        Args:
+            least: rows of an index that is large.
+
+        Returns:
+            Whether it was written; if that fails, the log says so, and hits are looked up as before.
+        """
+        with self.writer():
+            with self.reading() as reader:
+                payloads.drop_others(self.path, reader.state)  # of a process that was killed
+                state = reader.state
+                small = state.rows < least and state.payloads is None
+                if small or not payloads.are_due(self.path, state):
+                    return False
+            try:
+                with self.changing() as writer:
+                    made = payloads.save(self.path, writer.reader.all_shown(), writer.reader.state)
+                    writer.note_payloads(made)
+            except IndexFolderError as error:
+                logger.warning("what hits show is not written: %s", error)
+                return False
+            with self.reading() as reader:
+                payloads.drop_others(self.path, reader.state)
+        return True
+
     def drop_old_files(self) -> None:
         """Remove vector files of other generations than the last commit's; for the only writer."""
         with self.reading() as reader:
@@ -331,6 +409,9 @@ class Store:
 
     def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
         """Add another index's items, except those whose path is here already.
+
+        The other index is read a few thousand items at a time, so that whoever writes to it meanwhile need not wait,
+        be it somebody who merges this one into it.
 
         Args:
             other: the index folder that is read.
@@ -344,31 +425,30 @@ class Store:
             DamagedIndexError: if a vector or a record of the other is not as it was written.
         """
         with closing(Store(Path(other))) as source:
-            mine, theirs = self.about, source.about
-            if (mine.fingerprint, mine.levels) != (theirs.fingerprint, theirs.levels):
-                raise IndexFolderError(
-                    f"{other} was made with {theirs.model}, {self.path} with {mine.model}: not merged"
-                )
+            if difference := self.about.difference(source.about):
+                raise IndexFolderError(f"{other} {difference}: not merged into {self.path}")
             if source.path.resolve() == self.path.resolve():
                 raise IndexFolderError(f"{other} is the same index")
-            added = seen = 0
-            with self.writer(), source.reading() as theirs_now:
-                total = theirs_now.count()
-                for chunk in chunks(theirs_now.all_items(), CHUNK):
-                    with self.reading() as reader:
-                        known = reader.at_paths([item.path for item in chunk])
-                    new = [item for item in chunk if item.path not in known]
+            added = seen = last = 0
+            total = len(source)
+            with self.writer():
+                while True:
+                    with source.reading() as theirs:
+                        chunk = list(theirs.all_items(after=last, limit=CHUNK))
+                        with self.reading() as reader:
+                            known = reader.at_paths([item.path for item in chunk])
+                        new = [item for item in chunk if item.path not in known]
+                        vectors = theirs.embeddings([item.row for item in new], check=True)
+                    if not chunk:
+                        return added
                     if new:
-                        vectors = theirs_now.embeddings([item.row for item in new], check=True)
                         self.append([NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new], vectors)
                         if any(item.missing for item in new):
                             with self.changing() as writer:
                                 writer.note_missing(True)
-                        added += len(new)
-                    seen += len(chunk)
+                    added, seen, last = added + len(new), seen + len(chunk), chunk[-1].id
                     if on_progress is not None:
-                        on_progress(seen, total)
-        return added
+                        on_progress(seen, max(seen, total))
 
     # What there is.
 

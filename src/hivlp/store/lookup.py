@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 from hivlp.store.schema import unpack_path
@@ -32,7 +33,37 @@ class Shown(NamedTuple):
     id: int
     path: str
     caption: str | None
-    metadata: dict[str, Any]
+    text: str
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was stored with the item: of each who asks, their own, made from its text.
+
+        Raises:
+            ValueError: if the text is no JSON object.
+        """
+        if self.text == "{}":
+            return {}
+        try:
+            known = json.loads(self.text)
+        except (TypeError, RecursionError) as error:
+            raise ValueError("metadata is no JSON") from error
+        if not isinstance(known, dict):
+            raise ValueError("metadata is no JSON object")
+        return known
+
+    @classmethod
+    def of(cls, item_id: int, path: str | bytes, caption: str | None, text: str) -> Shown:
+        """From the columns of a record, whoever wrote it.
+
+        Raises:
+            ValueError: if a value is none that it can have.
+        """
+        if not (isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
+            raise ValueError("a value is of another kind")
+        shown = cls(item_id, unpack_path(path), caption, text)
+        shown.metadata  # noqa: B018  (raises)
+        return shown
 
 
 def look_up(db: sqlite3.Connection, rows: Sequence[int]) -> tuple[str, dict[int, Shown]] | None:
@@ -50,11 +81,7 @@ def look_up(db: sqlite3.Connection, rows: Sequence[int]) -> tuple[str, dict[int,
         commits, listed = db.execute(SELECT, (json.dumps(rows),)).fetchone()
         found = {}
         for row, item_id, path, is_bytes, caption, metadata in json.loads(listed):
-            name = unpack_path(bytes.fromhex(path)) if is_bytes else path
-            known = {} if metadata == "{}" else json.loads(metadata)
-            if not (isinstance(known, dict) and isinstance(path, str) and isinstance(caption, (str, type(None)))):
-                return None
-            found[row] = Shown(item_id, name, caption, known)
-    except (sqlite3.OperationalError, ValueError, TypeError, RecursionError):
+            found[row] = Shown.of(item_id, bytes.fromhex(path) if is_bytes else path, caption, metadata)
+    except (sqlite3.OperationalError, ValueError, TypeError):
         return None
     return (commits, found) if len(found) == len(rows) else None

@@ -20,6 +20,7 @@ from hivlp.errors import DamagedIndexError, QueryError
 from hivlp.levels import Embeddings
 from hivlp.store.database import FILE
 from hivlp.store.integrity import Integrity
+from hivlp.store.lookup import Shown
 from hivlp.store.names import composed, places
 from hivlp.store.records import GONE, About, Item, Stamp, State
 from hivlp.store.schema import (
@@ -207,10 +208,32 @@ class Reader:
         found = self._db.execute(f"{WITH_HASH} ORDER BY row LIMIT ?2", (content, most))
         return [self._item(record) for record in found]
 
-    def in_rows(self, rows: Sequence[int]) -> list[Item]:
-        """The items in these rows, in this order."""
-        records = self._by_row(ITEM, rows)
-        return self._each({item.row: item for item in map(self._item, records)}, rows)
+    def shown(self, rows: Sequence[int]) -> dict[int, Shown]:
+        """What hits show of the items in these rows.
+
+        Raises:
+            DamagedIndexError: if there is none, or a value is none that it can have.
+        """
+        found = {}
+        for row, item_id, *values in self._by_row("row, id, path, caption, metadata", rows):
+            try:
+                found[row] = Shown.of(item_id, *values)
+            except ValueError as error:
+                raise self._damaged(item_id) from error
+        return dict(zip(rows, self._each(found, rows), strict=True))
+
+    def all_shown(self) -> Iterator[tuple[int, Shown]]:
+        """Row, and what hits show of it, of every item, by row.
+
+        Raises:
+            DamagedIndexError: if a record is not as it was written.
+        """
+        for record in self._records("ORDER BY row"):
+            known = ItemRecord._make(record)
+            try:
+                yield known.row, Shown.of(known.id, known.path, known.caption, known.metadata)
+            except ValueError as error:
+                raise self._damaged(known.id) from error
 
     def hashes(self, rows: Sequence[int]) -> list[bytes]:
         """The content hashes of the items in these rows, in this order."""
@@ -226,13 +249,13 @@ class Reader:
         select = f"SELECT {ITEM} FROM items WHERE id > ? ORDER BY id LIMIT ?"
         return [self._item(record) for record in self._db.execute(select, (after, limit))]
 
-    def all_items(self) -> Iterator[Item]:
-        """Every item, by row.
+    def all_items(self, after: int = 0, limit: int = -1) -> Iterator[Item]:
+        """Every item, by id, its record compared with its checksum; as :meth:`items`, a page of them.
 
         Raises:
             DamagedIndexError: if a record is not as it was written.
         """
-        return self._checked("ORDER BY row")
+        return self._checked("WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, and whether its files are as long as they must be.
@@ -311,7 +334,24 @@ class Reader:
 
     def rows_where(self, condition: str) -> Passing:
         """Rows of the items for which an SQL condition holds; see :func:`hivlp.store.where.rows_where`."""
-        return rows_where(self.folder / FILE, condition)
+        return rows_where(self.folder / FILE, condition, self.state.fields)
+
+    def column_values(self, expressions: Sequence[str], first: int, last: int) -> tuple[NDArray[np.int64], list[Any]]:
+        """Values of SQL expressions over the items in rows from ``first`` to before ``last``; texts as bytes.
+
+        Returns:
+            (n,) their rows, in no order, and n values of each expression.
+        """
+        # A few rows are found by their index; for all of them the table is read as it lies.
+        row = "+row" if first == 0 else "row"
+        select = f"SELECT row, {', '.join(expressions)} FROM items WHERE {row} >= ? AND {row} < ?"
+        self._db.text_factory = bytes
+        try:
+            found = self._db.execute(select, (first, last)).fetchall()
+        finally:
+            self._db.text_factory = str
+        rows, *values = zip(*found, strict=True) if found else ((),) * (1 + len(expressions))
+        return np.array(rows, np.int64), values
 
     # Items by names that people type.
 
@@ -369,11 +409,14 @@ class Reader:
 
     def _checked(self, which: str, *values: object) -> Iterator[Item]:
         """Items whose records are compared with their checksums, of which format 1 has none."""
+        return map(self._item, self._records(which, *values))
+
+    def _records(self, which: str, *values: object) -> Iterator[Sequence[Any]]:
         column = "crc" if self.state.has_checksums else "NULL"
         for *record, crc in self._db.execute(f"SELECT {ITEM}, {column} FROM items {which}", values):
             if self.state.has_checksums and crc != record_crc(*record):
                 raise self._damaged(record[0])
-            yield self._item(record)
+            yield record
 
     def _damaged(self, item_id: int) -> DamagedIndexError:
         return DamagedIndexError(f"{self.folder / FILE} is damaged: the record of item {item_id}; run `hivlp repair`")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, NamedTuple
 
 from hivlp.levels import Level, check_levels
 from hivlp.store.codec import BY_DTYPE, FLOAT16, FLOAT32, VectorCodec
+from hivlp.store.fields.declared import Field, checked_fields
 from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, unpack_path
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
@@ -29,6 +30,9 @@ class State:
         commits: a number that grows with each.
         format: of the folder.
         dtype: of the codec of every level; in format 3, of the finest level alone.
+        fields: that are declared.
+        columns: files of the fields' columns; None where there are none.
+        payloads: file of what hits show; None where there is none.
     """
 
     rows: int
@@ -36,6 +40,9 @@ class State:
     commits: int
     format: int
     dtype: str
+    fields: tuple[Field, ...] = ()
+    columns: ColumnFiles | None = None
+    payloads: PayloadFile | None = None
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> State:
@@ -50,7 +57,15 @@ class State:
         dtype = meta.get("dtype", FLOAT32.dtype)  # which format 1 does not say
         if dtype not in BY_DTYPE or (version < CODEC_FORMAT and BY_DTYPE[dtype] not in (FLOAT16, FLOAT32)):
             raise ValueError(f"dtype is {dtype!r:.40}")
-        return cls(rows, generation, commits, version, dtype)
+        fields = fields_of(meta["fields"]) if "fields" in meta else ()
+        columns = ColumnFiles.of(meta["columns"]) if "columns" in meta else None
+        payloads = PayloadFile.of(meta["payloads"]) if "payloads" in meta else None
+        return cls(rows, generation, commits, version, dtype, fields, columns, payloads)
+
+    def to_meta(self) -> dict[str, object]:
+        """The table ``meta`` of a new index in this state."""
+        meta = {name: getattr(self, name) for name in ("rows", "generation", "commits", "format", "dtype")}
+        return {**meta, "fields": fields_text(self.fields)} if self.fields else meta
 
     @property
     def has_checksums(self) -> bool:
@@ -66,6 +81,100 @@ class State:
         """The codec of each of so many levels, coarse to fine."""
         finest = BY_DTYPE[self.dtype]
         return (FLOAT16 if self.format >= CODEC_FORMAT else finest,) * (levels - 1) + (finest,)
+
+
+class ColumnFiles(NamedTuple):
+    """Which files of columns belong to a commit: names and checksums are in the catalog, and nowhere else.
+
+    Files of another commit, or damaged ones, have other checksums and are not used.
+
+    Attributes:
+        generation: of the rows that they know.
+        rows: that they know, the first ones.
+        mark: in the name of their folder; another one each time that files are written, so that commits with the same
+            one have these rows in common.
+        checks: CRC-32 of each file, by name.
+    """
+
+    generation: int
+    rows: int
+    mark: int
+    checks: Mapping[str, int]
+
+    @classmethod
+    def of(cls, text: Any) -> ColumnFiles:
+        """From the table ``meta``.
+
+        Raises:
+            ValueError: if a value is none that it can have.
+        """
+        try:
+            generation, rows, mark, checks = json.loads(text)
+            numbers = [generation, rows, mark, *checks.values()]
+        except (TypeError, AttributeError, RecursionError, ValueError) as error:
+            raise ValueError("columns are not described") from error
+        if not all(type(number) is int and 0 <= number <= MOST for number in numbers):
+            raise ValueError("columns are described by impossible numbers")
+        return cls(generation, rows, mark, checks)
+
+    def text(self) -> str:
+        """For the table ``meta``."""
+        return json.dumps([self.generation, self.rows, self.mark, self.checks])
+
+
+class PayloadFile(NamedTuple):
+    """Which payload file belongs to a commit (:mod:`hivlp.store.payloads`).
+
+    Attributes:
+        generation: of the rows that it knows.
+        rows: that it knows, the first ones.
+        mark: in its name; another one each time that it is written.
+    """
+
+    generation: int
+    rows: int
+    mark: int
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"payloads.{self.mark:015x}"
+
+    @classmethod
+    def of(cls, text: Any) -> PayloadFile:
+        """From the table ``meta``.
+
+        Raises:
+            ValueError: if a value is none that it can have.
+        """
+        try:
+            made = cls(*json.loads(text))
+        except (TypeError, RecursionError, ValueError) as error:
+            raise ValueError("the payload file is not described") from error
+        if not all(type(number) is int and 0 <= number <= MOST for number in made):
+            raise ValueError("the payload file is described by impossible numbers")
+        return made
+
+    def text(self) -> str:
+        """For the table ``meta``."""
+        return json.dumps(list(self))
+
+
+def fields_of(text: Any) -> tuple[Field, ...]:
+    """Declared fields, as the table ``meta`` has them.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    try:
+        return checked_fields(json.loads(text))
+    except (TypeError, RecursionError) as error:
+        raise ValueError("fields are no fields") from error
+
+
+def fields_text(fields: Iterable[Field]) -> str:
+    """Declared fields for the table ``meta``."""
+    return json.dumps({field.name: field.type for field in fields})
 
 
 def format_of(codec: VectorCodec) -> int:
@@ -98,6 +207,17 @@ class About:
         except (TypeError, RecursionError) as error:
             raise ValueError("levels are no list of levels") from error
         return cls(model, source, fingerprint, found)
+
+    def difference(self, other: About) -> str:
+        """What is against vectors of another index in this one, as the end of a sentence; empty if nothing is."""
+        mine, theirs = (", ".join(f"{level.name} {level.dim}" for level in each.levels) for each in (self, other))
+        if self.model != other.model:
+            return f"was made with {other.model}, this index with {self.model}"
+        if mine != theirs:
+            return f"has the levels {theirs}, this index has {mine}"
+        if (self.fingerprint, self.levels) != (other.fingerprint, other.levels):
+            return f"was made with {other.model} too, but of other weights, settings or coarse maps"
+        return ""
 
 
 def _whole(meta: Mapping[str, Any], name: str) -> int:

@@ -61,6 +61,9 @@ ITEM, BLOCK, LOST = (", ".join(record._fields) for record in (ItemRecord, BlockR
 """The columns of each table that its checksum covers, in order."""
 META = ("format", "model", "source", "fingerprint", "levels", "dtype", "rows", "generation", "commits")
 """Keys of the table ``meta`` that its record ``check`` vouches for, beside the last id that was given."""
+META_OPTIONAL = ("columns", "fields", "payloads")
+"""Keys of ``meta`` that only some indexes have, and whose record ``optional_check`` vouches for those that are there:
+declared fields, and files that are derived from the tables. Earlier versions know none, and leave them alone."""
 
 PART = 18
 """Bits of an id beyond which it belongs to the next part of ``items_hash``."""
@@ -168,12 +171,22 @@ def read_meta(db: sqlite3.Connection) -> dict[str, Any]:
 def meta_is_whole(db: sqlite3.Connection) -> bool:
     """Whether the table ``meta`` is as it was written; of format 1, which has no checksum, it counts as whole."""
     meta = read_meta(db)
+    if meta.get("optional_check") != _optional_crc(meta):
+        return False
     return meta.get("format") == str(OLD_FORMAT) or meta.get("check") == _meta_crc(db)
 
 
 def seal_meta(db: sqlite3.Connection) -> None:
-    """Write the checksum of the table ``meta``."""
+    """Write the checksums of the table ``meta``."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('check', ?)", (_meta_crc(db),))
+    check = _optional_crc(read_meta(db))
+    if check is not None:
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('optional_check', ?)", (check,))
+
+
+def _optional_crc(meta: Mapping[str, Any]) -> str | None:
+    there = [part for key in META_OPTIONAL if key in meta for part in (key, meta[key])]
+    return str(record_crc(*there)) if there else None
 
 
 def _meta_crc(db: sqlite3.Connection) -> str:

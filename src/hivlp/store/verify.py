@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError
+from hivlp.store import payloads
 from hivlp.store.codec import Checksums, row_checksums
 from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
+from hivlp.store.fields import files as column_files
 from hivlp.store.folder import Store
 from hivlp.store.integrity import shown_path
 from hivlp.store.reader import Reader
@@ -27,7 +29,7 @@ NO_CHECKSUMS = (
     "an index of format 1 has no checksums: only lengths and norms were checked; the next change to it makes checksums"
 )
 
-Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps", "engine"]
+Kind = Literal["structure", "record", "rows", "vectors", "checksums", "maps", "fields", "payloads", "engine"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Damage:
     Attributes:
         kind: of what is damaged: ``items.db`` as a whole (``structure``), what it says of an item (``record``), which
             item a row belongs to (``rows``), the vectors themselves, only their ``checksums``, the ``maps`` that an
-            index of given vectors has in place of a model, or the ``engine``, which is built from the rest.
+            index of given vectors has in place of a model, or what is built from the rest: columns of ``fields``,
+            ``payloads`` that hits show, and the ``engine``.
         file: its name in the folder.
         what: in words.
         rows: of the vector file, ascending.
@@ -163,6 +166,12 @@ def verify_store(store: Store, on_progress: Progress | None = None) -> VerifyRep
             for kind, name, what, rows, level in found:
                 items = _known(reader, owners[rows])
                 report.damage.append(Damage(kind, name, what, tuple(rows), items, level))
+            report.damage += [
+                Damage("fields", name, what) for name, what in column_files.damage(store.path, reader.state).items()
+            ]
+            wrong = payloads.damage(store.path, reader.state, reader.all_shown())
+            if wrong is not None and reader.state.payloads is not None:
+                report.damage.append(Damage("payloads", reader.state.payloads.name, wrong))
     except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
         report.damage.append(Damage("structure", FILE, str(error)))
     return report

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from hivlp.errors import ArgumentError, QueryError
+from hivlp.store.fields.declared import Field
 from hivlp.store.names import composed
 
 WHERE_SECONDS = 5.0
@@ -19,6 +21,7 @@ WHERE_ITEMS = 1_000_000
 """Items that a condition has :data:`WHERE_SECONDS` for; for twice as many it has twice the time."""
 GRACE_SECONDS = 0.5
 """What it has to stop after that, before it is left to itself: SQLite cannot be stopped inside one function."""
+COLUMNS = ("id", "path", "caption", "metadata")
 WHERE_TABLES = ("items", "json_each", "json_tree")
 # What a condition may call: nothing here makes values much longer than those it is given, or reads anything but them.
 # fmt: off
@@ -53,9 +56,8 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 # What a file is called, and what is said of it, may be spelt in two ways in Unicode; JSON has a third one, \\u00e9.
-COMPOSED = """WITH items AS NOT MATERIALIZED (
-    SELECT id, composed(path) AS path, hash, composed(caption) AS caption, unescaped(metadata) AS metadata,
-        row, size, mtime, ctime, checked FROM main.items)"""
+COMPOSED = """(SELECT id, composed(path) AS path, hash, composed(caption) AS caption, unescaped(metadata) AS metadata,
+    row, size, mtime, ctime, checked FROM main.items)"""
 
 Value = str | bytes | int | float | None
 
@@ -67,8 +69,8 @@ class Passing(NamedTuple):
     changing: bool
 
 
-def rows_where(file: Path, condition: str) -> Passing:
-    """Rows of the items for which an SQL expression over id, path, caption and metadata holds.
+def rows_where(file: Path, condition: str, fields: Sequence[Field] = ()) -> Passing:
+    """Rows of the items for which an SQL expression over id, path, caption, metadata and declared fields holds.
 
     A condition with letters beyond ASCII sees paths, captions and metadata in composed Unicode (NFC), as itself, so
     that a name is found however it is spelt.
@@ -76,6 +78,7 @@ def rows_where(file: Path, condition: str) -> Passing:
     Args:
         file: ``items.db``, which the caller holds a read lock of.
         condition: the expression.
+        fields: that are declared.
 
     Raises:
         QueryError: if it is not such an expression, does more than read items, or takes too long.
@@ -84,7 +87,7 @@ def rows_where(file: Path, condition: str) -> Passing:
         raise ArgumentError(f"where must be a condition in SQL, not {condition!r:.40}")
     if "\x00" in condition or not condition.strip():
         raise QueryError("--where is empty or holds a NUL character")
-    evaluation = _Evaluation(file, condition)
+    evaluation = _Evaluation(file, condition, fields)
     try:
         seconds = WHERE_SECONDS * max(1.0, evaluation.last_row() / WHERE_ITEMS)
         evaluation.start()
@@ -102,7 +105,7 @@ class _Evaluation(threading.Thread):
     The connection takes no locks, so that it cannot wait for a writer who waits for its caller.
     """
 
-    def __init__(self, file: Path, condition: str) -> None:
+    def __init__(self, file: Path, condition: str, fields: Sequence[Field]) -> None:
         super().__init__(name="hivlp-where", daemon=True)
         self.ended = threading.Event()
         self._rows: list[int] = []
@@ -112,7 +115,8 @@ class _Evaluation(threading.Thread):
         self._letting_go = threading.Lock()
         self._let_go = False
         self._condition = condition if condition.isascii() else unicodedata.normalize("NFC", condition)
-        self._items = "" if condition.isascii() else COMPOSED
+        self._fields = fields
+        self._items = _items(condition, fields)
         place = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
         self._db = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False)
 
@@ -127,7 +131,7 @@ class _Evaluation(threading.Thread):
             self._prepare()
             # Only a whole expression fits both here and below: one that closes a bracket early to add a query of its
             # own, such as `0) UNION SELECT (1`, cannot stand inside CAST.
-            self._db.execute(f"SELECT CAST(({self._condition}\n) AS INTEGER) FROM items LIMIT 0")
+            self._db.execute(f"{self._items} SELECT CAST(({self._condition}\n) AS INTEGER) FROM items LIMIT 0")
             self._calls.clear()
             query = f"{self._items} SELECT row FROM items WHERE ({self._condition}\n)"
             self._rows = [row for (row,) in self._db.execute(query)]
@@ -167,7 +171,8 @@ class _Evaluation(threading.Thread):
         if not isinstance(self._error, (sqlite3.Error, sqlite3.Warning, UnicodeError, MemoryError)):
             raise self._error
         raise QueryError(
-            f"--where is not a condition on id, path, caption, metadata: {self._reason()}"
+            f"--where is not a condition on {', '.join((*COLUMNS, *(field.name for field in self._fields)))}: "
+            f"{self._reason()}"
         ) from self._error
 
     def _reason(self) -> str:
@@ -235,6 +240,21 @@ class _Evaluation(threading.Thread):
             return strip(_text(text), given) if given else _text(text)
 
         return stripped
+
+
+def _items(condition: str, fields: Sequence[Field]) -> str:
+    """What a condition sees as ``items``: the fields that it may name as columns, text composed if it is; or ""."""
+    words = {word.lower() for word in re.findall(r"\w+", condition)}
+    named = [field for field in fields if field.name.lower() in words]
+    if condition.isascii() and not named:
+        return ""
+    columns = ", ".join(("id, path, hash, caption, metadata, row, size, mtime, ctime, checked", *map(_column, named)))
+    source = "main.items" if condition.isascii() else COMPOSED
+    return f"WITH items AS NOT MATERIALIZED (SELECT {columns} FROM {source})"
+
+
+def _column(field: Field) -> str:
+    return f"{field.sql} AS {field.name}"
 
 
 def _text(value: Value) -> str:

@@ -13,10 +13,11 @@ from hivlp.errors import QueryError
 from hivlp.levels import Embeddings
 from hivlp.store import schema
 from hivlp.store.codec import Checksums, row_checksums
+from hivlp.store.fields.declared import Field, joined
 from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
-from hivlp.store.records import NewItem, Stamp
+from hivlp.store.records import ColumnFiles, NewItem, PayloadFile, Stamp, fields_text
 from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_path, pack_paths, seal
 from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
@@ -162,6 +163,9 @@ class Writer:
 
     def move(self, moves: Iterable[tuple[int, str, Stamp]]) -> None:
         """Give items other paths, which no item has, as (id, path, stamp)."""
+        moves = list(moves)
+        if moves:  # what hits show of a row holds its path
+            self._db.execute("DELETE FROM meta WHERE key = 'payloads'")
         for item_id, path, stamp in moves:
             found = self._db.execute(f"SELECT {ITEM}, crc FROM items WHERE id = ?", (item_id,)).fetchone()
             if found and found[-1] == schema.record_crc(*found[:-1]):
@@ -212,6 +216,23 @@ class Writer:
     def forget_blocks(self, level: str) -> None:
         """Drop the checksums of a level, whose file is about to be replaced."""
         self._db.execute("DELETE FROM blocks WHERE level = ?", (level,))
+
+    # Fields.
+
+    def declare(self, fields: Iterable[Field]) -> None:
+        """Declare fields beside those that there are; one that is declared again gets its new type."""
+        declared = joined(self.reader.state.fields, fields)
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('fields', ?)", (fields_text(declared),))
+        self._db.execute("DELETE FROM meta WHERE key = 'columns'")
+        self.reader = self.reader.again()
+
+    def note_payloads(self, file: PayloadFile) -> None:
+        """Note which file holds what hits show."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('payloads', ?)", (file.text(),))
+
+    def note_columns(self, files: ColumnFiles) -> None:
+        """Note which files hold the columns of the fields."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('columns', ?)", (files.text(),))
 
     # The whole.
 

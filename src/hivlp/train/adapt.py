@@ -27,14 +27,15 @@ from hivlp.data.pairs import Pair, Pairs
 from hivlp.data.walk import Found, find_pictures
 from hivlp.encode import HiVLP, resolve_folder
 from hivlp.errors import DataError, HivlpError, ModelError
-from hivlp.evaluate.recall import evaluate
+from hivlp.evaluate.evaluation import evaluate
 from hivlp.evaluate.results import Evaluation
 from hivlp.export.card import model_card
 from hivlp.export.graphs import export
 from hivlp.files.reading import read_json, read_lines
+from hivlp.formats.dual_encoder import import_dual_encoder
+from hivlp.formats.transformers import FILES, is_transformers_folder
 from hivlp.levels import DEFAULT_SHORTLIST, Level
 from hivlp.model.hivlp_model import HiVLPModel
-from hivlp.model.pretrained import FILES, import_dual_encoder, is_transformers_folder
 from hivlp.train.distillation.level import Side, distill_level
 from hivlp.train.inputs.vectors import layer_features, picture_vectors, text_vectors
 from hivlp.train.recipe.schema import SelfDistillation
@@ -90,7 +91,7 @@ class AdaptResult:
         texts: how many it learned from.
         seconds: of the whole job.
         recalls: ``validation`` and ``test``, or ``train`` where there is neither -> what
-            :func:`hivlp.evaluate.recall.evaluate` found.
+            :func:`hivlp.evaluate.evaluation.evaluate` found.
     """
 
     model: Path

@@ -25,7 +25,7 @@ from hivlp.model.batchnorm import share_statistics
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.objective import HierarchicalObjective
 from hivlp.train.distillation.self_distillation import distil
-from hivlp.train.inputs.features import build_corpus, frozen_image_features, frozen_text_features
+from hivlp.train.inputs.features import build_corpus, frozen_image_features, token_features
 from hivlp.train.inputs.held_out import rows_apart
 from hivlp.train.log import MetricLog, draw_curves
 from hivlp.train.pretext import Matching, TrainingModel
@@ -100,7 +100,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
         if frozen:
             model.eval()
             inputs.views = frozen_image_features(model, corpus, recipe.augment, recipe.seed, run)
-            inputs.texts = frozen_text_features(model, corpus)
+            inputs.texts = token_features(model, corpus.ids, corpus.mask)
     if broadcast_object_list([corpus.contents.digest])[0] != corpus.contents.digest:
         raise RecipeError(f"process {accelerator.process_index} reads other pictures or captions than the first one")
     if recipe.init.warm_start:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hivlp.config import HiVLPConfig
 from hivlp.data.load import load_pairs
 from hivlp.errors import HivlpError, RecipeError
-from hivlp.evaluate.recall import evaluate
+from hivlp.evaluate.evaluation import evaluate
 from hivlp.evaluate.results import Evaluation
 from hivlp.export.graphs import export
 from hivlp.train.inputs.augment import plain_view
@@ -33,7 +33,7 @@ class TrainResult:
     Attributes:
         model: the folder.
         recalls: ``validation`` and ``test``, if the recipe names them -> what
-            :func:`hivlp.evaluate.recall.evaluate` found.
+            :func:`hivlp.evaluate.evaluation.evaluate` found.
         seconds: of the whole run, as far as this process did it.
         pairs: readable ones, which were trained on.
         best_step: whose weights they are, if the run was stopped by its validation; else None.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hivlp.data.contents import Contents, read_pixels
 from hivlp.data.load import load_pairs
-from hivlp.encode.text import TextTokenizer
+from hivlp.data.texts import TextTokenizer
 from hivlp.errors import DataError, PictureError, RecipeError
 from hivlp.evaluate.recall import score
 from hivlp.files.scratch import write_whole

@@ -14,8 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from hivlp.config import HiVLPConfig
+from hivlp.data.texts import TextTokenizer
 from hivlp.encode import resolve_folder
-from hivlp.encode.text import TextTokenizer
 from hivlp.errors import ModelError, RecipeError
 from hivlp.files.reading import one_line
 from hivlp.model.hivlp_model import HiVLPModel

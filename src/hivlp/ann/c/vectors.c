@@ -11,8 +11,12 @@
 
 /* The vector at unit length; returns the length that it had. Nothing is written if that is zero or not finite. */
 EXPORT double hivlp_unit(const float *given, int64_t dim, float *unit) {
-    double sum = 0;
-    for (int64_t i = 0; i < dim; i++) sum += (double)given[i] * given[i];
+    double sums[LANES] = {0}, sum = 0;
+    int64_t done = 0;
+    for (; done + LANES <= dim; done += LANES)
+        for (int j = 0; j < LANES; j++) sums[j] += (double)given[done + j] * given[done + j];
+    for (int j = 0; j < LANES; j++) sum += sums[j];
+    for (; done < dim; done++) sum += (double)given[done] * given[done];
     double norm = sqrt(sum);
     if (norm > 0 && isfinite(norm))
         for (int64_t i = 0; i < dim; i++) unit[i] = (float)(given[i] / norm);

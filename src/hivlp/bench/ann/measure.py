@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.bench.ann.collection import ITEMS, TEST, TRAIN, TRUTH, Collection
+from hivlp.bench.ann.rivals.base import Product
 from hivlp.bench.ann.truth import recall
+from hivlp.bench.child import ONE_THREAD, listen, say
 from hivlp.bench.report import memory_bytes
-from hivlp.files.npy import open_npy
 from hivlp.levels import Vectors
 
 K = 10
 ENOUGH = 0.997
 ROUNDS = 3
 ENOUGH_SECONDS = 3.0
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-TRAIN, TEST, TRUTH, ITEMS = "train.npy", "queries.npy", "truth.npy", "items.npy"
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A folder with ``items.npy`` (n, d) float16, ``queries.npy`` and ``train.npy`` float32, ``truth.npy`` int64."""
-
-    folder: Path
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One of its arrays, memory-mapped."""
-        return open_npy(self.folder / name, kinds="fi")
 
 
 def measure(
@@ -54,37 +38,14 @@ def measure(
             find more and more only the first is (None: up to :data:`ENOUGH`).
 
     Returns:
-        ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``,
-        ``peak_mb`` (None for an engine whose vectors are on disk) and ``resident_mb`` over the process before (without
-        these vectors); ``rows`` with ``setting``, ``recall``, ``qps``,
-        ``p50_us``, ``p99_us`` and ``batch_qps``.
+        ``engine``; ``status`` ("ok", "not installed", "timeout", or what went wrong); if built, ``build_s``, and
+        ``peak_mb`` and ``resident_mb`` over the process before; ``rows`` with ``setting``, ``recall``, ``qps``,
+        ``p50_us``, ``p99_us`` and ``batch_qps``; of our index ``overheads`` (see
+        :meth:`hivlp.bench.ann.rivals.base.Product.overheads`).
     """
-    command = [sys.executable, "-m", "hivlp.bench.ann.measure", rival, str(collection.folder), str(queries)]
-    command += [] if target is None else ["--target", str(target)]
-    result: dict[str, Any] = {"engine": rival.partition(":")[2], "status": "ok", "rows": []}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **ONE_THREAD}, check=False
-        )
-        output, failed = done.stdout, done.returncode != 0
-        if failed:
-            last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:300]
-            # What a library says before it crashes is seldom the reason.
-            result["status"] = f"killed by signal {-done.returncode}" if done.returncode < 0 else last
-    except subprocess.TimeoutExpired as error:
-        partial = error.stdout or b""
-        output = partial.decode() if isinstance(partial, bytes) else partial
-        result["status"] = "timeout"
-    for line in output.splitlines():
-        if line.startswith("{"):  # libraries write lines of their own
-            try:
-                said = json.loads(line)
-            except ValueError:
-                continue
-            rows = said.pop("rows", [])
-            result["rows"] += rows
-            result |= said
-    return result
+    arguments = [rival, str(collection.folder), str(queries), *([] if target is None else ["--target", str(target)])]
+    said = listen("hivlp.bench.ann.measure", arguments, timeout, ONE_THREAD)
+    return {"engine": rival.partition(":")[2], "rows": [], **said}
 
 
 def child(rival: str, folder: Path, queries: int, target: float | None = None) -> None:
@@ -92,36 +53,33 @@ def child(rival: str, folder: Path, queries: int, target: float | None = None) -
     module, _, name = rival.partition(":")
     engine = getattr(importlib.import_module(module), name)()
     collection = Collection(folder)
-    _say({"engine": engine.name})
+    say({"engine": engine.name})
     # In memory before the engine is built, so that its own memory is what is added.
-    on_disk = getattr(engine, "on_disk", False)
-    items, train = collection.read(ITEMS), np.array(collection.read(TRAIN))
-    if not on_disk:
-        items = np.array(items)
+    items, train = np.array(collection.read(ITEMS)), np.array(collection.read(TRAIN))
     asked, truth = np.array(collection.read(TEST))[:queries], np.array(collection.read(TRUTH))[:queries, :K]
-    # Of a file that is mapped any part may be in memory at any time, and be dropped: only the rest counts.
-    resident = "RssAnon" if on_disk else "VmRSS"
-    before = memory_bytes(resident) / 2**20
+    before = memory_bytes("VmRSS") / 2**20
     started = time.perf_counter()
     try:
         engine.build(items, train)
     except ModuleNotFoundError:
-        _say({"status": "not installed"})
+        say({"status": "not installed"})
         return
     seconds = time.perf_counter() - started
     memory = {
-        "peak_mb": None if on_disk else round(memory_bytes("VmHWM") / 2**20 - before),
-        "resident_mb": round(memory_bytes(resident) / 2**20 - before),
+        "peak_mb": round(memory_bytes("VmHWM") / 2**20 - before),
+        "resident_mb": round(memory_bytes("VmRSS") / 2**20 - before),
     }
-    _say({"build_s": round(seconds, 2), **memory})
+    say({"build_s": round(seconds, 2), **memory})
     for ladder in engine.settings():
         for setting in ladder:
             row = time_setting(engine, setting, asked, truth, target or 0)
             if row is None:
                 continue
-            _say({"rows": [row]})
+            say({"rows": [row]})
             if row["recall"] >= (target or ENOUGH):
                 break
+    if isinstance(engine, Product):
+        say({"overheads": engine.overheads(asked, K)})
 
 
 def time_setting(
@@ -161,11 +119,6 @@ def time_setting(
         "p99_us": round(float(p99), 1),
         "batch_qps": round(batch, 1),
     }
-
-
-def _say(what: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,20 @@ import numpy as np
 from tqdm import tqdm
 
 from hivlp.bench.ann import rivals
-from hivlp.bench.ann.generator import generate, match
+from hivlp.bench.ann.collection import ITEMS, Collection, write_collection
 from hivlp.bench.ann.kept import Kept
-from hivlp.bench.ann.measure import ITEMS, TRUTH, Collection, measure
-from hivlp.bench.ann.real import TESTED, TRAINED_FROM, RealSet, bench_folder, read_real, write_collection
+from hivlp.bench.ann.measure import measure
+from hivlp.bench.ann.real import TESTED, TRAINED_FROM, RealSet, bench_folder, read_real
+from hivlp.bench.ann.sentences import MILLION, read_sentences
 from hivlp.bench.report import Report, machine, measured
 from hivlp.encode import HiVLP
 from hivlp.errors import MissingExtraError
 
-GENERATED = 1_000_000
-LARGE = 10_000_000
 POOLS = (1_000, 5_000, 31_014, 123_287)
 WANTED = 0.99
-LESS = 0.9  # as in NeurIPS'23 Big-ANN's track of out-of-distribution queries
+RECALLS = (0.93, 0.95, 0.97, WANTED)
 TIMEOUTS = {"small": 180.0, "full": 4 * 3600.0}
-DEADLINE = 560.0  # seconds after which the small size tries nothing more
+DEADLINES = 420.0, 600.0  # seconds after which the small size tries no more engines, and no more parts
 LEAST = 10.0  # seconds in which an engine can say anything
 LIBRARIES = ("faiss-cpu", "hnswlib", "usearch", "scann", "rabitqlib", "pyvsag", "numpy")
 
@@ -46,11 +44,15 @@ class AnnReport(Report):
     speedup_flat: float | None
     speedup_best_rival_batch: float | None
     best_rival_batch: str | None
+    speedup_best_rival_product: float | None
+    speedup_best_rival_product_batch: float | None
+    product_overhead_us: dict[str, float] = field(default_factory=dict)
+    product_overhead_batch: dict[str, float] = field(default_factory=dict)
+    overheads: list[dict[str, Any]]
     engines: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     pools: list[dict[str, Any]]
-    match: dict[str, dict[str, float]] | None
-    scale: dict[str, Any] | None
+    speedups: list[dict[str, Any]]
 
     def to_text(self) -> str:
         """Tables for the terminal."""
@@ -76,10 +78,22 @@ class AnnReport(Report):
                 f"{about['engine']:28s}{row['recall']:8.4f}{row['p50_us']:9.0f}{row['p99_us']:9.0f}{row['qps']:9.0f}"
                 f"{batch:9.0f}{about['build_s']:9.0f}{about['resident_mb']:7.0f}{note}"
             )
-        single = ("one at a time", self.speedup_best_rival, self.best_rival)
-        for what, gain, best in (single, ("many at once", self.speedup_best_rival_batch, self.best_rival_batch)):
-            if gain is not None:
-                lines.append(f"{what}: {gain:.2f} times the best other engine ({best})")
+        for each in self.speedups:
+            for what, ending in (("one at a time", ""), ("many at once", "_batch")):
+                if (gain := each[f"speedup_best_rival{ending}"]) is not None:
+                    best = each[f"best_rival{ending}"]
+                    lines.append(f"recall ≥ {each['recall']}, {what}: {gain:.2f} times the best other engine ({best})")
+            if (gain := each["speedup_best_rival_product"]) is not None:
+                batch = each["speedup_best_rival_product_batch"]
+                lines.append(
+                    f"  and by Index.search, with every hit looked at, {gain:.2f} times; many at once {batch:.2f}"
+                )
+        lines += [
+            f"{each['items']:>9d} items, recall {each['recall']}: the engine takes {each['engine_us']:.0f} µs, "
+            f"Index.search {each['overhead_us']:.0f} more, with every hit looked at {each['hits_us']:.0f} in all; "
+            f"many at once {each['batch_overhead']:+.0%}"
+            for each in self.overheads
+        ]
         if self.speedup_flat is not None:
             lines.append(f"one at a time: {self.speedup_flat:.1f} times an exhaustive scan")
         lines += [
@@ -87,64 +101,59 @@ class AnnReport(Report):
             for pool in self.pools
             if pool["speedup"] is not None
         ]
-        if large := self.scale:
-            lines.append(f"{large['items']} vectors on disk: {large['status']}")
-            if large.get("build_s") is not None:
-                lines[-1] += f", built in {large['build_s']:.0f} s, {large['resident_mb']} MB in memory"
-            if large.get("qps_at_90") is not None:
-                lines[-1] += f", {large['qps_at_90']:.0f} queries/s at a recall of {LESS}"
-            if large.get("latency_ratio") is not None:
-                lines[-1] += f", {large['p50_us']:.0f} µs at {WANTED}: {large['latency_ratio']:.2f} times as long"
-        for name, values in (self.match or {}).items():
-            lines.append(f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in values.items())}")
         return "\n".join([*lines, f"{self.seconds:.0f} s"])
 
 
-def run(size: str, model: HiVLP, plot: Path | None = None, *, fresh: bool = False) -> AnnReport:
+def run(
+    size: str, model: HiVLP, plot: Path | None = None, *, sentences: int = MILLION, fresh: bool = False
+) -> AnnReport:
     """Measure.
 
     Args:
-        size: ``small``, words and glosses, the best-known engines, ten minutes; ``full``, a million generated
-            vectors, all engines, and ten million, ours: hours. It goes on where it stopped: other engines than ours
-            that were measured before, on this machine and with this code, are not measured again.
-        model: encodes the real set.
+        size: ``small``, words asked for by glosses, the best-known engines, ten minutes; ``full``, sentences asked for
+            by titles, all engines: hours. It goes on where it stopped: what was encoded is not encoded again, and other
+            engines than ours that were measured before, on this machine and with this code, are not measured again.
+        model: encodes the texts.
         plot: where to draw recall and speed.
+        sentences: of the full size, how many.
         fresh: measure all again.
 
     Returns:
-        What :func:`compare` returns; ``pools``: our gain over an exhaustive scan of smaller real collections;
-        ``match``: statistics of generated beside real vectors (full); ``scale``: what :func:`scale` returns (full);
-        the machine.
+        What :func:`compare` returns; ``pools``: our index's gain over an exhaustive scan of parts of the words;
+        ``overheads``, of these and of the whole; ``product_overhead_us`` and ``product_overhead_batch``: of them, µs a
+        search and share of many at once at 99% recall, by number of items; the machine.
 
     Raises:
+        DataError: if a package with texts is not installed.
         MissingExtraError: if faiss or, for a plot, matplotlib is not installed.
     """
     if _version("faiss-cpu") is None or (plot is not None and _version("matplotlib") is None):
         raise MissingExtraError("`hivlp bench ann`", "bench")
     started = time.perf_counter()
-    real = read_real(model, pictures=size == "full")
-    folder = bench_folder()
-    key = real.key
-    words = folder / f"words-{key}"
-    collection = Collection(words)
-    if not (words / TRUTH).is_file():  # it is written last
-        collection = write_collection(words, *_parts(real))
-    matched = None
-    if size == "full":
-        collection = generate(folder / f"generated-{GENERATED}-{key}", real, GENERATED)
-        matched = match(real, collection)
+    real = read_real(model)
+    collection = read_sentences(model, sentences) if size == "full" else _words(real)
     chosen = rivals.SMALL if size == "small" else rivals.FULL
     libraries = [name for name in LIBRARIES if _version(name) is not None]
-    beside = pools(real, TIMEOUTS[size])
-    deadline = started + DEADLINE if size == "small" else None
+    of_engines, of_parts = (started + each if size == "small" else None for each in DEADLINES)
     kept = Kept(collection.folder / "measured", machine(*libraries)) if size == "full" and not fresh else None
-    result = compare(collection, [_path_of(each) for each in chosen], TIMEOUTS[size], deadline, kept)
-    large = scale(folder / f"generated-{LARGE}-{key}", real, result) if size == "full" else None
+    result = compare(collection, [_path_of(each) for each in chosen], TIMEOUTS[size], of_engines, kept)
+    beside = pools(real, TIMEOUTS[size], of_parts)
+    overheads = [*(each for pool in beside for each in pool.pop("overheads")), *result.pop("overheads")]
     if plot is not None:
         draw(result, plot)
     return AnnReport(
-        size=size, **result, pools=beside, match=matched, scale=large, **measured(started, *libraries)
-    )  # fmt: skip
+        size=size,
+        **result,
+        product_overhead_us=_by_size(overheads, "overhead_us"),
+        product_overhead_batch=_by_size(overheads, "batch_overhead"),
+        overheads=overheads,
+        pools=beside,
+        **measured(started, *libraries),
+    )
+
+
+def _by_size(overheads: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    return {str(each["items"]): each[key] for each in overheads if each["recall"] == WANTED}
 
 
 def compare(
@@ -171,7 +180,10 @@ def compare(
         all, with ``engine`` and whether they are on its Pareto ``front``; ``speedup_best_rival``: our speed, one
         query at a time, over that of the fastest other engine, each with the fastest setting that finds 99% of the
         exact top ten, and ``best_rival``; ``speedup_flat``: over the exhaustive scan; ``speedup_best_rival_batch``,
-        ``best_rival_batch``: many queries at once. None if an engine to compare with does not get there.
+        ``best_rival_batch``: many queries at once. None if an engine to compare with does not get there. ``speedups``:
+        those over other engines at each of :data:`RECALLS`, with ``recall``, and ``speedup_best_rival_product``,
+        ``speedup_best_rival_product_batch``: of ``Index.search`` with every hit looked at, over engines without
+        payloads. ``overheads``: what ``Index.search`` takes beyond the engine inside it.
     """
     rows, about = [], []
     for engine in tqdm(engines, desc="engines", disable=None):
@@ -196,32 +208,36 @@ def compare(
         if each.get("resident_mb") is not None:
             each["bytes_per_vector"] = round(each["resident_mb"] * 2**20 / count)
     names = [each["engine"] for each in about]
-    single, batch = fastest(rows, "qps"), fastest(rows, "batch_qps")
-    best, gain = _gain(single, names[0], names[1:])
-    best_batch, gain_batch = _gain(batch, names[0], names[1:])
+    overheads = [{"items": count, **each} for found in about for each in found.pop("overheads", [])]
+    speedups = [_speedups(rows, names, least) for least in RECALLS]
     return {
         "items": count,
         "dim": dim,
-        "speedup_best_rival": gain,
-        "best_rival": best,
-        "speedup_flat": _gain(single, names[0], names[1:2])[1],
-        "speedup_best_rival_batch": gain_batch,
-        "best_rival_batch": best_batch,
+        **{key: value for key, value in speedups[-1].items() if key != "recall"},
+        "speedup_flat": _gain(fastest(rows, "qps"), names[0], names[1:2])[1],
+        "speedups": speedups,
+        "overheads": overheads,
         "engines": about,
         "rows": rows,
     }
 
 
-def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[dict[str, Any]]:
-    """Ours beside an exhaustive scan on random parts of the real set: ``items``, and both speeds at 99% recall."""
-    ours, flat = _path_of(rivals.Ours), _path_of(rivals.FaissFlat)
+def pools(
+    real: RealSet, timeout: float, deadline: float | None = None, sizes: Sequence[int] = POOLS
+) -> list[dict[str, Any]]:
+    """Our index beside an exhaustive scan on random parts of the real set.
+
+    Returns:
+        For each part ``items``, both speeds at 99% recall, and ``overheads``.
+    """
+    ours, flat = _path_of(rivals.OurIndex), _path_of(rivals.FaissFlat)
     items, test, train = _parts(real)
     order = np.random.default_rng(0).permutation(len(items))
     result = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             part = write_collection(Path(scratch), items[order[:size]], test, train)
-            found = compare(part, [ours, flat], timeout, target=WANTED)
+            found = compare(part, [ours, flat], timeout, deadline, target=WANTED)
         single, batch = fastest(found["rows"], "qps"), fastest(found["rows"], "batch_qps")
         names = [each["engine"] for each in found["engines"]]
         result.append(
@@ -232,41 +248,11 @@ def pools(real: RealSet, timeout: float, sizes: Sequence[int] = POOLS) -> list[d
                     f"{name}_batch_qps": batch.get(engine) for name, engine in zip(("ours", "flat"), names, strict=True)
                 },
                 "speedup": found["speedup_flat"],
-                "speedup_batch": found["speedup_best_rival_batch"],
+                "speedup_batch": _gain(batch, names[0], names[1:])[1],
+                "overheads": found["overheads"],
             }
         )
     return result
-
-
-def scale(folder: Path, real: RealSet, million: Mapping[str, Any], count: int = LARGE) -> dict[str, Any]:
-    """Ours over ten times as many vectors, which stay on disk.
-
-    Args:
-        folder: of the collection, made unless it is there.
-        real: what it is made from.
-        million: what :func:`compare` said of the smaller collection.
-        count: of vectors.
-
-    Returns:
-        ``items``, ``status`` ("ok", or what was in the way); if measured, also ``build_s``; ``resident_mb``, without
-        the vectors on disk; ``qps_at_90``: the most queries a second with a recall of 90%; ``p50_us``: of the fastest
-        setting with 99%, and ``latency_ratio``, to the same over the smaller collection (None where it is not
-        reached); ``rows``.
-    """
-    width = real.words.shape[1]
-    if not folder.is_dir() and shutil.disk_usage(folder.parent).free < 2.5 * count * width:
-        return {"items": count, "status": f"needs {2.5e-9 * count * width:.0f} GB of disk"}
-    found = measure(_path_of(rivals.OursOnDisk), generate(folder, real, count), TIMEOUTS["full"])
-    rows = found["rows"]
-    ours = [row for row in million["rows"] if row["engine"] == rivals.Ours.name]
-    before, after = (min((r["p50_us"] for r in part if r["recall"] >= WANTED), default=None) for part in (ours, rows))
-    return {
-        "items": count,
-        **found,
-        "qps_at_90": max((row["qps"] for row in rows if row["recall"] >= LESS), default=None),
-        "p50_us": after,
-        "latency_ratio": round(after / before, 2) if before and after else None,
-    }
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
@@ -279,13 +265,30 @@ def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
     return front
 
 
-def fastest(rows: Sequence[Mapping[str, Any]], speed: str) -> dict[str, float]:
-    """By engine, the speed of the fastest setting with the recall that is wanted; engines without one are left out."""
+def fastest(rows: Sequence[Mapping[str, Any]], speed: str, least: float = WANTED) -> dict[str, float]:
+    """By engine, the speed of the fastest setting with at least that recall; engines without one are left out."""
     result: dict[str, float] = {}
     for row in rows:
-        if row["recall"] >= WANTED:
+        if row["recall"] >= least:
             result[row["engine"]] = max(result.get(row["engine"], 0.0), row[speed])
     return result
+
+
+def _speedups(rows: Sequence[Mapping[str, Any]], names: Sequence[str], least: float) -> dict[str, Any]:
+    """Ours, the first, and the index around it beside the best other engine."""
+    single, batch = fastest(rows, "qps", least), fastest(rows, "batch_qps", least)
+    others = [name for name in names[1:] if name not in rivals.OURS]
+    best, gain = _gain(single, names[0], others)
+    best_batch, gain_batch = _gain(batch, names[0], others)
+    return {
+        "recall": least,
+        "speedup_best_rival": gain,
+        "best_rival": best,
+        "speedup_best_rival_batch": gain_batch,
+        "best_rival_batch": best_batch,
+        "speedup_best_rival_product": _gain(single, rivals.OurIndex.name, others)[1],
+        "speedup_best_rival_product_batch": _gain(batch, rivals.OurIndex.name, others)[1],
+    }
 
 
 def _gain(speeds: Mapping[str, float], ours: str, others: Sequence[str]) -> tuple[str | None, float | None]:
@@ -297,6 +300,11 @@ def _gain(speeds: Mapping[str, float], ours: str, others: Sequence[str]) -> tupl
 
 def _path_of(engine: type) -> str:
     return f"{rivals.__name__}:{engine.__name__}"
+
+
+def _words(real: RealSet) -> Collection:
+    collection = Collection(bench_folder() / f"words-{real.key}")
+    return collection if collection.is_whole() else write_collection(collection.folder, *_parts(real))
 
 
 def _parts(real: RealSet) -> tuple[Any, Any, Any]:

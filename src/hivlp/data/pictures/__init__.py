@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,7 +105,8 @@ def load_pixels(data: bytes | Path, config: PictureConfig) -> NDArray[np.uint8]:
     """
     # At a fraction of its size a picture is not, to the grey level, what a trained model saw.
     whole = 0 if config.fit == "pad" else _WHOLE_PIXELS
-    return _used(data, config.size, lambda image: prepare(image, config), whole)
+    side = config.size * math.isqrt(config.patches) if config.patches else config.size
+    return _used(data, side, lambda image: prepare(image, config), whole)
 
 
 def picture_size(data: bytes | Path) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO, Any
 
 from hivlp.data.pictures.limits import MAX_FILE_BYTES
 from hivlp.errors import PictureError
+from hivlp.files.reading import open_file, reason
 
 
 class Source:
@@ -57,17 +57,13 @@ def opened_source(data: bytes | Path) -> Iterator[Source]:
         yield Source.of(data)
         return
     try:
-        # Opening a pipe would wait for ever, and what is a file now may be a pipe when it is opened.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        stream = os.fdopen(os.open(data, flags), "rb")
+        stream = open_file(data)
     except (OSError, ValueError) as error:
-        raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise PictureError(f"cannot be read: {reason(error)}") from error
     with stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise PictureError("is not a regular file")
-        _check_bytes(status.st_size)
-        yield Source(stream, status.st_size, data)
+        size = os.fstat(stream.fileno()).st_size
+        _check_bytes(size)
+        yield Source(stream, size, data)
 
 
 def _check_bytes(size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,8 @@ def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
         DataError: naming file and entry, if it has another layout, names a picture outside the folder, or none of the
             pictures is there.
     """
-    data = parse_json_value(read_text(path, LIMIT), printable(path), keep=_KEYS | _COCO_KEYS)
-    entries = data.get("images") if isinstance(data, dict) else None
-    if not isinstance(entries, list):
-        raise DataError(f"{path} is not in Karpathy's layout: it has no list of images")
+    data = images_of(path, _KEYS | _COCO_KEYS)
+    entries = data["images"]
     if "annotations" in data:
         entries = _of_coco(data, path)
     roots = [images] if images is not None else [path.parent, path.parent / "images"]
@@ -40,7 +39,7 @@ def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
     for number, entry in enumerate(entries):
         where = f"{printable(path)}, image {number}"
         pair, candidates = _pair(entry, roots, where)
-        found = next((candidate for candidate in candidates if _is_file(candidate)), None)
+        found = next((candidate for candidate in candidates if is_file(candidate)), None)
         present = present or found is not None
         if not pair.captions:
             skips.no_caption(where)
@@ -49,6 +48,22 @@ def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
     if entries and not present:
         raise DataError(f"none of the pictures of {path} is in {' or '.join(str(root) for root in roots)}")
     return skips.close(path, pairs)
+
+
+def images_of(path: Path, keep: frozenset[str]) -> dict[str, Any]:
+    """The object in a file of this layout, its ``images`` being a list.
+
+    Args:
+        path: of the file.
+        keep: keys to keep; all others are dropped while parsing.
+
+    Raises:
+        DataError: if it cannot be read, or has another layout.
+    """
+    data = parse_json_value(read_text(path, LIMIT), printable(path), keep=keep)
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        raise DataError(f"{path} is not in Karpathy's layout: it has no list of images")
+    return data
 
 
 def _of_coco(data: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -76,7 +91,8 @@ def _of_coco(data: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name; False where the name cannot be looked for."""
     try:
         return path.is_file()
     except OSError:  # a name that is too long, a folder that is closed
@@ -85,10 +101,27 @@ def _is_file(path: Path) -> bool:
 
 def _pair(entry: Any, roots: list[Path], where: str) -> tuple[Pair, list[Path]]:
     """What an entry says, and where its picture may lie."""
+    name, split, candidates = picture_of(entry, roots, where)
     try:
-        name, folder = entry["filename"], entry.get("filepath", "")
         captions = captions_of([sentence["raw"] for sentence in entry["sentences"]], where)
-        split = split_named(entry["split"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: not in Karpathy's layout: {one_line(repr(error))}") from error
+    return Pair(name, candidates[0], captions, split), candidates
+
+
+def picture_of(entry: Any, roots: Sequence[Path], where: str) -> tuple[str, str, list[Path]]:
+    """An entry's file name, its split, and where the picture may lie.
+
+    Args:
+        entry: of the list of images.
+        roots: folders that may hold the pictures.
+        where: file and entry, for the error.
+
+    Raises:
+        DataError: if it has another layout, or names a picture outside of its folder.
+    """
+    try:
+        name, folder, split = entry["filename"], entry.get("filepath", ""), split_named(entry["split"])
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not in Karpathy's layout: {one_line(repr(error))}") from error
     if not isinstance(name, str) or not isinstance(folder, str):
@@ -96,5 +129,4 @@ def _pair(entry: Any, roots: list[Path], where: str) -> tuple[Pair, list[Path]]:
     if split is None:
         raise DataError(f"{where}: there is no split {entry['split']!r:.40}")
     names = [f"{folder}/{name}", name] if folder else [name]
-    candidates = [within(root, each, where) for root in roots for each in names]
-    return Pair(name, candidates[0], captions, split), candidates
+    return name, split, [within(root, each, where) for root in roots for each in names]

@@ -30,6 +30,7 @@ class EmbeddingSource:
     Attributes:
         dim: length of every vector.
         rows: how many there are.
+        has_columns: whether vectors are a column of parquet.
         damaged: skipped file -> what is wrong with it.
     """
 
@@ -38,6 +39,7 @@ class EmbeddingSource:
         self.damaged = dict(damaged or {})
         self.dim = parts[0].dim
         self.rows = sum(part.rows for part in parts)
+        self.has_columns = any(isinstance(part, ParquetColumn) for part in parts)
         for part in parts:
             if part.dim != self.dim:
                 raise DataError(f"{part.file} holds vectors of {part.dim} dims, {parts[0].file} of {self.dim}")
@@ -106,7 +108,7 @@ def open_embeddings(path: Path | str, *, column: str | None = None, texts: bool 
         return _open_clip_retrieval(path, texts or not (path / IMAGE_FOLDER).is_dir())
     for suffix in (".npy", ".parquet"):
         if files := _numeric_order(path.glob(f"*{suffix}")):
-            return _of_several([partial(_open_file, file, column) for file in files], files)
+            return _of_several({file: partial(_open_file, file, column) for file in files})
     raise DataError(f"{path} holds no .npy or .parquet files, and no {IMAGE_FOLDER} folder as clip-retrieval writes it")
 
 
@@ -156,7 +158,7 @@ def _open_file(file: Path, column: str | None) -> Part:
     raise DataError(f"{file} is neither .npy nor .parquet")
 
 
-def _of_several(parts: Sequence[Callable[[], Part]], files: Sequence[Path]) -> EmbeddingSource:
+def _of_several(parts: Mapping[Path, Callable[[], Part]]) -> EmbeddingSource:
     """A source of those parts that can be opened.
 
     Raises:
@@ -165,7 +167,7 @@ def _of_several(parts: Sequence[Callable[[], Part]], files: Sequence[Path]) -> E
     opened: list[Part] = []
     damaged: dict[Path, str] = {}
     first: DataError | None = None
-    for file, part in zip(files, parts, strict=True):
+    for file, part in parts.items():
         try:
             opened.append(part())
         except UnfitError:
@@ -186,14 +188,13 @@ def _open_clip_retrieval(folder: Path, texts: bool) -> EmbeddingSource:
     if not vectors:
         raise DataError(f"{folder / name} holds no files such as {name}_0.npy")
     if not (folder / METADATA_FOLDER).is_dir():
-        return _of_several([partial(NpyFile, file) for file in vectors.values()], list(vectors.values()))
+        return _of_several({file: partial(NpyFile, file) for file in vectors.values()})
     metadata = _numbered(folder / METADATA_FOLDER, ".parquet")
     # A file without its partner would leave captions beside other pictures' vectors, or vectors without a name.
     for number in sorted(vectors.keys() ^ metadata.keys()):
         lone, missing = (vectors, METADATA_FOLDER) if number in vectors else (metadata, name)
         raise DataError(f"{lone[number]} has no partner number {number} in {folder / missing}")
-    parts = [partial(NpyFile, file, metadata[number]) for number, file in vectors.items()]
-    return _of_several(parts, list(vectors.values()))
+    return _of_several({file: partial(NpyFile, file, metadata[number]) for number, file in vectors.items()})
 
 
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:

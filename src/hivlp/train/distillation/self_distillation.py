@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hivlp.encode.text import TextTokenizer
+from hivlp.data.texts import TextTokenizer
 from hivlp.errors import ModelError
 from hivlp.model.heads import reads_finest
 from hivlp.model.hivlp_model import HiVLPModel

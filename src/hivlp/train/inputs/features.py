@@ -21,9 +21,9 @@ from tqdm import tqdm
 from hivlp.config import PictureConfig, TextConfig
 from hivlp.data.contents import PREPARED_BY, Contents, read_pixels
 from hivlp.data.pairs import Pair
-from hivlp.encode.onnx import open_session
+from hivlp.data.texts import TextTokenizer
+from hivlp.encode.session import open_session
 from hivlp.encode.stream import default_workers
-from hivlp.encode.text import TextTokenizer
 from hivlp.errors import DataError, PictureError
 from hivlp.export.graphs import export_image_features
 from hivlp.files.npy import open_npy
@@ -241,16 +241,11 @@ def _view_features(
     return {str(layer): array for layer, array in zip(model.image_layers, arrays, strict=True)}
 
 
-def frozen_text_features(model: HiVLPModel, corpus: Corpus) -> Features:
-    """``layer -> (M, width)`` for every caption variant."""
-    return _text_features(model, corpus.ids, corpus.mask, model.text_layers)
-
-
 def text_features(
     model: HiVLPModel, tokenizer: Tokenize, texts: Sequence[str], layers: tuple[int, ...] | None = None
 ) -> Features:
     """``layer -> (M, width)`` of any texts; by default of the layers that levels read."""
-    return _text_features(model, *tokenize(tokenizer, texts), layers or model.text_layers)
+    return token_features(model, *tokenize(tokenizer, texts), layers)
 
 
 def tokenize(tokenizer: Tokenize, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -265,7 +260,9 @@ def token_lengths(mask: Tensor, config: TextConfig) -> Tensor:
 
 
 @torch.no_grad()
-def _text_features(model: HiVLPModel, ids: Tensor, mask: Tensor, layers: tuple[int, ...]) -> Features:
+def token_features(model: HiVLPModel, ids: Tensor, mask: Tensor, layers: tuple[int, ...] | None = None) -> Features:
+    """As :func:`text_features`, of (M, T) tokens and their mask."""
+    layers = layers or model.text_layers
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     # Texts of like length together: a batch is as long as its longest.
     lengths = token_lengths(mask, model.config.text)

@@ -107,7 +107,7 @@ def _kept(
         compute: rows of some items, and their digest.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    by, model = [PREPARED_BY, onnxruntime.__version__], folder_digest(encoder.folder)
+    by, model = [PREPARED_BY, onnxruntime.__version__], folder_digest(encoder.files.image.parent)
     parts = []
     with tqdm(total=len(items), desc=folder.name, unit="", disable=None) as bar:
         for number, chunk in enumerate(chunks(items, PART)):

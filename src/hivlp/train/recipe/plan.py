@@ -109,10 +109,7 @@ def plan(recipe: Recipe, out: Path) -> TrainingPlan:
         learning=tuple(
             LearningGroup(
                 sum(parameter.numel() for parameter in group["params"]),
-                group["peak"],
-                group["weight_decay"],
-                group["betas"],
-                group["eps"],
+                *(group[key] for key in ("peak", "weight_decay", "betas", "eps")),
             )
             for group in groups
         ),

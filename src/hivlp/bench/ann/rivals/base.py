@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,19 @@ class Rival(Protocol):
         """(b, d) queries: the (b, k) best rows."""
 
 
+@runtime_checkable
+class Product(Protocol):
+    """What has an engine inside."""
+
+    def overheads(self, queries: Vectors, k: int) -> list[dict[str, Any]]:
+        """What a search takes beyond the engine inside, for each of some recalls.
+
+        Args:
+            queries: (b, d) float32, each asked alone and then all together.
+            k: rows wanted.
+        """
+
+
 def load_faiss() -> Any:
     """The module; raises ModuleNotFoundError without it."""
     return importlib.import_module("faiss")
@@ -46,19 +59,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def blocks(items: NDArray[np.float16]) -> Iterator[Vectors]:
+def blocks(items: NDArray[np.floating[Any]]) -> Iterator[Vectors]:
     """All items as float32, some at a time."""
     for start in range(0, len(items), BLOCK):
         yield items[start : start + BLOCK].astype(np.float32)
 
 
-def sample_of(items: NDArray[np.float16], count: int = SAMPLE) -> Vectors:
+def sample_of(items: NDArray[np.floating[Any]], count: int = SAMPLE) -> Vectors:
     """(count, d) random ones of (n, d) items, the same each time."""
     rows = np.random.default_rng(0).permutation(len(items))[:count]
     return items[np.sort(rows)].astype(np.float32)
 
 
-def add_all(faiss: Any, index: Any, items: NDArray[np.float16]) -> None:
+def add_all(faiss: Any, index: Any, items: NDArray[np.floating[Any]]) -> None:
     """Add all items to a FAISS index with all cores, and leave it with one."""
     faiss.omp_set_num_threads(cores())
     for block in blocks(items):

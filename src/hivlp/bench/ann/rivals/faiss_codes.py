@@ -20,15 +20,15 @@ class FaissFlat:
 
     def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
         faiss = load_faiss()
-        self._index = faiss.IndexFlatIP(items.shape[1])
-        add_all(faiss, self._index, items)
+        self.index = faiss.IndexFlatIP(items.shape[1])
+        add_all(faiss, self.index, items)
 
     def settings(self) -> list[Ladder]:
         """Nothing to choose."""
         return [[{}]]
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
-        rows: Rows = self._index.search(queries, k)[1]
+        rows: Rows = self.index.search(queries, k)[1]
         return rows
 
 
@@ -37,7 +37,7 @@ class _FaissRefined:
 
     reduced: ClassVar[int | None] = REDUCED
 
-    def build(self, items: NDArray[np.float16], train_queries: Vectors) -> None:
+    def build(self, items: NDArray[np.floating[Any]], train_queries: Vectors) -> None:
         faiss = self._faiss = load_faiss()
         dim = items.shape[1]
         sample = sample_of(items)
@@ -56,8 +56,8 @@ class _FaissRefined:
         self._keep += [codes, base, fine]
         base.train(sample)
         fine.train(sample[:1000])
-        self._index = faiss.IndexRefine(base, fine)
-        add_all(faiss, self._index, items)
+        self.index = faiss.IndexRefine(base, fine)
+        add_all(faiss, self.index, items)
 
     def _codes(self, faiss: Any, width: int) -> Any:
         raise NotImplementedError
@@ -76,7 +76,7 @@ class _FaissRefined:
         if within is not None and self.reduced is not None:
             within = faiss.SearchParametersPreTransform(index_params=within)
         asked = faiss.IndexRefineSearchParameters(k_factor=setting["refine"], base_index_params=within)
-        rows: Rows = self._index.search(queries, k, params=asked)[1]
+        rows: Rows = self.index.search(queries, k, params=asked)[1]
         return rows
 
 

@@ -30,10 +30,3 @@ class Ours:
 
     def search(self, queries: Vectors, k: int, setting: dict[str, Any]) -> Rows:
         return self._engine.search(queries, k, setting["setting"])[0]
-
-
-class OursOnDisk(Ours):
-    """hivlp over vectors that stay on disk: for more of them than fit into memory."""
-
-    name: ClassVar[str] = "hivlp, vectors on disk"
-    on_disk: ClassVar[bool] = True  # ``build`` gets the items memory-mapped

@@ -1,0 +1,86 @@
+"""The curated table: short names for models that are worth their size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+IMMICH = "immich's table: mean of R@1, 5 and 10 on Crossmodal-3600, English"
+OPEN_CLIP = "open_clip docs/openclip_retrieval_results.csv"
+MOBILECLIP = "ml-mobileclip results/*.jsonl"
+PERCEPTION = "perception_models apps/pe/README.md"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the table. What nobody has verified is None, or empty.
+
+    Attributes:
+        hub_id: ``owner/name`` of the repository that is fetched.
+        format: in which it is kept there; ``onnx`` and ``textual-visual`` need no torch.
+        licence: of the weights.
+        languages: that texts may be in.
+        dims: of its vectors.
+        parameters_m: millions of parameters, image and text tower.
+        recall: text→image R@1 on COCO (5,000 pictures) in percent, as published; or another figure that ``recall_source``
+            names.
+        recall_source: where it was published.
+        revision: commit that is fetched; None for the newest at the first use, which is then pinned.
+    """
+
+    hub_id: str
+    format: str
+    licence: str
+    languages: str
+    dims: int
+    parameters_m: float | None = None
+    recall: float | None = None
+    recall_source: str = ""
+    revision: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``hivlp models --json`` prints of it."""
+        return asdict(self)
+
+
+MODELS: Mapping[str, Entry] = {
+    # Ready graphs: these need no torch.
+    "clip-b32": Entry("Xenova/clip-vit-base-patch32", "onnx", "MIT", "English", 512, 151, 30.4, OPEN_CLIP),
+    "clip-b16": Entry("Xenova/clip-vit-base-patch16", "onnx", "MIT", "English", 512),
+    "clip-l14": Entry("Xenova/clip-vit-large-patch14", "onnx", "MIT", "English", 768),
+    "siglip-b16": Entry("Xenova/siglip-base-patch16-224", "onnx", "Apache-2.0", "English", 768, 203, 47.8, OPEN_CLIP),
+    "siglip2-b16": Entry(
+        "onnx-community/siglip2-base-patch16-224-ONNX", "onnx", "Apache-2.0", "many", 768, None, 75.2, IMMICH
+    ),
+    "siglip2-b32": Entry(
+        "immich-app/ViT-B-32-SigLIP2-256__webli", "textual-visual", "Apache-2.0", "many", 768, None, 73.2, IMMICH
+    ),
+    "siglip2-l16-512": Entry(
+        "immich-app/ViT-L-16-SigLIP2-512__webli", "textual-visual", "Apache-2.0", "many", 1024, None, 75.4, IMMICH
+    ),
+    "xlm-roberta-b32": Entry(
+        "immich-app/XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k", "textual-visual", "MIT", "100", 512
+    ),
+    # Weights: converted once, with torch.
+    "clip-b32-laion": Entry(
+        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "transformers", "MIT", "English", 512, 151, 39.3, OPEN_CLIP
+    ),
+    "siglip-so400m-384": Entry(
+        "google/siglip-so400m-patch14-384", "transformers", "Apache-2.0", "English", 1152, 878, 54.2, OPEN_CLIP
+    ),
+    "siglip2-b16-naflex": Entry("google/siglip2-base-patch16-naflex", "transformers", "Apache-2.0", "many", 768),
+    "metaclip2-b32": Entry("facebook/metaclip-2-worldwide-b32", "transformers", "", "329", 512),
+    "altclip": Entry("BAAI/AltCLIP", "transformers", "", "English, Chinese", 768),
+    "chinese-clip-b16": Entry("OFA-Sys/chinese-clip-vit-base-patch16", "transformers", "", "Chinese", 512),
+    "align": Entry("kakaobrain/align-base", "transformers", "", "English", 640),
+    # The same, with open_clip.
+    "mobileclip2-s0": Entry(
+        "timm/MobileCLIP2-S0-OpenCLIP", "open_clip", "Apple AMLR", "English", 512, 74.8, 43.7, MOBILECLIP
+    ),
+    "mobileclip2-s2": Entry(
+        "timm/MobileCLIP2-S2-OpenCLIP", "open_clip", "Apple AMLR", "English", 512, 99.1, 48.8, MOBILECLIP
+    ),
+    "pe-core-b16": Entry("timm/PE-Core-B-16", "open_clip", "Apache-2.0", "English", 1024, None, 50.9, PERCEPTION),
+}
+"""Short name -> model."""

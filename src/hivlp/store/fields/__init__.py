@@ -1,0 +1,1 @@
+"""Declared fields: typed columns of the metadata that answer conditions without SQLite."""

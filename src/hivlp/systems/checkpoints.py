@@ -1,0 +1,114 @@
+"""Published checkpoints: tensors by their published names, from safetensors or from torch files without unpickling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hivlp.errors import ModelError
+from hivlp.files.reading import one_line, printable
+
+State = dict[str, Tensor]
+"""Tensors by name."""
+
+
+def read_checkpoint(path: Path, *inside: str) -> State:
+    """The tensors of a checkpoint.
+
+    Nothing is unpickled: ``.safetensors`` is read as such, any other file by ``torch.load(weights_only=True)``.
+
+    Args:
+        path: of the file.
+        inside: keys under which the tensors may lie, such as ``state_dict``; the first that is there counts.
+
+    Raises:
+        ModelError: if the file is missing, holds anything but tensors and plain values, or is damaged.
+    """
+    if not path.is_file():
+        raise ModelError(f"{printable(path)} is not a file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of safetensors, zip, pickle
+        raise ModelError(
+            f"{printable(path)} cannot be read without unpickling ({one_line(error, 120)}): "
+            "where you trust it, save its tensors alone as safetensors"
+        ) from error
+    held = next((held[key] for key in inside if isinstance(held, dict) and isinstance(held.get(key), dict)), held)
+    if not isinstance(held, dict):
+        raise ModelError(f"{printable(path)} holds no tensors by name")
+    found = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not found:
+        raise ModelError(f"{printable(path)} holds no tensors by name")
+    return found
+
+
+def renamed(state: Mapping[str, Tensor], change: Callable[[str], str]) -> State:
+    """Tensors under other names.
+
+    Raises:
+        ModelError: if two get the same name.
+    """
+    found = {change(name): value for name, value in state.items()}
+    if len(found) < len(state):
+        raise ModelError("the checkpoint has the same tensor under two names")
+    return found
+
+
+def modern(name: str) -> str:
+    """A name with ``gamma`` and ``beta``, as BERT's first port spelled them, as ``weight`` and ``bias``."""
+    return re.sub(r"\.(gamma|beta)$", lambda found: {"gamma": ".weight", "beta": ".bias"}[found[1]], name)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, left_over: str = r"(?!)") -> None:
+    """Load tensors into a module, in float32; every parameter must be there, and nothing unknown.
+
+    Args:
+        module: to be filled.
+        state: tensors by the module's names.
+        path: of the checkpoint, for the error.
+        left_over: pattern of names that the module has no use for.
+
+    Raises:
+        ModelError: naming the first tensor that is missing, unknown, or of another shape.
+    """
+    wanted = module.state_dict()
+    pattern = re.compile(left_over)
+    given = {name: value for name, value in state.items() if name in wanted or not pattern.match(name)}
+    for names, what in ((wanted.keys() - given.keys(), "lacks"), (given.keys() - wanted.keys(), "has unknown")):
+        if names:
+            raise ModelError(f"{printable(path)} {what} {len(names)} tensors, the first of them {min(names)}")
+    for name, value in given.items():
+        if value.shape != wanted[name].shape:
+            raise ModelError(f"{printable(path)}: {name} is {tuple(value.shape)}, not {tuple(wanted[name].shape)}")
+    module.load_state_dict({name: value.float() for name, value in given.items()})
+
+
+def width_of(state: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, int]:
+    """The shape of a matrix that tells a model's size.
+
+    Raises:
+        ModelError: if the checkpoint has none of this name.
+    """
+    if name not in state or state[name].ndim != 2:
+        raise ModelError(f"{printable(path)} has no matrix {name}: it is not a checkpoint of this system")
+    rows, columns = state[name].shape
+    return rows, columns
+
+
+def count_layers(state: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the highest number that a pattern's group finds among the names; 0 where it finds none."""
+    found = re.compile(pattern)
+    return max((int(match[1]) + 1 for name in state if (match := found.match(name))), default=0)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Numbers that a module learns."""
+    return sum(parameter.numel() for parameter in module.parameters())
