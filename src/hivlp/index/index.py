@@ -742,8 +742,10 @@ class Index:
     def _item(self, reader: Reader, name: str, item: Any) -> Item:
         if isinstance(item, (str, Path)):
             named = reader.named(str(item))
-            if len(named) != 1:
-                raise QueryError(f"{self.path} has {len(named) or 'no'} items in {item}: name one of them")
+            if not named:
+                raise ArgumentError(f"{name} must be a whole number, or the path of an item, not {str(item)!r:.80}")
+            if len(named) > 1:
+                raise QueryError(f"{self.path} has {len(named)} items in {item}: name one of them")
             return named[0]
         found = reader.get(whole_number(name, item))
         if found is None:
