@@ -66,7 +66,9 @@ def test_the_main_job(photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     first = answer("index", folder, "-o", place)
-    assert set(first) == {"added", "updated", "skipped", "failed", "not_read", "items", "seconds"}
+    assert set(first) == {
+        *("added", "updated", "moved", "skipped", "missing", "pruned", "failed", "not_read", "items", "seconds")
+    }
     assert (first["added"], first["items"], first["failed"]) == (5, 5, [])
     assert answer("index", folder, "-o", place)["skipped"] == 5
     shutil.copyfile(folder / "cello.webp", folder / "blue-car.webp")
@@ -242,7 +244,9 @@ def test_options_stand_anywhere_among_the_arguments(index, photos, tmp_path):
     report = answer("index", photos / "cello.webp", "-o", place, photos / "blue-car.webp")
     assert report["added"] == 2
     assert answer("remove", place, "--id", 1, "--json", 2) == {"removed": 2, "items": 0}
-    assert "extra" in refusal("search", index, "-k", 1, "a red car", "extra", code=2)
+    assert "extra" in refusal("info", index, "extra", code=2)
+    bare = answer("search", index, "-k", 1, "a", "red", "car")["hits"]
+    assert [hit["id"] for hit in bare] == [hit["id"] for hit in last], "words need no quotes"
 
 
 def test_bars_are_for_terminals_alone():

@@ -171,7 +171,7 @@ def test_metadata_is_stored_beside_what_the_picture_says_and_can_change_without_
     folder.mkdir()
     Image.new("RGB", (40, 20), "red").save(folder / "a.jpg", exif=exif)
     shutil.copyfile(folder / "a.jpg", folder / "twin.jpg")
-    facts = {"format": "JPEG", "width": 20, "height": 40, "taken": "2024-06-01T12:30:00"}
+    facts = {"format": "JPEG", "width": 20, "height": 40, "orientation": "portrait", "taken": "2024-06-01T12:30:00"}
     given = {str(folder / "a.jpg"): {"by": "me", "tags": ("x", "y")}}
     with Index.create(tmp_path / "i", model=encoder) as index:
         assert index.add(folder, metadata=given).added == 2

@@ -9,6 +9,7 @@ import struct
 import sys
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from hivlp.config import PictureConfig
 from hivlp.data import kinds
+from hivlp.data.exclude import Exclude
 from hivlp.data.pictures import (
     MAX_PIXELS,
     Found,
@@ -222,15 +224,17 @@ def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
 
 
 def test_facts_need_no_pixels() -> None:
-    assert picture_facts(encoded(corners())[:60]) == {"format": "PNG", "width": 32, "height": 16}
+    facts = picture_facts(encoded(corners())[:60])
+    assert facts == {"format": "PNG", "width": 32, "height": 16, "orientation": "landscape"}
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert picture_facts(encoded(corners(), exif=exif)) == {"format": "PNG", "width": 16, "height": 32}
+    facts = picture_facts(encoded(corners(), exif=exif))
+    assert facts == {"format": "PNG", "width": 16, "height": 32, "orientation": "portrait"}
 
 
 def test_facts_survive_damaged_exif() -> None:
     data = encoded(corners(), "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
-    assert picture_facts(data) == {"format": "JPEG", "width": 32, "height": 16}
+    assert picture_facts(data) == {"format": "JPEG", "width": 32, "height": 16, "orientation": "landscape"}
 
 
 # --- what is refused
@@ -391,6 +395,52 @@ def test_pictures_are_found_in_order_whatever_their_names(tmp_path: Path) -> Non
     assert found(tmp_path) == paths
 
 
+def test_what_photo_programs_cache_and_what_a_pattern_names_is_passed_over(tmp_path: Path) -> None:
+    keep = ["a.jpg", "album/b.jpg", "thumbs.jpg", "trip/2020/c.jpg", "Lib.photoslibrary/originals/d.jpg"]
+    caches = [
+        "@eaDir/a.jpg/x.jpg",
+        "album/@EADIR/b.jpg",
+        "Lib.photoslibrary/resources/e.jpg",
+        "My Previews.lrdata/f.jpg",
+    ]
+    named = ["raw/g.jpg", "album/RAW/h.jpg", "trip/2021/i.jpg", "x.tmp.png"]
+    for name in (*keep, *caches, *named, "._a.jpg", ".trash/j.jpg"):
+        touch(tmp_path / name)
+    exclude = Exclude(["raw/", "trip/2021", "*.TMP.png"])
+    walked = list(find_pictures([tmp_path], exclude))
+    assert sorted(item.path for item in walked if isinstance(item, Found)) == sorted(tmp_path / name for name in keep)
+    kinds_of = Counter(item.kind for item in walked if isinstance(item, NotRead))
+    assert kinds_of == {
+        "excluded by raw/": 2, "excluded by trip/2021": 1, "excluded by *.TMP.png": 1, "hidden": 1,
+        "excluded by @eaDir/": 2, "excluded by **/*.photoslibrary/resources/": 1, "excluded by *.lrdata/": 1,
+    }  # fmt: skip
+    assert found(tmp_path / "@eaDir") == [tmp_path / "@eaDir" / "a.jpg" / "x.jpg"], "a root of its own is walked"
+    for pattern in ("", "/", 3):
+        with pytest.raises(DataError, match="exclude"):
+            Exclude([pattern])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "matches"),
+    [
+        ("cache", "a/cache", True),
+        ("cache", "a/caches", False),
+        ("a/*", "a/b", True),
+        ("a/*", "a/b/c", False),
+        ("a/**/c", "a/c", True),
+        ("a/**/c", "a/x/y/c", True),
+        ("a/**/c", "b/a/c", False),
+        ("**/c", "x/c", True),
+        ("/top", "top", True),
+        ("/top", "x/top", False),
+        ("[ab]?.jpg", "x/A1.jpg", True),
+        ("*.(x)", "q.(x)", True),
+    ],
+)
+def test_exclude_patterns_are_globs(pattern: str, path: str, matches: bool) -> None:
+    assert (Exclude([pattern], defaults=False).match(path, folder=False) == pattern) is matches
+
+
 def test_a_file_is_a_root_whatever_its_suffix(tmp_path: Path) -> None:
     path = touch(tmp_path / ".odd")
     assert found(path) == [path]
@@ -497,9 +547,9 @@ def test_what_is_not_read_is_told_by_kind(tmp_path: Path, monkeypatch: pytest.Mo
     (root / "loop").symlink_to(root / "loop")
     (root / "linked.txt").symlink_to(tmp_path / "elsewhere" / "a.png")
     passed = {item.path.name: (item.kind, item.why) for item in find_pictures([root]) if isinstance(item, NotRead)}
-    assert set(passed) == {*names, "linked"}
+    assert set(passed) == {*names, "linked", ".hidden.heic"}
     assert {kind for kind, _ in passed.values()} == {
-        *("HEIC", "JPEG XL", "RAW", "video", "SVG", "Photoshop", "JPEG 2000", "linked folder")
+        *("HEIC", "JPEG XL", "RAW", "video", "SVG", "Photoshop", "JPEG 2000", "linked folder", "hidden")
     }
     assert all("pip install pillow-heif " in passed[name][1] for name in ("a.heic", "e.NEF"))
     assert not [item for item in find_pictures([root]) if isinstance(item, Found | Unreadable)]

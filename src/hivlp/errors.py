@@ -46,7 +46,7 @@ class ArgumentError(QueryError, TypeError, ValueError):
 _TRAIN = "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow"
 EXTRAS = {
     "data": "pyarrow",
-    "photos": "pillow-heif pillow-jxl-plugin rawpy",
+    "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
     "systems": "lmdb msgpack",
     "train": _TRAIN,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +36,25 @@ def run_index(arguments: argparse.Namespace) -> int:
         return _index_embeddings(arguments, fields)
     from hivlp.store.names import existing
 
-    for path in arguments.paths:
-        if not existing(path).exists():
-            raise HivlpError(f"{path} does not exist")
+    paths = [existing(path) for path in arguments.paths]
+    for path in paths:
+        if not path.exists():
+            raise HivlpError(f"{path} does not exist{_known_below(arguments.out, path)}")
     with (
         _open_or_create(arguments, fields) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
     ):
-        report = index.add(*arguments.paths, on_progress=lambda done: bar.update(done.seen - bar.n), on_tune=follow)
+        if not bar.disable:
+            _count(paths, arguments.exclude, bar)
+        report = index.add(
+            *paths,
+            exclude=arguments.exclude,
+            prune=arguments.prune,
+            reread=arguments.reread,
+            on_progress=lambda done: bar.update(done.seen - bar.n),
+            on_tune=follow,
+        )
         counts = index.info().fields
     print_result(
         arguments,
@@ -51,6 +62,74 @@ def run_index(arguments: argparse.Namespace) -> int:
         lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
     )
     return fail("nothing could be read") if report.useless else 0
+
+
+def _known_below(out: Path, path: Path) -> str:
+    """What to do about a folder that is not there, if an index holds items of it."""
+    from hivlp.index import Index
+
+    if not Index.exists(out):
+        return ""
+    with Index.open(out) as index:
+        count = len(index.named(str(path)))
+    return f"; {out} has {count} items of it: hivlp relocate them, or remove them" if count else ""
+
+
+def _count(paths: list[Path], exclude: list[str], bar: Any) -> None:
+    """Tell a bar how many pictures there are, as soon as that is known."""
+    from hivlp.data.exclude import Exclude
+    from hivlp.data.walk import count_pictures
+
+    def count() -> None:
+        bar.total = count_pictures(paths, Exclude(exclude))
+        bar.refresh()
+
+    threading.Thread(target=count, name="hivlp-count", daemon=True).start()
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    """``hivlp watch``: until interrupted."""
+    from hivlp.index.watching import EVERY, notified, watch
+
+    told = arguments.every is None and notified()
+    seconds = arguments.every or EVERY
+
+    def show(report: AddReport) -> None:
+        if report.added + report.updated + report.moved + report.pruned + len(report.failed) or not shown:
+            print_result(arguments, report.to_json, lambda: _added(report, arguments.out))
+            sys.stdout.flush()
+            shown.append(True)
+
+    shown: list[bool] = []
+    how = "as the system tells of changes" if told else f"by a look every {seconds:g} s"
+    with _open_or_create(arguments, {}) as index:
+        sys.stderr.write(f"hivlp: keeping {arguments.out} in step, {how}; Ctrl-C ends it\n")
+        if arguments.every is None and not told:
+            sys.stderr.write("hivlp: with the package watchfiles, changes are seen at once: pip install watchfiles\n")
+        try:
+            watch(
+                index, arguments.paths, exclude=arguments.exclude, prune=arguments.prune, every=arguments.every,
+                on_report=show, on_error=lambda message: sys.stderr.write(f"hivlp: {message}; trying again\n"),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+def run_relocate(arguments: argparse.Namespace) -> int:
+    """``hivlp relocate``."""
+    from hivlp.index import Index
+
+    with Index.open(arguments.index) as index:
+        moved, replaced = index.relocate(arguments.old, arguments.new)
+    if not arguments.new.exists():
+        sys.stderr.write(f"hivlp: {arguments.new} does not exist on this machine\n")
+    print_result(
+        arguments,
+        lambda: {"moved": moved, "replaced": replaced},
+        lambda: f"{moved} items moved" + (f", {replaced} gave way to items that are there already" if replaced else ""),
+    )
+    return 0
 
 
 def _fields(given: Sequence[str]) -> dict[str, str]:
@@ -132,15 +211,20 @@ def _open_or_create(arguments: argparse.Namespace, fields: dict[str, str]) -> In
 
 
 def _added(report: AddReport, out: Path) -> str:
+    moved, pruned = (
+        f"{count} {what}, " if count else "" for count, what in ((report.moved, "moved"), (report.pruned, "pruned"))
+    )
     lines = [f"failed: {failure.path}: {failure.error}" for failure in report.failed]
     lines += [
         f"not read: {passed.count} × {kind} (such as {passed.first}): {passed.why}"
         for kind, passed in report.not_read.items()
     ]
     lines.append(
-        f"{report.added} added, {report.updated} updated, {report.skipped} skipped, "
+        f"{report.added} added, {report.updated} updated, {moved}{report.skipped} skipped, {pruned}"
         f"{len(report.failed)} failed; {report.items} items in {out} ({report.seconds:.1f} s)"
     )
+    if report.missing:
+        lines.append(f"{report.missing} of them are missing: no search shows them; --prune removes them")
     return "\n".join(lines)
 
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import hivlp
 from hivlp.cli.bench import BENCHES, run_bench
-from hivlp.cli.index import run_compact, run_index, run_info, run_merge, run_remove, run_repair, run_tune
+from hivlp.cli.index import (
+    run_compact,
+    run_index,
+    run_info,
+    run_merge,
+    run_relocate,
+    run_remove,
+    run_repair,
+    run_tune,
+    run_watch,
+)
 from hivlp.cli.models import DEFAULT_MODEL, run_models
 from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
@@ -46,8 +56,20 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=DEVICES, help="where the model runs (default: cpu)")
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most a million, not {text}")
+    return value
+
+
+def _place(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
 # What argparse calls them when a value is none.
 _path.__name__, _name.__name__, _count.__name__ = "path", "name", "whole number"
+_seconds.__name__, _place.__name__ = "number of seconds", "LAT,LON,KM"
 
 
 class _VerbParser(argparse.ArgumentParser):
@@ -59,6 +81,9 @@ class _VerbParser(argparse.ArgumentParser):
         """As ``parse_known_intermixed_args``, which comes back here for its parts; after ``--`` nothing is mixed."""
         if self._mixing or args is None or "--" in args:
             return super().parse_known_args(args, namespace)
+        if "--near" in args[:-1]:  # what argparse takes for an option south of the equator
+            at = args.index("--near")
+            args = [*args[:at], f"--near={args[at + 1]}", *args[at + 2 :]]
         self._mixing = True
         try:
             return self.parse_known_intermixed_args(args, namespace)
@@ -92,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("float16", "float32", "int8"),
         help="how a new index stores its fine level (default: float16; int8 takes half of that)",
     )
+    _add_library_options(sub)
+    sub.add_argument("--reread", action="store_true", help="read dates, places, keywords of unchanged files once more")
     sub.add_argument(
         "--field",
         action="append",
@@ -113,18 +140,42 @@ def build_parser() -> argparse.ArgumentParser:
         "--fit", choices=(*FITS, "none"), help="how it is made (default: distill), or none: for an index to be tuned"
     )
 
+    sub = verb("watch", run_watch, "Keep an index in step with folders of pictures, until interrupted.")
+    sub.add_argument("paths", type=_path, nargs="+", metavar="DIR", help="folders of pictures")
+    sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
+    sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    _add_device(sub)
+    _add_library_options(sub)
+    sub.set_defaults(vectors=None)
+    sub.add_argument(
+        "--every",
+        type=_seconds,
+        metavar="SECONDS",
+        help="look at everything so often, instead of being told of changes",
+    )
+
+    sub = verb("relocate", run_relocate, "Tell an index that a folder of pictures has moved as a whole.")
+    sub.add_argument("index", type=_path, metavar="INDEX")
+    sub.add_argument("old", type=_path, metavar="OLD", help="the folder's path as the index knows it")
+    sub.add_argument("new", type=_path, metavar="NEW", help="its path now")
+
     sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
     sub.add_argument("index", type=_path, metavar="INDEX")
-    sub.add_argument("text", nargs="?", metavar="TEXT", help="what to look for, in words")
+    sub.add_argument(
+        "text",
+        nargs="*",
+        metavar="TEXT",
+        help="what to look for, in words; with signs that stand alone, several at once: a dog + beach.jpg - snow",
+    )
     sub.add_argument("--image", type=_path, metavar="FILE", help="look for pictures like this one")
-    sub.add_argument("--like", type=int, metavar="ID", help="look for pictures like this item")
+    sub.add_argument("--like", type=_name, metavar="ID|PATH", help="look for pictures like this item")
     sub.add_argument(
         "--queries",
         metavar="FILE",
         help="look for each line of this text file (- for standard input); with --json, one JSON object a line",
     )
     sub.add_argument("--vector", type=_path, metavar="FILE.npy", help="look for a vector (an index of embeddings)")
-    sub.add_argument("-k", type=int, default=10, help="how many hits (default 10)")
+    sub.add_argument("-k", type=int, help="how many hits (default 10; with --cut 200)")
     sub.add_argument("--shortlist", type=int, metavar="N", help="candidates that the coarse level hands on")
     sub.add_argument("--exact", action="store_true", help="rank everything by the fine level")
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (see tune)")
@@ -139,10 +190,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         nargs="?",
         const=True,
-        default=False,
         metavar="COSINE",
-        help="show equal pictures as one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
+        help="list equal pictures below one hit, or pictures whose fine vectors are as close as COSINE (such as 0.95)",
     )
+    sub.add_argument(
+        "--no-fold", action="store_false", dest="fold", help="show equal files as a hit each, not as one and a number"
+    )
+    _add_photo_options(sub)
     sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own)")
     _add_device(sub)
     _add_rerank(sub)
@@ -254,6 +308,45 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
     sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
     return parser
+
+
+def _add_library_options(sub: argparse.ArgumentParser) -> None:
+    """What `index` and `watch` take of a photo library."""
+    sub.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="files or folders to pass over, such as 'raw/'"
+    )
+    sub.add_argument("--prune", action="store_true", help="remove items whose files are gone or excluded now")
+
+
+def _add_photo_options(sub: argparse.ArgumentParser) -> None:
+    """What `search` takes for photos."""
+    words = sub.add_argument_group("only photos that are known to be")
+    words.add_argument("--after", metavar="DATE", help="taken then or later: 2020, 2020-06 or 2020-06-01")
+    words.add_argument("--before", metavar="DATE", help="taken before then")
+    words.add_argument("--camera", metavar="NAME", help="by a camera whose name has this in it")
+    words.add_argument("--lens", metavar="NAME", help="through a lens whose name has this in it")
+    words.add_argument("--near", type=_place, metavar="LAT,LON,KM", help="within so many km of a place")
+    words.add_argument("--folder", type=_name, metavar="NAME", help="in this folder, or in one of this name")
+    words.add_argument("--format", metavar="KIND", help="jpeg, heic, raw, … or a suffix")
+    words.add_argument("--rating", type=int, metavar="STARS", help="rated so, or better")
+    words.add_argument("--keyword", action="append", default=[], dest="keywords", metavar="WORD", help="tagged so")
+    words.add_argument("--orientation", choices=("landscape", "portrait", "square"))
+    pages = sub.add_argument_group("what is shown")
+    pages.add_argument("--order", choices=("score", "newest", "oldest"), help="of what is shown (default: score)")
+    pages.add_argument("--cut", action="store_true", help="end where scores fall off")
+    pages.add_argument("--next", action="store_true", help="go on with the last search: what was not shown yet")
+    pages.add_argument("--missing", action="store_true", help="show pictures whose files are gone, too")
+    pages.add_argument("--open", action="store_true", help="write a page of thumbnails, and open it")
+    pages.add_argument("--page", type=_name, metavar="FILE.html", help="where to write the page of thumbnails")
+    pages.add_argument(
+        "--show",
+        nargs="?",
+        const="auto",
+        choices=("auto", "kitty", "iterm", "sixel", "blocks"),
+        help="show thumbnails in the terminal",
+    )
+    pages.add_argument("--paths", action="store_true", help="print paths alone, a line each")
+    pages.add_argument("--print0", action="store_true", help="print paths alone, a NUL behind each")
 
 
 def _add_rerank(sub: argparse.ArgumentParser) -> None:

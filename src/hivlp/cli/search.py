@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import webbrowser
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hivlp.cli.last_search import recall, remember
 from hivlp.cli.models import index_model, load_fusion, load_model
 from hivlp.cli.output import print_result, usage
 from hivlp.errors import HivlpError
 
 if TYPE_CHECKING:
-    from hivlp.index import SearchResult
+    from hivlp.index import Found, Index, Mix, PhotoFilter, SearchResult
 
 VECTOR_LIMIT = 1 << 24
 """Bytes of a vector to search with."""
+WORDS = ("after", "before", "camera", "lens", "near", "folder", "format", "rating", "keywords", "orientation")
+"""Options that are words of a photo filter."""
+QUERIES = ("text", "image", "like", "queries", "vector")
+KEPT = (*QUERIES, *WORDS, "k", "shortlist", "exact", "where", "threshold", "group", "fold", "recall", "order", "cut",
+        "missing", "model")  # fmt: skip
+"""Arguments that the next page of a search takes over."""
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -31,37 +40,189 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def run_search(arguments: argparse.Namespace) -> int:
     """``hivlp search``."""
-    given = [name for name in ("text", "image", "like", "queries", "vector") if getattr(arguments, name) is not None]
-    if len(given) != 1:
-        return usage("search", "give exactly one of TEXT, --image FILE, --like ID, --queries FILE, --vector FILE.npy")
-    if arguments.model is not None and given[0] in ("like", "vector"):
+    seen: list[int] = []
+    if arguments.next:
+        if _asked(arguments):
+            return usage("search", "--next goes on with the last search: it takes no query of its own")
+        kept, seen = recall(arguments.index)
+        vars(arguments).update({name: value for name, value in kept.items() if name in KEPT})
+    given = _asked(arguments)
+    filtered = any(getattr(arguments, name) for name in WORDS) or arguments.where is not None
+    if len(given) > 1 or not (given or filtered or arguments.order):
+        queries = "TEXT, --image FILE, --like ID|PATH, --queries FILE, --vector FILE.npy"
+        return usage("search", f"give exactly one of {queries}, or something to filter by")
+    if arguments.model is not None and given and given[0] in ("like", "vector"):
         return usage("search", f"--model goes with what it encodes, not with --{given[0]}")
     if arguments.exact and arguments.shortlist is not None:
         return usage("search", "--exact ranks everything: it cannot be given with --shortlist")
-    from hivlp.index import Index
-
-    names = ("k", "shortlist", "exact", "where", "offset", "threshold", "group", "recall")
-    options = {name: getattr(arguments, name) for name in names}
-    if arguments.rerank is not None and given[0] not in ("text", "queries"):
+    if arguments.rerank is not None and given not in (["text"], ["queries"]):
         return usage("search", "a fusion model compares texts with pictures: --rerank goes with TEXT or --queries")
+    if arguments.queries is not None:
+        return _search_many(arguments)
+    from hivlp.index import Index, find
+
+    options = {name: getattr(arguments, name) for name in ("shortlist", "exact", "threshold", "recall")}
     options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
-    queries = None if arguments.queries is None else _lines(arguments.queries)
     with Index.open(arguments.index) as index, ThreadPoolExecutor(1) as beside:
         beside.submit(index.snapshot)  # while the model is loaded; the search says what is wrong with it
-        vector = None
-        if arguments.vector is not None:
-            vector = {index.levels[-1].name: _load_vector(arguments.vector)}
-        elif arguments.like is None:
+        query, how = _query(arguments, index)
+        if query is not None or how.get("image") is not None:
             index.attach(index_model(index, arguments.model, arguments.device))
-        if queries is None:
-            result = index.search(arguments.text, image=arguments.image, like=arguments.like, vector=vector, **options)
-            print_result(arguments, partial(_to_json, result, arguments), partial(_to_text, result, arguments))
-            return 0
-        results = index.search_many(queries, **options)
+        found = find(
+            index,
+            query,
+            photo_filter=_filter(arguments),
+            where=arguments.where,
+            k=arguments.k,
+            offset=arguments.offset,
+            order=arguments.order or "score",
+            cut=arguments.cut,
+            seen=seen,
+            missing=arguments.missing,
+            group=_group(arguments, index),
+            **options,
+            **how,
+        )
+    # What was shown, and what is the same, does not come again.
+    shown = [item.id for hit in found.result for item in (hit, *(hit.duplicates or ()))]
+    remember(arguments.index, {name: getattr(arguments, name) for name in KEPT}, [*seen, *shown, *found.gone])
+    _show(arguments, found)
+    return 0
+
+
+def _asked(arguments: argparse.Namespace) -> list[str]:
+    return [name for name in QUERIES if getattr(arguments, name) not in (None, [])]
+
+
+def _query(arguments: argparse.Namespace, index: Index) -> tuple[str | Mix | None, dict[str, Any]]:
+    """What is looked for, as a query or as an option of a search."""
+    from hivlp.index.mixing import parse_mix
+    from hivlp.store.names import existing
+
+    if arguments.text:
+        return parse_mix(arguments.text), {}
+    if arguments.vector is not None:
+        return None, {"vector": {index.levels[-1].name: _load_vector(arguments.vector)}}
+    if arguments.like is not None:
+        item: int | str = int(arguments.like) if arguments.like.isdigit() else arguments.like
+        if isinstance(item, str) and not index.named(item) and existing(item).is_file():
+            return None, {"image": existing(item)}  # a picture that the index does not hold is as good
+        return None, {"like": item}
+    return None, {} if arguments.image is None else {"image": Path(arguments.image)}
+
+
+def _filter(arguments: argparse.Namespace) -> PhotoFilter | None:
+    from hivlp.index import PhotoFilter
+
+    words = {name: getattr(arguments, name) for name in WORDS}
+    return PhotoFilter(**{**words, "keywords": tuple(words["keywords"])}) if any(words.values()) else None
+
+
+def _group(arguments: argparse.Namespace, index: Index) -> bool | float:
+    """How hits are folded: equal files by themselves, unless somebody says otherwise."""
+    if arguments.group is not None:
+        return float(arguments.group) if arguments.group is not True else True
+    return bool(arguments.fold) and index.maps is None
+
+
+def _search_many(arguments: argparse.Namespace) -> int:
+    from hivlp.index import Index
+    from hivlp.index.photo_filter import joined
+
+    names = ("shortlist", "exact", "offset", "threshold", "recall", "missing")
+    options = {name: getattr(arguments, name) for name in names}
+    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
+    options["k"] = 10 if arguments.k is None else arguments.k
+    photo_filter = _filter(arguments)
+    options["where"] = joined(None if photo_filter is None else photo_filter.where, arguments.where)
+    queries = _lines(arguments.queries)
+    with Index.open(arguments.index) as index:
+        index.attach(index_model(index, arguments.model, arguments.device))
+        results = index.search_many(queries, **options, group=False if arguments.group is None else arguments.group)
     for query, result in zip(queries, results, strict=True):
         data = partial(_to_json, result, arguments, query=query)
         print_result(arguments, data, lambda: f"{query}\n{_to_text(result, arguments)}\n")  # noqa: B023  (used now)
     return 0
+
+
+def _show(arguments: argparse.Namespace, found: Found) -> None:
+    """Print what was found, in the way that was asked for."""
+    if arguments.page is not None or arguments.open:
+        _write_page(arguments, found)
+    if arguments.paths or arguments.print0:
+        end = b"\0" if arguments.print0 else b"\n"
+        sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + end for hit in found.result))
+    elif arguments.show is not None:
+        _show_pictures(arguments, found)
+    else:
+        data = partial(found.to_json, explain=arguments.explain)
+        print_result(arguments, data, lambda: _found_text(found, arguments))
+    if found.gone and not found.hint:
+        sys.stderr.write(
+            f"hivlp: {len(found.gone)} hits are not shown, as their files are gone; --missing shows them\n"
+        )
+    if found.hint:
+        sys.stderr.write(f"hivlp: {found.hint.encode('utf-8', 'backslashreplace').decode()}\n")
+
+
+def _title(arguments: argparse.Namespace) -> str:
+    """A search in words, for a page's title."""
+    asked = " ".join(arguments.text or ()) or next(
+        (f"like {value}" for name in QUERIES[1:] if (value := getattr(arguments, name)) is not None), "all pictures"
+    )
+    words = [f"{name} {getattr(arguments, name)}" for name in WORDS if getattr(arguments, name)]
+    return ", ".join([asked, *words])
+
+
+def _write_page(arguments: argparse.Namespace, found: Found) -> None:
+    from hivlp.cli.thumbnails import search_page
+    from hivlp.files.digests import cache_folder
+
+    place = Path(arguments.page) if arguments.page is not None else cache_folder() / "search.html"
+    text = search_page(_title(arguments), found.result)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise HivlpError(f"{place} cannot be written: {error.strerror}") from error
+    if arguments.open:
+        opened = webbrowser.open(place.absolute().as_uri())
+        sys.stderr.write(f"hivlp: {'opened' if opened else 'no browser opens'} {place}\n")
+
+
+def _show_pictures(arguments: argparse.Namespace, found: Found) -> None:
+    from hivlp.cli.thumbnails import PROTOCOLS, TERMINAL_PIXELS, protocol, thumbnail
+
+    name = protocol(os.environ) if arguments.show == "auto" else arguments.show
+    for hit in found.result:
+        image = thumbnail(hit.path, TERMINAL_PIXELS) if arguments.show != "auto" or sys.stdout.isatty() else None
+        shown = "" if image is None else PROTOCOLS[name](image)
+        sys.stdout.buffer.write(f"{shown}{_line(hit)}\n".encode("utf-8", "backslashreplace"))
+
+
+def _found_text(found: Found, arguments: argparse.Namespace) -> str:
+    """What people see of a search; equal files as a number, unless they asked to group."""
+    if arguments.group is not None or not found.result.plan:
+        result = found.result
+        text = str(result) if result.plan else "\n".join([*map(_line, result)] or ["nothing found"])
+    else:
+        bare = [hit._replace(duplicates=None) for hit in found.result]
+        text = str(type(found.result)(bare, found.result.timings_ms, found.result.plan))
+        lines = text.split("\n")
+        lines[: len(bare)] = map(_line, found.result)
+        text = "\n".join(lines)
+    if found.cut is not None:
+        text += f"\ncut where scores fall below {found.cut:.3f}"
+    return f"{text}\n{found.result.explain()}" if arguments.explain else text
+
+
+def _line(hit: Any) -> str:
+    """One hit on one line."""
+    scores = " ".join(f"{name} {value:.3f}" for name, value in hit.scores.items())
+    caption, taken = f"  {hit.caption}" if hit.caption else "", hit.metadata.get("taken")
+    day = f"  {taken[:10]}" if isinstance(taken, str) else ""
+    same = f"  +{len(hit.duplicates)} the same" if hit.duplicates else ""
+    return f"{hit.rank:3}  [{hit.id}] {hit.path!r}{caption}{day}{f'  ({scores})' if scores else ''}{same}"
 
 
 def _to_json(result: SearchResult, arguments: argparse.Namespace, **query: str) -> dict[str, Any]:
@@ -87,4 +248,4 @@ def _lines(name: str) -> list[str]:
 def _load_vector(path: Path) -> Any:
     from hivlp.files.npy import read_npy
 
-    return read_npy(path, kinds="fiu", limit=VECTOR_LIMIT, error=HivlpError)
+    return read_npy(Path(path), kinds="fiu", limit=VECTOR_LIMIT, error=HivlpError)

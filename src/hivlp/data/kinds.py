@@ -12,7 +12,7 @@ _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _STILL_BRANDS = frozenset({b"mif1", b"msf1", b"miaf", b"MiHB", b"MiHE"})
 
-EXTRA = {"HEIC": "pillow_heif", "JPEG XL": "pillow_jxl", "RAW": "rawpy"}
+EXTRA = {"HEIC": "pillow_heif", "JPEG XL": "pillow_jxl", "RAW": "rawpy", "video": "av"}
 """Kinds that the `photos` extra reads, and the package that reads each."""
 
 NEEDS_EXTRA = f"needs more than is installed: {install_command('photos')}"
@@ -31,9 +31,9 @@ _PICTURES = {
     ".sr2 .srf .srw .x3f",
     "TIFF": ".tif .tiff",
     "WEBP": ".webp",
+    "video": ".3g2 .3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .webm .wmv",
 }
 _UNREAD = {
-    "video": ".3g2 .3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .webm .wmv",
     "SVG": ".svg .svgz",
     "Photoshop": ".psb .psd",
     "JPEG 2000": ".j2c .j2k .jp2 .jpc .jpf .jpx",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hivlp.data.exclude import Exclude
 from hivlp.data.kinds import kind_of_name, why_unread
 from hivlp.errors import DataError
 from hivlp.files.reading import printable, reason
@@ -38,23 +39,25 @@ class NotRead:
     why: str
 
 
-LINKED_FOLDER = "linked folder"
+LINKED_FOLDER, HIDDEN = "linked folder", "hidden"
+EXCLUDED = "excluded by "
+"""What the kind of something begins with that an exclude pattern matched, before the pattern."""
 
 
-def find_pictures(roots: Iterable[Path]) -> Iterator[Found | Unreadable | NotRead]:
+def find_pictures(roots: Iterable[Path], exclude: Exclude | None = None) -> Iterator[Found | Unreadable | NotRead]:
     """Walk folders for pictures, in an order that depends only on the names.
 
     A root that is a file is yielded whatever its suffix. In a folder, files count by the suffixes that
-    :mod:`hivlp.data.kinds` knows; names that start with a dot and hivlp index folders are passed over. Links to folders
-    are not followed, nor are links to files that lie outside the root; so no loop can arise, and no folder is walked
-    twice even if roots overlap.
+    :mod:`hivlp.data.kinds` knows; names that start with a dot, what a pattern excludes, and hivlp index folders are
+    passed over. Links to folders are not followed, nor are links to files that lie outside the root; so no loop can
+    arise, and no folder is walked twice even if roots overlap.
 
     Args:
         roots: folders and files.
+        exclude: patterns of what is passed over below the roots; default :data:`hivlp.data.exclude.DEFAULTS`.
 
     Returns:
-        An iterator over what was found, what could not be read, and the pictures, videos and linked folders that are
-        not read.
+        An iterator over what was found, what could not be read, and the pictures, videos and folders that are not read.
 
     Raises:
         DataError: at once, if a root does not exist.
@@ -67,10 +70,15 @@ def find_pictures(roots: Iterable[Path]) -> Iterator[Found | Unreadable | NotRea
             raise DataError(f"{printable(root)} does not exist") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{printable(root)} cannot be read: {reason(error)}") from error
-    return _walk(checked)
+    return _walk(checked, Exclude() if exclude is None else exclude)
 
 
-def _walk(roots: list[Path]) -> Iterator[Found | Unreadable | NotRead]:
+def count_pictures(roots: Iterable[Path], exclude: Exclude | None = None) -> int:
+    """How many pictures :func:`find_pictures` finds, and what it cannot read, for a bar that shows how far a job is."""
+    return sum(not isinstance(found, NotRead) for found in find_pictures(roots, exclude))
+
+
+def _walk(roots: list[Path], exclude: Exclude) -> Iterator[Found | Unreadable | NotRead]:
     visited: set[tuple[int, int]] = set()
     for root in roots:
         if not root.is_dir():
@@ -78,11 +86,12 @@ def _walk(roots: list[Path]) -> Iterator[Found | Unreadable | NotRead]:
         elif (root / _INDEX_FILE).exists():
             yield Unreadable(root, "is a hivlp index, not a folder of pictures")
         else:
-            yield from _walk_folder(root, visited)
+            yield from _walk_folder(root, visited, exclude)
 
 
-def _walk_folder(root: Path, visited: set[tuple[int, int]]) -> Iterator[Found | Unreadable | NotRead]:
+def _walk_folder(root: Path, visited: set[tuple[int, int]], exclude: Exclude) -> Iterator[Found | Unreadable | NotRead]:
     real_root = Path(os.path.realpath(root))
+    above = len(os.path.join(root, ""))  # noqa: PTH118
     # A stack of half-consumed listings instead of recursion: a path may hold more folders than Python has frames.
     stack: list[Iterator[os.DirEntry[str] | Unreadable]] = [_listing(root, visited)]
     while stack:
@@ -92,31 +101,46 @@ def _walk_folder(root: Path, visited: set[tuple[int, int]]) -> Iterator[Found | 
         elif isinstance(entry, Unreadable):
             yield entry
         elif entry.is_dir(follow_symlinks=False):
-            stack.append(_listing(Path(entry.path), visited))
+            left_out = _left_out(entry, entry.path[above:], exclude, folder=True)
+            if left_out is None:
+                stack.append(_listing(Path(entry.path), visited))
+            else:
+                yield left_out
         elif (kind := _kind(entry.name)) is not None:
+            if (left_out := _left_out(entry, entry.path[above:], exclude, folder=False)) is not None:
+                yield left_out
+                continue
             if why := why_unread(kind):
                 yield NotRead(Path(entry.path), kind, why)
                 continue
             problem = _why_not(entry, real_root)
             yield Found(Path(entry.path)) if problem is None else Unreadable(Path(entry.path), problem)
-        elif _is_linked_folder(entry):
+        elif _is_linked_folder(entry) and not entry.name.startswith("."):
             yield NotRead(Path(entry.path), LINKED_FOLDER, "is not followed; give it as a path of its own")
 
 
 def _listing(folder: Path, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str] | Unreadable]:
-    """The visible entries of a folder by name; nothing for an index folder or one seen before."""
+    """The entries of a folder by name; nothing for an index folder or one seen before."""
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
-            listed = sorted(
-                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
-            )
+            # macOS leaves a "._a.jpg" beside each file on disks of other systems: none of them is worth a word.
+            listed = sorted((each for each in entries if not each.name.startswith("._")), key=lambda each: each.name)
     except OSError as error:
         return iter([Unreadable(folder, reason(error))])
     if (status.st_dev, status.st_ino) in visited or any(entry.name == _INDEX_FILE for entry in listed):
         return iter(())
     visited.add((status.st_dev, status.st_ino))
     return iter(listed)
+
+
+def _left_out(entry: os.DirEntry[str], inside: str, exclude: Exclude, *, folder: bool) -> NotRead | None:
+    """Why an entry is passed over, if it is, by its name or its path below the root."""
+    if entry.name.startswith("."):
+        return NotRead(Path(entry.path), HIDDEN, "has a name that begins with a dot; give it as a path of its own")
+    if (pattern := exclude.match(inside, folder=folder)) is not None:
+        return NotRead(Path(entry.path), f"{EXCLUDED}{pattern}", "matches a pattern of what is excluded")
+    return None
 
 
 def _why_not(entry: os.DirEntry[str], real_root: Path) -> str | None:

@@ -9,8 +9,12 @@ from hivlp.search.results import Duplicate, Hit, SearchResult
 
 if TYPE_CHECKING:
     from hivlp.index.adding import AddReport, Failure
+    from hivlp.index.finding import Found, find
     from hivlp.index.from_embeddings import EmbeddingsReport, index_embeddings
+    from hivlp.index.mixing import Mix
+    from hivlp.index.photo_filter import PhotoFilter
     from hivlp.index.repair import RepairReport
+    from hivlp.index.watching import watch
     from hivlp.store.verify import Damage, VerifyReport
 
 __all__ = [
@@ -19,12 +23,17 @@ __all__ = [
     "Duplicate",
     "EmbeddingsReport",
     "Failure",
+    "Found",
     "Hit",
     "Index",
+    "Mix",
+    "PhotoFilter",
     "RepairReport",
     "SearchResult",
     "VerifyReport",
+    "find",
     "index_embeddings",
+    "watch",
 ]
 
 _HOMES = {
@@ -32,9 +41,14 @@ _HOMES = {
     "Damage": "hivlp.store.verify",
     "EmbeddingsReport": "hivlp.index.from_embeddings",
     "Failure": "hivlp.index.adding",
+    "Found": "hivlp.index.finding",
+    "Mix": "hivlp.index.mixing",
+    "PhotoFilter": "hivlp.index.photo_filter",
     "RepairReport": "hivlp.index.repair",
     "VerifyReport": "hivlp.store.verify",
+    "find": "hivlp.index.finding",
     "index_embeddings": "hivlp.index.from_embeddings",
+    "watch": "hivlp.index.watching",
 }
 
 

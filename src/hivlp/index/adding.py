@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.data.exclude import Exclude
 from hivlp.data.kinds import PICTURE_SUFFIXES
 from hivlp.data.pictures import MAX_FILE_BYTES, load_pixels, picture_facts
-from hivlp.data.walk import Found, NotRead, find_pictures
+from hivlp.data.pictures.facts import FACTS
+from hivlp.data.sidecar import Sidecar, find_sidecar, with_sidecar
+from hivlp.data.walk import EXCLUDED, HIDDEN, Found, NotRead, Unreadable, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
 from hivlp.files.reading import open_file, reason
+from hivlp.index.gone import COPIES, Walked
 from hivlp.index.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
 from hivlp.store.folder import Store
@@ -61,16 +65,23 @@ class AddReport:
     Attributes:
         added: new items.
         updated: items of which the picture, caption or metadata changed.
+        moved: items whose files have another path now; they keep their id, caption and vectors.
         skipped: pictures that the index knows already.
+        missing: items of the walked folders whose files are not there; searches leave them out.
+        pruned: items that were removed because their files are not there, or are excluded now.
         failed: files and folders that could not be read.
-        not_read: what was passed over because of its kind: videos, linked folders, pictures that need an extra.
+        not_read: what was passed over because of its kind or name: videos, linked and hidden folders, pictures that
+            need an extra, what is excluded.
         items: the size of the index afterwards.
         seconds: how long it took.
     """
 
     added: int = 0
     updated: int = 0
+    moved: int = 0
     skipped: int = 0
+    missing: int = 0
+    pruned: int = 0
     failed: list[Failure] = field(default_factory=list)
     not_read: dict[str, NotReadKind] = field(default_factory=dict)
     items: int = 0
@@ -79,12 +90,13 @@ class AddReport:
     @property
     def seen(self) -> int:
         """Pictures dealt with, whatever became of them."""
-        return self.added + self.updated + self.skipped + len(self.failed)
+        return self.added + self.updated + self.moved + self.skipped + len(self.failed)
 
     @property
     def useless(self) -> bool:
         """Whether there was something, and nothing of it could be read."""
-        return not self.added + self.updated + self.skipped and bool(self.failed or self.not_read)
+        unread = any(kind != HIDDEN and not kind.startswith(EXCLUDED) for kind in self.not_read)
+        return not self.added + self.updated + self.moved + self.skipped and bool(self.failed or unread)
 
     def to_json(self) -> dict[str, Any]:
         """The shape that ``hivlp index --json`` prints."""
@@ -92,7 +104,10 @@ class AddReport:
         return {
             "added": self.added,
             "updated": self.updated,
+            "moved": self.moved,
             "skipped": self.skipped,
+            "missing": self.missing,
+            "pruned": self.pruned,
             "failed": failed,
             "not_read": {kind: asdict(passed) for kind, passed in self.not_read.items()},
             "items": self.items,
@@ -106,6 +121,7 @@ class _Job:
 
     item: NewItem
     data: bytes | None  # None for a large file, which is opened again
+    sidecar: Sidecar | None
 
     def take(self) -> bytes | Path:
         """The content, or where it lies, once: the file is let go of as soon as it is decoded."""
@@ -134,17 +150,23 @@ def add_pictures(
     *,
     captions: Mapping[str, str] | None = None,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    exclude: Iterable[str] = (),
+    prune: bool = False,
+    reread: bool = False,
     on_progress: Callable[[AddReport], None] | None = None,
     workers: int | None = None,
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
-    adding = _Adding(store, told_captions(captions), told_metadata(metadata), on_progress)
-    jobs = adding.jobs(_outermost(roots))
+    left_out = Exclude(exclude)
+    outermost = _outermost(roots)
+    walked = Walked(store, outermost)
+    adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), reread, on_progress)
+    jobs = adding.jobs(find_pictures(outermost, left_out))
 
     def load(job: _Job) -> NDArray[np.uint8]:
+        job.item = _with_facts(job.item, job.data, job.sidecar)
         data = job.take()
-        job.item = _with_facts(job.item, data)
         pixels = load_pixels(data, encoder.picture)
         if isinstance(data, Path):
             job.check()
@@ -154,6 +176,10 @@ def add_pictures(
         for job, error in batch.failures:
             adding.fail(job.item.path, str(error))
         adding.store([job.item for job in batch.jobs], batch.embeddings)
+    adding.commit()
+    adding.report.missing, adding.report.pruned, spared = walked.settle(left_out, prune=prune)
+    for folder in spared:
+        adding.fail(folder, "holds no picture any more, so none of it was pruned: is a disk not connected?")
     adding.commit()
     adding.report.items = len(store)
     adding.report.seconds = time.perf_counter() - started
@@ -166,22 +192,28 @@ class _Adding:
     def __init__(
         self,
         store: Store,
+        walked: Walked,
         captions: Told[str],
         metadata: Told[dict[str, Any]],
+        reread: bool,
         on_progress: Callable[[AddReport], None] | None,
     ) -> None:
-        self._store, self._captions, self._metadata, self._on_progress = store, captions, metadata, on_progress
+        self._store, self._walked = store, walked
+        self._captions, self._metadata, self._reread, self._on_progress = captions, metadata, reread, on_progress
         self.report = AddReport()
         self._items: list[NewItem] = []
         self._vectors: list[Embeddings] = []
         self._restamp: list[tuple[int, Stamp]] = []
+        self._moves: list[tuple[int, str, Stamp]] = []
+        # Rows of contents that were replaced in this run: their vectors are still there, should a file of it turn up.
+        self._replaced: dict[bytes, int] = {}
         self._skipped = 0
         self._failed: list[Failure] = []
         self._committed = time.monotonic()
 
-    def jobs(self, roots: list[Path]) -> Iterator[_Job]:
-        """Pictures to encode. Those known by their content are dealt with here, without decoding them."""
-        for found in find_pictures(roots):
+    def jobs(self, pictures: Iterable[Found | Unreadable | NotRead]) -> Iterator[_Job]:
+        """Pictures to encode. Those known by their path or content are dealt with here, without decoding them."""
+        for found in pictures:
             if time.monotonic() - self._committed > COMMIT_SECONDS:
                 self.commit()
             if isinstance(found, NotRead):
@@ -192,43 +224,72 @@ class _Adding:
                 continue
             path = stored_path(found.path)
             try:
-                status = os.stat(path)  # noqa: PTH116 (a Path for every file is slow)
-                if not stat.S_ISREG(status.st_mode):
-                    raise OSError("is not a regular file")
-                if status.st_size > MAX_FILE_BYTES:
-                    raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
-                with self._store.reading() as reader:
-                    before = reader.at(path)
-                caption, metadata = self._known(path, before)
-                told = before is not None and (before.caption, before.metadata) == (caption, metadata)
-                if before is not None and _unchanged(before, status):
-                    if told:
-                        self._skipped += 1
-                    else:
-                        item = NewItem(path, before.hash, caption, metadata, before.stamp)
-                        self.store([item], self._store.embeddings(before.row))
-                    continue
-                stamp = Stamp.of(status)
-                data, content = _read(path)
+                job = self._job(path)
             except (OSError, ValueError) as error:
                 self.fail(path, reason(error))
                 continue
-            if before is not None and before.hash == content and told:
+            except PictureError as error:
+                self.fail(path, str(error))
+                continue
+            if job is not None:
+                yield job
+
+    def _job(self, path: str) -> _Job | None:
+        """What is left to do for one picture; None if nothing is."""
+        status = os.stat(path)  # noqa: PTH116 (a Path for every file is slow)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("is not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
+        self._walked.found(path)
+        with self._store.reading() as reader:
+            before = reader.at(path)
+        if before is not None:
+            self._walked.met(before)
+        sidecar, caption, told = find_sidecar(path), self._caption(path), self._metadata.get(path) or {}
+        if before is not None and caption is None:
+            caption = before.caption  # what is known of a picture outlives its content
+        reread = before is not None and (self._reread or _sidecar_changed(before, sidecar))
+        unchanged = before is not None and _unchanged(before, status)
+        stamp = Stamp.of(status)
+        if before is not None and unchanged and not reread:
+            stamp, data, content = before.stamp, None, before.hash
+        else:
+            data, content = _read(path)
+        if before is not None and before.hash == content:
+            known = {**_facts(path, data, sidecar), **_of_people(before)} if reread else before.metadata
+            item = NewItem(path, content, caption, {**known, **told}, stamp)
+            if (before.caption, before.metadata) != (item.caption, item.metadata):
+                self.store([item], self._store.embeddings(before.row))
+                return None
+            self._skipped += 1
+            if stamp != before.stamp:
                 self._restamp.append((before.id, stamp))
-                self._skipped += 1
-                continue
-            item = NewItem(path, content, caption, metadata, stamp)
-            with self._store.reading() as reader:
-                twin = reader.with_hash(content)
-            if twin is not None:
-                try:
-                    known = _with_facts(item, Path(path) if data is None else data)
-                except PictureError as error:
-                    self.fail(path, str(error))
-                    continue
-                self.store([known], self._store.embeddings(twin.row))
-                continue
-            yield _Job(item, data)
+            return None
+        item = NewItem(path, content, caption, {**(_of_people(before) if before else {}), **told}, stamp)
+        with self._store.reading() as reader:
+            copies = reader.copies(content, COPIES)
+        if before is not None:
+            self._replaced[before.hash] = before.row
+        elif (moved := self._walked.moved_to(path, copies)) is not None:
+            self._move(moved, item, data, sidecar)
+            return None
+        row = copies[0].row if copies else self._replaced.get(content)
+        if row is None:
+            return _Job(item, data, sidecar)
+        self.store([_with_facts(item, data, sidecar)], self._store.embeddings(row))
+        return None
+
+    def _move(self, moved: Item, item: NewItem, data: bytes | None, sidecar: Sidecar | None) -> None:
+        """Give a moved file's item its new path, and what is told of it there."""
+        self._moves.append((moved.id, item.path, item.stamp))
+        known = moved.metadata
+        if sidecar is not None or "sidecar" in known:
+            known = {**_facts(item.path, data, sidecar), **_of_people(moved)}
+        caption, metadata = moved.caption if item.caption is None else item.caption, {**known, **item.metadata}
+        if (caption, metadata) != (moved.caption, moved.metadata):
+            item = item._replace(caption=caption, metadata=metadata)
+            self.store([item], self._store.embeddings(moved.row))
 
     def fail(self, path: str, error: str) -> None:
         """Note a failure."""
@@ -251,24 +312,20 @@ class _Adding:
     def commit(self) -> None:
         """Make all that was noted durable, then report it."""
         updated = 0
-        if self._items or self._restamp:
+        if self._items or self._restamp or self._moves:
             vectors = Embeddings.concatenate(self._vectors) if self._vectors else None
-            updated = self._store.append(self._items, vectors, restamp=self._restamp)
+            updated = self._store.append(self._items, vectors, restamp=self._restamp, moves=self._moves)
+        moved = {path for _, path, _ in self._moves}
         self.report.added += len(self._items) - updated
-        self.report.updated += updated
+        self.report.updated += updated - sum(item.path in moved for item in self._items)
+        self.report.moved += len(moved)
         self.report.skipped += self._skipped
         self.report.failed += self._failed
-        self._items, self._vectors, self._restamp, self._skipped, self._failed = [], [], [], 0, []
+        self._items, self._vectors, self._restamp, self._moves = [], [], [], []
+        self._skipped, self._failed = 0, []
         self._committed = time.monotonic()
         if self._on_progress is not None:
             self._on_progress(self.report)
-
-    def _known(self, path: str, before: Item | None) -> tuple[str | None, dict[str, Any]]:
-        """Caption and metadata, as given now or else before: what is known of a picture outlives its content."""
-        caption, metadata = self._caption(path), self._metadata.get(path) or {}
-        if before is None:
-            return caption, metadata
-        return before.caption if caption is None else caption, {**before.metadata, **metadata}
 
     def _caption(self, path: str) -> str | None:
         """The given caption, or the first line of a text file beside the picture."""
@@ -298,8 +355,26 @@ def _read(path: str) -> tuple[bytes | None, bytes]:
     return None, digest.digest()
 
 
-def _with_facts(item: NewItem, data: bytes | Path) -> NewItem:
-    return item._replace(metadata={**item.metadata, **picture_facts(data)})
+def _facts(path: str, data: bytes | None, sidecar: Sidecar | None) -> dict[str, Any]:
+    """What a file, whose content may be at hand, and its sidecar say."""
+    return with_sidecar(picture_facts(Path(path) if data is None else data), sidecar)
+
+
+def _with_facts(item: NewItem, data: bytes | None, sidecar: Sidecar | None) -> NewItem:
+    return item._replace(metadata={**_facts(item.path, data, sidecar), **item.metadata})
+
+
+def _of_people(item: Item) -> dict[str, Any]:
+    """Metadata of an item that was not read from its file."""
+    return {name: value for name, value in item.metadata.items() if name not in FACTS}
+
+
+def _sidecar_changed(item: Item, sidecar: Sidecar | None) -> bool:
+    """Whether a sidecar came, went, or changed since an item's file was looked at."""
+    known = item.metadata.get("sidecar")
+    if sidecar is None:
+        return known is not None
+    return known != os.path.basename(sidecar.path) or sidecar.changed > item.stamp.checked - RACY_NS  # noqa: PTH119
 
 
 def _unchanged(item: Item, status: os.stat_result) -> bool:

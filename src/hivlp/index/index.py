@@ -18,7 +18,9 @@ from hivlp.encode import as_encoder
 from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.answering import Answering
+from hivlp.index.gone import Missing, relocate
 from hivlp.index.info import IndexInfo
+from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
@@ -28,6 +30,7 @@ from hivlp.search.opened import stored_bytes
 from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
 from hivlp.search.options import Options, real_number, whole_number
 from hivlp.search.results import SearchResult
+from hivlp.search.stages import Query
 from hivlp.search.timing import Stopwatch
 from hivlp.store.codec import CODECS
 from hivlp.store.compacting import Progress
@@ -67,7 +70,7 @@ class Index:
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open an existing index; see :meth:`open`."""
         self.store = Store(path)
-        self._answering = Answering(self.store)
+        self._answering, self._missing = Answering(self.store), Missing(self.store)
         try:
             about = self.store.about
             given = about.model == EMBEDDINGS
@@ -255,17 +258,28 @@ class Index:
         *paths: Path | str | Iterable[Path | str],
         captions: Mapping[str, str] | None = None,
         metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        exclude: Iterable[str] = (),
+        prune: bool = False,
+        reread: bool = False,
         on_progress: Callable[[AddReport], None] | None = None,
         on_tune: TuneProgress | None = None,
         workers: int | None = None,
     ) -> AddReport:
         """Add pictures and folders of pictures; what is there already and unchanged is skipped.
 
+        A file that was moved or renamed is known again by its content, and keeps its item. Items of these folders whose
+        files are gone are marked as missing, which searches leave out; when such a file comes back, so does its item.
+
         Args:
             paths: files and folders, or collections of them.
             captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
-            metadata: path -> what else to store (JSON), beside the picture's ``format``, ``width``, ``height`` and the
-                time it was ``taken``; for ``where`` to ask about.
+            metadata: path -> what else to store (JSON), beside what the file and its sidecar (``.xmp``) say:
+                ``format``, ``width``, ``height``, ``orientation``, ``taken``, ``camera``, ``lens``, ``lat``, ``lon``,
+                ``rating``, ``keywords``, ``title``, ``description``; for ``where`` to ask about.
+            exclude: globs of files and folders to pass over, beside :data:`hivlp.data.exclude.DEFAULTS`.
+            prune: remove items whose files are gone, and those that a pattern excludes, instead of marking them; not
+                from a folder in which no picture is left, whose disk may not be connected.
+            reread: read what unchanged files say once more, as for an index of an earlier version.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
             workers: threads that decode and encode; default one a core.
@@ -283,8 +297,9 @@ class Index:
         roots = [existing(path) for path in each_path(paths)]
         with self._adding():
             report = add_pictures(
-                self.store, model, roots, captions=captions, metadata=metadata, on_progress=on_progress, workers=workers
-            )
+                self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
+                reread=reread, on_progress=on_progress, workers=workers,
+            )  # fmt: skip
             self._keep_up(on_tune)
         return report
 
@@ -361,6 +376,26 @@ class Index:
             removed = self.store.remove(items)
             self._keep_up(mend=False)
         return removed
+
+    def relocate(self, old: Path | str, new: Path | str) -> tuple[int, int]:
+        """Give all items of a folder that was moved as a whole their new paths; no file is read.
+
+        Args:
+            old: the folder's path as the index knows it, or a file's.
+            new: its path now. Where an item has the new path already, that one is kept.
+
+        Returns:
+            How many items have new paths, and how many were removed because the new path has its own item.
+
+        Raises:
+            QueryError: if there is no item at or below ``old``.
+        """
+        with self.store.writer():
+            moved, replaced = relocate(self.store, os.fspath(old), os.fspath(new))
+            self.store.keep_derived()
+        if not moved + replaced:
+            raise QueryError(f"{self.path} has no item in {old}")
+        return moved, replaced
 
     def compact(self, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
         """Rewrite the vector files without tombstones: the rows of removed and replaced items.
@@ -532,10 +567,10 @@ class Index:
 
     def search(
         self,
-        query: str | None = None,
+        query: str | Mix | None = None,
         *,
         image: Picture | str | None = None,
-        like: int | None = None,
+        like: int | str | Path | None = None,
         vector: Mapping[str, Any] | None = None,
         k: int = 10,
         shortlist: int | Sequence[int] | None = None,
@@ -545,15 +580,16 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        missing: bool = False,
         rerank: Reranker | None = None,
         rerank_depth: int | None = None,
     ) -> SearchResult:
-        """The items closest to a text, a picture, another item, or a vector.
+        """The items closest to a text, a picture, another item, a vector, or a mix of them.
 
         Args:
-            query: text.
+            query: text, or a :class:`hivlp.index.mixing.Mix` of texts, pictures and items with weights and signs.
             image: a picture (file, bytes or PIL image).
-            like: id of an item, which is itself left out.
+            like: id or path of an item, which is itself left out.
             vector: level name -> (dim,) or (1, dim), for every level; of given embeddings ``fine`` is enough.
             k: how many hits.
             shortlist: candidates that the coarse level hands on (default 200, or all of up to 10,000; at least ``k``);
@@ -573,6 +609,7 @@ class Index:
                 find so many, everything is ranked by the finest level; a query unlike those that were measured is
                 searched wider, as the result's ``plan`` says. An index that was not tuned, and a search with a
                 ``shortlist`` of its own, reads everything at the coarse level instead.
+            missing: find items whose files are gone, too (see :meth:`add`).
             rerank: a fusion model (:mod:`hivlp.systems.fusion`) that orders the first ranks again by what it makes of
                 the text and each picture together; ``threshold`` and ``group`` still go by the finest level.
             rerank_depth: how many ranks it orders (default: as many as the model is made for).
@@ -581,6 +618,7 @@ class Index:
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
+        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
             group=group, recall=recall,
@@ -588,12 +626,18 @@ class Index:
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
         if rerank is not None:
+            if isinstance(query, Mix):
+                raise QueryError("a fusion model compares one text with pictures: it cannot be given a mix")
             return search_reranked(
                 self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
             )[0]  # fmt: skip
         watch = Stopwatch()
-        encoded = None if like is not None else self._queries.of_one(query, image, vector)
+        encoded = None
+        if isinstance(query, Mix):
+            encoded = self._mixed(query)
+        elif like is None:
+            encoded = self._queries.of_one(query, image, vector)
         watch.lap("encode")
         if encoded is not None:
             plan, ((hits, steps),) = self._answering.answer([encoded], options, watch)
@@ -617,6 +661,7 @@ class Index:
         threshold: float | None = None,
         group: bool | float = False,
         recall: float | None = None,
+        missing: bool = False,
         rerank: Reranker | None = None,
         rerank_depth: int | None = None,
     ) -> list[SearchResult]:
@@ -637,6 +682,7 @@ class Index:
             threshold: leave out hits whose finest score is below this.
             group: fold hits of the same content (True), or as close as a cosine, into one.
             recall: share of the ten best to find at least.
+            missing: find items whose files are gone, too.
             rerank: a fusion model that orders the first ranks of each text again.
             rerank_depth: how many ranks it orders.
 
@@ -646,6 +692,7 @@ class Index:
         Raises:
             QueryError: if a query or an option makes no sense.
         """
+        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
             group=group, recall=recall,
@@ -655,7 +702,7 @@ class Index:
         if rerank is not None:
             return search_reranked(
                 self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
             )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
@@ -664,7 +711,48 @@ class Index:
         share = {name: round(value / max(1, len(answers)), 3) for name, value in watch.finish().items()}
         return [SearchResult(hits, dict(share), steps, plan) for hits, steps in answers]
 
+    def query_vectors(
+        self,
+        query: str | Mix | None = None,
+        *,
+        image: Picture | str | None = None,
+        like: int | str | Path | None = None,
+        vector: Mapping[str, Any] | None = None,
+    ) -> dict[str, Vectors]:
+        """The (dim,) float32 unit vector of a query at each level, by its name; see :meth:`search`."""
+        if isinstance(query, Mix):
+            encoded = self._mixed(query)
+        elif like is None:
+            encoded = self._queries.of_one(query, image, vector)
+        else:
+            with self.store.reading() as reader:
+                encoded = self._queries.of_vectors(reader.embeddings([self._item(reader, "like", like).row]))
+        return dict(zip((level.name for level in self.levels), encoded, strict=True))
+
+    def _mixed(self, mix: Mix) -> Query:
+        """The vectors of a mixed query; what is no item is encoded before the index is read."""
+        known: dict[int, Query] = {}
+        for place, part in enumerate(mix.parts):
+            if part.item is None:
+                known[place] = self._queries.of_one(part.text, part.image, None)
+        with self.store.reading() as reader:
+            for place, part in enumerate(mix.parts):
+                if part.item is not None:
+                    rows = [self._item(reader, "item", part.item).row]
+                    known[place] = self._queries.of_vectors(reader.embeddings(rows))
+            vectors = mixed([(part.weight, known[place]) for place, part in enumerate(mix.parts)], reader)
+        return self._queries.of_vectors(
+            {level.name: vector for level, vector in zip(self.levels, vectors, strict=True)}
+        )
+
     def _item(self, reader: Reader, name: str, item: Any) -> Item:
+        if isinstance(item, (str, Path)):
+            named = reader.named(str(item))
+            if not named:
+                raise ArgumentError(f"{name} must be a whole number, or the path of an item, not {str(item)!r:.80}")
+            if len(named) > 1:
+                raise QueryError(f"{self.path} has {len(named)} items in {item}: name one of them")
+            return named[0]
         found = reader.get(whole_number(name, item))
         if found is None:
             raise QueryError(f"{self.path} has no item {item}")

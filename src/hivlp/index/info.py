@@ -20,7 +20,8 @@ class IndexInfo:
         path: of the folder.
         format: of the folder's files.
         vectors: codec of the stored vectors.
-        items: searchable.
+        items: in all.
+        missing: items whose files were not there when their folders were last walked; searches leave them out.
         lost: items whose vectors were damaged and set aside.
         rows: of each vector file, those of tombstones included.
         dead: tombstones, which `hivlp compact` gives back.
@@ -41,6 +42,7 @@ class IndexInfo:
     format: int
     vectors: str
     items: int
+    missing: int
     lost: int
     rows: int
     dead: int

@@ -266,6 +266,7 @@ class Store:
         embeddings: Embeddings | Mapping[str, Rows] | None,
         *,
         restamp: Iterable[tuple[int, Stamp]] = (),
+        moves: Iterable[tuple[int, str, Stamp]] = (),
         new: bool = False,
     ) -> int:
         """Commit items with their vectors: vectors to disk first, the catalog last.
@@ -274,6 +275,7 @@ class Store:
             items: one for each row of ``embeddings``; an item at a known path replaces it.
             embeddings: level name -> (n, dim) float unit vectors, or rows that its codec encoded.
             restamp: items whose files were read again and found unchanged.
+            moves: items whose files have other paths now, as (id, path, stamp); done first.
             new: whether the caller, who is the only writer, has seen that no item has any of these paths.
 
         Returns:
@@ -284,6 +286,7 @@ class Store:
             VectorError: if a vector is not finite, not of unit length, or not of its level's shape; nothing is stored.
         """
         with self.changing() as writer:
+            writer.move(moves)
             updated = writer.append(items, embeddings, new=new) if items and embeddings is not None else 0
             writer.restamp(restamp)
         return updated
@@ -440,6 +443,9 @@ class Store:
                         return added
                     if new:
                         self.append([NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new], vectors)
+                        if any(item.missing for item in new):
+                            with self.changing() as writer:
+                                writer.note_missing(True)
                     added, seen, last = added + len(new), seen + len(chunk), chunk[-1].id
                     if on_progress is not None:
                         on_progress(seen, max(seen, total))

@@ -22,17 +22,19 @@ from hivlp.store.database import FILE
 from hivlp.store.integrity import Integrity
 from hivlp.store.lookup import Shown
 from hivlp.store.names import composed, places
-from hivlp.store.records import About, Item, State
+from hivlp.store.records import GONE, About, Item, Stamp, State
 from hivlp.store.schema import (
     ITEM,
     WITH_HASH,
     ItemRecord,
     can_be_listed,
+    last_id,
     marks,
     pack_path,
     pack_paths,
     read_meta,
     record_crc,
+    unpack_path,
 )
 from hivlp.store.vectors import VectorFile, vector_files
 from hivlp.store.where import Passing, rows_where
@@ -201,9 +203,10 @@ class Reader:
         """Any item with this content hash."""
         return self._one(WITH_HASH, content)
 
-    def copies(self, content: bytes) -> list[Item]:
-        """All items with this content hash, by row."""
-        return [self._item(record) for record in self._db.execute(f"{WITH_HASH} ORDER BY row", (content,))]
+    def copies(self, content: bytes, most: int = -1) -> list[Item]:
+        """All items with this content hash, by row, or at most so many of them."""
+        found = self._db.execute(f"{WITH_HASH} ORDER BY row LIMIT ?2", (content, most))
+        return [self._item(record) for record in found]
 
     def shown(self, rows: Sequence[int]) -> dict[int, Shown]:
         """What hits show of the items in these rows.
@@ -267,6 +270,7 @@ class Reader:
             "format": state.format,
             "vectors": self.files()[-1].codec.name,
             "items": self.count(),
+            "missing": self.missing(),
             "lost": self.integrity.lost_count(),
             "rows": state.rows,
             "dead": len(self.dead()),
@@ -284,6 +288,44 @@ class Reader:
             return np.fromiter(pairs, np.dtype((np.int64, 2)))
         except (TypeError, ValueError) as error:
             raise DamagedIndexError(f"{self.folder / FILE} is damaged: {error}; run `hivlp repair`") from error
+
+    def last_id(self) -> int:
+        """The largest id that was ever given."""
+        return int(last_id(self._db))
+
+    def may_miss(self) -> bool:
+        """Whether there may be items whose files were not there when their folders were last walked."""
+        return self._db.execute("SELECT 1 FROM meta WHERE key = 'missing'").fetchone() is not None
+
+    def missing(self) -> int:
+        """How many items' files were not there when their folders were last walked."""
+        if not self.may_miss():
+            return 0
+        return int(self._db.execute("SELECT COUNT(*) FROM items WHERE size = ?", (GONE,)).fetchone()[0])
+
+    def paths_under(self, folder: str) -> Iterator[tuple[int, str, Stamp]]:
+        """Id, path and stamp of the item at a path, and of all items in the folder of that name."""
+        select = "SELECT id, path, size, mtime, ctime, checked FROM items WHERE"
+        for condition, bounds in _ranges(folder):
+            for item_id, path, *stamp in self._db.execute(f"{select} {condition}", bounds):
+                yield item_id, unpack_path(path), Stamp(*stamp)
+
+    def keys(self, most: int = 100) -> list[str]:
+        """Keys of the items' metadata, by name."""
+        select = "SELECT DISTINCT key FROM items, json_each(metadata) LIMIT ?"
+        return sorted(str(key) for (key,) in self._db.execute(select, (most,)))
+
+    def values_of(self, key: str, most: int) -> list[tuple[Any, int]]:
+        """The most frequent values of a key of the items' metadata, each of a list by itself, and how often."""
+        select = """SELECT each.atom, count(*) FROM items, json_tree(metadata, '$."' || ?1 || '"') AS each
+            WHERE each.atom NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?2"""
+        return list(self._db.execute(select, (key, most)))
+
+    def range_of(self, key: str) -> tuple[Any, Any] | None:
+        """The least and greatest value of a key of the items' metadata; None if no item has one."""
+        value = """json_extract(metadata, '$."' || ?1 || '"')"""
+        least, greatest = self._db.execute(f"SELECT min({value}), max({value}) FROM items", (key,)).fetchone()
+        return None if least is None else (least, greatest)
 
     def captions(self, limit: int) -> list[str]:
         """Different captions of items, as many as wanted or there are."""
@@ -327,17 +369,10 @@ class Reader:
 
     def under(self, path: str) -> list[Item]:
         """The item at a path, and all items in the folder of that name."""
-        folder = path.rstrip("/")
-        # "0" is the character after "/". Text sorts before blobs, so each kind has a range of its own in the index; a
-        # folder whose own name is not UTF-8 holds blobs alone.
-        first, last = os.fsencode(folder) + b"/", os.fsencode(folder) + b"0"
-        ranges: list[tuple[str | bytes, str | bytes]] = [(first, last)]
-        if isinstance(pack_path(folder), str):
-            ranges.append((folder + "/", folder + "0"))
         select = f"SELECT {ITEM} FROM items WHERE"
-        found = self._db.execute(f"{select} path = ?", (pack_path(path),)).fetchall()
-        for bounds in ranges:
-            found += self._db.execute(f"{select} path >= ? AND path < ?", bounds).fetchall()
+        found: list[Any] = []
+        for condition, bounds in _ranges(path):
+            found += self._db.execute(f"{select} {condition}", bounds).fetchall()
         return [self._item(record) for record in found]
 
     def alike(self, path: str) -> list[Item]:
@@ -399,3 +434,14 @@ class Reader:
             raise DamagedIndexError(
                 f"{self.folder / FILE} is damaged: row {error} belongs to no item; run `hivlp repair`"
             ) from error
+
+
+def _ranges(path: str) -> Iterator[tuple[str, tuple[str | bytes, ...]]]:
+    """Conditions that together hold for the item at a path, and for all in the folder of that name."""
+    yield "path = ?", (pack_path(path),)
+    folder = path.rstrip("/")
+    # "0" is the character after "/". Text sorts before blobs, so each kind has a range of its own in the index; a
+    # folder whose own name is not UTF-8 holds blobs alone.
+    yield "path >= ? AND path < ?", (os.fsencode(folder) + b"/", os.fsencode(folder) + b"0")
+    if isinstance(pack_path(folder), str):
+        yield "path >= ? AND path < ?", (folder + "/", folder + "0")

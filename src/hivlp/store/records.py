@@ -16,6 +16,8 @@ from hivlp.store.fields.declared import Field, checked_fields
 from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, unpack_path
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
+GONE = -1
+"""Size in the stamp of an item whose file was not there when its folder was last walked."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,11 @@ class Item(NamedTuple):
     metadata: dict[str, Any]
     row: int
     stamp: Stamp
+
+    @property
+    def missing(self) -> bool:
+        """Whether its file was not there when its folder was last walked."""
+        return self.stamp.size == GONE
 
     @classmethod
     def of(cls, record: Sequence[Any]) -> Item:

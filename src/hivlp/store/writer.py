@@ -18,7 +18,7 @@ from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
 from hivlp.store.records import ColumnFiles, NewItem, PayloadFile, Stamp, fields_text
-from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_paths, seal
+from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_path, pack_paths, seal
 from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
 UPDATE = (
@@ -160,6 +160,27 @@ class Writer:
             # The new checksum must not vouch for a record that was damaged before.
             if found and found[-1] == schema.record_crc(*found[:-1]):
                 self._db.executemany(UPDATE, seal([ItemRecord(*found[:-1])._replace(**stamp._asdict())]))
+
+    def move(self, moves: Iterable[tuple[int, str, Stamp]]) -> None:
+        """Give items other paths, which no item has, as (id, path, stamp)."""
+        moves = list(moves)
+        if moves:  # what hits show of a row holds its path
+            self._db.execute("DELETE FROM meta WHERE key = 'payloads'")
+        for item_id, path, stamp in moves:
+            found = self._db.execute(f"SELECT {ITEM}, crc FROM items WHERE id = ?", (item_id,)).fetchone()
+            if found and found[-1] == schema.record_crc(*found[:-1]):
+                packed = pack_path(path)
+                record = ItemRecord(*found[:-1])._replace(path=packed, **stamp._asdict())
+                self._db.execute("UPDATE items SET path = ? WHERE id = ?", (packed, item_id))
+                self._db.executemany(UPDATE, seal([record]))
+                self._db.execute("DELETE FROM lost WHERE path = ?", (packed,))
+
+    def note_missing(self, there_are: bool) -> None:
+        """Note whether there may be items whose files are gone; only where none are told of is none looked for."""
+        if there_are:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('missing', '1')")
+        else:
+            self._db.execute("DELETE FROM meta WHERE key = 'missing'")
 
     def forget(self, ids: Iterable[int]) -> None:
         """Drop the records of items, set aside or not, whatever became of their rows."""

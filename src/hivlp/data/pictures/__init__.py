@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,21 +119,19 @@ def picture_size(data: bytes | Path) -> tuple[int, int]:
         return opened.image.size
 
 
-def picture_facts(data: bytes | Path) -> dict[str, str | int]:
-    """What a picture's header says of it.
+def picture_facts(data: bytes | Path) -> dict[str, Any]:
+    """What a picture's header, EXIF, XMP and IPTC data say of it.
 
     Returns:
-        ``format`` (``JPEG``, ``PNG``, ...), ``width`` and ``height`` in pixels as it is shown, and, where its EXIF data
-        tells, ``taken``: the camera's local time, as in ``2024-06-01T12:30:00``.
+        ``format`` (``JPEG``, ``PNG``, ...), ``width`` and ``height`` in pixels as it is shown, ``orientation``
+        (``landscape``, ``portrait``, ``square``), and what is told of the facts in
+        :class:`hivlp.data.pictures.facts.Facts`.
 
     Raises:
         PictureError: as :func:`decode`.
     """
     with BUDGET.hold(_opening_bytes(data)), _opened(data) as opened:
-        width, height = opened.image.size
-        if opened.orientation >= 5:  # these exchange width and height
-            width, height = height, width
-        return {"format": opened.kind, "width": width, "height": height, **exif.facts(opened.exif)}
+        return opened.facts()
 
 
 def _used(data: bytes | Path, target: int | None, use: Callable[[Image.Image], T], whole: int = 0) -> T:

@@ -6,18 +6,21 @@ become gigabytes.
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hivlp.data.pictures.facts import LONG_TEXT, Facts, camera, degrees, keywords, rating, text, when
 from hivlp.data.pictures.source import Source
 
-ORIENTATION, EXIF_FOLDER, TAKEN = 0x0112, 0x8769, 0x9003
+ORIENTATION, EXIF_FOLDER, GPS_FOLDER = 0x0112, 0x8769, 0x8825
+XMP, IPTC = 700, 33723
+"""Tags of a TIFF file that hold all of its XMP and IPTC data."""
+_MAKE, _MODEL, _DESCRIPTION, _RATING = 0x010F, 0x0110, 0x010E, 0x4746
+_TAKEN, _DIGITIZED, _LENS = 0x9003, 0x9004, 0xA434
+_TITLE_16, _KEYWORDS_16 = 0x9C9B, 0x9C9E  # as Windows writes them, in UTF-16
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MAX_ENTRIES = 4096
-_TAKEN = re.compile(rb"(\d{4}):(\d{2}):(\d{2}) (\d{2}:\d{2}:\d{2})")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,18 @@ class Directory:
         entry = self.entries.get(tag)
         return b"" if entry is None else self._source.at(entry.place, min(entry.size, most))
 
+    def fractions(self, tag: int, most: int) -> tuple[float, ...]:
+        """The first values of a tag of fractions; none if it is missing, of another type, or one divides by zero."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind not in (5, 10):
+            return ()
+        raw = self._source.at(entry.place, min(entry.count, most) * 8)
+        parts = struct.unpack(
+            f"{self._order}{len(raw) // 8 * 2}{'I' if entry.kind == 5 else 'i'}", raw[: len(raw) // 8 * 8]
+        )
+        pairs = list(zip(parts[::2], parts[1::2], strict=True))
+        return tuple(over / under for over, under in pairs) if all(under for _, under in pairs) else ()
+
     def inner(self, tag: int) -> Directory | None:
         """The directory that a tag points at."""
         place = self.number(tag, 0)
@@ -114,13 +129,34 @@ def orientation(directory: Directory | None) -> int:
     return found if 1 <= found <= 8 else 1
 
 
-def facts(directory: Directory | None) -> Mapping[str, str]:
-    """``taken``: the camera's local time, as in ``2024-06-01T12:30:00``, where it is told."""
-    inner = None if directory is None else directory.inner(EXIF_FOLDER)
-    taken = _TAKEN.match(inner.raw(TAKEN, 20)) if inner is not None else None
-    return {} if taken is None else {"taken": _iso(taken)}
+def facts(directory: Directory | None) -> Facts:
+    """What EXIF data says of when, where and with what a picture was taken."""
+    if directory is None:
+        return Facts()
+    inner, gps = directory.inner(EXIF_FOLDER), directory.inner(GPS_FOLDER)
+    times = [(inner, _TAKEN), (inner, _DIGITIZED)]
+    lat, lon = (None, None) if gps is None else (_angle(gps, 1, 2, b"S", 90), _angle(gps, 3, 4, b"W", 180))
+    return Facts(
+        taken=next((told for place, tag in times if place is not None and (told := when(place.raw(tag, 20)))), None),
+        camera=camera(*(text(directory.raw(tag, 64).split(b"\0")[0]) for tag in (_MAKE, _MODEL))),
+        lens=None if inner is None else text(inner.raw(_LENS, 200).split(b"\0")[0]),
+        lat=lat if lon is not None else None,
+        lon=lon if lat is not None else None,
+        rating=rating(directory.number(_RATING, -2)),
+        keywords=keywords(_wide(directory.raw(_KEYWORDS_16, 8192)).split(";")),
+        title=text(_wide(directory.raw(_TITLE_16, 1024))),
+        description=text(directory.raw(_DESCRIPTION, 4096).split(b"\0")[0], LONG_TEXT),
+    )
 
 
-def _iso(taken: re.Match[bytes]) -> str:
-    year, month, day, clock = (part.decode("ascii") for part in taken.groups())
-    return f"{year}-{month}-{day}T{clock}"
+def _wide(raw: bytes) -> str:
+    return raw.decode("utf-16-le", "ignore").partition("\0")[0]
+
+
+def _angle(gps: Directory, side: int, tag: int, negative: bytes, most: int) -> float | None:
+    """Degrees out of three fractions: degrees, minutes, seconds."""
+    fractions = gps.fractions(tag, 3)
+    if not fractions:
+        return None
+    value = sum(part / 60**place for place, part in enumerate(fractions))
+    return degrees(-value if gps.raw(side, 1).upper() == negative else value, most)

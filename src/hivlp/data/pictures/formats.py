@@ -21,6 +21,7 @@ from hivlp.data.pictures.opened import Opened
 from hivlp.data.pictures.png import open_png
 from hivlp.data.pictures.source import Source
 from hivlp.data.pictures.tiff import is_raw, open_tiff, read_directory
+from hivlp.data.pictures.video import open_video
 from hivlp.data.pictures.webp import open_webp
 from hivlp.data.pictures.whole import open_avif, open_heic, open_jxl, open_raw
 from hivlp.errors import PictureError
@@ -109,4 +110,5 @@ _READERS: dict[str, Callable[[Source], Opened]] = {
     "PPM": _open_ppm,
     "RAW": open_raw,
     "WEBP": open_webp,
+    "video": open_video,
 }

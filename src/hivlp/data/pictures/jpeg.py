@@ -7,6 +7,7 @@ import re
 from PIL.JpegImagePlugin import JpegImageFile
 
 from hivlp.data.pictures.exif import Directory, exif_directory
+from hivlp.data.pictures.iptc import iptc_of_photoshop
 from hivlp.data.pictures.limits import (
     MAX_PROFILE_BYTES,
     MAX_SCANNED_PIXELS,
@@ -24,6 +25,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # Huffman, arithmetic, quantization, restart interval
 _BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 _SCAN, _END, _COMMENT = 0xDA, 0xD9, 0xFE
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _WINDOW = 1 << 20
 _MAX_TABLES = 512
@@ -59,6 +61,8 @@ def open_jpeg(source: Source) -> Opened:
         image,
         "JPEG",
         exif=head.exif,
+        xmp=head.xmp,
+        iptc=head.iptc,
         profile=head.profile(),
         extra=extra,
         most_pixels=MAX_SCANNED_PIXELS,
@@ -82,6 +86,8 @@ class _Head:
         start: place of the first scan's marker.
         data: place of its data.
         exif: the EXIF data.
+        xmp: the XMP data.
+        iptc: the IPTC data.
     """
 
     def __init__(self, source: Source) -> None:
@@ -90,6 +96,7 @@ class _Head:
         self.size = (0, 0)
         self.sampling: list[tuple[int, int]] = []
         self.exif: Directory | None = None
+        self.xmp = self.iptc = b""
         self._profile: dict[int, bytes] = {}
         self._read(source)
 
@@ -157,6 +164,10 @@ class _Head:
         """Whether a decoder needs application data; what is wanted here is taken from it."""
         if marker == 0xE1 and body.startswith(b"Exif\0") and self.exif is None:
             self.exif = exif_directory(body)
+        elif marker == 0xE1 and body.startswith(_XMP) and not self.xmp:
+            self.xmp = body[len(_XMP) :]
+        elif marker == 0xED and not self.iptc:
+            self.iptc = iptc_of_photoshop(body)
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             held = sum(map(len, self._profile.values()))
             if held + len(body) <= MAX_PROFILE_BYTES:

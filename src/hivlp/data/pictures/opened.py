@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
 from hivlp.data.pictures.colour import Samples
 from hivlp.data.pictures.exif import Directory, orientation
+from hivlp.data.pictures.exif import facts as exif_facts
+from hivlp.data.pictures.facts import Facts, merged, shape_of
+from hivlp.data.pictures.iptc import read_iptc
 from hivlp.data.pictures.limits import MAX_PIXELS, check_size
+from hivlp.data.pictures.xmp import read_xmp
 
 
 @dataclass
@@ -21,6 +26,9 @@ class Opened:
         image: as Pillow opens it; nothing is decoded yet.
         kind: the format, as people call it.
         exif: the directory of its EXIF data.
+        xmp: its XMP data.
+        iptc: its IPTC data.
+        told: facts that the format says by ways of its own.
         turned: whether decoding turns it upright already.
         profile: the ICC profile of its colours.
         gamma: the exponent of its samples, where a PNG tells one.
@@ -35,6 +43,9 @@ class Opened:
     image: Image.Image
     kind: str
     exif: Directory | None = None
+    xmp: bytes = b""
+    iptc: bytes = b""
+    told: Facts = field(default_factory=Facts)
     turned: bool = False
     profile: bytes | None = None
     gamma: float | None = None
@@ -52,6 +63,15 @@ class Opened:
     def orientation(self) -> int:
         """How the decoded image has yet to be turned."""
         return 1 if self.turned else orientation(self.exif)
+
+    def facts(self) -> dict[str, Any]:
+        """What people filter by: the keys of :data:`hivlp.data.pictures.facts.FACTS`, where they are known."""
+        width, height = self.image.size
+        if self.orientation >= 5:  # these exchange width and height
+            width, height = height, width
+        known = merged(exif_facts(self.exif), read_xmp(self.xmp), read_iptc(self.iptc)).over(self.told)
+        shape = shape_of(width, height)
+        return {"format": self.kind, "width": width, "height": height, "orientation": shape, **known.to_metadata()}
 
     def decoded(self) -> Image.Image:
         """The first frame with all its pixels."""

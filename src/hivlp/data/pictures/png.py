@@ -12,11 +12,13 @@ from hivlp.data.pictures.exif import Directory, exif_directory
 from hivlp.data.pictures.limits import MAX_PROFILE_BYTES, check_parts, check_size
 from hivlp.data.pictures.opened import Opened
 from hivlp.data.pictures.source import Source, spliced
+from hivlp.data.pictures.xmp import MAX_BYTES as MAX_XMP_BYTES
 from hivlp.errors import PictureError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_EXIF_BYTES = 1 << 20
 _MAX_TEXT_BYTES = 1 << 18
+_XMP = b"XML:com.adobe.xmp\0"
 _RAW_EXIF = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _STANDARD_GAMMA = 45_455  # 1/2.2
 _GREY, _COLOUR = 0, 2
@@ -58,6 +60,7 @@ def open_png(source: Source) -> Opened:
         image,
         "PNG",
         exif=chunks.exif,
+        xmp=chunks.xmp,
         profile=chunks.profile,
         gamma=None if chunks.profile or chunks.standard else chunks.gamma,
         extra=width * 32,
@@ -71,6 +74,7 @@ class _Chunks:
     head: list[bytes] = field(default_factory=list)
     data: list[tuple[int, int]] = field(default_factory=list)
     exif: Directory | None = None
+    xmp: bytes = b""
     profile: bytes | None = None
     gamma: float | None = None
     standard: bool = False
@@ -89,6 +93,7 @@ class _Chunks:
             b"eXIf": _MAX_EXIF_BYTES,
             b"zTXt": _MAX_TEXT_BYTES,
             b"tEXt": _MAX_TEXT_BYTES,
+            b"iTXt": MAX_XMP_BYTES,
         }.get(name, -1)
         critical = name in (b"IHDR", b"PLTE")
         if length > most and not critical:
@@ -121,6 +126,8 @@ class _Chunks:
             self.profile = _inflated(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES)
         elif name == b"eXIf":
             self.exif = exif_directory(body)
+        elif name == b"iTXt":
+            self.xmp = self.xmp or _xmp(body)
         elif self.exif is None and body.startswith(_RAW_EXIF):
             self.exif = exif_directory(_raw_profile(name, body))
 
@@ -144,6 +151,15 @@ def _raw_profile(name: bytes, body: bytes) -> bytes:
         return bytes.fromhex(digits.decode("ascii"))
     except ValueError:
         return b""
+
+
+def _xmp(body: bytes) -> bytes:
+    """XMP data of an international text; empty if it is another."""
+    if not body.startswith(_XMP) or len(body) < len(_XMP) + 2:
+        return b""
+    packed = body[len(_XMP)]
+    content = body[len(_XMP) + 2 :].split(b"\0", 2)[-1]
+    return (_inflated(content, MAX_XMP_BYTES) or b"") if packed else content
 
 
 def _inflated(data: bytes, most: int) -> bytes | None:

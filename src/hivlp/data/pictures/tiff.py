@@ -5,10 +5,11 @@ from __future__ import annotations
 from PIL import TiffImagePlugin
 
 from hivlp.data.pictures.colour import WIDE_MODES, Samples
-from hivlp.data.pictures.exif import Directory, first_directory
+from hivlp.data.pictures.exif import IPTC, XMP, Directory, first_directory
 from hivlp.data.pictures.limits import MAX_PARTS, MAX_PROFILE_BYTES, check_cost, check_size
 from hivlp.data.pictures.opened import Opened
 from hivlp.data.pictures.source import Source
+from hivlp.data.pictures.xmp import MAX_BYTES as MAX_XMP_BYTES
 from hivlp.errors import PictureError
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
@@ -85,6 +86,8 @@ def open_tiff(source: Source, directory: Directory) -> Opened:
         image,
         "TIFF",
         exif=directory,
+        xmp=directory.raw(XMP, MAX_XMP_BYTES),
+        iptc=directory.raw(IPTC, 1 << 16),
         turned=True,  # Pillow turns a TIFF while it is loaded
         profile=directory.raw(_PROFILE, MAX_PROFILE_BYTES + 1) or None,
         samples=Samples(

@@ -11,6 +11,7 @@ from hivlp.data.pictures.exif import exif_directory
 from hivlp.data.pictures.limits import MAX_PROFILE_BYTES, check_cost, check_parts
 from hivlp.data.pictures.opened import Opened
 from hivlp.data.pictures.source import Source, spliced
+from hivlp.data.pictures.xmp import MAX_BYTES as MAX_XMP_BYTES
 from hivlp.errors import PictureError
 
 # The first of each of these chunks makes up the picture; a list of frames would be larger in memory than in the file.
@@ -27,11 +28,14 @@ def open_webp(source: Source) -> Opened:
     """
     check_cost(2 * source.size)
     kept: dict[bytes, tuple[int, int]] = {}
+    xmp = b""
     place, count = 12, 0
     while len(head := source.at(place, 8)) == 8:
         count += 1
         check_parts(count, "chunks")
         name, length = head[:4], int.from_bytes(head[4:], "little")
+        if name == b"XMP " and not xmp:
+            xmp = source.at(place + 8, min(length, MAX_XMP_BYTES))
         end = place + 8 + length + length % 2
         if name in _WANTED:
             kept.setdefault(name, (place, min(end, source.size)))
@@ -53,6 +57,7 @@ def open_webp(source: Source) -> Opened:
         image,
         "WEBP",
         exif=exif_directory(image.info.get("exif") or b""),
+        xmp=xmp,
         profile=profile if profile and len(profile) <= MAX_PROFILE_BYTES else None,
         per_pixel=_CANVAS_BYTES,
         extra=2 * source.size,
