@@ -348,7 +348,7 @@ def test_a_catalog_beyond_repair_is_told_so(index, capsys):
 
 
 def test_info_verify_and_repair_on_the_command_line(index, encoder, capsys, monkeypatch):
-    monkeypatch.setattr("hivlp.cli.models.load_model", lambda name: encoder)
+    monkeypatch.setattr("hivlp.cli.models.load_model", lambda *_: encoder)
     place = str(index.path)
     index.close()
     assert main(["info", place, "--verify", "--json"]) == 0
