@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hivlp.config import TOKENIZER, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.data.pictures import load_pixels
@@ -83,6 +82,8 @@ def converted(
     key = digest.hexdigest()
     target = cache_folder() / "models" / key
     if not (target / "config.json").is_file():
+        from tqdm import tqdm  # now, as it is slow to import
+
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
             scratch_folder(target) as scratch,

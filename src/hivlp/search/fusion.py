@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hivlp.data.pictures.source import opened_source
 from hivlp.errors import PictureError, QueryError
 from hivlp.levels import Vectors
 
@@ -42,6 +41,8 @@ class Shown(NamedTuple):
         """A picture's file, told from others by its path, size and time of change."""
 
         def read() -> bytes:
+            from hivlp.data.pictures.source import opened_source  # few searches read pictures
+
             with opened_source(path) as source:
                 return source.whole().read()
 
