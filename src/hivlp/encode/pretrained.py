@@ -10,8 +10,7 @@ from hivlp.encode.onnx import OnnxEncoder
 from hivlp.encode.session import providers
 from hivlp.errors import ModelError
 from hivlp.formats.model_files import ModelFiles
-from hivlp.formats.registry import open_folder
-from hivlp.hub.fetch import fetch_files, fetch_model
+from hivlp.formats.own import open_own
 from hivlp.hub.names import ModelName, parse_name
 
 MODEL_FILES = ("*.json", "*.onnx", "text.bin", "image.bin", "*.safetensors", "README.md")
@@ -69,8 +68,15 @@ def _locate(name: ModelName) -> tuple[ModelFiles, str]:
     """A model's files, and how to load the same ones again."""
     ending = f":{name.precision}" if name.precision else ""
     if name.folder is not None:
-        source = name.label if name.folder.parent.name == "assets" else str(name.folder.resolve())
+        shipped = name.folder.parent.name == "assets"
+        source = name.label if shipped else str(name.folder.resolve())
+        if shipped and not name.precision:  # who asks the shipped model should not wait for what reads all others
+            return open_own(name.folder), source
+        from hivlp.formats.registry import open_folder
+
         return open_folder(name.folder, str(name.folder), name.precision), source + ending
+    from hivlp.hub.fetch import fetch_model
+
     fetched = fetch_model(name)
     files = fetched.format.open(fetched.folder, name.label, name.precision)
     return files, f"{name.hub_id}@{fetched.revision}{ending}"
@@ -87,4 +93,8 @@ def resolve_folder(name: str | Path, patterns: Sequence[str] = MODEL_FILES) -> P
         ModelError: if there is no such model.
     """
     known = parse_name(name)
-    return known.folder if known.folder is not None else fetch_files(known, patterns)
+    if known.folder is not None:
+        return known.folder
+    from hivlp.hub.fetch import fetch_files
+
+    return fetch_files(known, patterns)

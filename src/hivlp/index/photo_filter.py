@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hivlp.data.kinds import PICTURE_SUFFIXES, kind_of_name
-from hivlp.data.pictures.facts import when
 from hivlp.errors import ArgumentError, QueryError
 from hivlp.index.index import Index
 from hivlp.store.names import existing
@@ -50,7 +49,7 @@ class PhotoFilter:
     def __post_init__(self) -> None:
         for name in ("after", "before"):
             value = getattr(self, name)
-            if value is not None and when(str(value)) is None:
+            if value is not None and _when(str(value)) is None:
                 raise QueryError(f"{name} is a date such as 2020, 2020-06 or 2020-06-01, not {value!r:.40}")
         if self.orientation not in (None, *_SHAPES):
             raise QueryError(f"orientation is {', '.join(_SHAPES)}, not {self.orientation!r:.40}")
@@ -69,9 +68,9 @@ class PhotoFilter:
         """The field that each part is about, and the part as a condition in SQL."""
         found = []
         if self.after is not None:
-            found.append(("taken", f"{_field('taken')} >= {_quoted(when(str(self.after)) or '')}"))
+            found.append(("taken", f"{_field('taken')} >= {_quoted(_when(str(self.after)) or '')}"))
         if self.before is not None:
-            found.append(("taken", f"{_field('taken')} < {_quoted(when(str(self.before)) or '')}"))
+            found.append(("taken", f"{_field('taken')} < {_quoted(_when(str(self.before)) or '')}"))
         named = [(name, getattr(self, name)) for name in ("camera", "lens")]
         found += [
             (name, f"instr(lower({_field(name)}), {_quoted(str(value).lower())}) > 0")
@@ -101,6 +100,12 @@ class PhotoFilter:
 
 NAMES = tuple(field.name for field in fields(PhotoFilter))
 """The words of a photo filter."""
+
+
+def _when(text: str) -> str | None:
+    from hivlp.data.pictures.facts import when  # which brings all that reads pictures with it
+
+    return when(text)
 
 
 def joined(*conditions: str | None) -> str | None:
