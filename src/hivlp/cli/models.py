@@ -70,7 +70,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
     return "\n".join([
         *lines, "", "Recall as published: text to image, R@1 on COCO in percent, or what its source says.", *notes,
-        "Licences are those of the weights as their publishers name them: read them before you use a model for more.",
+        "Licences are given as far as they are known here: read the publisher's own before you build on a model.",
         "Any hub id and any folder works as well; NAME:int8 and NAME:float16 are smaller, NAME@REVISION is a commit.",
         "Formats onnx and textual-visual are ready graphs; transformers and open_clip are converted once, with torch.",
     ])  # fmt: skip
