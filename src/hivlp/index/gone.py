@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -72,12 +73,14 @@ class Walked:
 
         Returns:
             How many are missing, how many were removed, and folders that were spared because no picture was found in
-            them: a disk may not be connected.
+            them, or, further below, nothing at all: a disk may not be connected, and where one is mounted is an empty
+            folder then.
         """
         missing: list[tuple[int, Stamp]] = []
         marked = 0
         removed: list[int] = []
         spared: list[str] = []
+        empty: dict[str, str | None] = {}
         with self._store.reading() as reader:
             for folder in self._folders:
                 gone, left_out = [], []
@@ -85,17 +88,19 @@ class Walked:
                     if item_id > self._last or self._was_met(item_id):
                         continue
                     if is_gone(path):
-                        gone.append((item_id, stamp))
+                        gone.append((item_id, stamp, _emptied(os.path.dirname(path), empty)))  # noqa: PTH120
                     elif prune and exclude.leaves_out(path[len(os.path.join(folder, "")) :]):  # noqa: PTH118
                         left_out.append(item_id)
                 if prune and gone and not self._found[folder]:
                     spared.append(folder)
                 elif prune:
-                    removed += [item_id for item_id, _ in gone]
-                    gone = []
+                    unsure = [(item_id, stamp, place) for item_id, stamp, place in gone if place is not None]
+                    removed += [item_id for item_id, _, place in gone if place is None]
+                    spared += sorted({place for _, _, place in unsure})
+                    gone = unsure
                 removed += left_out
                 marked += len(gone)
-                missing += [(item_id, stamp._replace(size=GONE)) for item_id, stamp in gone if stamp.size != GONE]
+                missing += [(item_id, stamp._replace(size=GONE)) for item_id, stamp, _ in gone if stamp.size != GONE]
             before = reader.may_miss()
         for start in range(0, len(removed), AT_ONCE):
             self._store.remove(removed[start : start + AT_ONCE])
@@ -157,6 +162,8 @@ def is_gone(path: str, other: str | None = None) -> bool:
     """
     try:
         status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            return True
         if other is None or not os.path.samestat(status, os.lstat(other)):
             return False
         folder, name = os.path.split(path)
@@ -165,6 +172,30 @@ def is_gone(path: str, other: str | None = None) -> bool:
         return True
     except (OSError, ValueError):
         return False
+
+
+def _emptied(folder: str, known: dict[str, str | None]) -> str | None:
+    """The innermost folder that is there of those that a missing file was in, if nothing is in it; None otherwise.
+
+    Args:
+        folder: that the file was in.
+        known: what was found out before, which is added to.
+    """
+    met = []
+    while folder not in known:
+        met.append(folder)
+        try:
+            with os.scandir(folder) as entries:
+                known[folder] = folder if next(entries, None) is None else None
+        except (FileNotFoundError, NotADirectoryError):
+            above = os.path.dirname(folder)  # noqa: PTH120
+            if above == folder:
+                known[folder] = None
+            folder = above
+        except OSError:  # nobody may look: what is in it is not known
+            known[folder] = folder
+    known.update(dict.fromkeys(met, known[folder]))
+    return known[folder]
 
 
 def relocate(store: Store, old: str, new: str) -> tuple[int, int]:
