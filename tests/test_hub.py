@@ -204,6 +204,14 @@ def test_a_repository_cannot_write_outside_of_its_folder(hub, folder, name, tmp_
     assert name not in hub.fetched() and not (tmp_path / "cache" / "hub" / "escape.json").exists()
 
 
+def test_a_commit_that_is_called_like_a_path_is_refused(hub, folder, monkeypatch, tmp_path):
+    repository = hub.add(NAME, folder)
+    monkeypatch.setattr(repository, "sha", lambda number: "../../../escaped")
+    with pytest.raises(ModelError, match="no commit"):
+        resolve_folder(NAME, ["*.json"])
+    assert not [*tmp_path.rglob("escaped")]
+
+
 def test_another_process_finds_what_was_fetched(hub, folder):
     hub.add(NAME, folder)
     HiVLP.from_pretrained(NAME)

@@ -127,6 +127,8 @@ def _fetch(name: ModelName, wanted: Choice, check: Callable[[Path], None]) -> tu
         needed = wanted(list(files))
         if not needed:
             raise ModelError(f"{name.hub_id} has none of the files that are needed")
+        if not COMMIT.fullmatch(str(about.sha)):  # it names a folder
+            raise ModelError(f"the hub names no commit of {name.hub_id}, but {str(about.sha)!r:.50}")
         folder = _place(name) / str(about.sha)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
