@@ -94,10 +94,9 @@ class Walked:
                 if prune and gone and not self._found[folder]:
                     spared.append(folder)
                 elif prune:
-                    unsure = [(item_id, stamp, place) for item_id, stamp, place in gone if place is not None]
                     removed += [item_id for item_id, _, place in gone if place is None]
-                    spared += sorted({place for _, _, place in unsure})
-                    gone = unsure
+                    spared += sorted({place for _, _, place in gone if place is not None})
+                    gone = [each for each in gone if each[2] is not None]
                 removed += left_out
                 marked += len(gone)
                 missing += [(item_id, stamp._replace(size=GONE)) for item_id, stamp, _ in gone if stamp.size != GONE]
