@@ -193,6 +193,8 @@ def test_equal_pictures_are_one_hit(photos, tmp_path):
         (["search", "{index}", ""], "the query is empty"),
         (["search", "{index}", "x", "-k", "0"], "k must be at least 1"),
         (["search", "{index}", "--like", "12345"], "no item 12345"),
+        (["search", "{index}", "--like", "²"], "like must be"),
+        (["search", "{index}", "--like", "9" * 5000], "like must be"),
         (["search", "{index}", "x", "--group", "2"], "group must be a cosine"),
         (["search", "{index}", "--queries", "{missing}"], "cannot be read"),
         (["search", "{index}", "--queries", "{photos}/cello.webp"], "is not a text file"),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 VECTOR_LIMIT = 1 << 24
 """Bytes of a vector to search with."""
+LONGEST_ID = 40
+"""Characters from which on digits are a name, not an id."""
 WORDS = ("after", "before", "camera", "lens", "near", "folder", "format", "rating", "keywords", "orientation")
 """Options that are words of a photo filter."""
 QUERIES = ("text", "image", "like", "queries", "vector")
@@ -104,9 +106,12 @@ def _query(arguments: argparse.Namespace, index: Index) -> tuple[str | Mix | Non
     if arguments.vector is not None:
         return None, {"vector": {index.levels[-1].name: _load_vector(arguments.vector)}}
     if arguments.like is not None:
-        item: int | str = int(arguments.like) if arguments.like.isdigit() else arguments.like
-        if isinstance(item, str) and not index.named(item) and existing(item).is_file():
-            return None, {"image": existing(item)}  # a picture that the index does not hold is as good
+        # Some characters are digits, and no numbers, such as ².
+        is_id = arguments.like.isdecimal() and len(arguments.like) < LONGEST_ID
+        item: int | str = int(arguments.like) if is_id else arguments.like
+        if isinstance(item, str) and not index.named(item) and os.path.isfile(existing(item)):  # noqa: PTH113 (a name may be too long)
+            # A picture that the index does not hold is as good.
+            return None, {"image": existing(item)}
         return None, {"like": item}
     return None, {} if arguments.image is None else {"image": Path(arguments.image)}
 
