@@ -124,6 +124,7 @@ class Rounded:
     __hash__ = None
 
 
+@pytest.mark.slow
 def test_a_stirred_library_ends_equal_to_a_fresh_index_with_counts(tmp_path, encoder):
     told = live(tmp_path, 200, encoder)
     reports, done = told["reports"], told["done"]
