@@ -197,6 +197,7 @@ def test_products_of_int8_vectors_with_a_scale(each, width):
     np.testing.assert_allclose(out, floats(rows)[which].astype(np.float64) @ query, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_int8_vectors_rerank(variant, items, queries):
     """What is found and its scores are those of the decoded vectors, alone, in a batch, and among given rows."""
     stored = INT8.encode(items.astype(np.float32))

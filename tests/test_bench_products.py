@@ -276,6 +276,7 @@ def test_every_product_has_a_row_for_every_measure(started):
     assert "not installed: nothing" in shown and "killed by signal 11" in shown
 
 
+@pytest.mark.slow
 def test_the_gain_is_over_the_best_other_product(started):
     run, _, _ = started
     report = bench.compare(run, [Exact, Missing, Other], time.perf_counter(), "small")
@@ -320,6 +321,7 @@ def test_what_has_no_time_left_says_so(started):
     assert {row["status"] for row in report.rows} == {"no time left"} and not asked
 
 
+@pytest.mark.slow
 def test_rows_are_drawn_with_gaps(started, tmp_path):
     pytest.importorskip("matplotlib")
     run, _, broken = started

@@ -81,6 +81,7 @@ def test_the_main_job(photos, tmp_path):
     assert set(found["timings_ms"]) == {"encode", "coarse", "fine", "total"}
 
 
+@pytest.mark.slow
 def test_fields_are_declared_counted_and_asked_for(photos, tmp_path):
     place = tmp_path / "x.hivlp"
     made = answer("index", photos, "-o", place, "--field", "width:int", "--field", "taken:str")

@@ -217,6 +217,7 @@ def test_what_a_killed_process_left_is_swept(index):
     assert len(list(index.path.glob("fields.*"))) == 1
 
 
+@pytest.mark.slow
 def test_killed_while_writing_columns_an_index_answers_as_before(index, always):
     code = """if True:
         import itertools, sys

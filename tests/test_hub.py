@@ -65,6 +65,7 @@ def test_only_what_is_needed_is_fetched_once_and_then_works_offline(hub, folder,
     assert len(hub.requests) == asked
 
 
+@pytest.mark.slow
 def test_an_index_keeps_the_commit_that_it_was_made_with(hub, folder, tmp_path, capsys):
     repository = hub.add(NAME, folder)
     write_pictures(tmp_path / "pictures", 2)
@@ -85,6 +86,7 @@ def test_an_index_keeps_the_commit_that_it_was_made_with(hub, folder, tmp_path, 
         assert len(index.search("a dog", k=1)) == 1
 
 
+@pytest.mark.slow
 def test_a_transfer_that_breaks_off_goes_on_where_it_was(hub, folder):
     repository = hub.add(NAME, folder)
     repository.cut["image.onnx"] = 1

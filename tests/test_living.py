@@ -312,6 +312,7 @@ def test_recall_is_checked_and_a_point_that_falls_short_gives_way(folder, tmp_pa
         oracle.check(index, queries)
 
 
+@pytest.mark.slow
 def test_a_recall_that_is_out_of_reach_is_said_and_tuning_again_trains_anew(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(calibration._Data, "promise", lambda data, params, ranks: (0.5, 0.4))
     with Index.open(folder) as index:
@@ -329,6 +330,7 @@ def test_a_recall_that_is_out_of_reach_is_said_and_tuning_again_trains_anew(fold
         assert index.info().tuned["at_least"] >= 0.99
 
 
+@pytest.mark.slow
 def test_tuning_again_keeps_what_still_holds(folder, tmp_path, queries, monkeypatch):
     """Training, codes and truth stay; queries are those of the last time; a change of the recall alone, too."""
     scanned, of = [], Truth.of
@@ -348,6 +350,7 @@ def test_tuning_again_keeps_what_still_holds(folder, tmp_path, queries, monkeypa
         check_lists(index)
 
 
+@pytest.mark.slow
 def test_an_index_of_twice_the_rows_is_trained_anew(folder, tmp_path, queries):
     with Index.open(folder) as index:
         oracle = Oracle(cloud(ITEMS, WIDTH, 0), "index.npy")
@@ -454,6 +457,7 @@ def bad_truths(rows: np.ndarray, scores: np.ndarray) -> list[tuple[str, np.ndarr
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_truth_that_is_none_is_not_believed(made, tmp_path, queries):
     with Index.open(made) as index:
         found = TunedIndex.load(made, tuning.finest(index.store))

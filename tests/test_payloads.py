@@ -97,6 +97,7 @@ def test_hits_are_those_of_the_catalog_with_every_combination_of_options(index, 
         assert [type(hit.metadata) for hit in hits] == [dict] * len(hits)
 
 
+@pytest.mark.slow
 def test_hits_are_those_of_the_catalog_with_an_approximate_index_and_every_recall(tmp_path):
     asked = cloud(3000, 32, 7)
     place = make_tuned_index(tmp_path / "index", clusters(3000, 32, 6), asked)

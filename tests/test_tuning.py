@@ -73,6 +73,7 @@ def share(index: Index, queries: np.ndarray, **options) -> float:
     return float(np.mean(found))
 
 
+@pytest.mark.slow
 def test_an_int8_index_is_tuned_and_finds_what_reading_all_of_it_does(tmp_path, vectors, queries):
     np.save(tmp_path / "v.npy", vectors)
     index_embeddings(tmp_path / "x", tmp_path / "v.npy", method="none", vectors="int8")

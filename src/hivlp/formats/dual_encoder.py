@@ -60,7 +60,8 @@ def import_dual_encoder(folder: Path, out: Path, name: str = "") -> HiVLPModel:
         assert isinstance(model.image_tower, DualEncoderImageTower)
         model.image_tower.dual.network.load_state_dict(network.state_dict())
         model.save_pretrained(out, tokenizer)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _without_dtype(options: dict[str, Any]) -> dict[str, Any]:
