@@ -111,7 +111,8 @@ class Snapshots:
             identity, ann = self._ann.open(vectors[-1], state)
             filters: OrderedDict[str, Filter] = OrderedDict()
             shown: dict[int, Shown] = {}
-            if before is not None and before.state == state:
+            # As many commits after a backup was put back may have the same numbers: the counter tells them apart.
+            if before is not None and (before.state, before.changes) == (state, changes):
                 alive, filters, shown = before.collection.alive, before.filters, before.shown
             else:
                 mask = reader.alive()
