@@ -120,24 +120,6 @@ def test_a_folder_without_any_picture_is_not_pruned(index, library, tmp_path):
     assert index.add(library, prune=True).missing == 0 and len(shown(index)) == 12
 
 
-@pytest.mark.parametrize("below", [".", "2020/trip"])
-def test_an_empty_folder_below_is_not_pruned_of_what_lay_in_it(index, library, tmp_path, below):
-    """A disk that is mounted inside the library, and not connected."""
-    write_pictures(library / "disk" / below, 3, start=200)
-    index.add(library)
-    (library / "disk").rename(tmp_path / "disk")
-    (library / "disk").mkdir()
-    (library / "a" / "00000.png").unlink()
-    report = index.add(library, prune=True)
-    assert (report.pruned, report.missing, report.items) == (1, 3, 14)
-    assert report.failed[0].path == str(library / "disk") and "not connected" in report.failed[0].error
-    (library / "disk").rmdir()
-    (tmp_path / "disk").rename(library / "disk")
-    assert index.add(library, prune=True).missing == 0 and len(shown(index)) == 14
-    shutil.rmtree(library / "disk")
-    assert index.add(library, prune=True).pruned == 3
-
-
 def test_a_file_that_a_folder_took_the_name_of_is_gone(index, library):
     (library / "a" / "00000.png").unlink()
     (library / "a" / "00000.png").mkdir()

@@ -73,14 +73,12 @@ class Walked:
 
         Returns:
             How many are missing, how many were removed, and folders that were spared because no picture was found in
-            them, or, further below, nothing at all: a disk may not be connected, and where one is mounted is an empty
-            folder then.
+            them: a disk may not be connected.
         """
         missing: list[tuple[int, Stamp]] = []
         marked = 0
         removed: list[int] = []
         spared: list[str] = []
-        empty: dict[str, str | None] = {}
         with self._store.reading() as reader:
             for folder in self._folders:
                 gone, left_out = [], []
@@ -88,18 +86,17 @@ class Walked:
                     if item_id > self._last or self._was_met(item_id):
                         continue
                     if is_gone(path):
-                        gone.append((item_id, stamp, _emptied(os.path.dirname(path), empty)))  # noqa: PTH120
+                        gone.append((item_id, stamp))
                     elif prune and exclude.leaves_out(path[len(os.path.join(folder, "")) :]):  # noqa: PTH118
                         left_out.append(item_id)
                 if prune and gone and not self._found[folder]:
                     spared.append(folder)
                 elif prune:
-                    removed += [item_id for item_id, _, place in gone if place is None]
-                    spared += sorted({place for _, _, place in gone if place is not None})
-                    gone = [each for each in gone if each[2] is not None]
+                    removed += [item_id for item_id, _ in gone]
+                    gone = []
                 removed += left_out
                 marked += len(gone)
-                missing += [(item_id, stamp._replace(size=GONE)) for item_id, stamp, _ in gone if stamp.size != GONE]
+                missing += [(item_id, stamp._replace(size=GONE)) for item_id, stamp in gone if stamp.size != GONE]
             before = reader.may_miss()
         for start in range(0, len(removed), AT_ONCE):
             self._store.remove(removed[start : start + AT_ONCE])
@@ -171,30 +168,6 @@ def is_gone(path: str, other: str | None = None) -> bool:
         return True
     except (OSError, ValueError):
         return False
-
-
-def _emptied(folder: str, known: dict[str, str | None]) -> str | None:
-    """The innermost folder that is there of those that a missing file was in, if nothing is in it; None otherwise.
-
-    Args:
-        folder: that the file was in.
-        known: what was found out before, which is added to.
-    """
-    met = []
-    while folder not in known:
-        met.append(folder)
-        try:
-            with os.scandir(folder) as entries:
-                known[folder] = folder if next(entries, None) is None else None
-        except (FileNotFoundError, NotADirectoryError):
-            above = os.path.dirname(folder)  # noqa: PTH120
-            if above == folder:
-                known[folder] = None
-            folder = above
-        except OSError:  # nobody may look: what is in it is not known
-            known[folder] = folder
-    known.update(dict.fromkeys(met, known[folder]))
-    return known[folder]
 
 
 def relocate(store: Store, old: str, new: str) -> tuple[int, int]:
