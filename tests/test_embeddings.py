@@ -437,12 +437,18 @@ def test_two_indexes_are_merged_into_each_other_at_one_time(tmp_path):
     with Index.open(made[0]) as first, Index.open(made[1]) as second:
         both = threading.Barrier(2, timeout=20)
 
-        def wait(done: int, _: int) -> None:
-            if done <= 40:  # both are in the middle
-                both.wait()
+        def waiting():
+            met = []
+
+            def wait(done: int, total: int) -> None:
+                if not met:  # both are in the middle
+                    met.append(done)
+                    both.wait()
+
+            return wait
 
         with ThreadPoolExecutor(2) as pool:
-            jobs = [pool.submit(a.merge, b.path, wait) for a, b in ((first, second), (second, first))]
+            jobs = [pool.submit(a.merge, b.path, waiting()) for a, b in ((first, second), (second, first))]
             assert [job.result(timeout=25) for job in jobs] == [40, 40]
         assert len(first) == len(second) == 80
 
