@@ -56,7 +56,7 @@ def open_original(path: str, roots: Sequence[Path]) -> Original:
         RequestError: if it is not there, or may not be shown.
     """
     gone = not_found("the picture's file is not there")
-    if not os.path.isabs(path) or "\0" in path:
+    if not Path(path).is_absolute() or "\0" in path:
         raise gone
     real = os.path.realpath(path)
     if real != path and not any(beneath(real, root) for root in roots):
