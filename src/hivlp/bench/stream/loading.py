@@ -96,7 +96,7 @@ def _bare(folder: Path, tokenizer: Path, workers: int) -> float:
     found = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    return sum(found)
+    return float(sum(found))
 
 
 def _loop(folder: Path, tokenizer: Path, count: int, barrier, results) -> None:  # type: ignore[no-untyped-def]

@@ -96,19 +96,19 @@ class Chunks(IterableDataset[Chunk]):
         notes: list[str] = []
         lanes = [Lane(self.dealt, int(lane), self.positions[int(lane)], notes.append) for lane in mine]
         tokenize = TextTokenizer(self.tokenizer, replace(self.text, pad_to_max=True))
+        side = self.preparation.picture.size
+        pixels = np.empty((sum(self.shares[int(lane)] for lane in mine), side, side, 3), np.uint8)
         while True:
             try:
-                yield self._chunk(lanes, tokenize, notes)
+                yield self._chunk(lanes, tokenize, notes, pixels)
             except HivlpError as error:
                 # What a worker raises would come without its kind; and the steps before are still to be taken.
                 empty = torch.empty(0, dtype=torch.int64)
                 yield Chunk(empty, empty, empty, empty, {}, list(notes), str(error))
                 return
 
-    def _chunk(self, lanes: list[Lane], tokenize: TextTokenizer, notes: list[str]) -> Chunk:
-        count, size = sum(self.shares[lane.number] for lane in lanes), self.preparation.picture.size
-        pixels = np.empty((count, size, size, 3), np.uint8)
-        same = np.empty(count, np.int64)
+    def _chunk(self, lanes: list[Lane], tokenize: TextTokenizer, notes: list[str], pixels: NDArray[np.uint8]) -> Chunk:
+        same = np.empty(len(pixels), np.int64)
         texts: list[str] = []
         for lane in lanes:
             for _ in range(self.shares[lane.number]):
@@ -118,8 +118,11 @@ class Chunks(IterableDataset[Chunk]):
         ids, mask = tokenize(texts)
         found = {lane.number: lane.position for lane in lanes}
         told, notes[:] = list(notes), []
-        arrays = [torch.from_numpy(array) for array in (pixels, ids, mask, same)]
-        return Chunk(arrays[0], arrays[1], arrays[2], arrays[3], found, told)
+        # To the loader's process goes a copy in shared memory, and the buffer is filled anew: fresh memory costs time.
+        shown = torch.from_numpy(pixels)
+        shown = shown.clone() if get_worker_info() is None else shown.share_memory_()
+        arrays = [torch.from_numpy(array) for array in (ids, mask, same)]
+        return Chunk(shown, arrays[0], arrays[1], arrays[2], found, told)
 
     def _next(self, lane: Lane, notes: list[str]) -> tuple[NDArray[np.uint8], str, int]:
         for _ in range(MOST_BROKEN):
@@ -202,17 +205,18 @@ class StreamBatches:
         )
         skipped = Skipped(self._run, first, accelerator)
         found = iter(loader)
-        for step in range(first, steps):
-            parts = [next(found) for _ in range(max(1, workers))]
-            for part in parts:
-                skipped.write(step, part.notes)
-            for part in parts:
-                if part.error:
-                    raise DataError(f"{part.error}; the steps before are kept: mend that, and add --resume")
-            for part in parts:
-                self._positions.update(part.positions)
-            yield step, self._batch(step, parts)
-        skipped.close()
+        try:
+            for step in range(first, steps):
+                parts = [next(found) for _ in range(max(1, workers))]
+                for part in parts:
+                    skipped.write(step, part.notes)
+                for part in parts:
+                    if part.error:
+                        raise DataError(f"step {step}: {part.error}; mend that, and go on with --resume")
+                    self._positions.update(part.positions)
+                yield step, self._batch(step, parts)
+        finally:
+            skipped.close()
 
     def _batch(self, step: int, parts: list[Chunk]) -> Batch:
         pixels, ids, mask, same = (
