@@ -64,7 +64,7 @@ def batches(folder: Path, recipe: dict, first: int = 0, steps: int = 6, state=No
     reader = StreamBatches(build(Recipe, recipe), folder / "tokenizer" / "tokenizer.json", process(number, of), run)
     if state is not None:
         reader.go_on(state)
-    found = [(batch.image, *batch.text, batch.ids, batch.seed) for _, batch in reader.batches(first, steps)]
+    found = [(batch.image.clone(), *batch.text, batch.ids, batch.seed) for _, batch in reader.batches(first, steps)]
     return found, json.loads(json.dumps(reader.state())), run / SKIPPED
 
 
@@ -154,7 +154,7 @@ def test_shards_that_vanish_end_the_run_which_goes_on_when_they_are_back(tmp_pat
     found = []
     with pytest.raises(DataError, match=r"step \d+: .*\.tar cannot be read: No such file or directory; mend that"):
         for step, batch in reader.batches(0, 40):
-            found.append((batch.image, *batch.text, batch.ids, batch.seed))
+            found.append((batch.image.clone(), *batch.text, batch.ids, batch.seed))
             if step == 3:
                 (tmp_path / "shards").rename(tmp_path / "away")
     assert 4 <= len(found) < 40

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from hivlp.errors import HivlpError
 
@@ -24,8 +23,7 @@ class Job:
 
     def __init__(self, recipe: Path, out: Path, *, resume: bool = False) -> None:
         command = [sys.executable, "-m", "hivlp", "train", str(recipe), "-o", str(out)]
-        self._log, self._out, self._read = out.with_suffix(".log"), out, 0
-        self._rows: list[dict[str, Any]] = []
+        self._log, self._out = out.with_suffix(".log"), out
         self.started = time.perf_counter()
         self.peak = 0
         with self._log.open("ab") as log:
@@ -35,7 +33,8 @@ class Job:
 
     def steps(self) -> int:
         """How many steps have been logged since the job, or its predecessor, began."""
-        return len(losses(self._out))
+        path = self._out / "run" / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
 
     def wait_for(self, steps: int) -> float:
         """Wait for so many steps, and give the seconds since the job began.
@@ -54,7 +53,7 @@ class Job:
                 last, since = found, now
             if self._process.poll() is not None or now - since > LIMIT:
                 raise HivlpError(f"the job came to {found} of {steps} steps: {self.log()}")
-            time.sleep(0.02)
+            time.sleep(0.005)
 
     def finished(self) -> None:
         """Wait for the end.

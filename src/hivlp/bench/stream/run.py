@@ -26,7 +26,7 @@ FEW = 10_000
 SHARDS = 200
 TINY, PHOTO = (48, 48), (500, 375)  # pixels
 KILLS, STEPS = 10, 60
-SLICES, SLICE = 12, 4.0  # seconds for which one of two jobs runs while the other one is stopped
+SLICES, SLICE = 16, 2.5  # seconds for which one of two jobs runs while the other one is stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def run(size: str = "small") -> StreamReport:
     )
 
 
-def write_recipe(path: Path, shards: Path, steps: int = 20_000, batch: int = 128) -> Path:
+def write_recipe(path: Path, shards: Path, steps: int = 50_000, batch: int = 64) -> Path:
     """A small dual encoder that is trained on a stream; YAML in JSON's words."""
     options = {
         "vocab_size": 30522, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -153,10 +153,11 @@ def _speed(many: Path, few: Path, work: Path, pairs: int) -> tuple[float, float,
         for _ in tqdm(range(SLICES), "speed", unit="turn", disable=None):
             for job, found in zip(jobs, rates, strict=True):
                 with job.running():
-                    time.sleep(0.5)  # what was made ahead while the other one ran is taken first
-                    before, begun = job.steps(), time.perf_counter()
+                    # From the end of a step to the end of a step; what was made ahead is taken first.
+                    before, begun = job.steps() + 3, job.wait_for(job.steps() + 3)
                     time.sleep(SLICE)
-                    found.append((job.steps() - before) / (time.perf_counter() - begun))
+                    after = job.steps() + 1
+                    found.append((after - before) / (job.wait_for(after) - begun))
         with jobs[0].running():
             jobs[0].wait_for(jobs[0].steps() + 1)
         ratios = sorted(a / b for a, b in zip(*rates, strict=True))
