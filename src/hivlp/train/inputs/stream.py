@@ -44,7 +44,7 @@ SKIPPED = "skipped.jsonl"
 """In the run's folder: a line for each part of the data that was passed over, and the step before which it was met."""
 MOST_BROKEN = 10_000
 """Pictures in a row that cannot be used before a lane gives up."""
-_AHEAD = 2  # shares that each worker makes ahead of the step
+_AHEAD = 3  # shares that each worker makes ahead of the step
 
 
 @dataclass
