@@ -43,8 +43,7 @@ class Candidates(NamedTuple):
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What the stages of one look at the collection are asked.
 
     Attributes:
