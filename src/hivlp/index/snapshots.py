@@ -135,8 +135,8 @@ class Snapshots:
             pages: of rankings.
             reader: of its commit, if there is one.
         """
-        payloads = snapshot.payloads
-        rows = rows_of(pages, 0 if payloads is None else payloads.rows)
+        payloads, first = snapshot.payloads, 0 if snapshot.payloads is None else snapshot.payloads.rows
+        rows = rows_of(pages, first) if first < snapshot.collection.rows else []
         known: Mapping[int, Shown] | None = {}
         if rows:
             known = self._shown(snapshot, rows) if reader is None else reader.shown(rows)
