@@ -117,37 +117,6 @@ class Walked:
         return byte < len(self._met) and bool(self._met[byte] >> bit & 1)
 
 
-class Missing:
-    """What keeps searches from items whose files are gone: a condition, while there are any."""
-
-    THERE = "size >= 0"
-    """Condition that holds for items whose files were there."""
-
-    def __init__(self, store: Store) -> None:
-        """Nothing is looked up yet."""
-        self._store = store
-        self._known: tuple[bytes, bool] | None = None
-
-    def where(self, condition: str | None) -> str | None:
-        """A condition of a search, or none, as one that missing items do not meet."""
-        if (
-            not self._any()
-            or not isinstance(condition, str | None)
-            or (condition is not None and not condition.strip())
-        ):
-            return condition
-        return self.THERE if condition is None else f"{self.THERE} AND ({condition}\n)"
-
-    def _any(self) -> bool:
-        """Whether there may be some in the last commit; without a transaction where that is known already."""
-        changes, known = self._store.changes(), self._known
-        if known is not None and known[0] == changes:
-            return known[1]
-        with self._store.reading() as reader:
-            self._known = self._store.changes(), reader.may_miss()
-            return self._known[1]
-
-
 def is_gone(path: str, other: str | None = None) -> bool:
     """Whether there is no file at a path any more. One that may not be looked at counts as there.
 

@@ -18,7 +18,7 @@ from hivlp.encode import as_encoder
 from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
 from hivlp.index.answering import Answering
-from hivlp.index.gone import Missing, relocate
+from hivlp.index.gone import relocate
 from hivlp.index.info import IndexInfo
 from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
@@ -70,7 +70,7 @@ class Index:
     def __init__(self, path: Path, model: Encoder | None = None) -> None:
         """Open an existing index; see :meth:`open`."""
         self.store = Store(path)
-        self._answering, self._missing = Answering(self.store), Missing(self.store)
+        self._answering = Answering(self.store)
         try:
             about = self.store.about
             given = about.model == EMBEDDINGS
@@ -618,10 +618,9 @@ class Index:
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
-        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall,
+            group=group, recall=recall, missing=missing,
         )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
@@ -630,7 +629,7 @@ class Index:
                 raise QueryError("a fusion model compares one text with pictures: it cannot be given a mix")
             return search_reranked(
                 self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
             )[0]  # fmt: skip
         watch = Stopwatch()
         encoded = None
@@ -692,17 +691,16 @@ class Index:
         Raises:
             QueryError: if a query or an option makes no sense.
         """
-        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall,
+            group=group, recall=recall, missing=missing,
         )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
         if rerank is not None:
             return search_reranked(
                 self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
             )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
