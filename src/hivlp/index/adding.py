@@ -25,7 +25,7 @@ from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
 from hivlp.files.reading import open_file, reason
-from hivlp.index.gone import COPIES, Walked
+from hivlp.index.gone import COPIES, Walked, holds
 from hivlp.index.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
 from hivlp.store.folder import Store
@@ -159,8 +159,11 @@ def add_pictures(
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
     left_out = Exclude(exclude)
-    outermost = _outermost(roots)
-    walked = Walked(store, outermost)
+    given = dict.fromkeys(roots)
+    away = [root for root in given if not os.path.exists(root) and holds(store, root)]  # noqa: PTH110
+    there = given.keys() - away if len(away) < len(given) else given
+    outermost = _outermost(root for root in given if root in there)
+    walked = Walked(store, outermost, given)
     adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), reread, on_progress)
     jobs = adding.jobs(find_pictures(outermost, left_out))
 
@@ -180,6 +183,9 @@ def add_pictures(
     adding.report.missing, adding.report.pruned, spared = walked.settle(left_out, prune=prune)
     for folder in spared:
         adding.fail(folder, "holds no picture any more, so none of it was pruned: is a disk not connected?")
+    for root in away:
+        if os.path.realpath(root) not in spared:
+            adding.fail(os.fspath(root), "is not there, so nothing of it was pruned: is a disk not connected?")
     adding.commit()
     adding.report.items = len(store)
     adding.report.seconds = time.perf_counter() - started

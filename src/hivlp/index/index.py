@@ -278,7 +278,7 @@ class Index:
                 ``rating``, ``keywords``, ``title``, ``description``; for ``where`` to ask about.
             exclude: globs of files and folders to pass over, beside :data:`hivlp.data.exclude.DEFAULTS`.
             prune: remove items whose files are gone, and those that a pattern excludes, instead of marking them; not
-                from a folder in which no picture is left, whose disk may not be connected.
+                from one of ``paths`` that is not there, or in which no picture is left: its disk may not be connected.
             reread: read what unchanged files say once more, as for an index of an earlier version.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
