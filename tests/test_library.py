@@ -15,9 +15,9 @@ from filelock import FileLock
 
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
-from hivlp.index import adding as adding_module
 from hivlp.index import watching as watching_module
-from hivlp.index.gone import is_gone
+from hivlp.index.adding import pictures as adding_module
+from hivlp.index.adding.gone import is_gone
 from hivlp.index.watching import watch
 from synthetic import write_pictures
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hivlp.errors import DataError, IndexFolderError
-from hivlp.index.adding import AddReport
-from hivlp.index.gone import holds
+from hivlp.index.adding.gone import holds
+from hivlp.index.adding.report import AddReport
 from hivlp.index.index import Index
 from hivlp.store.names import existing
 

@@ -52,5 +52,6 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, states: Tensor) -> Tensor:
+        """(…, width) states from (…, width) states."""
         output: Tensor = self.fc2(functional.gelu(self.fc1(states)))
         return output
