@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from hivlp.bench.stream.job import Job, losses  # noqa: E402
-from hivlp.bench.stream.run import StreamReport, write_recipe  # noqa: E402
-from hivlp.bench.stream.shards import write_shards  # noqa: E402
-from hivlp.data.load import load_pairs  # noqa: E402
-from hivlp.errors import HivlpError  # noqa: E402
+from hivlp.bench.stream.job import Job, losses
+from hivlp.bench.stream.run import StreamReport, write_recipe
+from hivlp.bench.stream.shards import write_shards
+from hivlp.data.load import load_pairs
+from hivlp.errors import HivlpError
 
 pytestmark = pytest.mark.train
 

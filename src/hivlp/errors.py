@@ -50,6 +50,7 @@ EXTRAS = {
     "hub": "huggingface_hub",
     "systems": "lmdb msgpack",
     "s3": "s3fs",
+    "interop": "ir-measures ranx mteb",
     "train": _TRAIN,
     "open_clip": f"open_clip_torch timm {_TRAIN}",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
