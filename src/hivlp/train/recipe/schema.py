@@ -96,6 +96,8 @@ class Optim(Checked):
         warmup_steps: steps to the peak.
         clip: largest norm of the gradient; 0 for any.
         ema: decay of an exponential moving average of the weights, which then is what the run gives; 0 for none.
+        average: the last share of the steps whose weights are averaged equally, which then is what the run gives
+            (stochastic weight averaging; Izmailov et al., 2018); 0 for none.
         feature_dropout: level name -> share of the image features hidden from its head in each step.
         tower_gradient: coarser level name -> share of its gradient that goes on from its heads into what they read. Not
             named: none, so that the finest level learns as if it were alone (but for prefixes, which need it whole).
@@ -122,6 +124,7 @@ class Optim(Checked):
     warmup_steps: Number = 20
     clip: Weight = 0.0
     ema: ShareBelowOne = 0.0
+    average: Share = 0.0
     feature_dropout: Mapping[str, ShareBelowOne] = field(default_factory=dict)
     tower_gradient: Mapping[str, Share] = field(default_factory=dict)
     checkpoint_every: Count = 1000
@@ -131,6 +134,8 @@ class Optim(Checked):
         for name in self.freeze:
             if name not in ("image", "text"):
                 raise ValueError(f"freeze: no tower {name}{choices(name, ('image', 'text'))}")
+        if self.ema and self.average:
+            raise ValueError("ema and average are two averages of the weights: choose one")
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,8 @@ class Compute(Checked):
             costs a second forward pass and bounds the towers' memory (GradCache; Gao et al., 2021), while the loss
             still sees the whole batch.
         shard: keep a share of the weights, gradients and moments in each process instead of all in every one (FSDP).
+        checkpoint_activations: keep of each tower layer its input alone, and compute the rest again in the backward
+            pass: a third more time for a fraction of the memory (Chen et al., 2016).
         compile: compile the towers with ``torch.compile``.
         trackers: where metrics go beside ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``trackio`` and others that
             accelerate knows and that are installed.
@@ -154,6 +161,7 @@ class Compute(Checked):
     precision: Literal["no", "bf16", "fp16"] = "no"
     micro_batch: Number = 0
     shard: bool = False
+    checkpoint_activations: bool = False
     compile: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
 
@@ -242,18 +250,31 @@ class Init(Checked):
     """Where the weights come from.
 
     Attributes:
-        image: ``random``, or a name that a package registers (:mod:`hivlp.train.weights`): ``registry`` for the package
-            of EfficientNet-Lite2.
-        text: ``random``, or such a name: ``registry`` for the package of all-MiniLM-L6-v2.
+        image: ``random``; a folder, a file, a hub id or an earlier run (:mod:`hivlp.train.starting`); or a name that a
+            package registers (:mod:`hivlp.train.weights`): ``registry`` for the package of EfficientNet-Lite2.
+        text: the same; ``registry`` for the package of all-MiniLM-L6-v2.
+        model: both towers and heads at once, from an earlier run, or for a dual encoder from its checkpoint.
         warm_start: give the finest level's prototype head the image tower's ImageNet classes and their names' text
             embeddings.
-        tokenizer: model folder that gives the tokenizer when the text tower is random.
+        tokenizer: model folder that gives the tokenizer; default: the text tower's starting weights, or hivlp-mini
+            where it has none.
     """
 
     image: str = "random"
     text: str = "random"
+    model: str | None = None
     warm_start: bool = False
-    tokenizer: str = "hivlp-mini"
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is not None and (self.image, self.text) != ("random", "random"):
+            raise ValueError("model fills both towers: leave out image and text")
+
+    @property
+    def text_place(self) -> str:
+        """What names the text tower's starting weights."""
+        return self.model or self.text
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,22 @@ def shard(whole: nn.Module, model: HiVLPModel, device: torch.device) -> None:
         device: of this process.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for layer in tower_layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(whole, mesh=mesh)
+
+
+def tower_layers(model: HiVLPModel) -> list[nn.Module]:
+    """The layers of both towers, each once, and none that is within another."""
+    found: list[nn.Module] = []
     done: set[int] = set()
     for tower in (model.image_tower, model.text_tower):
         for layers in (module for module in tower.modules() if isinstance(module, nn.ModuleList)):
             for layer in layers:
                 if id(layer) not in done:  # two towers may be one network
-                    fully_shard(layer, mesh=mesh)
+                    found.append(layer)
                     done |= {id(module) for module in layer.modules()}
-    fully_shard(whole, mesh=mesh)
+    return found
 
 
 def whole_tensor(value: Tensor) -> Tensor:
