@@ -49,7 +49,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
         TarDamage: where a header makes no sense, or the file ends before its content or its end mark.
         OSError: if the file cannot be read.
     """
-    length = os.fstat(file.fileno()).st_size
+    length = file.seek(0, os.SEEK_END)
     offset = zeros = 0
     ended = False
     extended: dict[str, bytes] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from hivlp.model.towers import DUAL_ENCODER, IMAGE_TOWERS, TEXT_TOWERS, BertText
 from hivlp.objective import HierarchicalObjective
 from hivlp.plugins import Registry
 from hivlp.train.distillation.self_distillation import TextSource, more_texts
+from hivlp.train.inputs.batch import steps_of_epoch
 from hivlp.train.recipe.schema import Recipe, split_of
-from hivlp.train.step import steps_of_epoch
 from hivlp.train.weights import RANDOM, TowerWeights, WarmStart, tower_weights, warm_start
 from hivlp.typed import build, choices, shown
 
@@ -54,8 +54,10 @@ def check_recipe(recipe: Recipe) -> HiVLPModel:
     model = _check_model(recipe)
     _check_inputs(recipe, model)
     _check_learning(recipe, model)
-    if not recipe.train:
-        raise RecipeError("train names no data: give a list of {source: …}")
+    if bool(recipe.train) == (recipe.stream is not None):
+        raise RecipeError("give the data as train, a list of {source: …}, or as stream: one of the two")
+    if recipe.stream is not None and (not recipe.optim.tower_lr or recipe.limit is not None):
+        raise RecipeError("stream goes without limit, and with towers that learn: set optim.tower_lr")
     if recipe.validation is None:
         for key, wants in (("quantize", recipe.quantize), ("watch.every", recipe.watch.every)):
             if wants:
@@ -69,7 +71,7 @@ def check_recipe(recipe: Recipe) -> HiVLPModel:
 
 
 def check_data(recipe: Recipe, processes: int = 1) -> list[tuple[Pair, int]]:
-    """The training pairs, each with how often an epoch visits it, if all that a recipe names is there.
+    """The training pairs (none of a stream), each with how often an epoch visits it, if all that is named is there.
 
     Args:
         recipe: that :func:`check_recipe` found sound.
@@ -84,7 +86,11 @@ def check_data(recipe: Recipe, processes: int = 1) -> list[tuple[Pair, int]]:
         for pair in _pairs(f"train[{number}].source", source.source, "train")
     ]
     pairs = [(pair, repeat) for pair, repeat in pairs if pair.captions][: recipe.limit]
-    count = sum(repeat for _, repeat in pairs)
+    count = pairs_of_epoch(recipe, pairs)
+    if recipe.stream is not None and recipe.stream.lanes % processes:
+        raise RecipeError(f"stream.lanes is {recipe.stream.lanes}, no multiple of the {processes} processes")
+    if recipe.stream is not None and recipe.stream.lanes > recipe.optim.batch_size:
+        raise RecipeError(f"stream.lanes is {recipe.stream.lanes}, more than the pairs of a batch")
     if recipe.optim.batch_size > count:
         raise RecipeError(f"optim.batch_size is {recipe.optim.batch_size}, more than the {count} pairs of an epoch")
     steps = steps_of_epoch(count, recipe.optim.batch_size)
@@ -113,6 +119,11 @@ def check_data(recipe: Recipe, processes: int = 1) -> list[tuple[Pair, int]]:
         logger.warning("validation: %d of its pictures are trained on; its recalls say nothing of others", shared)
     _check_installed(recipe)
     return pairs
+
+
+def pairs_of_epoch(recipe: Recipe, pairs: Sequence[tuple[Pair, int]]) -> int:
+    """How many pairs an epoch visits: those of :func:`check_data`, or what a stream calls an epoch."""
+    return sum(repeat for _, repeat in pairs) if recipe.stream is None else recipe.stream.epoch
 
 
 def check_folder(out: Path, *, resume: bool) -> None:
@@ -392,4 +403,3 @@ def _picture(pair: Pair) -> object:
     if isinstance(pair.picture, Path):
         return pair.picture.resolve()
     return pair.picture
-

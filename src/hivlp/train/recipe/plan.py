@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from hivlp.objective import HierarchicalObjective
-from hivlp.train.recipe.check import check_data, check_recipe
+from hivlp.train.inputs.batch import steps_of_epoch
+from hivlp.train.recipe.check import check_data, check_recipe, pairs_of_epoch
 from hivlp.train.recipe.schema import Recipe
 from hivlp.train.schedule import parameter_groups
-from hivlp.train.step import steps_of_epoch
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def plan(recipe: Recipe, out: Path) -> TrainingPlan:
     pairs = check_data(recipe)
     objective = HierarchicalObjective([level.name for level in recipe.taught], recipe.objective)
     groups = parameter_groups(model, objective, nn.ModuleList(), recipe)
-    count = sum(repeat for _, repeat in pairs)
+    count = pairs_of_epoch(recipe, pairs)
     each = steps_of_epoch(count, recipe.optim.batch_size)
     return TrainingPlan(
         model=str(out),
         levels={level.name: level.dim for level in recipe.levels},
-        pairs=len(pairs),
+        pairs=len(pairs) if recipe.stream is None else recipe.stream.epoch,
         pairs_per_epoch=count,
         epochs=recipe.optim.epochs,
         steps=each * recipe.optim.epochs,

@@ -42,6 +42,48 @@ class Source(Checked):
 
 
 @dataclass(frozen=True)
+class StreamSource(Checked):
+    """Shards of one data set in a stream.
+
+    Attributes:
+        source: tars (webdataset) or parquet files, as a folder or as paths or URLs with braces and globs:
+            ``cc3m/{00000..00331}.tar``, ``s3://bucket/sbu/*.parquet``; or Karpathy's JSON, a table or a folder of
+            pictures, all of which is listed once.
+        weight: how many of the pairs are from here, relative to those of the other sources.
+        split: that is read.
+    """
+
+    source: str
+    weight: Positive = 1.0
+    split: Literal["train", "val", "test"] = "train"
+
+
+@dataclass(frozen=True)
+class Stream(Checked):
+    """Training data that is read in order, from shards, while training goes on (:mod:`hivlp.train.inputs.stream`).
+
+    Attributes:
+        sources: that are mixed by their weights.
+        epoch: pairs that count as one pass: a stream has no end.
+        lanes: sequences that the shards are dealt out to. What a step sees depends on their number, and not on that of
+            processes (of which it must be a multiple) and workers.
+        shuffle: pairs that are shuffled at a time, by all lanes together; their encoded pictures are in memory.
+        smallest: pixels of a picture's shorter side below which it is passed over.
+    """
+
+    sources: tuple[StreamSource, ...]
+    epoch: Count
+    lanes: Count = 16
+    shuffle: Count = 4096
+    smallest: Count = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise ValueError("sources names no data: give a list of {source: …}")
+
+
+@dataclass(frozen=True)
 class Augment(Checked):
     """Views of a picture and of a caption.
 
@@ -154,6 +196,9 @@ class Compute(Checked):
         checkpoint_activations: keep of each tower layer its input alone, and compute the rest again in the backward
             pass: a third more time for a fraction of the memory (Chen et al., 2016).
         compile: compile the towers with ``torch.compile``.
+        workers: that decode, crop and tokenise ahead in each process: processes for a stream, else threads; 0 for none;
+            default: as many as there are cores.
+        patience: seconds for which a shard that cannot be reached is tried again.
         trackers: where metrics go beside ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``trackio`` and others that
             accelerate knows and that are installed.
     """
@@ -163,6 +208,8 @@ class Compute(Checked):
     shard: bool = False
     checkpoint_activations: bool = False
     compile: bool = False
+    workers: Number | None = None
+    patience: Weight = 60.0
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -285,7 +332,8 @@ class Recipe(Checked):
     levels: tuple[Level, ...]
     image_tower: TowerConfig
     text_tower: TowerConfig
-    train: tuple[Source, ...]
+    train: tuple[Source, ...] = ()
+    stream: Stream | None = None
     validation: str | None = None
     test: str | None = None
     picture: PictureConfig = field(default_factory=PictureConfig)
