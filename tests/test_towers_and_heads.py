@@ -28,7 +28,7 @@ IMAGE = {
     "efficientnet_lite": {"variant": "lite0"},
     "vit": VIT,
     "vit with registers": {**VIT, "registers": 2, "pool": "mean", "layer_scale": 0.1},
-    "transformers": {"model_type": "vit", "image_size": 32, "patch_size": 16, **SMALL},
+    "transformers": {"model_type": "vit", "image_size": 32, "patch_size": 16, "layer_norm_eps": 1e-6, **SMALL},
     "transformers dinov2": {"model_type": "dinov2_with_registers", "image_size": 32, "patch_size": 16, **SMALL},
     "transformers convnext": {"model_type": "convnext", "hidden_sizes": [4, 8, 8, 8], "depths": [1, 1, 1, 1]},
 }

@@ -44,6 +44,7 @@ class TransformersTower(Tower):
             raise ModelError(f"options name no model of transformers: {one_line(error, 200)}") from error
         if hasattr(config, "vision_config") and hasattr(config, "text_config"):
             raise ModelError(f"{config.model_type} is two towers at once: its kind is dual_encoder")
+        self.config: Any = config
         self.network = _network(config).float()
         name, blocks = _blocks(self.network)
         self.depth = len(blocks)
@@ -79,11 +80,11 @@ class TransformersTower(Tower):
 
 
 class TransformersImageTower(TransformersTower):
-    """A vision model: ViT, DeiT, DINOv2 (with registers), DINOv3, BEiT, Swin, ConvNeXt, CLIP's or SigLIP's half …"""
+    """A vision model: ViT, DINOv2 (with registers), DINOv3, BEiT, Swin, ConvNeXt, CLIP's half and others."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
-        self._size = getattr(self.network.config, "image_size", None)
+        self._size = getattr(self.config, "image_size", None)
         side = self._size if isinstance(self._size, int) else 224
         every = tuple(range(1, self.depth + 1))
         # Widths differ from stage to stage in some, so a forward pass without numbers tells them.
@@ -92,7 +93,7 @@ class TransformersImageTower(TransformersTower):
             with torch.no_grad():
                 seen = probe.eval().layer_states(every, pixel_values=torch.zeros(1, 3, side, side, device="meta"))
         except Exception as error:
-            raise ModelError(f"{self.network.config.model_type} is no vision model: {one_line(error, 200)}") from error
+            raise ModelError(f"{self.config.model_type} is no vision model: {one_line(error, 200)}") from error
         self.widths = [int(states.shape[2 if states.ndim == 3 else 1]) for states in seen.values()]
 
     def check_size(self, size: int, layer: int) -> None:
@@ -110,15 +111,15 @@ class TransformersImageTower(TransformersTower):
             pooled = states.mean((2, 3))
         else:
             pooled = states[:, 0] if self._pool == "class" else states[:, self._special :].mean(1)
-        return pooled if layer == self.depth else F.layer_norm(pooled, pooled.shape[-1:])
+        return pooled if layer == self.depth else F.layer_norm(pooled, pooled.shape[-1:], eps=1e-6)
 
 
 class TransformersTextTower(TransformersTower):
-    """A text encoder: BERT, RoBERTa, MPNet, DistilBERT, ModernBERT, CLIP's text half …; the mean state by default."""
+    """A text encoder: BERT, RoBERTa, MPNet, ModernBERT, CLIP's text half and others; by default the mean state."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
-        config = self.network.config
+        config = self.config
         if options.get("pool") is None:
             self._pool = "mean"
         self.vocabulary = int(config.vocab_size)

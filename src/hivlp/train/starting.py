@@ -1,7 +1,7 @@
 """Starting weights from a folder, a file, the hub or an earlier run, with what was and was not loaded.
 
-``init: {image: PLACE, text: PLACE}`` fills a tower, ``init: {model: PLACE}`` both towers and the heads. What a place may
-be, by the towers that it fills:
+``init: {image: PLACE, text: PLACE}`` fills a tower, ``init: {model: PLACE}`` both towers and the heads. What a place
+may be, by the towers that it fills:
 
 ==================================  ================================================================
 a model of hivlp, such as a run     any tower of the same kind; the whole model, heads by level
@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,12 +147,12 @@ def _fill(
     """Load tensors by name, whatever prefix they have here and there."""
     wanted = {key: value for key, value in part.state_dict().items() if not _BUFFER.search(key)}
     given = {_modern(key): value for key, value in held.items() if not _BUFFER.search(key)}
-    names = _matched(set(wanted), set(given))
+    names = _matched(list(wanted), set(given))
     where = f"init.{label}: {name}"
     if len(names) < len(wanted) / 2:
         there = f"it has {min(given)} and {len(given) - 1} others" if given else "it holds no tensors"
         raise ModelError(f"{where} has the weights of another architecture: no {_first(wanted, names)}; {there}")
-    missing = sorted(set(wanted) - set(names))
+    missing = [key for key in wanted if key not in names]
     lacking = [key for key in missing if not may_lack.search(key)]
     if lacking:
         raise ModelError(f"{where} lacks {len(lacking)} of {len(wanted)} tensors, the first of them {lacking[0]}")
@@ -175,9 +175,9 @@ def _fill(
     return Loaded(label, name, len(state), count, tuple(resized), tuple(missing), unused)
 
 
-def _matched(wanted: set[str], given: set[str]) -> dict[str, str]:
+def _matched(wanted: Sequence[str], given: set[str]) -> dict[str, str]:
     """Names here -> names there, after the pair of prefixes that matches most."""
-    own = {"", *(f"{key.partition('.')[0]}." for key in list(wanted)[:1])}
+    own = {"", *(f"{key.partition('.')[0]}." for key in wanted[:1])}
     prefixes = {(mine, "") for mine in own}
     for mine in own:
         for key in sorted(wanted)[:: max(1, len(wanted) // 8)]:

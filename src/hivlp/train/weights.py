@@ -137,10 +137,7 @@ def build_model(recipe: Recipe, run: Path) -> tuple[HiVLPModel, TextTokenizer, P
 
 
 def _write_tokenizer(recipe: Recipe, path: Path) -> None:
-    place = recipe.init.text_place
-    if recipe.init.tokenizer is None and place != RANDOM and starting_tokenizer(place, path):
-        return
-    if recipe.init.tokenizer is not None and not (resolve_folder(recipe.init.tokenizer) / path.name).is_file():
-        if starting_tokenizer(recipe.init.tokenizer, path):
-            return
-    shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer or "hivlp-mini")), path)
+    """The tokenizer that the recipe names, or that of the text tower's starting weights, or hivlp-mini's."""
+    place = recipe.init.tokenizer or recipe.init.text_place
+    if place == RANDOM or not starting_tokenizer(place, path):
+        shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer or "hivlp-mini")), path)

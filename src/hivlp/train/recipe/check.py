@@ -54,8 +54,10 @@ def check_recipe(recipe: Recipe) -> HiVLPModel:
     model = _check_model(recipe)
     _check_inputs(recipe, model)
     _check_learning(recipe, model)
-    if bool(recipe.train) == (recipe.stream is not None):
-        raise RecipeError("give the data as train, a list of {source: …}, or as stream: one of the two")
+    if recipe.stream is None and not recipe.train:
+        raise RecipeError("train names no data: give a list of {source: …}, or a stream")
+    if recipe.stream is not None and recipe.train:
+        raise RecipeError("train and stream: give the data as one of the two")
     if recipe.stream is not None and (not recipe.optim.tower_lr or recipe.limit is not None):
         raise RecipeError("stream goes without limit, and with towers that learn: set optim.tower_lr")
     if recipe.validation is None:
