@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint as checkpointed
 from tqdm import tqdm
 
 from hivlp.data.contents import content_hash
@@ -40,7 +38,7 @@ from hivlp.train.schedule import parameter_groups, set_learning_rates
 from hivlp.train.state import checkpoint
 from hivlp.train.state.cache import weights_digest
 from hivlp.train.state.origin import Origin
-from hivlp.train.state.shard import clip_gradients, shard, tower_layers, whole_copy
+from hivlp.train.state.shard import checkpoint_activations, clip_gradients, shard, whole_copy
 from hivlp.train.step import FAILED, Losses, backward
 from hivlp.train.watch import Best, Validation, keep_best, load_best
 from hivlp.train.weights import build_model, warm_start
@@ -264,9 +262,3 @@ def averaged(model: HiVLPModel, recipe: Recipe) -> AveragedModel | None:
         decayed: Callable[..., None] = get_ema_multi_avg_fn(recipe.optim.ema)  # type: ignore[no-untyped-call]
         return AveragedModel(model, multi_avg_fn=decayed)
     return AveragedModel(model) if recipe.optim.average else None
-
-
-def checkpoint_activations(model: HiVLPModel) -> None:
-    """Let every layer of the towers keep its input alone, and compute the rest again in the backward pass."""
-    for layer in tower_layers(model):
-        layer.forward = partial(checkpointed, layer.forward, use_reentrant=False)
