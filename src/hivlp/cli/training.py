@@ -70,7 +70,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     """``hivlp train``."""
     from hivlp.train.recipe.schema import load_recipe
 
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_recipe(arguments.recipe, tiny=arguments.tiny)
     if arguments.plan and arguments.resume:
         return usage("train", "--plan says what a run would do from its beginning: it cannot be given with --resume")
     out = arguments.out or Path("runs") / recipe.name

@@ -111,7 +111,7 @@ class TransformersImageTower(TransformersTower):
             pooled = states.mean((2, 3))
         else:
             pooled = states[:, 0] if self._pool == "class" else states[:, self._special :].mean(1)
-        return pooled if layer == self.depth else F.layer_norm(pooled, pooled.shape[-1:], eps=1e-6)
+        return pooled if layer == self.depth else F.layer_norm(pooled, (self.widths[layer - 1],), eps=1e-6)
 
 
 class TransformersTextTower(TransformersTower):

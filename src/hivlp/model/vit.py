@@ -96,7 +96,7 @@ class VisionTransformer(Tower):
             states = block(states)
             if number in layers:
                 last = number == self.depth
-                normed = self.norm(states) if last else F.layer_norm(states, states.shape[-1:], eps=1e-6)
+                normed = self.norm(states) if last else F.layer_norm(states, (self.widths[0],), eps=1e-6)
                 features[number] = normed[:, 0] if self._pool == "class" else normed[:, self._prefix :].mean(1)
         return features
 

@@ -382,8 +382,12 @@ def split_of(source: str) -> tuple[str, str | None]:
     return (name, split) if name and split in SPLITS else (source, None)
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, *, tiny: bool = False) -> Recipe:
     """Read a recipe; whether its parts fit each other and the data is asked by :mod:`hivlp.train.recipe.check`.
+
+    Args:
+        path: of the YAML.
+        tiny: take its tiny variant: what its section ``tiny`` says in place of the rest, key by key.
 
     Raises:
         RecipeError: naming the file, the key that is wrong, what was given and what may stand there.
@@ -391,7 +395,21 @@ def load_recipe(path: Path) -> Recipe:
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path} does not hold a mapping")
+    small = data.pop("tiny", None)
+    if tiny:
+        if not isinstance(small, dict):
+            raise RecipeError(f"{path} has no section tiny")
+        data = _in_place(data, small)
     try:
         return build(Recipe, data)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _in_place(data: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with some of its values replaced; those of mappings within, key by key."""
+    merged = dict(data)
+    for key, value in small.items():
+        before = merged.get(key)
+        merged[key] = _in_place(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
