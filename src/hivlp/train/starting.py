@@ -123,6 +123,20 @@ def load_whole(model: HiVLPModel, name: str) -> Loaded:
     return _fill(model, held, "model", name, _HEADS_TOO)
 
 
+def load_part(part: nn.Module, label: str, name: str) -> Loaded:
+    """Fill a network by the names of its parameters.
+
+    Args:
+        part: with random weights.
+        label: what messages call it.
+        name: of the place.
+
+    Raises:
+        ModelError: as :func:`load_tower`.
+    """
+    return _fill(part, _read(name), label, name)
+
+
 def starting_tokenizer(name: str, out: Path) -> bool:
     """Write the tokenizer that lies beside starting weights; false if there is none.
 

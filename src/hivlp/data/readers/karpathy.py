@@ -25,7 +25,8 @@ def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
 
     ``restval`` counts as ``train``, as is the custom; COCO's files say their split by their name
     (``captions_val2017.json``). A picture is looked for below ``images`` if given, else below the JSON's folder and
-    ``images/`` or ``flickr30k-images/`` beside it, with and without the ``filepath`` that COCO's entries have (or the ``val2017`` of its name).
+    ``images/`` or ``flickr30k-images/`` beside it, with and without the ``filepath`` that COCO's entries have (or the
+    ``val2017`` of its name).
 
     Raises:
         DataError: naming file and entry, if it has another layout, names a picture outside the folder, or none of the

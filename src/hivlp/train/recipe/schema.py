@@ -392,18 +392,27 @@ def load_recipe(path: Path, *, tiny: bool = False) -> Recipe:
     Raises:
         RecipeError: naming the file, the key that is wrong, what was given and what may stand there.
     """
+    try:
+        return build(Recipe, read_recipe(path, tiny=tiny))
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def read_recipe(path: Path, *, tiny: bool = False) -> dict[str, Any]:
+    """A recipe's YAML as plain data, without its section ``tiny`` or with that in place.
+
+    Raises:
+        RecipeError: if it cannot be read, or has no such section.
+    """
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path} does not hold a mapping")
     small = data.pop("tiny", None)
-    if tiny:
-        if not isinstance(small, dict):
-            raise RecipeError(f"{path} has no section tiny")
-        data = _in_place(data, small)
-    try:
-        return build(Recipe, data)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+    if not tiny:
+        return data
+    if not isinstance(small, dict):
+        raise RecipeError(f"{path} has no section tiny")
+    return _in_place(data, small)
 
 
 def _in_place(data: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
