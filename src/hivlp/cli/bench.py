@@ -19,6 +19,7 @@ BENCHES = {
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
+    "stream": "start, memory, speed and exact resumption of training on millions of pairs in shards",
     "crash": "whether an index survives kills and failing disks",
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
@@ -27,7 +28,13 @@ BENCHES = {
     "ann": "the engine's speed and recall beside other libraries'",
     "products": "an index beside embedded vector databases, payloads, filters and changes included",
 }
-MODULES = {"index": "indexing", "paper": "paper.run", "ann": "ann.run", "products": "products.run"}
+MODULES = {
+    "index": "indexing",
+    "paper": "paper.run",
+    "stream": "stream.run",
+    "ann": "ann.run",
+    "products": "products.run",
+}
 """Modules of :mod:`hivlp.bench` that are not called as their bench is; each has a function ``run``."""
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pictures": (400, ("index",)),
@@ -35,7 +42,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cases": (2000, ("fuzz",)),
     "vectors": (None, ("threads",)),
     "queries": (None, ("threads",)),
-    "size": ("small", ("models", "objective", "paper", "ann", "products")),
+    "size": ("small", ("models", "objective", "paper", "ann", "products", "stream")),
     "plot": (None, ("objective", "ann", "products")),
     "sentences": (1_000_000, ("ann",)),
     "fresh": (False, ("ann",)),

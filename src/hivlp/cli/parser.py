@@ -302,7 +302,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size",
         choices=["small", "full", "real"],
-        help="small (minutes, default); models, objective, paper, ann: full (hours); products: real (half an hour)",
+        help="small (minutes, default); models, objective, paper, ann: full (hours); stream: full, products: real "
+        "(half an hour)",
     )
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw the rows")
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")

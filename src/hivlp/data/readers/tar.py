@@ -109,7 +109,7 @@ def _is_header(block: bytes) -> bool:
         return False
     rest = block[:148] + b" " * 8 + block[156:]
     # Some old programs added the bytes up as signed ones.
-    return told in (sum(rest), sum(byte - 256 * (byte > 127) for byte in rest))
+    return told == sum(rest) or told == sum(byte - 256 * (byte > 127) for byte in rest)
 
 
 def _number(field: bytes, offset: int) -> int:

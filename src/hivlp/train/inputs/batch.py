@@ -104,7 +104,7 @@ class Batches(Protocol):
         """Pairs that an epoch visits."""
 
     def batches(self, first: int, steps: int) -> Iterator[tuple[int, Batch]]:
-        """This process's share of each step from ``first`` to before ``steps``."""
+        """This process's share of each step from ``first`` to before ``steps``; good until the next one is taken."""
 
     def state(self) -> dict[str, Any]:
         """What :meth:`go_on` needs to go on after the last batch that was given; each process must call this."""
@@ -116,8 +116,8 @@ class Batches(Protocol):
             RecipeError: if it is damaged.
         """
 
-    def pictures(self, count: int) -> NDArray[np.uint8]:
-        """(N, S, S, 3) uint8 of at most ``count`` pictures, drawn by the seed."""
+    def pictures(self, most: int) -> NDArray[np.uint8]:
+        """(N, S, S, 3) uint8 of at most ``most`` pictures, drawn by the seed."""
 
 
 def seed_of(recipe: Recipe, step: int) -> int:

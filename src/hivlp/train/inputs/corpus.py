@@ -148,7 +148,7 @@ class CorpusBatches:
     def go_on(self, state: Any) -> None:
         """Nothing to do."""
 
-    def pictures(self, count: int) -> NDArray[np.uint8]:
-        """(N, S, S, 3) uint8 of at most ``count`` pictures, drawn by the seed."""
+    def pictures(self, most: int) -> NDArray[np.uint8]:
+        """(N, S, S, 3) uint8 of at most ``most`` pictures, drawn by the seed."""
         corpus = self.inputs.corpus
-        return corpus.pixels[np.random.default_rng(self._recipe.seed).permutation(len(corpus))[:count]]
+        return corpus.pixels[np.random.default_rng(self._recipe.seed).permutation(len(corpus))[:most]]

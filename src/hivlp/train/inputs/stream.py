@@ -3,6 +3,9 @@
 Each worker has some of the process's lanes (:mod:`hivlp.data.streams.lane`) and makes their share of every step, in the
 order of the steps. With the share comes the position of each lane behind it: that of the last step that was taken is
 what a checkpoint keeps, however far ahead the workers are.
+
+Pixels are written where the step reads them, into memory that all these processes share; it has room for the step's
+batch and those that are made ahead, in turn.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +49,9 @@ _AHEAD = 2  # shares that each worker makes ahead of the step
 
 @dataclass
 class Chunk:
-    """One worker's share of a step.
+    """One worker's share of a step; arrays, which cost less to send than tensors, each with a file of its own.
 
     Attributes:
-        pixels: (N, S, S, 3) uint8.
         ids: (N, T) int64 tokens, T being the most that the model takes.
         mask: (N, T) int64.
         same: (N,) int64, equal for pairs that may be exchanged.
@@ -57,10 +60,9 @@ class Chunk:
         error: why there are no more; empty if there are.
     """
 
-    pixels: Tensor
-    ids: Tensor
-    mask: Tensor
-    same: Tensor
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    same: NDArray[np.int64]
     positions: dict[int, Position]
     notes: list[str]
     error: str = ""
@@ -77,6 +79,7 @@ class Chunks(IterableDataset[Chunk]):
         preparation: of each pair.
         tokenizer: file of the model's tokenizer.
         text: how texts are tokenised.
+        pixels: (ahead + 1, B, S, S, 3) uint8, shared: the process's pictures of consecutive steps, again and again.
     """
 
     dealt: Dealt
@@ -85,30 +88,31 @@ class Chunks(IterableDataset[Chunk]):
     preparation: Preparation
     tokenizer: Path
     text: TextConfig
+    pixels: Tensor
 
     def __iter__(self) -> Iterator[Chunk]:
         """The chunks of this worker."""
         worker = get_worker_info()
-        mine = np.array(list(self.positions))
+        mine = list(self.positions)
         if worker is not None:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have workers of their own
-            mine = np.array_split(mine, worker.num_workers)[worker.id]
+            mine = [int(lane) for lane in np.array_split(mine, worker.num_workers)[worker.id]]
+        before = sum(self.shares[lane] for lane in self.positions if lane < mine[0])
+        own = slice(before, before + sum(self.shares[lane] for lane in mine))
         notes: list[str] = []
-        lanes = [Lane(self.dealt, int(lane), self.positions[int(lane)], notes.append) for lane in mine]
+        lanes = [Lane(self.dealt, lane, self.positions[lane], notes.append) for lane in mine]
         tokenize = TextTokenizer(self.tokenizer, replace(self.text, pad_to_max=True))
-        while True:
+        for step in count():
             try:
-                yield self._chunk(lanes, tokenize, notes)
+                yield self._chunk(lanes, tokenize, notes, self.pixels[step % len(self.pixels), own].numpy())
             except HivlpError as error:
                 # What a worker raises would come without its kind; and the steps before are still to be taken.
-                empty = torch.empty(0, dtype=torch.int64)
-                yield Chunk(empty, empty, empty, empty, {}, list(notes), str(error))
+                empty = np.empty(0, np.int64)
+                yield Chunk(empty, empty, empty, {}, list(notes), str(error))
                 return
 
-    def _chunk(self, lanes: list[Lane], tokenize: TextTokenizer, notes: list[str]) -> Chunk:
-        count, size = sum(self.shares[lane.number] for lane in lanes), self.preparation.picture.size
-        pixels = np.empty((count, size, size, 3), np.uint8)
-        same = np.empty(count, np.int64)
+    def _chunk(self, lanes: list[Lane], tokenize: TextTokenizer, notes: list[str], pixels: NDArray[np.uint8]) -> Chunk:
+        same = np.empty(len(pixels), np.int64)
         texts: list[str] = []
         for lane in lanes:
             for _ in range(self.shares[lane.number]):
@@ -118,8 +122,7 @@ class Chunks(IterableDataset[Chunk]):
         ids, mask = tokenize(texts)
         found = {lane.number: lane.position for lane in lanes}
         told, notes[:] = list(notes), []
-        arrays = [torch.from_numpy(array) for array in (pixels, ids, mask, same)]
-        return Chunk(arrays[0], arrays[1], arrays[2], arrays[3], found, told)
+        return Chunk(ids, mask, same, found, told)
 
     def _next(self, lane: Lane, notes: list[str]) -> tuple[NDArray[np.uint8], str, int]:
         for _ in range(MOST_BROKEN):
@@ -176,7 +179,7 @@ class StreamBatches:
         return self._stream.epoch
 
     def batches(self, first: int, steps: int) -> Iterator[tuple[int, Batch]]:
-        """This process's share of each step from ``first`` to before ``steps``.
+        """This process's share of each step from ``first`` to before ``steps``; its pixels last until the next one.
 
         Raises:
             DataError: if a shard cannot be reached, or a source holds no pair.
@@ -184,6 +187,8 @@ class StreamBatches:
         recipe, accelerator = self._recipe, self._accelerator
         mine = lanes_of(accelerator.process_index, accelerator.num_processes, self._stream.lanes)
         each = shares(recipe.optim.batch_size, self._stream.lanes)
+        size, batch = recipe.picture.size, sum(each[lane] for lane in mine)
+        pixels = torch.empty((_AHEAD + 1, batch, size, size, 3), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         chunks = Chunks(
             self._dealt,
             {lane: self._positions[lane] for lane in mine},
@@ -191,33 +196,29 @@ class StreamBatches:
             self._preparation,
             self._tokenizer,
             recipe.text,
+            pixels,
         )
         workers = min(workers_of(recipe, accelerator), len(mine))
-        loader = DataLoader(
-            chunks,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=_AHEAD if workers else None,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        loader = DataLoader(chunks, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD if workers else None)
         skipped = Skipped(self._run, first, accelerator)
         found = iter(loader)
-        for step in range(first, steps):
-            parts = [next(found) for _ in range(max(1, workers))]
-            for part in parts:
-                skipped.write(step, part.notes)
-            for part in parts:
-                if part.error:
-                    raise DataError(f"{part.error}; the steps before are kept: mend that, and add --resume")
-            for part in parts:
-                self._positions.update(part.positions)
-            yield step, self._batch(step, parts)
-        skipped.close()
+        try:
+            for step in range(first, steps):
+                parts = [next(found) for _ in range(max(1, workers))]
+                for part in parts:
+                    skipped.write(step, part.notes)
+                for part in parts:
+                    if part.error:
+                        raise DataError(f"step {step}: {part.error}; mend that, and go on with --resume")
+                    self._positions.update(part.positions)
+                yield step, self._batch(step, pixels[(step - first) % len(pixels)], parts)
+        finally:
+            skipped.close()
 
-    def _batch(self, step: int, parts: list[Chunk]) -> Batch:
-        pixels, ids, mask, same = (
-            torch.cat([getattr(part, name) for part in parts]) if len(parts) > 1 else getattr(parts[0], name)
-            for name in ("pixels", "ids", "mask", "same")
+    def _batch(self, step: int, pixels: Tensor, parts: list[Chunk]) -> Batch:
+        ids, mask, same = (
+            torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
+            for name in ("ids", "mask", "same")
         )
         seed, masked = seed_of(self._recipe, step), None
         columns = self._columns(mask)
@@ -258,22 +259,22 @@ class StreamBatches:
             RecipeError: if it is damaged.
         """
         try:
-            count = len(self._dealt.sources)
-            self._positions = {lane: Position.of_json(state[str(lane)], count) for lane in self._positions}
+            sources = len(self._dealt.sources)
+            self._positions = {lane: Position.of_json(state[str(lane)], sources) for lane in self._positions}
         except (KeyError, TypeError, ValueError) as error:
             raise RecipeError("the checkpoint is damaged: train into a new folder, or without --resume") from error
 
-    def pictures(self, count: int) -> NDArray[np.uint8]:
-        """(N, S, S, 3) uint8 of at most ``count`` pictures, from the beginning of the stream."""
+    def pictures(self, most: int) -> NDArray[np.uint8]:
+        """(N, S, S, 3) uint8 of at most ``most`` pictures, from the beginning of the stream."""
         lane = Lane(self._dealt, 0, Position.start(len(self._dealt.sources)), lambda _: None)
         found: list[NDArray[np.uint8]] = []
-        for _ in range(10 * count):
+        for _ in range(10 * most):
             pair, _ = lane.take()
             try:
                 found.append(self._preparation.plain(pair))
             except PictureError:
                 continue
-            if len(found) == count:
+            if len(found) == most:
                 break
         return np.stack(found)
 
