@@ -42,7 +42,7 @@ class Cost:
     """What a run's steps cost on one device of this machine.
 
     Attributes:
-        hardware: of the measurement.
+        hardware: of the measurement, and its precision: float32 where a CPU has no instructions for less.
         pairs: in each of the measured steps.
         flops: of one step of the recipe, forward and backward, all processes together; the optimiser's not counted.
         memory_gb: ``weights``, ``gradients``, ``moments``, ``activations`` and ``loss`` of a step of the recipe in one
@@ -93,6 +93,8 @@ def measure(recipe: Recipe, steps: int = STEPS, budget: float = BUDGET) -> Cost:
     optimizer = torch.optim.AdamW(groups)
     training.train()
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.compute.precision)
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        precision = None  # emulated, it would say nothing of a machine that is meant
     again = bool(recipe.compute.micro_batch) and recipe.compute.micro_batch < recipe.optim.batch_size
 
     def forward(batch: Batch) -> Tensor:
@@ -113,35 +115,33 @@ def measure(recipe: Recipe, steps: int = STEPS, budget: float = BUDGET) -> Cost:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    few = _batch(recipe, model, 4, device)
+    batch = _batch(recipe, model, 2, device)
     with FlopCounterMode(display=False) as counter:
-        step(few)
-    kept = _activations(recipe, model, few, forward)
+        step(batch)
+    flops = counter.get_total_flops() / len(batch)
+    kept = _activations(recipe, model, batch, forward) / len(batch)
     if recipe.compute.checkpoint_activations:
         checkpoint_activations(model)
-    most = MOST[device.type] if recipe.optim.tower_lr else FEATURES
-    bytes_free = _device_bytes(device) / 4
-    pairs = len(few)
+    most = min(MOST[device.type] if recipe.optim.tower_lr else FEATURES, recipe.optim.batch_size)
     while True:  # as many pairs as the time allows, since a step costs something whatever is in it
-        batch = _batch(recipe, model, pairs, device)
-        step(batch)
         started = time.perf_counter()
         step(batch)
-        spent = time.perf_counter() - started
-        twice = 2 * pairs
-        if 2 * spent * steps > budget or twice > min(most, recipe.optim.batch_size) or kept / 4 * twice > bytes_free:
+        spent, twice = time.perf_counter() - started, 2 * len(batch)
+        if 2 * spent * steps > budget or twice > most or kept * twice > _device_bytes(device) / 4:
             break
-        pairs = twice
+        batch = _batch(recipe, model, twice, device)
+        step(batch)
+    pairs = len(batch)
     started = time.perf_counter()
     for _ in tqdm(range(steps), desc="measure", unit="step", leave=False, disable=None):
         step(batch)
     seconds = time.perf_counter() - started
     learning = sum(parameter.numel() for group in groups for parameter in group["params"])
     return Cost(
-        hardware=_hardware(device),
+        hardware=f"{_hardware(device)}, {recipe.compute.precision if precision is not None else 'float32'}",
         pairs=pairs,
-        flops=counter.get_total_flops() / len(few) * recipe.optim.batch_size + _flops_of_scores(recipe),
-        memory_gb=_memory(recipe, training, learning, kept / len(few)),
+        flops=flops * recipe.optim.batch_size + _flops_of_scores(recipe),
+        memory_gb=_memory(recipe, training, learning, kept),
         device_gb=round(_device_bytes(device) / 1e9, 1),
         samples_per_second=round(pairs * steps / seconds, 2),
     )
