@@ -264,7 +264,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
     sub.add_argument("-o", "--out", type=_path, help="model folder (default: runs/NAME)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    sub.add_argument("--plan", action="store_true", help="check recipe and data, say what would be done, and stop")
+    sub.add_argument("--plan", action="store_true", help="check it, measure ten of its steps, and stop")
+    sub.add_argument("--tiny", action="store_true", help="the recipe's tiny variant, which takes seconds")
 
     sub = verb("adapt", run_adapt, "Give a trained model a coarse level; its own embedding stays as it is.")
     sub.add_argument(
