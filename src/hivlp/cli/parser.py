@@ -302,12 +302,25 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size",
         choices=["small", "full", "real"],
-        help="small (minutes, default); models, objective, paper, ann: full (hours); products: real (half an hour)",
+        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); products: real (half an "
+        "hour)",
     )
-    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw the rows")
+    sub.add_argument(
+        "--plot", type=_path, metavar="FILE.png", help="objective, paper, ann, products: where to draw the rows"
+    )
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
     sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
-    sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
+    sub.add_argument(
+        "--data", action="append", type=_name, metavar="DATA", help="recall: further pairs, as for evaluate; repeatable"
+    )
+    sub.add_argument(
+        "--root", type=_path, metavar="DIR", help="recall: folder with flickr30k/ and coco/ as published (default: .)"
+    )
+    sub.add_argument(
+        "--published", type=_path, metavar="FILE.csv", help="recall: open_clip's openclip_retrieval_results.csv"
+    )
+    _add_rerank(sub)
+    sub.add_argument("--model", action="append", type=_name, help=f"default: {DEFAULT_MODEL}; repeatable with recall")
     return parser
 
 
