@@ -141,6 +141,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     from hivlp.encode import HiVLP
     from hivlp.encode.pretrained import resolve_folder
     from hivlp.export.graphs import export
+    from hivlp.formats.conversion import shipped_captions
     from hivlp.formats.dual_encoder import import_dual_encoder
     from hivlp.formats.transformers import FILES, is_transformers_folder
 
@@ -153,10 +154,12 @@ def run_export(arguments: argparse.Namespace) -> int:
         folder = arguments.out
     elif arguments.out is not None:
         raise HivlpError(f"{folder} is a hivlp model folder, whose graphs are written into it: leave out -o")
-    export(folder)
+    cosine = export(folder, texts=shipped_captions() if arguments.precision == "int8" else ())
     model = HiVLP.from_pretrained(folder)
     levels = {level.name: level.dim for level in model.levels}
     result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    if cosine is not None:
+        result["int8_cosine"] = round(cosine, 5)
     print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")
     return 0
 
