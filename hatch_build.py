@@ -29,7 +29,7 @@ VENDOR = Path("src/hivlp/serve/page/vendor")
 # What the page loads of each package, by the name that it has in js/parts.js.
 PARTS = {
     "photoswipe": ("dist/photoswipe.esm.min.js", "dist/photoswipe.css"),
-    "tinykeys": ("dist/tinykeys.module.js",),
+    "tinykeys": ("dist/tinykeys.mjs",),
 }
 NPM_SECONDS = 120
 
@@ -109,8 +109,8 @@ def fetch_parts(lock: Path, vendor: Path) -> str | None:
     npm = shutil.which("npm")
     if npm is None:
         return "npm is not there"
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
         for file in (lock, lock.with_name("package.json")):
             shutil.copy(file, scratch)
         try:
@@ -128,9 +128,11 @@ def fetch_parts(lock: Path, vendor: Path) -> str | None:
             package = scratch / "node_modules" / part
             (vendor / part).mkdir(parents=True)
             licences = [file.name for file in package.iterdir() if file.name.upper().startswith("LICENSE")]
-            for file in (*files, *licences):
-                shutil.copyfile(package / file, vendor / part / Path(file).name)
-            listed[part] = [f"{part}/{Path(file).name}" for file in files]
+            # Servers know the media type of .js; not all know .mjs.
+            names = {file: Path(file).name.replace(".mjs", ".js") for file in (*files, *licences)}
+            for file, name in names.items():
+                shutil.copyfile(package / file, vendor / part / name)
+            listed[part] = [f"{part}/{names[file]}" for file in files]
         (vendor / "parts.json").write_text(json.dumps(listed) + "\n")
         stamp.write_text(digest)
     return None

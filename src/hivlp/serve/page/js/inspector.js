@@ -87,7 +87,7 @@ export class Inspector {
       const name = names.get(id) ?? `picture ${id}`;
       const x = LEFT + STEP * (ranked.length - 1) + 10;
       const from = first > SHOWN ? `  from ${first}` : "";
-      picture.append(label(x, y(end) + 4, `${name.length > 24 ? `${name.slice(0, 23)}…` : name}${from}`, "name", "start"));
+      picture.append(label(x, y(end) + 4, `${short(name, from ? 17 : 26)}${from}`, "name", "start"));
     }
     return [make("h3", { text: ranked.length > 1 ? "Moved between the levels" : "Ranks" }), picture];
   }
@@ -98,6 +98,8 @@ const label = (x, y, text, kind, anchor) => {
   made.textContent = text;
   return made;
 };
+
+const short = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
 
 function times(timings) {
   const stages = Object.entries(timings).filter(([name]) => name !== "total");

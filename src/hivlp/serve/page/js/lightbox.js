@@ -4,6 +4,7 @@ import { dateOf, fileName, icon, iconButton, make, titleOf } from "./dom.js";
 import { part } from "./parts.js";
 
 const LARGE = 2048;
+const SMALL = 720; // pixels that the long side of a small picture is drawn at
 const HIDDEN = new Set(["width", "height", "taken"]);
 
 export class Lightbox {
@@ -82,7 +83,8 @@ export class Lightbox {
     }
     // The long side as it will be made, so that the picture lies where its small version did.
     const [width, height] = [hit.width || 1024, hit.height || 1024];
-    const scale = Math.min(1, LARGE / Math.max(width, height));
+    const long = Math.max(width, height);
+    const scale = long < SMALL ? Math.min(4, SMALL / long) : Math.min(1, LARGE / long);
     return {
       src: `${hit.thumbnail}?size=${LARGE}`,
       msrc: `${hit.thumbnail}?size=320`,
