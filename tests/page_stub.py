@@ -11,6 +11,7 @@ import json
 import re
 import threading
 import time
+from contextlib import suppress
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,7 +49,7 @@ class Stub(ThreadingHTTPServer):
         self.count = len(rows) if count is None else count
         self.asked: list[dict[str, Any]] = []
         self.uploaded: list[str] = []
-        self.busy, self.delay, self.folded = 0, 0.0, 0
+        self.busy, self.delay, self.folded, self.plain = 0, 0.0, 0, False
         self.job: dict[str, Any] | None = None
         self.steps = threading.Semaphore(0)
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -119,6 +120,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Stub
     protocol_version = "HTTP/1.1"
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the page gives up what it no longer needs
+            super().handle()
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -143,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         route = re.sub(r"^/indexes/stub", "", parts.path)
         if route == "/" or route.startswith("/static/"):
             file = PAGE / ("index.html" if route == "/" else route.removeprefix("/static/"))
-            if not file.is_file():
+            if not file.is_file() or (stub.plain and "vendor" in route):
                 return self.error(404, "not_found")
             return self.say(file.read_bytes(), TYPES.get(file.suffix, "text/plain"))
         if route == "/api/state":
@@ -192,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
             if stub.busy:
                 stub.busy -= 1
                 return self.error(429, "busy", Retry_After="1")
-            time.sleep(stub.delay)
+            time.sleep(stub.delay if "slow" in str(asked.get("query")) else 0)
             return self.json(stub.search(asked))
         if route == "/jobs":
             stub.job = {"id": "j1", "state": "running", "done": 0, "total": 40, "path": json.loads(body)["paths"][0]}

@@ -298,6 +298,7 @@ export class Grid {
     }
     if (calm && !tile.image.src && hit.thumbnail) {
       const pixels = Math.max(width, height) * Math.min(2, devicePixelRatio) > 400 ? 640 : 320;
+      tile.image.fetchPriority = at < 4 ? "high" : "low";
       tile.image.src = this.face.thumbnail(hit, pixels);
     }
   }
