@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from email.parser import BytesParser
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Stub(ThreadingHTTPServer):
         folder = pictures_folder()
         rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
         self.files = [folder / row["file"] for row in rows]
-        self.sizes = [Image.open(file).size for file in self.files]
+        self.sizes = [size_of(file) for file in self.files]
         self.captions = [row["caption"] for row in rows]
         self.count = len(rows) if count is None else count
         self.asked: list[dict[str, Any]] = []
@@ -76,7 +77,9 @@ class Stub(ThreadingHTTPServer):
         numbers: Any = range(self.count, 0, -1)
         if asked.get("order") == "oldest":
             numbers = range(1, self.count + 1)
-        if asked.get("where"):
+        if "id IN" in asked.get("where", ""):
+            numbers = [int(number) for number in re.findall(r"\d+", asked["where"])]
+        elif asked.get("where"):
             wanted = {str(value) for value in asked["params"]}
             numbers = [number for number in numbers if wanted & set(map(str, fields_of(number).values()))]
         scores: dict[int, float] = {}
@@ -110,6 +113,12 @@ class Stub(ThreadingHTTPServer):
             ]}  # fmt: skip
             answer["explain"] = {"reason": "few items: every coarse vector is looked at"}
         return answer
+
+
+@cache
+def size_of(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
 
 
 def fields_of(number: int) -> dict[str, Any]:

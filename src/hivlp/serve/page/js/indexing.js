@@ -128,8 +128,8 @@ export class Indexing {
     if (job.here) job.state = "cancelled";
     else {
       try {
-        Object.assign(job, await this.app.service.send("POST", `/jobs/${job.id}/${word}`));
-        // The events tell how it ends.
+        const answer = await this.app.service.send("POST", `/jobs/${job.id}/${word}`);
+        if (!job.told) Object.assign(job, answer); // else the events were faster
       } catch (error) {
         toast(error.message);
       }

@@ -36,17 +36,17 @@ export function justify(ratios, width, target, gap, last) {
   const close = (end) => {
     const room = width - gap * (end - first - 1);
     const ending = end === ratios.length && short;
-    const height = Math.round(ending ? Math.min(target, room / sum) : room / sum);
-    const row = { top, height, first, left: [], widths: [] };
+    const height = ending ? Math.min(target, room / sum) : room / sum;
+    const row = { top, height: Math.round(height), first, left: [], widths: [] };
     let left = 0;
     for (let place = first; place < end; place += 1) {
-      const exact = ending ? height * ratios[place] : (ratios[place] / sum) * room;
+      const exact = height * ratios[place];
       row.left.push(Math.round(left));
       row.widths.push(Math.round(left + exact) - Math.round(left));
       left += exact + gap;
     }
     rows.push(row);
-    top += height + gap;
+    top += row.height + gap;
     first = end;
     sum = 0;
   };

@@ -1,6 +1,6 @@
 // The map of the collection: each picture a point, near to those that look alike; up to a million.
 
-import { $, count, iconButton, make, titleOf } from "./dom.js";
+import { $, count, iconButton, make, titleOf, toast } from "./dom.js";
 import { canvasPainter, glPainter } from "./painter.js";
 
 const NEAR = 14; // pixels around the pointer in which a point is found
@@ -275,7 +275,11 @@ class CollectionMap {
       if (ids.length >= MOST_PICKED) break;
     }
     if (!ids.length) return;
-    const answer = await this.service.send("POST", "/search", { k: ids.length, where: `id IN (${ids.join(", ")})` });
-    this.face.pick(answer.hits);
+    const request = { k: ids.length, where: `id IN (${ids.join(", ")})` };
+    try {
+      this.face.pick((await this.service.send("POST", "/search", request)).hits);
+    } catch (error) {
+      toast(error.message);
+    }
   }
 }
