@@ -1,7 +1,7 @@
 """A stand-in for the service that speaks its HTTP contract over made-up collections: any size, any answer, at once.
 
-What the page does with answers is tested with it: a hundred thousand items, jobs that go on for as long as a test wants,
-a service that is busy. The service itself is tested elsewhere, and once with the page.
+What the page does with answers is tested with it: a hundred thousand items, jobs that go on for as long as a test
+wants, a service that is busy. The service itself is tested elsewhere, and once with the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,7 @@ CSP = (
 )
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml",
          ".json": "application/json"}  # fmt: skip
+TIMINGS = {"encode": 1.93, "coarse": 0.21, "fine": 0.34, "total": 2.48}
 COLOURS = ("blue", "green", "red")
 
 
@@ -100,14 +101,15 @@ class Stub(ThreadingHTTPServer):
                 for place, number in enumerate(shown)]  # fmt: skip
         answer = {"hits": hits, "total": total if not query else None,
                   "next_offset": offset + k if offset + k < total else None,
-                  "timings_ms": {"encode": 1.93, "coarse": 0.21, "fine": 0.34, "total": 2.48} if query else {"total": 0.4},
+                  "timings_ms": TIMINGS if query else {"total": 0.4},
                   "plan": [{"stage": "scan", "level": "coarse", "keep": 200},
                            {"stage": "rerank", "level": "fine", "keep": k}] if query else []}  # fmt: skip
         if asked.get("inspect") and query:
             first = sorted(hits, key=lambda hit: -hit["scores"]["coarse"])
             before = {hit["id"]: rank for rank, hit in enumerate(first, start=1)}
             answer["inspect"] = {"stages": [
-                {"name": "coarse", "ranks": [[hit["id"], None, before[hit["id"]], hit["scores"]["coarse"]] for hit in first]},
+                {"name": "coarse", "ranks": [[hit["id"], None, before[hit["id"]], hit["scores"]["coarse"]]
+                                             for hit in first]},
                 {"name": "fine", "ranks": [[hit["id"], before[hit["id"]], rank, hit["scores"]["fine"]]
                                            for rank, hit in enumerate(hits, start=1)]},
             ]}  # fmt: skip
@@ -161,7 +163,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self.error(404, "not_found")
             return self.say(file.read_bytes(), TYPES.get(file.suffix, "text/plain"))
         if route == "/api/state":
-            index = {"name": "stub", "items": stub.count, "model": "stub", "tuned": False, "fields": {}, "roots": ["/pictures"],
+            index = {"name": "stub", "items": stub.count, "model": "stub", "tuned": False, "fields": {},
+                     "roots": ["/pictures"],
                      "levels": [{"name": "coarse", "dim": 64}, {"name": "fine", "dim": 384}],
                      "can_encode": {"text": True, "image": True}, "writable": True}  # fmt: skip
             return self.json({"version": "0", "indexes": [index], "limits": {"upload_bytes": 1 << 20, "k_max": 1000}})

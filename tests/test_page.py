@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from page_stub import PAGE, Stub
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -105,9 +106,9 @@ def test_results_come_as_one_types_and_late_answers_are_not_shown(stub, visit):
     stub.delay = 0.6
     page.locator("#text").press_sequentially("slow")
     page.fill("#text", "a red sports car")
-    wait(page, f"document.querySelector('{TILE}[aria-posinset=\"1\"] .open')?.ariaLabel === 'a red sports car'")
+    wait(page, f"document.querySelector('{TILE}[aria-posinset=\"1\"] .open')?.ariaLabel.startsWith('a red sports car')")
     page.wait_for_timeout(700)
-    assert titles(page, 1) == ["a red sports car"] and page.input_value("#text") == "a red sports car"
+    assert titles(page, 1)[0].startswith("a red sports car,") and page.input_value("#text") == "a red sports car"
     assert page.evaluate("performance.getEntriesByName('first-result').length") >= 1
     assert "ms" in page.inner_text("#corner")
 

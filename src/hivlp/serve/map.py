@@ -1,4 +1,4 @@
-"""Map of a collection: each item's position in two dimensions, worked out once a commit and kept in the cache's folder."""
+"""Map of a collection: each item's position in two dimensions, worked out once a commit and kept in the cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
-
-import numpy as np
 
 from hivlp.files.digests import cache_folder
 from hivlp.files.scratch import write_whole
@@ -33,8 +31,8 @@ class Maps:
     def of(self, index: Index) -> bytes | None:
         """The map of an index's last commit as ``GET /map`` sends it, or None while it is made.
 
-        A line of JSON, ``{"count": n, "dtype": "float32"}``, then (n, 2) float32 positions in [-1, 1] and (n,) int64 ids,
-        little-endian.
+        A line of JSON, ``{"count": n, "dtype": "float32"}``, then (n, 2) float32 positions in [-1, 1] and (n,)
+        int64 ids, little-endian.
 
         Raises:
             Exception: that making it failed with; the next call tries again.

@@ -8,6 +8,7 @@ vector then lies among the landmarks that are nearest to it. That takes time lin
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +62,13 @@ def project(read: Callable[[NDArray[np.int64]], Vectors], count: int, seed: int 
 
 def principal_axes(vectors: Vectors) -> tuple[Vectors, Vectors]:
     """The mean, (dim,), and the axes of greatest variance, (dim, at most :data:`AXES`), of (n, dim) vectors."""
-    mean = vectors.mean(axis=0)
+    mean: Vectors = vectors.mean(axis=0, dtype=np.float32)
     centred = (vectors - mean).astype(np.float64)
     _, axes = np.linalg.eigh(centred.T @ centred)
     return mean, np.ascontiguousarray(axes[:, ::-1][:, :AXES], dtype=np.float32)
 
 
-def _unit(vectors: Vectors) -> Vectors:
+def _unit(vectors: NDArray[Any]) -> Vectors:
     unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
 
@@ -113,7 +114,8 @@ def _laid_out(landmarks: Vectors, random: np.random.Generator) -> NDArray[np.flo
 
 
 def _summed(forces: NDArray[np.float64], of: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    return np.column_stack([np.bincount(of, forces[:, axis], count) for axis in (0, 1)])
+    summed: NDArray[np.float64] = np.column_stack([np.bincount(of, forces[:, axis], count) for axis in (0, 1)])
+    return summed
 
 
 def _among(
