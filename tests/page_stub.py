@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.error(404, "not_found")
             return self.say(file.read_bytes(), TYPES.get(file.suffix, "text/plain"))
         if route == "/api/state":
-            index = {"name": "stub", "items": stub.count, "model": "stub", "tuned": False, "fields": {},
+            index = {"name": "stub", "items": stub.count, "model": "stub", "tuned": False, "fields": {"year": "int"},
                      "roots": ["/pictures"],
                      "levels": [{"name": "coarse", "dim": 64}, {"name": "fine", "dim": 384}],
                      "can_encode": {"text": True, "image": True}, "writable": True}  # fmt: skip

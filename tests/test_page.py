@@ -181,12 +181,12 @@ def test_filters_offer_the_values_that_exist(stub, visit):
     page.click("#show-filters")
     page.click("#filters .value:has-text('red')")
     asked = wait_asked(page, stub, lambda asked: asked.get("where"))
-    assert asked["where"] == '"colour" IN (?)' and asked["params"] == ["red"]
+    assert asked["where"] == "metadata ->> '$.\"colour\"' IN (?)" and asked["params"] == ["red"]
     assert page.inner_text("#narrowed .label") == "colour red"
     page.fill("#filter-year-min", "2010")
     page.press("#filter-year-min", "Enter")
     asked = wait_asked(page, stub, lambda asked: len(asked.get("params", [])) == 2)
-    assert asked["where"] == '"colour" IN (?) AND "year" >= ?' and asked["params"] == ["red", 2010]
+    assert asked["where"].endswith(' IN (?) AND "year" >= ?') and asked["params"] == ["red", 2010]
     page.fill("#filter-after", "2020-01-31")
     wait_asked(page, stub, lambda asked: asked.get("filter") == {"after": "2020-01-31"})
     page.reload()

@@ -90,7 +90,7 @@ def _laid_out(landmarks: Vectors, random: np.random.Generator) -> NDArray[np.flo
     start = np.repeat(np.arange(count), most)
     end = nearest.ravel()
     start, end = start[start != end], end[start != end]
-    places = landmarks[:, :2].astype(np.float64)
+    places: NDArray[np.float64] = landmarks[:, :2].astype(np.float64)
     if places.shape[1] < 2:
         places = np.column_stack([places, np.zeros(count)])
     # Those that lie on one point would never be pushed apart.

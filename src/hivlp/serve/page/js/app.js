@@ -1,7 +1,7 @@
 // The page: what is asked and what is shown, and everything that changes the one and so the other.
 
 import { Service, state as serviceState } from "./api.js";
-import { $, count, dateOf, iconButton, make, pictures, toast } from "./dom.js";
+import { $, dateOf, make, pictures, toast } from "./dom.js";
 import { Filters } from "./filters.js";
 import { BLOCK, Grid } from "./grid.js";
 import { Indexing } from "./indexing.js";
@@ -56,7 +56,7 @@ async function search({ since = performance.now(), top = 0 } = {}) {
 }
 
 async function load(offset, k, signal) {
-  const { request, uploads: files } = requestOf(app.asked, app.fields, { k, offset });
+  const { request, uploads: files } = requestOf(app.asked, app.about?.fields ?? {}, { k, offset });
   const answer = await app.service.search(request, files, signal);
   return { ...answer, next: answer.next_offset };
 }
@@ -372,8 +372,6 @@ history.replaceState({ top: scrollY }, "", location.href);
 try {
   await learn();
   follow(true);
-  // Conditions name columns as the fields say, which have to be known then.
-  if (Object.keys(app.asked.where).length) app.fields = (await app.service.get("/fields")).fields;
   await search();
   indexing.resume();
 } catch (error) {

@@ -51,7 +51,8 @@ export class Filters {
     if (name === "taken") return null; // the dates above
     const numeric = typeof min === "number" && typeof max === "number";
     if (numeric && min !== max && values.length > MOST) return this.range(field, condition);
-    if (!values.length) return null;
+    // What is different for each picture, such as a name, is nothing to narrow by.
+    if (!values.length || (values.length > MOST && values.every(([, number]) => number === 1))) return null;
     const chosen = new Set(condition?.values ?? []);
     const button = ([value, number]) =>
       make("button", {

@@ -53,7 +53,7 @@ export class Inspector {
     plan.replaceChildren(...planned(answer.plan ?? [], null));
     if (!isSearch(asked)) return;
     try {
-      const { request, uploads } = requestOf(asked, this.app.fields, { k: 40, offset: 0, inspect: true, explain: true });
+      const { request, uploads } = requestOf(asked, this.app.about?.fields ?? {}, { k: 40, offset: 0, inspect: true, explain: true });
       const inside = await this.app.service.search(request, uploads, this.asking.signal);
       plan.replaceChildren(...planned(inside.plan ?? [], inside.explain));
       moves.replaceChildren(...(inside.inspect ? this.moves(inside) : []));

@@ -73,8 +73,13 @@ export const isSearch = (asked) => asked.terms.length > 0 || asked.text.trim() !
 export const sameHits = (one, other) =>
   toAddress({ ...one, view: "", item: 0 }) === toAddress({ ...other, view: "", item: 0 });
 
-/** The body of POST /search, and the pictures that go with it. */
-export function requestOf(asked, fields, more) {
+/** A field as conditions name it: declared ones like columns, the others by their key in the metadata. */
+function column(name, declared) {
+  return name in declared ? `"${name}"` : `metadata ->> '$."${name.replaceAll("'", "''")}"'`;
+}
+
+/** The body of POST /search, and the pictures that go with it; `declared` are the index's declared fields. */
+export function requestOf(asked, declared, more) {
   const request = { group: isSearch(asked), ...more };
   const terms = asked.terms.map(({ kind, value, weight }) => ({ [kind]: value, weight }));
   const text = asked.text.trim();
@@ -86,14 +91,14 @@ export function requestOf(asked, fields, more) {
   const conditions = [];
   const params = [];
   for (const [name, { values, min, max }] of Object.entries(asked.where)) {
-    const column = fields.find((field) => field.name === name)?.sql ?? `"${name.replaceAll('"', '""')}"`;
+    const field = column(name, declared);
     if (values) {
-      conditions.push(`${column} IN (${values.map(() => "?").join(", ")})`);
+      conditions.push(`${field} IN (${values.map(() => "?").join(", ")})`);
       params.push(...values);
     } else {
       for (const [sign, bound] of [[">=", min], ["<=", max]]) {
         if (bound === "") continue;
-        conditions.push(`${column} ${sign} ?`);
+        conditions.push(`${field} ${sign} ?`);
         params.push(Number(bound));
       }
     }
