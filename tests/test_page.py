@@ -343,22 +343,19 @@ def test_the_inspector_shows_times_the_plan_and_moves(stub, visit):
     assert page.is_hidden("#inspector") and page.evaluate("document.activeElement.id") == "corner"
 
 
-def test_the_map_is_drawn_without_webgl(visit):
-    page = visit()
-    drawn = page.evaluate("""async () => {
-        const { glPainter, canvasPainter } = await import("/static/js/painter.js");
+@pytest.mark.parametrize("painter", ["glPainter", "canvasPainter"])
+def test_points_are_drawn_where_they_are_by_webgl_and_without(visit, painter):
+    drawn = visit().evaluate("""async (name) => {
+        const painters = await import("/static/js/painter.js");
         const canvas = document.createElement("canvas");
         document.body.append(canvas);
-        const get = canvas.getContext;
-        canvas.getContext = (kind) => (kind === "2d" ? get.call(canvas, kind) : null);
-        const xy = Float32Array.from([0, 0, 0.5, 0.5]);
-        if (glPainter(canvas, xy)) return "webgl";
-        const painter = canvasPainter(canvas, xy);
+        const painter = painters[name](canvas, Float32Array.from([0, 0, 0.5, 0.5]), false);
         painter.highlight([1]);
-        painter.paint({x: 0, y: 0, scale: 1, unit: 100, width: 300, height: 300});
-        const at = (x, y) => canvas.getContext("2d").getImageData(x, y, 1, 1).data[3] > 0;
-        return [at(150, 150), at(200, 100), at(100, 100)];
-    }""")
+        painter.paint({x: 0, y: 0, scale: 1, unit: 100, width: 300, height: 300, ratio: 1});
+        const copy = new OffscreenCanvas(300, 300).getContext("2d");
+        copy.drawImage(canvas, 0, 0);
+        return [[150, 150], [200, 100], [100, 100]].map(([x, y]) => copy.getImageData(x, y, 1, 1).data[3] > 0);
+    }""", painter)  # fmt: skip
     assert drawn == [True, True, False]
 
 

@@ -35,13 +35,13 @@ function look(count, scale) {
   const crowd = Math.max(1, count / scale ** 1.6);
   return {
     size: Math.min(14, Math.max(1.6, 60 / Math.sqrt(crowd) + Math.log2(1 + scale) * 0.6)),
-    cover: Math.min(0.9, Math.max(0.12, 3 / Math.log2(2 + crowd) - 0.02)),
+    cover: 0.9 * (1 + crowd / 4000) ** -0.45,
   };
 }
 
-/** A painter by WebGL 2; null where there is none. */
-export function glPainter(canvas, xy) {
-  const gl = canvas.getContext("webgl2", { antialias: false, premultipliedAlpha: true });
+/** A painter by WebGL 2; null where there is none, or (`fast`) none by a graphics card: the other is faster then. */
+export function glPainter(canvas, xy, fast = true) {
+  const gl = canvas.getContext("webgl2", { antialias: false, failIfMajorPerformanceCaveat: fast });
   if (!gl) return null;
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
@@ -95,7 +95,7 @@ export function glPainter(canvas, xy) {
   };
 }
 
-/** A painter without WebGL: points counted by pixel, the fuller the darker; a million take some twenty milliseconds. */
+/** A painter without WebGL: points counted by pixel, the fuller the darker; a million take some thirty milliseconds. */
 export function canvasPainter(canvas, xy) {
   const context = canvas.getContext("2d");
   let marked = [];
