@@ -25,7 +25,7 @@ from hivlp.demo import pictures_folder
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PORT = 8791
 URL = f"http://127.0.0.1:{PORT}"
-QUERY = "a bird"
+QUERY = "something to eat"
 FRAME = (960, 640)
 MOST_BYTES = 2_000_000
 
@@ -72,14 +72,14 @@ def take_all(out: Path) -> None:
         search(light, QUERY)
         shoot(light, out / "page-search.webp")
         light.click("#corner")
-        light.wait_for_selector("#inspector svg path")
+        light.wait_for_selector("#inspector svg circle")
         light.wait_for_timeout(300)
         shoot(light, out / "page-inspector.webp")
         light.click("#inspector button")
         light.click("#clear")
         light.click("#show-map")
         light.wait_for_selector("#map canvas[data-painter]", timeout=60_000)
-        light.wait_for_timeout(300)
+        light.wait_for_timeout(1500)
         shoot(light, out / "page-map.webp")
 
         phone = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark", has_touch=True,
@@ -119,8 +119,9 @@ def animate(page: Page, place: Path) -> None:
     page.focus("#text")
     for letter in QUERY:
         page.keyboard.type(letter)
-        page.wait_for_timeout(450)
-        keep(140)
+        page.wait_for_timeout(250)
+        if letter != " ":
+            keep(130)
     keep(900)
     tile = page.locator("#grid li:not([hidden])[aria-posinset='2']")
     tile.hover()
@@ -130,6 +131,7 @@ def animate(page: Page, place: Path) -> None:
     page.wait_for_timeout(700)
     page.mouse.move(2, 300)
     keep(1500)
+    page.wait_for_selector("#toast", state="hidden")
     page.locator("#terms .remove").last.click()
     page.click("#clear")
     page.click("#show-map")
@@ -137,15 +139,17 @@ def animate(page: Page, place: Path) -> None:
     page.wait_for_timeout(500)
     keep(900)
     for _ in range(6):
-        page.mouse.move(520, 380)
+        page.mouse.move(330, 360)
         page.mouse.wheel(0, -160)
-        page.wait_for_timeout(150)
-        keep(120)
-    keep(1200)
+        page.wait_for_timeout(400)
+        keep(160)
+    page.mouse.move(2, 300)
+    page.wait_for_timeout(300)
+    keep(1800)
     pictures, times = zip(*frames, strict=True)
     for quality in (70, 50, 35):
         pictures[0].save(place, "WEBP", save_all=True, append_images=pictures[1:], duration=list(times), loop=0,
-                         quality=quality, method=4)  # fmt: skip
+                         quality=quality, method=4, kmin=1, kmax=1)  # fmt: skip
         if place.stat().st_size <= MOST_BYTES:
             return
     raise SystemExit(f"{place} is larger than {MOST_BYTES} bytes")

@@ -34,6 +34,7 @@ export const icon = (name) =>
 export const iconButton = (name, label, onclick, more = {}) =>
   make("button", { type: "button", "aria-label": label, title: label, onclick, ...more }, icon(name));
 
+const SAID = 3000; // milliseconds
 let hiding = 0;
 
 /** A sentence at the bottom of the page for a few seconds; screen readers say it. */
@@ -42,7 +43,7 @@ export function toast(text) {
   place.textContent = text;
   place.hidden = false;
   clearTimeout(hiding);
-  hiding = setTimeout(() => (place.hidden = true), 4000);
+  hiding = setTimeout(() => (place.hidden = true), SAID);
 }
 
 export const count = (number) => number.toLocaleString("en");

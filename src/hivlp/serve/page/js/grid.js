@@ -353,7 +353,7 @@ export class Grid {
     tile.folded.title = same ? `${same + 1} alike, folded into one` : "";
     tile.scores.textContent = Object.entries(hit.scores ?? {})
       .map(([level, score]) => `${level} ${score.toFixed(2)}`)
-      .join("  ");
+      .join("\n");
     this.mark(tile);
   }
 

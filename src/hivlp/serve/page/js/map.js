@@ -5,6 +5,9 @@ import { canvasPainter, glPainter } from "./painter.js";
 
 const NEAR = 14; // pixels around the pointer in which a point is found
 const MOST_PICKED = 1000; // as many as one answer may have
+const SETTLED = 140; // milliseconds without movement after which pictures are laid on points
+const ROOM = 58; // pixels that a picture on the map takes
+const MOST_IN_SIGHT = 1500; // points beyond which there are none
 const CELLS = 256; // a side of the grid that points are looked up by
 
 let open = null;
@@ -37,9 +40,10 @@ class CollectionMap {
     this.canvas = make("canvas", { tabindex: 0, role: "application", "aria-label": "Map of the collection. Arrow keys move, plus and minus zoom, Enter opens the picture in the middle." });
     this.tip = make("div", { class: "tip", hidden: true });
     this.box = make("div", { class: "box", hidden: true });
+    this.layer = make("div", { class: "layer", "aria-hidden": "true" });
     this.legend = make("p", { class: "legend" });
     this.root.replaceChildren(
-      this.canvas, this.box, this.tip, this.legend,
+      this.canvas, this.layer, this.box, this.tip, this.legend,
       make("div", { class: "zooms" },
         iconButton("less", "Zoom out", () => this.zoom(1 / 1.6), { class: "ghost" }),
         iconButton("more", "Zoom in", () => this.zoom(1.6), { class: "ghost" }),
@@ -141,7 +145,50 @@ class CollectionMap {
       this.painter.paint({ ...this.view, unit: this.unit, width, height, ratio: Math.min(2, devicePixelRatio) });
       this.canvas.dataset.milliseconds = (performance.now() - started).toFixed(1);
       this.canvas.dataset.painter = this.painter.name;
+      for (const image of this.layer.children) this.put(image);
+      clearTimeout(this.settling);
+      this.settling = setTimeout(() => this.layPictures(), SETTLED);
     });
+  }
+
+  put(image) {
+    const [left, top] = this.toWindow(image.place);
+    image.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px) translate(-50%, -50%)`;
+  }
+
+  /** Lay pictures on their points, as many as there is room for, where not too many are in sight. */
+  layPictures() {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    const [x0, y0] = this.toMap(0, height);
+    const [x1, y1] = this.toMap(width, 0);
+    const taken = new Map(); // cell of the window -> where its picture lies, and whose it is
+    const free = (column, row, left, top) => {
+      for (let beside = 0; beside < 9; beside += 1) {
+        const other = taken.get(`${column - 1 + (beside % 3)} ${row - 1 + Math.floor(beside / 3)}`);
+        if (other && Math.abs(other.left - left) < ROOM && Math.abs(other.top - top) < ROOM) return false;
+      }
+      return true;
+    };
+    let seen = 0;
+    for (const place of this.within(x0, y0, x1, y1)) {
+      if ((seen += 1) > MOST_IN_SIGHT) {
+        taken.clear();
+        break;
+      }
+      const [left, top] = this.toWindow(place);
+      const [column, row] = [Math.floor(left / ROOM), Math.floor(top / ROOM)];
+      if (free(column, row, left, top)) taken.set(`${column} ${row}`, { left, top, place });
+    }
+    const wanted = new Set([...taken.values()].map((each) => each.place));
+    for (const image of [...this.layer.children]) {
+      if (!wanted.delete(image.place)) image.remove();
+    }
+    for (const place of wanted) {
+      const image = make("img", { src: this.service.thumbnail(Number(this.points.ids[place]), 160), alt: "", fetchpriority: "low" });
+      image.place = place;
+      this.put(image);
+      this.layer.append(image);
+    }
   }
 
   zoom(factor, left = this.canvas.clientWidth / 2, top = this.canvas.clientHeight / 2) {
