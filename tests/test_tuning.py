@@ -16,8 +16,9 @@ from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.index import Index, tuning_queries
+from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
+from hivlp.index.tuning import queries as tuning_queries
 from hivlp.search import opened
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned

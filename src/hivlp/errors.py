@@ -49,6 +49,7 @@ EXTRAS = {
     "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
     "systems": "lmdb msgpack",
+    "interop": "ir-measures ranx mteb",
     "train": _TRAIN,
     "open_clip": f"open_clip_torch timm {_TRAIN}",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",

@@ -255,6 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
     sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
+    sub.add_argument("--trec", type=_path, metavar="DIR", help="write the cascade's TREC run files and qrels there")
     _add_rerank(sub)
 
     verb("models", run_models, "Models that have short names: where they are from, their licence, size and recall.")

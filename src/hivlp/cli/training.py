@@ -35,7 +35,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
     model, rerank = load_model(arguments.model, arguments.device), _reranking(arguments)
-    result = evaluate(pairs, model, shortlist=arguments.shortlist, rerank=rerank)
+    result = evaluate(pairs, model, shortlist=arguments.shortlist, rerank=rerank, trec=arguments.trec)
     print_result(arguments, result.to_json, lambda: recall_table(result))
     return 0
 
@@ -47,13 +47,16 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
 
     root = arguments.root or Path(arguments.data)
     if arguments.data == "sugarcrepe":
-        if arguments.protocol or arguments.split or arguments.rerank:
-            return usage("evaluate", "sugarcrepe has no splits, one protocol and nothing to re-rank")
+        if arguments.protocol or arguments.split or arguments.rerank or arguments.trec:
+            return usage("evaluate", "sugarcrepe has no splits, one protocol and no ranking")
         cases = evaluate_sugarcrepe(root, load_model(arguments.model, arguments.device))
         print_result(arguments, cases.to_json, lambda: composition_table(cases))
         return 0
+    if arguments.trec and arguments.protocol == "1k" and arguments.data == "coco":
+        return usage("evaluate", "--trec goes with one ranking of all pictures, and the 1k protocol has five")
     data = read_benchmark(arguments.data, root, arguments.split or "test")
-    options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist, "rerank": _reranking(arguments)}
+    options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist, "rerank": _reranking(arguments),
+               "trec": arguments.trec}  # fmt: skip
     result = evaluate_benchmark(data, load_model(arguments.model, arguments.device), **options)
     print_result(arguments, result.to_json, lambda: benchmark_table(result))
     return 0

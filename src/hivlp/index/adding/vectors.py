@@ -15,7 +15,7 @@ from hivlp.coarse.maps import FINE, CoarseMaps, NoCoarseLevel
 from hivlp.data.vectors.files import Chunk
 from hivlp.data.vectors.source import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
-from hivlp.index.adding import AddReport, Failure
+from hivlp.index.adding.report import AddReport, Failure
 from hivlp.store.codec import VectorCodec
 from hivlp.store.folder import Store
 from hivlp.store.names import stored_path
