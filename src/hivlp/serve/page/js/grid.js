@@ -55,7 +55,10 @@ export class Grid {
     this.anchor = -1;
     this.layOut();
     if (scrollY !== top) scrollTo(0, top);
-    this.render();
+    // What is in sight comes first, then what is around it.
+    this.render(0);
+    clearTimeout(this.settling);
+    this.settling = setTimeout(() => this.render(), SETTLED);
   }
 
   get length() {
@@ -170,11 +173,11 @@ export class Grid {
     }, SETTLED);
   }
 
-  render() {
+  render(around = 1) {
     if (this.root.hidden || !this.blocks.length) return;
     const offset = this.offset();
     const top = scrollY - offset;
-    const reach = innerHeight;
+    const reach = around * innerHeight;
     const [from, to] = [top - reach, top + innerHeight + reach];
     const calm = this.last.speed < FAST;
     const wanted = new Map();
