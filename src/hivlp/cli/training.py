@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hivlp.evaluate.reranked import Reranking
@@ -157,7 +157,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     cosine = export(folder, texts=shipped_captions() if arguments.precision == "int8" else ())
     model = HiVLP.from_pretrained(folder)
     levels = {level.name: level.dim for level in model.levels}
-    result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    result: dict[str, Any] = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
     if cosine is not None:
         result["int8_cosine"] = round(cosine, 5)
     print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")
