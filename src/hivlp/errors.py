@@ -48,7 +48,7 @@ EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
-    "systems": "lmdb msgpack",
+    "systems": "lmdb lz4 msgpack",
     "interop": "ir-measures ranx mteb",
     "train": _TRAIN,
     "open_clip": f"open_clip_torch timm {_TRAIN}",
