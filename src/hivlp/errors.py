@@ -56,7 +56,7 @@ EXTRAS = {
     "hub": "huggingface_hub",
     "langchain": "langchain-core",
     "llama-index": "llama-index-core",
-    "systems": "lmdb msgpack",
+    "systems": "lmdb lz4 msgpack",
     "s3": "s3fs",
     "interop": "ir-measures ranx mteb",
     "train": _TRAIN,
