@@ -1,7 +1,7 @@
 // The page: what is asked and what is shown, and everything that changes the one and so the other.
 
 import { Service, state as serviceState } from "./api.js";
-import { $, dateOf, make, pictures, toast } from "./dom.js";
+import { $, count, dateOf, make, pictures, toast } from "./dom.js";
 import { Filters } from "./filters.js";
 import { BLOCK, Grid } from "./grid.js";
 import { Indexing } from "./indexing.js";
@@ -91,7 +91,9 @@ function tell(answer) {
   const searched = isSearch(app.asked);
   const loaded = grid.length;
   const more = answer.next_offset !== null;
-  if (!searched) $("status").textContent = pictures(answer.total ?? loaded);
+  const shown = grid.cut ? `; the first ${count(loaded)} are here` : "";
+  if (!answer.hits.length) $("status").textContent = "";
+  else if (!searched) $("status").textContent = pictures(answer.total ?? loaded) + shown;
   else $("status").textContent = more ? "Best first" : pictures(loaded);
   const total = answer.timings_ms?.total;
   $("corner").hidden = total === undefined || app.asked.view === "map";

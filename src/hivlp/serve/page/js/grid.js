@@ -3,8 +3,8 @@
 // Hits are held in blocks. Where their number is known (browsing), every block has its place from the start, so that the
 // scroll bar spans the whole collection, and a block is loaded when it comes near; otherwise blocks follow one another.
 
-import { dateOf, icon, make, titleOf } from "./dom.js";
 import { justify, ratioOf } from "./justify.js";
+import { fillTile, makeTile } from "./tile.js";
 
 export const BLOCK = 80;
 const TALLEST = 15_000_000; // pixels that every browser lays out
@@ -14,7 +14,9 @@ const FAST = 4; // pixels a millisecond beyond which pictures are not asked for
 export class Grid {
   /**
    * @param {HTMLElement} root an ordered list.
-   * @param {{load, open, more, less, changed, failed, thumbnail, withDates, seen}} face what the page does.
+   * @param {object} face what the page does: load(offset, count, signal) gives {hits, next}; open(place); more(hit) and
+   *   less(hit); changed() when the selection has; failed(error); thumbnail(hit, pixels) and withDates() say what is shown;
+   *   seen(hit) tells the first one in the window.
    */
   constructor(root, face) {
     this.root = root;
@@ -46,9 +48,10 @@ export class Grid {
     this.blocks = [{ start: 0, hits }];
     this.total = total;
     this.next = total === null ? next : null;
+    this.cut = false;
     if (total !== null) {
       const fits = Math.floor((TALLEST / (this.target() + this.gap())) * this.columns());
-      this.cut = total > fits;
+      this.cut = total > fits; // the others are beyond the end of the scroll bar
       for (let start = BLOCK; start < Math.min(total, fits); start += BLOCK) this.blocks.push({ start, hits: null });
     }
     this.active = 0;
@@ -280,12 +283,15 @@ export class Grid {
   put(key, [hit, at, left, top, width, height], calm) {
     let tile = this.tiles.get(key);
     if (!tile) {
-      tile = this.spare.pop() ?? this.makeTile();
+      tile = this.spare.pop() ?? makeTile(this.face, (at, range) => this.pick(at, range));
       this.tiles.set(key, tile);
       if (!tile.isConnected) this.root.append(tile);
       tile.hidden = false;
     }
-    if (tile.hit !== hit) this.fill(tile, hit);
+    if (tile.hit !== hit) {
+      fillTile(tile, hit, this.face);
+      this.mark(tile);
+    }
     if (tile.at !== at) {
       tile.at = at;
       tile.setAttribute("aria-posinset", at + 1);
@@ -304,60 +310,6 @@ export class Grid {
       tile.image.fetchPriority = at < 4 ? "high" : "low";
       tile.image.src = this.face.thumbnail(hit, pixels);
     }
-  }
-
-  makeTile() {
-    const image = make("img", { alt: "", decoding: "async", draggable: "false" });
-    image.addEventListener("load", () => {
-      image.classList.add("there");
-      this.face.drawn?.();
-    });
-    image.addEventListener("error", () => image.closest("li")?.classList.add("broken"));
-    const name = make("span", { class: "name" });
-    const main = make("button", { type: "button", class: "open", tabindex: -1 }, image, name);
-    const date = make("span", { class: "date", "aria-hidden": "true" });
-    const folded = make("span", { class: "folded", "aria-hidden": "true" });
-    const scores = make("span", { class: "scores", "aria-hidden": "true" });
-    const pick = make("button", { type: "button", class: "pick", role: "checkbox", tabindex: -1 }, icon("check"));
-    const more = make("button", { type: "button", class: "more", tabindex: -1, title: "More like this (m)" }, icon("more"));
-    const less = make("button", { type: "button", class: "less", tabindex: -1, title: "Less like this (l)" }, icon("less"));
-    const tile = make("li", { class: "tile" }, main, pick, more, less, date, folded, scores);
-    Object.assign(tile, { image, main, name, date, folded, scores, pick, more, less });
-    main.addEventListener("click", (event) => {
-      if (event.shiftKey || event.ctrlKey || event.metaKey) this.pick(tile.at, event.shiftKey);
-      else this.face.open(tile.at);
-    });
-    pick.addEventListener("click", (event) => this.pick(tile.at, event.shiftKey));
-    more.addEventListener("click", () => this.face.more(tile.hit));
-    less.addEventListener("click", () => this.face.less(tile.hit));
-    return tile;
-  }
-
-  fill(tile, hit) {
-    if (tile.hit?.id !== hit.id || tile.hit?.thumbnail !== hit.thumbnail) {
-      tile.image.classList.remove("there");
-      tile.image.removeAttribute("src");
-      tile.classList.remove("broken");
-    }
-    tile.hit = hit;
-    const title = titleOf(hit);
-    const date = dateOf(hit.taken);
-    const same = hit.duplicates?.length ?? 0;
-    tile.main.setAttribute(
-      "aria-label",
-      [title, date, same ? `and ${same} like it` : ""].filter(Boolean).join(", "),
-    );
-    tile.name.textContent = title;
-    tile.pick.setAttribute("aria-label", `Select ${title}`);
-    tile.more.setAttribute("aria-label", `More like ${title}`);
-    tile.less.setAttribute("aria-label", `Less like ${title}`);
-    tile.date.textContent = this.face.withDates() ? date : "";
-    tile.folded.textContent = same ? `${same + 1}` : "";
-    tile.folded.title = same ? `${same + 1} alike, folded into one` : "";
-    tile.scores.textContent = Object.entries(hit.scores ?? {})
-      .map(([level, score]) => `${level} ${score.toFixed(2)}`)
-      .join("\n");
-    this.mark(tile);
   }
 
   release(tile) {

@@ -154,7 +154,7 @@ export class Indexing {
     const act = (word, text) => make("button", { type: "button", class: "quiet", text, onclick: () => this.tell(job, word) });
     return make("li", { "data-state": job.state },
       make("div", { class: "row" },
-        make("span", { class: "what", text: job.error ?? job.path ?? job.paths?.join(", ") ?? "" }),
+        make("span", { class: "what" }, make("bdi", { text: job.error ?? job.path ?? job.paths?.join(", ") ?? "" })),
         make("span", { class: "figure", text: `${count(job.done ?? 0)}${known ? ` of ${count(job.total)}` : ""}` })),
       make("progress", { "aria-label": "Pictures indexed", max: known ? job.total : 1, value: ended || known ? (known ? job.done : 1) : null }),
       make("div", { class: "row" }, make("small", { text: job.state }),
