@@ -20,6 +20,7 @@ from hivlp.levels import Embeddings
 from hivlp.search.options import Options
 from hivlp.search.timing import Stopwatch
 from hivlp.store import payloads
+from hivlp.store.derived import keep_payloads
 from hivlp.store.records import NewItem, PayloadFile, Stamp
 from synthetic import FakeEncoder, cloud, clusters, make_tuned_index, random_levels
 
@@ -53,7 +54,7 @@ def index(tmp_path):
     """An index of 60 items with a payload file, and 15 that came later."""
     with Index.create(tmp_path / "index", model=FakeEncoder()) as made:
         add(made, 60)
-        assert made.store.keep_payloads(least=1)
+        assert keep_payloads(made.store, least=1)
         add(made, 15, 60)
         yield made
 
@@ -106,7 +107,7 @@ def test_hits_are_those_of_the_catalog_with_an_approximate_index_and_every_recal
             (k, recall): [index.search(vector={"fine": query}, k=k, recall=recall).hits for query in asked[:20]]
             for k in (1, 10, 60) for recall in (None, 0.5, 0.9, 1.0)
         }  # fmt: skip
-        assert index.store.keep_payloads(least=1)
+        assert keep_payloads(index.store, least=1)
         for (k, recall), hits in before.items():
             assert [index.search(vector={"fine": query}, k=k, recall=recall).hits for query in asked[:20]] == hits
             many = index.search_many(vectors={"fine": asked[:20]}, k=k, recall=recall)
@@ -145,9 +146,9 @@ def test_results_are_compared_printed_and_pickled_by_what_they_hold(index):
 
 def test_it_is_written_when_many_rows_came_and_old_ones_go(index, tmp_path):
     first = file_of(index)
-    assert not index.store.keep_payloads(least=1) and file_of(index) == first, "15 rows are looked up"
+    assert not keep_payloads(index.store, least=1) and file_of(index) == first, "15 rows are looked up"
     add(index, payloads.LEAST_TAIL, 100)
-    assert index.store.keep_payloads() and file_of(index) != first
+    assert keep_payloads(index.store) and file_of(index) != first
     assert index.verify().damage == []
 
 
@@ -248,7 +249,7 @@ def test_a_file_of_the_layout_before_is_no_damage_and_is_replaced(index):
     file.write_bytes(struct.pack("<61Q", *[8 * 61] * 61))
     with Index.open(index.path, model=FakeEncoder()) as opened:
         assert opened.search(vector=vector, k=75).hits == known and opened.verify().damage == []
-        assert opened.store.keep_payloads(least=1) and not file.exists()
+        assert keep_payloads(opened.store, least=1) and not file.exists()
 
 
 def test_the_file_of_another_history_is_not_used(index, tmp_path):
@@ -256,13 +257,13 @@ def test_the_file_of_another_history_is_not_used(index, tmp_path):
     backup = tmp_path / "items.db"
     shutil.copy(index.path / "items.db", backup)
     add(index, payloads.LEAST_TAIL, 100)
-    assert index.store.keep_payloads(least=1)
+    assert keep_payloads(index.store, least=1)
     index.close()
     shutil.copy(backup, index.path / "items.db")
     with Index.open(index.path, model=FakeEncoder()) as opened:
         vector = queries(opened)[0]
         assert opened.search(vector=vector, k=75).hits == plain(opened, vector, k=75)[0]
-        assert opened.store.keep_payloads(least=1) and len(list(opened.path.glob("payloads.*"))) == 1
+        assert keep_payloads(opened.store, least=1) and len(list(opened.path.glob("payloads.*"))) == 1
 
 
 def test_what_a_killed_writer_left_goes_and_a_full_disk_is_no_failure(index, caplog, monkeypatch):
@@ -271,12 +272,12 @@ def test_what_a_killed_writer_left_goes_and_a_full_disk_is_no_failure(index, cap
     add(index, payloads.LEAST_TAIL, 100)
     monkeypatch.setattr(payloads.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
     with caplog.at_level(logging.WARNING):
-        assert not index.store.keep_payloads(least=1)
+        assert not keep_payloads(index.store, least=1)
     monkeypatch.undo()
     assert "no space left" in caplog.text and not stray.exists()
     vector = queries(index)[0]
     assert index.search(vector=vector, k=75).hits == plain(index, vector, k=75)[0]
-    assert index.store.keep_payloads(least=1)
+    assert keep_payloads(index.store, least=1)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,8 +16,9 @@ from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.index import Index, tuning_queries
+from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
+from hivlp.index.tuning import queries as tuning_queries
 from hivlp.search import opened
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned
@@ -403,7 +404,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(tmp_path, monke
 
 
 def test_an_index_of_one_level_is_tuned_once_it_outgrows_the_exact_scan(tmp_path, monkeypatch):
-    monkeypatch.setattr("hivlp.index.tuning.FEW", 1_100)
+    monkeypatch.setattr("hivlp.index.tuning.jobs.FEW", 1_100)
     model = FakeEncoder(dims=(32,))
     (first, second) = write_pictures(tmp_path / "pictures", 2)
     with Index.create(tmp_path / "i", model=model) as index, quick_tuning():
@@ -417,7 +418,7 @@ def test_an_index_of_one_level_is_tuned_once_it_outgrows_the_exact_scan(tmp_path
 
 
 def test_an_index_with_a_coarse_level_is_not_tuned_unasked(tmp_path, monkeypatch):
-    monkeypatch.setattr("hivlp.index.tuning.FEW", 1_000)
+    monkeypatch.setattr("hivlp.index.tuning.jobs.FEW", 1_000)
     (picture,) = write_pictures(tmp_path / "pictures", 1)
     with Index.create(tmp_path / "i", model=FakeEncoder()) as index:
         fill(index, random_levels(index.levels, 1_100))

@@ -15,9 +15,17 @@ from hivlp.ann.ann_index import ROUTER_QUERIES
 from hivlp.ann.rows import dim
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index.queries import QueryEncoder
-from hivlp.index.tune_report import TuneReport
-from hivlp.index.tuned_index import LATE, LATE_SHARE, Rows, TunedIndex, calls_for_check, load_arrays, load_queries
-from hivlp.index.tuning_queries import GIVEN, MOST_QUERIES, queries_to_learn
+from hivlp.index.tuning.queries import GIVEN, MOST_QUERIES, queries_to_learn
+from hivlp.index.tuning.report import TuneReport
+from hivlp.index.tuning.tuned_index import (
+    LATE,
+    LATE_SHARE,
+    Rows,
+    TunedIndex,
+    calls_for_check,
+    load_arrays,
+    load_queries,
+)
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress
 from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
