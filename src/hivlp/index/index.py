@@ -420,6 +420,9 @@ class Index:
         A file that was moved or renamed is known again by its content, and keeps its item. Items of these folders whose
         files are gone are marked as missing, which searches leave out; when such a file comes back, so does its item.
 
+        An index of a model with one level is tuned (:meth:`tune`) as soon as it has more than 10,000 items: it has no
+        coarse level that would make searches fast.
+
         Args:
             paths: files and folders, or collections of them.
             captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
@@ -450,7 +453,7 @@ class Index:
                 self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
                 reread=reread, on_progress=on_progress, workers=workers,
             )  # fmt: skip
-            self._keep_up(on_tune)
+            self._keep_up(on_tune, first=True)
         return report
 
     def info(self) -> IndexInfo:
@@ -642,12 +645,17 @@ class Index:
         renumbering: Renumbering | None = None,
         *,
         mend: bool = True,
+        first: bool = False,
     ) -> None:
-        """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
-        from hivlp.index.tuning.jobs import refresh
+        """Refresh after a change that is committed, or tune for the ``first`` time where that is due.
+
+        What goes wrong here does not undo the change, and is told by the log.
+        """
+        from hivlp.index.tuning.jobs import refresh, tune_first
 
         try:
-            refresh(self.store, on_progress, renumbering, mend=mend)
+            if not refresh(self.store, on_progress, renumbering, mend=mend) and first:
+                tune_first(self.store, self._queries, on_progress)
         except IndexFolderError as error:
             logger.warning("the approximate index has not taken in what has changed: %s", error)
         self._answering.snapshots.look_again()
