@@ -16,7 +16,7 @@ from hivlp.ann.manifest import read_manifest
 from hivlp.ann.rows import Stored, dim
 from hivlp.errors import IndexFolderError
 from hivlp.files.scratch import standing
-from hivlp.index.tuning_queries import split, unit
+from hivlp.index.tuning.queries import split, unit
 from hivlp.levels import Vectors
 from hivlp.search import truth
 from hivlp.search.calibration import Progress, check, measure
@@ -89,7 +89,7 @@ class TunedIndex:
 
         Args:
             rows: of a commit.
-            queries: (m, dim), of which :func:`hivlp.index.tuning_queries.split` leaves some to measure with.
+            queries: (m, dim), of which :func:`hivlp.index.tuning.queries.split` leaves some to measure with.
             source: where they are from.
             recall: that searches shall reach which ask for no other.
             tell: called with the step, how much of it is done, and of how much.

@@ -21,16 +21,20 @@ AT_ONCE = 10_000
 class Walked:
     """What a walk through folders has met of the items that there were before it."""
 
-    def __init__(self, store: Store, roots: Iterable[Path]) -> None:
+    def __init__(self, store: Store, roots: Iterable[Path], given: Iterable[Path]) -> None:
         """Nothing is met yet.
 
         Args:
             store: whose items are looked for.
             roots: folders and files that are walked.
+            given: all that were named, those below others and those that are not there among them: a disk may be
+                mounted at each.
         """
         self._store = store
         self._folders = [os.path.realpath(root) for root in roots if root.is_dir()]
-        self._found = dict.fromkeys(self._folders, False)
+        places = [os.path.realpath(root) for root in given if not root.is_file()]
+        self._places = {place: _identity(place) for place in (*self._folders, *places)}
+        self._found = dict.fromkeys(self._places, False)
         self._met = bytearray()
         self._moved: set[int] = set()
         with store.reading() as reader:
@@ -72,13 +76,14 @@ class Walked:
             prune: whether to remove them.
 
         Returns:
-            How many are missing, how many were removed, and folders that were spared because no picture was found in
-            them: a disk may not be connected.
+            How many are missing, how many were removed, and folders that were spared because they are not there, no
+            picture was found in them, or another disk came in their place: their own may not be connected.
         """
         missing: list[tuple[int, Stamp]] = []
         marked = 0
         removed: list[int] = []
-        spared: list[str] = []
+        spared: set[str] = set()
+        away = [place for place, before in self._places.items() if not self._found[place] or _identity(place) != before]
         with self._store.reading() as reader:
             for folder in self._folders:
                 gone, left_out = [], []
@@ -86,14 +91,14 @@ class Walked:
                     if item_id > self._last or self._was_met(item_id):
                         continue
                     if is_gone(path):
+                        place = next((each for each in away if _is_in(path, each)), None)
+                        if prune and place is None:
+                            removed.append(item_id)
+                            continue
                         gone.append((item_id, stamp))
+                        spared.update(() if place is None else (place,))
                     elif prune and exclude.leaves_out(path[len(os.path.join(folder, "")) :]):  # noqa: PTH118
                         left_out.append(item_id)
-                if prune and gone and not self._found[folder]:
-                    spared.append(folder)
-                elif prune:
-                    removed += [item_id for item_id, _ in gone]
-                    gone = []
                 removed += left_out
                 marked += len(gone)
                 missing += [(item_id, stamp._replace(size=GONE)) for item_id, stamp in gone if stamp.size != GONE]
@@ -110,42 +115,11 @@ class Walked:
             if none_left:
                 with self._store.changing() as writer:
                     writer.note_missing(False)
-        return marked, len(removed), spared
+        return marked, len(removed), sorted(spared) if prune else []
 
     def _was_met(self, item_id: int) -> bool:
         byte, bit = divmod(item_id, 8)
         return byte < len(self._met) and bool(self._met[byte] >> bit & 1)
-
-
-class Missing:
-    """What keeps searches from items whose files are gone: a condition, while there are any."""
-
-    THERE = "size >= 0"
-    """Condition that holds for items whose files were there."""
-
-    def __init__(self, store: Store) -> None:
-        """Nothing is looked up yet."""
-        self._store = store
-        self._known: tuple[bytes, bool] | None = None
-
-    def where(self, condition: str | None) -> str | None:
-        """A condition of a search, or none, as one that missing items do not meet."""
-        if (
-            not self._any()
-            or not isinstance(condition, str | None)
-            or (condition is not None and not condition.strip())
-        ):
-            return condition
-        return self.THERE if condition is None else f"{self.THERE} AND ({condition}\n)"
-
-    def _any(self) -> bool:
-        """Whether there may be some in the last commit; without a transaction where that is known already."""
-        changes, known = self._store.changes(), self._known
-        if known is not None and known[0] == changes:
-            return known[1]
-        with self._store.reading() as reader:
-            self._known = self._store.changes(), reader.may_miss()
-            return self._known[1]
 
 
 def is_gone(path: str, other: str | None = None) -> bool:
@@ -170,6 +144,12 @@ def is_gone(path: str, other: str | None = None) -> bool:
         return False
 
 
+def holds(store: Store, root: Path) -> bool:
+    """Whether there are items at a path or below it."""
+    with store.reading() as reader:
+        return next(reader.paths_under(os.path.realpath(root)), None) is not None
+
+
 def relocate(store: Store, old: str, new: str) -> tuple[int, int]:
     """The job behind :meth:`hivlp.index.Index.relocate`."""
     target = stored_path(new)
@@ -192,6 +172,15 @@ def relocate(store: Store, old: str, new: str) -> tuple[int, int]:
         writer.move((item_id, f"\0{item_id}", stamp) for item_id, _, stamp in kept)
         writer.move(kept)
         return len(kept), len(replaced)
+
+
+def _identity(place: str) -> tuple[int, int] | None:
+    """Disk and inode of what is at a path; None if there is nothing."""
+    try:
+        status = os.stat(place)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_in(path: str, folder: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from hivlp.data.kinds import PICTURE_SUFFIXES
 from hivlp.data.pictures import MAX_FILE_BYTES, load_pixels, picture_facts
 from hivlp.data.pictures.facts import FACTS
 from hivlp.data.sidecar import Sidecar, find_sidecar, with_sidecar
-from hivlp.data.walk import EXCLUDED, HIDDEN, Found, NotRead, Unreadable, find_pictures
+from hivlp.data.walk import Found, NotRead, Unreadable, find_pictures
 from hivlp.encode.base import Encoder
 from hivlp.encode.stream import encode_stream
 from hivlp.errors import PictureError
 from hivlp.files.reading import open_file, reason
-from hivlp.index.gone import COPIES, Walked
-from hivlp.index.told import Told, told_captions, told_metadata
+from hivlp.index.adding.gone import COPIES, Walked, holds
+from hivlp.index.adding.report import AddReport, Failure, NotReadKind
+from hivlp.index.adding.told import Told, told_captions, told_metadata
 from hivlp.levels import Embeddings
 from hivlp.store.folder import Store
 from hivlp.store.names import stored_path
@@ -39,80 +40,6 @@ HELD_BYTES = 1 << 20
 # A file changed within this time of being read may change again without its time stamp showing it (git's "racy" rule).
 RACY_NS = 2_000_000_000
 CAPTION_CHARACTERS = 1000
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A file or folder that could not be indexed, and why."""
-
-    path: str
-    error: str
-
-
-@dataclass
-class NotReadKind:
-    """How many files or folders of a kind were passed over, why, and the first of them."""
-
-    count: int
-    why: str
-    first: str
-
-
-@dataclass
-class AddReport:
-    """What :meth:`hivlp.index.Index.add` did.
-
-    Attributes:
-        added: new items.
-        updated: items of which the picture, caption or metadata changed.
-        moved: items whose files have another path now; they keep their id, caption and vectors.
-        skipped: pictures that the index knows already.
-        missing: items of the walked folders whose files are not there; searches leave them out.
-        pruned: items that were removed because their files are not there, or are excluded now.
-        failed: files and folders that could not be read.
-        not_read: what was passed over because of its kind or name: videos, linked and hidden folders, pictures that
-            need an extra, what is excluded.
-        items: the size of the index afterwards.
-        seconds: how long it took.
-    """
-
-    added: int = 0
-    updated: int = 0
-    moved: int = 0
-    skipped: int = 0
-    missing: int = 0
-    pruned: int = 0
-    failed: list[Failure] = field(default_factory=list)
-    not_read: dict[str, NotReadKind] = field(default_factory=dict)
-    items: int = 0
-    seconds: float = 0.0
-
-    @property
-    def seen(self) -> int:
-        """Pictures dealt with, whatever became of them."""
-        return self.added + self.updated + self.moved + self.skipped + len(self.failed)
-
-    @property
-    def useless(self) -> bool:
-        """Whether there was something, and nothing of it could be read."""
-        unread = any(kind != HIDDEN and not kind.startswith(EXCLUDED) for kind in self.not_read)
-        return not self.added + self.updated + self.moved + self.skipped and bool(self.failed or unread)
-
-    def to_json(self) -> dict[str, Any]:
-        """The shape that ``hivlp index --json`` prints."""
-        failed = [{"path": failure.path, "error": failure.error} for failure in self.failed]
-        return {
-            "added": self.added,
-            "updated": self.updated,
-            "moved": self.moved,
-            "skipped": self.skipped,
-            "missing": self.missing,
-            "pruned": self.pruned,
-            "failed": failed,
-            "not_read": {kind: asdict(passed) for kind, passed in self.not_read.items()},
-            "items": self.items,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 @dataclass
@@ -159,8 +86,11 @@ def add_pictures(
     """The job behind :meth:`hivlp.index.Index.add`."""
     started = time.perf_counter()
     left_out = Exclude(exclude)
-    outermost = _outermost(roots)
-    walked = Walked(store, outermost)
+    given = dict.fromkeys(roots)
+    away = [root for root in given if not os.path.exists(root) and holds(store, root)]  # noqa: PTH110
+    there = given.keys() - away if len(away) < len(given) else given
+    outermost = _outermost(root for root in given if root in there)
+    walked = Walked(store, outermost, given)
     adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), reread, on_progress)
     jobs = adding.jobs(find_pictures(outermost, left_out))
 
@@ -180,6 +110,9 @@ def add_pictures(
     adding.report.missing, adding.report.pruned, spared = walked.settle(left_out, prune=prune)
     for folder in spared:
         adding.fail(folder, "holds no picture any more, so none of it was pruned: is a disk not connected?")
+    for root in away:
+        if os.path.realpath(root) not in spared:
+            adding.fail(os.fspath(root), "is not there, so nothing of it was pruned: is a disk not connected?")
     adding.commit()
     adding.report.items = len(store)
     adding.report.seconds = time.perf_counter() - started

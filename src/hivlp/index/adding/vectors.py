@@ -15,7 +15,7 @@ from hivlp.coarse.maps import FINE, CoarseMaps, NoCoarseLevel
 from hivlp.data.vectors.files import Chunk
 from hivlp.data.vectors.source import EmbeddingSource, unit_rows
 from hivlp.errors import DataError
-from hivlp.index.adding import AddReport, Failure
+from hivlp.index.adding.report import AddReport, Failure
 from hivlp.store.codec import VectorCodec
 from hivlp.store.folder import Store
 from hivlp.store.names import stored_path
@@ -124,7 +124,7 @@ def _read_ahead(
 def _add_batch(store: Store, batch: _Batch, checked: int, report: AddReport) -> None:
     chunk, paths = batch.chunk, batch.paths
     # The time of this run, not of this row: an item with it was stored by a row of this same run.
-    stamp = Stamp.of(chunk.file.stat())._replace(checked=checked)
+    stamp = Stamp(0, 0, 0, checked) if chunk.in_memory else Stamp.of(chunk.file.stat())._replace(checked=checked)
     with store.reading() as reader:
         stored = reader.at_paths(paths)
     if not stored and not batch.refused and len(set(paths)) == len(paths):
