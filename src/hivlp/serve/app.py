@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 import hivlp
 from hivlp.index import Index
-from hivlp.serve import items, searching
+from hivlp.serve import changing, embedding, items, searching
 from hivlp.serve.answering import encoded_json
 from hivlp.serve.asking import service_of
 from hivlp.serve.errors import not_found
@@ -35,7 +35,18 @@ OF_AN_INDEX: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/items/{id:int}/original", items.original),
     ("GET", "/items/{id:int}", items.get_item),
     ("GET", "/items", items.list_items),
+    ("POST", "/items", changing.add_items),
+    ("DELETE", "/items/{id:int}", changing.remove_item),
+    ("DELETE", "/items", changing.remove_items),
     ("GET", "/fields", items.fields),
+    ("GET", "/map", items.collection_map),
+    ("POST", "/jobs", changing.add_job),
+    ("GET", "/jobs", changing.list_jobs),
+    ("GET", "/jobs/{job}/events", changing.job_events),
+    ("POST", "/jobs/{job}/pause", changing.steer_job),
+    ("POST", "/jobs/{job}/resume", changing.steer_job),
+    ("POST", "/jobs/{job}/cancel", changing.steer_job),
+    ("GET", "/jobs/{job}", changing.get_job),
 )
 """Routes that each index has under its name, and the first one without."""
 
@@ -54,10 +65,11 @@ def create_app(indexes: Mapping[str, Index], settings: Settings | None = None) -
     async def lifespan(_: object) -> AsyncIterator[dict[str, Service]]:
         warming = asyncio.get_running_loop().run_in_executor(None, service.warm_up)
         try:
+            await service.start()
             yield {"service": service}
         finally:
             await warming
-            service.close()
+            await service.close()
 
     router = Router(
         [*_routes(), Mount("/static", StaticFiles(directory=PAGE), name="static")],
@@ -76,15 +88,31 @@ def create_app(indexes: Mapping[str, Index], settings: Settings | None = None) -
 def _routes() -> list[BaseRoute]:
     routes: list[BaseRoute] = []
     for prefix in ("", "/indexes/{name}"):
-        routes += [Route(f"{prefix}{path}", call, methods=[method]) for method, path, call in OF_AN_INDEX]
+        methods: dict[str, dict[str, Handler]] = {}
+        for method, path, call in OF_AN_INDEX:
+            methods.setdefault(path, {})[method] = call
+        routes += [_route(f"{prefix}{path}", calls) for path, calls in methods.items()]
     routes += [
         Route("/", page),
         Route("/healthz", healthy),
         Route("/readyz", ready),
         Route("/metrics", metrics),
         Route("/api/state", state),
+        Route("/v1/embeddings", embedding.embeddings, methods=["POST"]),
     ]
     return routes
+
+
+def _route(path: str, calls: Mapping[str, Handler]) -> Route:
+    """A route that calls by the method, so that another one is told which there are."""
+    if len(calls) == 1:
+        ((method, call),) = calls.items()
+        return Route(path, call, methods=[method])
+
+    async def chosen(request: Request) -> Response:
+        return await calls["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, chosen, methods=list(calls), name=next(iter(calls.values())).__name__)
 
 
 async def page(_: Request) -> Response:

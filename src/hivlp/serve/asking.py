@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from typing import Any, TypeVar
@@ -11,7 +12,8 @@ import msgspec
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from hivlp.serve.errors import RequestError, bad_request
+from hivlp.serve.errors import RequestError, bad_request, forbidden
+from hivlp.serve.fetching import fetch
 from hivlp.serve.served import Served
 from hivlp.serve.service import Service
 
@@ -100,6 +102,20 @@ def data_uri(text: str, most: int) -> bytes:
     if len(data) > most:
         raise RequestError(413, "too_large", f"a picture is larger than {most >> 20} MB")
     return data
+
+
+async def picture_of(service: Service, address: str) -> bytes:
+    """The content of a picture that is given as a data URI, or where that is allowed as a public address.
+
+    Raises:
+        RequestError: if it is neither, too large, or may not be fetched.
+    """
+    most = service.settings.upload_bytes
+    if not address.startswith(("http://", "https://")):
+        return data_uri(address, most)
+    if not service.settings.allow_urls:
+        raise forbidden("this service fetches no addresses: send the picture, or start it with --allow-urls")
+    return await asyncio.get_running_loop().run_in_executor(service.threads, fetch, address, most)
 
 
 def number(request: Request, name: str, default: int, least: int, most: int) -> int:

@@ -181,6 +181,14 @@ def _fields(served: Served) -> bytes:
     return told
 
 
+async def collection_map(request: Request) -> Response:
+    """``GET /map``: positions of all items in two dimensions; 202 while they are worked out."""
+    made = await in_thread(request, service_of(request).maps.of, index_of(request).index)
+    if made is None:
+        return Response(b'{"status":"computing"}', 202, media_type=JSON)
+    return Response(made, media_type="application/octet-stream")
+
+
 def _kind(values: list[tuple[Any, int]]) -> str:
     kinds = {type(value) for value, _ in values}
     return "int" if kinds == {int} else "float" if kinds and kinds <= {int, float} else "str"

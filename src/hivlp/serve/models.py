@@ -92,6 +92,13 @@ class NewItems(Struct, forbid_unknown_fields=True, omit_defaults=True):
     vectors: Annotated[list[NewVector], Meta(max_length=MOST_SEEN)] = []
 
 
+class Uploads(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What is known of uploaded pictures, by the names of their files."""
+
+    captions: dict[str, Text] = {}
+    metadata: dict[str, dict[str, Any]] = {}
+
+
 class NewJob(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A job: folders to index."""
 

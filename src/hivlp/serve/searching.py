@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hivlp.serve.answering import Search
-from hivlp.serve.asking import data_uri, decoded, index_of, is_form, read_form, read_json, service_of
+from hivlp.serve.asking import decoded, index_of, is_form, picture_of, read_form, read_json, service_of
 from hivlp.serve.errors import bad_request
 from hivlp.serve.models import SearchRequest, decoder
 from hivlp.serve.served import Served
@@ -40,6 +40,5 @@ async def _pictures(service: Service, served: Served, wanted: SearchRequest, fil
                 raise bad_request(f"the request has no file part {term.upload!r:.80}")
             found[place] = await service.pictures.do(Seen(served, files[term.upload]))
         elif term.image is not None:
-            data = data_uri(term.image, service.settings.upload_bytes)
-            found[place] = await service.pictures.do(Seen(served, data))
+            found[place] = await service.pictures.do(Seen(served, await picture_of(service, term.image)))
     return found

@@ -17,10 +17,13 @@ from hivlp.serve.answering import Answerer, Search
 from hivlp.serve.batching import Batcher
 from hivlp.serve.decoding import Decoders
 from hivlp.serve.errors import not_found
+from hivlp.serve.jobs import Jobs
+from hivlp.serve.map import Maps
 from hivlp.serve.metrics import Metrics
 from hivlp.serve.served import Served
 from hivlp.serve.settings import Settings
 from hivlp.serve.thumbnails import Thumbnails
+from hivlp.serve.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Service:
         slow: queue of the others: filters that SQLite answers, deep pages, exact ranking.
         texts: queue of texts to encode.
         pictures: queue of pictures to decode and encode.
+        maps: of the collections.
         threads: for what waits for the disk.
         ready: whether every index's model is loaded.
     """
@@ -78,7 +82,10 @@ class Service:
             "pictures", self._seen, self.metrics, workers=settings.decoder_processes, most=most, room=max(1, room // 4)
         )
         self.threads = ThreadPoolExecutor(4 + 2 * threads, thread_name_prefix="hivlp-io")
+        self.maps = Maps()
         self.ready = False
+        self._writers: dict[str, Writer] = {}
+        self._jobs: dict[str, Jobs] = {}
         queues = (self.searches, self.slow, self.texts, self.pictures)
         self.metrics.gauge(
             "hivlp_waiting", "Tasks that wait.", ("queue",), lambda: {(queue.name,): queue.waiting for queue in queues}
@@ -100,6 +107,27 @@ class Service:
         if found is None:
             raise not_found(f"there is no index {name!r:.80}; there are: {', '.join(self.indexes)}")
         return found
+
+    def writer(self, served: Served) -> Writer:
+        """What changes an index."""
+        if served.name not in self._writers:
+            first = served is next(iter(self.indexes.values()))
+            self._writers[served.name] = Writer(served.index.path, self.settings.watch if first else ())
+        return self._writers[served.name]
+
+    def jobs(self, served: Served) -> Jobs:
+        """The jobs of an index."""
+        if served.name not in self._jobs:
+            self._jobs[served.name] = Jobs(served.home / "jobs", self.writer(served))
+        return self._jobs[served.name]
+
+    async def start(self) -> None:
+        """Go on with the jobs that have not ended, and begin to watch folders."""
+        for served in self.indexes.values():
+            if served.writable:
+                self.jobs(served).resume()
+        if self.settings.watch and not self.settings.read_only:
+            await self.writer(next(iter(self.indexes.values()))).start()
 
     async def search(self, served: Served, search: Search) -> bytes:
         """The answer to a search as JSON."""
@@ -127,8 +155,12 @@ class Service:
                 continue
             asyncio.get_running_loop().call_later(2 * self.settings.seconds, before.close)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of everything."""
+        for jobs in self._jobs.values():
+            await jobs.close()
+        for writer in self._writers.values():
+            await writer.close()
         for queue in (self.searches, self.slow, self.texts, self.pictures):
             queue.close()
         self.threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,145 @@
+"""The one who changes an index for a service: a process of its own, started anew when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from hivlp.errors import IndexFolderError, QueryError
+from hivlp.serve.errors import RequestError
+
+LINE_BYTES = 64 << 20
+"""Of an answer: a report of many failures is long."""
+RETRY_SECONDS = 1.0
+TRIES = 20
+"""Times that a change is tried while another process writes the index."""
+
+
+class WriterDied(RequestError):
+    """The writing process has died of what it was given; what it had committed is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(HTTPStatus.INTERNAL_SERVER_ERROR, "writer_died", "the process that writes the index has died")
+
+
+class Writer:
+    """A process that changes one index, for any number of requests at once."""
+
+    def __init__(self, path: Path, watched: Sequence[Path] = ()) -> None:
+        """It is started when it is first needed.
+
+        Args:
+            path: of the index.
+            watched: folders that it keeps the index in step with.
+        """
+        self._path, self._watched = path, watched
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._followers: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._starting = asyncio.Lock()
+
+    async def change(self, do: str, **details: Any) -> dict[str, Any]:
+        """What a short change results in, as ``hivlp index --json`` and its kin print it.
+
+        Raises:
+            QueryError: if it makes no sense.
+            IndexFolderError: if another process goes on writing.
+            WriterDied: if the process dies of it.
+        """
+        for _ in range(TRIES):
+            result = await self.run(uuid.uuid4().hex, do, details)
+            error = result.get("error", "")
+            if "is being written" not in error:
+                break
+            await asyncio.sleep(RETRY_SECONDS)
+        if error:
+            raise (IndexFolderError if "is being written" in error else QueryError)(error)
+        return result
+
+    async def run(
+        self, number: str, do: str, details: dict[str, Any], follow: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """The result of a command; ``follow`` is told of its progress.
+
+        Raises:
+            WriterDied: if the process dies meanwhile.
+        """
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        if follow is not None:
+            self._followers[number] = follow
+        try:
+            await self._say({"id": number, "do": do, **details})
+            return await answer
+        finally:
+            self._answers.pop(number, None)
+            self._followers.pop(number, None)
+
+    async def stop(self, number: str) -> None:
+        """Have a job stop at its next commit."""
+        if number in self._answers:
+            await self._say({"id": number, "do": "stop"})
+
+    async def start(self) -> None:
+        """Start it, if it does not run."""
+        async with self._starting:
+            if self._process is not None and self._process.returncode is None:
+                return
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "hivlp.serve.worker", os.fspath(self._path),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
+            )  # fmt: skip
+            self._reading = asyncio.create_task(self._read(self._process))
+            if self._watched:
+                self._write({"id": "watch", "do": "watch", "paths": [os.fspath(folder) for folder in self._watched]})
+
+    async def close(self) -> None:
+        """End it; a job goes on from its last commit when the service is started again."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        if self._reading is not None:
+            await self._reading
+
+    async def _say(self, command: dict[str, Any]) -> None:
+        await self.start()
+        self._write(command)
+
+    def _write(self, command: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                self._take(json.loads(line))
+        finally:
+            await process.wait()
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(WriterDied())
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "result" not in message:
+            follow = self._followers.get(message["id"])
+            if follow is not None:
+                follow(message)
+            return
+        # Without a number it is why the index cannot be opened: all that wait are told.
+        numbers = [message["id"]] if message["id"] is not None else list(self._answers)
+        for number in numbers:
+            answer = self._answers.get(number)
+            if answer is not None and not answer.done():
+                answer.set_result(message["result"])
