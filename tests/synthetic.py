@@ -511,6 +511,24 @@ def _tars(folder: Path, texts: str) -> Path:
     return folder / "shards"
 
 
+def write_tars(folder: Path, shards: int, pairs: int) -> None:
+    """Webdataset as ``img2dataset`` writes it: numbered tars with a picture, its caption and a JSON in each sample."""
+    folder.mkdir(parents=True)
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for number in range(shard * pairs, (shard + 1) * pairs):
+                said = f"thing{number} in {folder.name}"
+                about = json.dumps({"caption": said, "key": f"{number:09}", "status": "success"})
+                for suffix, content in (
+                    ("jpg", picture_bytes(number)),
+                    ("txt", said.encode()),
+                    ("json", about.encode()),
+                ):
+                    member = tarfile.TarInfo(f"{number:09}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
 PAIR_FORMATS = {
     "folder": _sidecars,
     "folder with a table": lambda folder: _json_lines(folder, "metadata.jsonl").parent,

@@ -334,5 +334,6 @@ def test_a_bench_takes_the_options_that_go_with_it(name, monkeypatch):
     wanted = {option: default for option, (default, benches) in bench.OPTIONS.items() if name in benches}
     if "model" in seen[0]:
         model = seen[0]["model"]
+        model = model[0] if isinstance(model, list) else model
         seen[0]["model"] = (model() if callable(model) else model).removeprefix("loaded ")
     assert seen == [wanted]

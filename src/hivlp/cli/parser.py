@@ -264,7 +264,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
     sub.add_argument("-o", "--out", type=_path, help="model folder (default: runs/NAME)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    sub.add_argument("--plan", action="store_true", help="check recipe and data, say what would be done, and stop")
+    sub.add_argument("--plan", action="store_true", help="check it, measure ten of its steps, and stop")
+    sub.add_argument("--tiny", action="store_true", help="the recipe's tiny variant, which takes seconds")
 
     sub = verb("adapt", run_adapt, "Give a trained model a coarse level; its own embedding stays as it is.")
     sub.add_argument(
@@ -286,11 +287,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="of the recalls at the end (default 200)"
     )
 
-    sub = verb("export", run_export, "Write a model's ONNX graphs (float32), so that it can index and search.")
+    sub = verb("export", run_export, "Write a model's ONNX graphs, so that it can index and search.")
     sub.add_argument(
         "model", type=_name, metavar="MODEL", help="a trained model's folder, or a CLIP or SigLIP folder or hub id"
     )
     sub.add_argument("-o", "--out", type=_path, metavar="DIR", help="where to write a CLIP or SigLIP model")
+    sub.add_argument(
+        "--precision", choices=["float32", "int8"], default="float32", help="of the text graph's products (default "
+        "float32): int8 is three times as fast, and refused where its vectors differ (cosine below 0.99)",
+    )  # fmt: skip
 
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
@@ -302,13 +307,25 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size",
         choices=["small", "full", "real"],
-        help="small (minutes, default); models, objective, paper, ann: full (hours); stream: full, products: real "
-        "(half an hour)",
+        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); stream: full, products: "
+        "real (half an hour)",
     )
-    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw the rows")
+    sub.add_argument(
+        "--plot", type=_path, metavar="FILE.png", help="objective, paper, ann, products: where to draw the rows"
+    )
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
     sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
-    sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
+    sub.add_argument(
+        "--data", action="append", type=_name, metavar="DATA", help="recall: further pairs, as for evaluate; repeatable"
+    )
+    sub.add_argument(
+        "--root", type=_path, metavar="DIR", help="recall: folder with flickr30k/ and coco/ as published (default: .)"
+    )
+    sub.add_argument(
+        "--published", type=_path, metavar="FILE.csv", help="recall: open_clip's openclip_retrieval_results.csv"
+    )
+    _add_rerank(sub)
+    sub.add_argument("--model", action="append", type=_name, help=f"default: {DEFAULT_MODEL}; repeatable with recall")
     return parser
 
 

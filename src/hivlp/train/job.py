@@ -38,7 +38,7 @@ from hivlp.train.schedule import parameter_groups, set_learning_rates
 from hivlp.train.state import checkpoint
 from hivlp.train.state.cache import weights_digest
 from hivlp.train.state.origin import Origin
-from hivlp.train.state.shard import clip_gradients, shard, whole_copy
+from hivlp.train.state.shard import checkpoint_activations, clip_gradients, shard, whole_copy
 from hivlp.train.step import FAILED, Losses, backward
 from hivlp.train.watch import Best, Validation, keep_best, load_best
 from hivlp.train.weights import build_model, warm_start
@@ -125,7 +125,9 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
     matching = Matching(recipe.levels[-1].dim) if recipe.pretext.matching else None
     losses = Losses(objective, matching, recipe)
     tasks = nn.ModuleDict({name: task for name, task in (("words", training.words), ("matching", matching)) if task})
-    average = AveragedModel(model, multi_avg_fn=_ema(recipe.optim.ema)) if recipe.optim.ema else None
+    average = averaged(model, recipe)
+    if recipe.compute.checkpoint_activations:
+        checkpoint_activations(model)
     if accelerator.num_processes > 1:
         share_statistics(model)
     sharded = recipe.compute.shard and accelerator.num_processes > 1
@@ -175,13 +177,13 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
             raise HivlpError(f"step {step}: the gradient is not finite, {FAILED}")
         optimizer.step()
         objective.keep_bounds()
-        if average is not None:
+        if average is not None and step >= steps - (round(recipe.optim.average * steps) or steps):
             average.update_parameters(model)
         done = step + 1
         scales = dict(zip(objective.levels, objective.scales().tolist(), strict=True))
         log.write(step, {**{name: float(term.detach()) for name, term in terms.items()}, "scales": scales})
         if recipe.watch.every and (done % recipe.watch.every == 0 or done == steps):
-            seen = model if average is None else cast(HiVLPModel, average.module)
+            seen = model if average is None or not average.n_averaged else cast(HiVLPModel, average.module)
             if sharded:
                 seen = whole_copy(seen, accelerator.device)
             if validation is not None:
@@ -254,6 +256,9 @@ def set_training(model: HiVLPModel, recipe: Recipe) -> None:
                 module.eval()
 
 
-def _ema(decay: float) -> Callable[..., None]:
-    average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return average
+def averaged(model: HiVLPModel, recipe: Recipe) -> AveragedModel | None:
+    """The average of the weights that a recipe asks for: exponential, or equal over the last steps; None for none."""
+    if recipe.optim.ema:
+        decayed: Callable[..., None] = get_ema_multi_avg_fn(recipe.optim.ema)  # type: ignore[no-untyped-call]
+        return AveragedModel(model, multi_avg_fn=decayed)
+    return AveragedModel(model) if recipe.optim.average else None

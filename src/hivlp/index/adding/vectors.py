@@ -124,7 +124,7 @@ def _read_ahead(
 def _add_batch(store: Store, batch: _Batch, checked: int, report: AddReport) -> None:
     chunk, paths = batch.chunk, batch.paths
     # The time of this run, not of this row: an item with it was stored by a row of this same run.
-    stamp = Stamp.of(chunk.file.stat())._replace(checked=checked)
+    stamp = Stamp(0, 0, 0, checked) if chunk.in_memory else Stamp.of(chunk.file.stat())._replace(checked=checked)
     with store.reading() as reader:
         stored = reader.at_paths(paths)
     if not stored and not batch.refused and len(set(paths)) == len(paths):

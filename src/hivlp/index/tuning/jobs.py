@@ -29,6 +29,7 @@ from hivlp.index.tuning.tuned_index import (
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress
 from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
+from hivlp.search.plan import FEW
 from hivlp.store.codec import FLOAT32
 from hivlp.store.folder import Store
 from hivlp.store.schema import CODEC_FORMAT
@@ -156,6 +157,31 @@ def refresh(
                 return False
             made = TunedIndex.build(rows, queries, before.queries, before.recall, tell)
         made.save(store)
+    return True
+
+
+def tune_first(store: Store, encoder: QueryEncoder, on_progress: Progress | None = None) -> bool:
+    """Tuning of an index of one level that has outgrown the exact scan and was never tuned.
+
+    It has no coarse level that could make its searches fast, and its model's words tell what will be asked.
+
+    Args:
+        store: that has grown.
+        encoder: of the queries to learn and to measure with.
+        on_progress: called with the step, how much of it is done, and of how much.
+
+    Returns:
+        Whether it was tuned now.
+
+    Raises:
+        IndexFolderError: if the approximate index cannot be written.
+    """
+    if len(store.levels) > 1 or len(store) <= FEW or native.load() is None or Tuned.load(store.path, older=True):
+        return False
+    with store.reading() as reader:
+        if reader.files()[-1].codec is FLOAT32 or store.levels[-1].dim < LEAST_DIMS:
+            return False
+    tune(store, encoder, on_progress=on_progress)
     return True
 
 

@@ -97,7 +97,7 @@ def vocabulary(model: Any) -> list[str]:
 def _encode(encoder: QueryEncoder, texts: list[str], tell: Progress) -> Vectors:
     parts = []
     for start in range(0, len(texts), 256):
-        parts += [query[-1] for query in encoder.of_many(texts[start : start + 256], None)]
+        parts += [query[-1] for query in encoder.of_many(texts[start : start + 256], None, hint=False)]
         tell("queries", min(start + 256, len(texts)), len(texts))
     return np.stack(parts)
 
