@@ -167,7 +167,7 @@ def test_shards_that_vanish_end_the_run_which_goes_on_when_they_are_back(tmp_pat
     ("change", "message"),
     [
         ({"train": [{"source": "demo"}]}, "one of the two"),
-        ({"stream": None}, "one of the two"),
+        ({"stream": None}, "train names no data"),
         ({"limit": 5}, "stream goes without limit"),
         ({"optim": {"tower_lr": 0.0}}, "stream goes without limit, and with towers that learn"),
         ({"stream": {"lanes": 3}}, r"stream.lanes is 3, no multiple of the 2 processes"),
