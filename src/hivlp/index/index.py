@@ -929,7 +929,7 @@ class Index:
         known: dict[int, Query] = {}
         for place, part in enumerate(mix.parts):
             if part.item is None:
-                known[place] = self._queries.of_one(part.text, part.image, None)
+                known[place] = self._queries.of_one(part.text, part.image, part.vectors)
         with self.store.reading() as reader:
             for place, part in enumerate(mix.parts):
                 if part.item is not None:
