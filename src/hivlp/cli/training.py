@@ -134,7 +134,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     cosine = export(folder, texts=shipped_captions() if arguments.precision == "int8" else ())
     model = HiVLP.from_pretrained(folder)
     levels = {level.name: level.dim for level in model.levels}
-    result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    result: dict[str, object] = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
     if cosine is not None:
         result["int8_cosine"] = round(cosine, 5)
     print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")

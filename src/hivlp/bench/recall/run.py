@@ -259,7 +259,8 @@ def _pairs(name: str) -> Sequence[Pair]:
 
 
 def _published(row: PublishedRow) -> RecallRow:
-    sides = (None, None) if row.recalls is None else (dict(row.recalls.text_to_image), dict(row.recalls.image_to_text))
-    rsum = None if row.recalls is None else row.recalls.rsum
+    known = row.recalls
+    to_image, to_text = (None, None) if known is None else (dict(known.text_to_image), dict(known.image_to_text))
+    rsum = None if known is None else known.rsum
     note = "; ".join(filter(None, [row.source, row.note]))
-    return RecallRow(row.dataset, row.model, row.how, "published", *sides, row.average, rsum, None, note)
+    return RecallRow(row.dataset, row.model, row.how, "published", to_image, to_text, row.average, rsum, None, note)
