@@ -9,7 +9,7 @@ import hivlp
 ROOT = Path(hivlp.__file__).parent
 FLOORS = (
     ("__init__", "__main__", "cli", "serve"),
-    ("bench", "demo"),
+    ("bench", "demo", "retrievers"),
     ("index",),
     ("mini",),
     ("train", "systems"),

@@ -90,7 +90,7 @@ def test_one_picture_is_a_batch_of_one(model, tmp_path):
 def test_a_search_of_many_takes_one_text_as_one(index):
     (found,) = index.search_many("abc")
     assert [hit.id for hit in found] == [hit.id for hit in index.search("abc")]
-    for wrong in (["abc"], 5, b"abc", float("nan")):
+    for wrong in (5, b"abc", float("nan")):
         with pytest.raises(ArgumentError, match="a query is one text"):
             index.search(wrong)
 

@@ -22,6 +22,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """The public names, those that nobody has used yet, too."""
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "annotations"})
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use: `hivlp --help` should not wait for ONNX Runtime."""
     if name in _HOMES:

@@ -43,12 +43,21 @@ class ArgumentError(QueryError, TypeError, ValueError):
     """What was given is not of a kind that can be used there."""
 
 
-_TRAIN = "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow"
+class NoItemError(QueryError, KeyError):
+    """An index has no item of this id or path."""
+
+    __str__ = Exception.__str__  # that of KeyError shows a quoted text
+
+
+_TRAIN = "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib fsspec pyarrow"
 EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
+    "langchain": "langchain-core",
+    "llama-index": "llama-index-core",
     "systems": "lmdb lz4 msgpack",
+    "s3": "s3fs",
     "interop": "ir-measures ranx mteb",
     "train": _TRAIN,
     "open_clip": f"open_clip_torch timm {_TRAIN}",

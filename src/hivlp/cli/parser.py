@@ -22,6 +22,7 @@ from hivlp.cli.index import (
 )
 from hivlp.cli.models import DEFAULT_MODEL, run_models
 from hivlp.cli.search import run_demo, run_search
+from hivlp.cli.serve import run_serve
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
 from hivlp.levels import DEFAULT_SHORTLIST
 
@@ -201,6 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(sub)
     _add_rerank(sub)
 
+    _add_serve(verb("serve", run_serve, "Serve indexes over HTTP, with a page to search them; until interrupted."))
+
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
     sub.add_argument("index", type=_path, metavar="INDEX")
     sub.add_argument(
@@ -264,7 +267,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
     sub.add_argument("-o", "--out", type=_path, help="model folder (default: runs/NAME)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    sub.add_argument("--plan", action="store_true", help="check recipe and data, say what would be done, and stop")
+    sub.add_argument("--plan", action="store_true", help="check it, measure ten of its steps, and stop")
+    sub.add_argument("--tiny", action="store_true", help="the recipe's tiny variant, which takes seconds")
 
     sub = verb("adapt", run_adapt, "Give a trained model a coarse level; its own embedding stays as it is.")
     sub.add_argument(
@@ -306,8 +310,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size",
         choices=["small", "full", "real"],
-        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); products: real (half an "
-        "hour)",
+        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); stream: full, products: "
+        "real (half an hour)",
     )
     sub.add_argument(
         "--plot", type=_path, metavar="FILE.png", help="objective, paper, ann, products: where to draw the rows"
@@ -326,6 +330,29 @@ def build_parser() -> argparse.ArgumentParser:
     _add_rerank(sub)
     sub.add_argument("--model", action="append", type=_name, help=f"default: {DEFAULT_MODEL}; repeatable with recall")
     return parser
+
+
+def _add_serve(sub: argparse.ArgumentParser) -> None:
+    """The options of `serve`."""
+    sub.add_argument("indexes", type=_path, nargs="+", metavar="INDEX", help="index folders; the first is the default")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000, help="default 8000; 0 for a free one")
+    sub.add_argument("--token-file", type=_path, metavar="FILE", help="with the token to ask for (or HIVLP_TOKEN)")
+    sub.add_argument("--insecure", action="store_true", help="let other machines ask without a token")
+    sub.add_argument("--root", type=_path, action="append", default=[], metavar="DIR",
+                     help="pictures beneath it may be shown and indexed; may be given again")  # fmt: skip
+    sub.add_argument("--watch", type=_path, action="append", default=[], metavar="DIR",
+                     help="keep the first index in step with this folder; may be given again")  # fmt: skip
+    sub.add_argument("--read-only", action="store_true", help="refuse whatever changes an index")
+    sub.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                     help="a name that this service is called by, beside localhost")  # fmt: skip
+    sub.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN",
+                     help="another page that may use it, such as https://photos.example")  # fmt: skip
+    sub.add_argument("--allow-urls", action="store_true", help="fetch pictures that are given as public addresses")
+    sub.add_argument("--upload-mb", type=_count, default=32, metavar="N", help="of one picture (default 32)")
+    sub.add_argument("--threads", type=_count, metavar="N", help="that search (default: one a core, 8 at most)")
+    sub.add_argument("--queue", type=_count, default=256, metavar="N", help="searches that may wait (default 256)")
+    sub.add_argument("--seconds", type=_seconds, default=30.0, metavar="S", help="for a request (default 30)")
 
 
 def _add_library_options(sub: argparse.ArgumentParser) -> None:

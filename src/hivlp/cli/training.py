@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hivlp.evaluate.reranked import Reranking
@@ -71,9 +71,12 @@ def _reranking(arguments: argparse.Namespace) -> Reranking | None:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """``hivlp train``."""
+    from hivlp.train.finetune.recipe import is_finetune
     from hivlp.train.recipe.schema import load_recipe
 
-    recipe = load_recipe(arguments.recipe)
+    if is_finetune(arguments.recipe, tiny=arguments.tiny):
+        return _run_finetune(arguments)
+    recipe = load_recipe(arguments.recipe, tiny=arguments.tiny)
     if arguments.plan and arguments.resume:
         return usage("train", "--plan says what a run would do from its beginning: it cannot be given with --resume")
     out = arguments.out or Path("runs") / recipe.name
@@ -93,6 +96,26 @@ def run_train(arguments: argparse.Namespace) -> int:
         return f"{_tables(result.recalls)}model written to {out} ({result.seconds:.0f} s)"
 
     print_result(arguments, lambda: {"model": str(out), **result.to_json()}, text)
+    return 0
+
+
+def _run_finetune(arguments: argparse.Namespace) -> int:
+    """``hivlp train`` with a recipe that names a ``system``."""
+    from hivlp.train.finetune.job import finetune
+    from hivlp.train.finetune.recipe import load_finetune
+
+    recipe = load_finetune(arguments.recipe, tiny=arguments.tiny)
+    if arguments.plan:
+        return usage("train", f"--plan is for recipes of levels, not for those of {recipe.system}")
+    result = finetune(recipe, arguments.out or Path("runs") / recipe.name, resume=arguments.resume)
+
+    def text() -> str:
+        return (
+            f"AR {result.average_recall:.1f} on validation after step {result.best_step} of {result.steps}; "
+            f"model written to {result.model} ({result.seconds:.0f} s)"
+        )
+
+    print_result(arguments, result.to_json, text)
     return 0
 
 
@@ -134,7 +157,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     cosine = export(folder, texts=shipped_captions() if arguments.precision == "int8" else ())
     model = HiVLP.from_pretrained(folder)
     levels = {level.name: level.dim for level in model.levels}
-    result: dict[str, object] = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    result: dict[str, Any] = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
     if cosine is not None:
         result["int8_cosine"] = round(cosine, 5)
     print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")

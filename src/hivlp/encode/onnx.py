@@ -143,6 +143,33 @@ class OnnxEncoder:
         ]
         return Embeddings.concatenate(parts) if parts else self._empty(self._names(None))
 
+    def encode(
+        self,
+        inputs: str | Picture | Iterable[str | Picture],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        level: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Unit vectors of texts and pictures at one level, as sentence-transformers' CLIP models give them.
+
+        Args:
+            inputs: one or many: a ``str`` is a text; a :class:`pathlib.Path`, bytes or a PIL image is a picture.
+            batch_size: inputs that are encoded between two steps of the bar.
+            show_progress_bar: whether to show one, on standard error.
+            level: its name; default the finest.
+
+        Returns:
+            (n, dim) float32; (dim,) for one input that is no list.
+
+        Raises:
+            ArgumentError: if an input is neither.
+            ModelError: if the model has no such level.
+        """
+        from hivlp.encode.mixed_inputs import encode
+
+        return encode(self, inputs, batch_size, show_progress_bar, level)
+
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
         # Now, and not before: who looks for a text should not wait for what decodes pictures.
         from hivlp.data.pictures import load_pixels, prepare, to_rgb
@@ -173,6 +200,10 @@ class OnnxEncoder:
     def vocabulary(self) -> list[str]:
         """The pieces that the tokenizer spells texts with."""
         return sorted(self._tokenizer.backend.get_vocab())
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text of which the tokenizer knows some part by no token."""
+        return self._tokenizer.unknown_words(text)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(B, T) int64 ids and mask, cut, padded and lower-cased as the model was trained."""

@@ -111,4 +111,5 @@ class MtebModel:
 
 def _unit(vectors: Any) -> Vectors:
     rows: Vectors = np.atleast_2d(np.asarray(vectors, np.float32))
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return unit

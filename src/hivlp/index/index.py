@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 import numpy as np
 
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
 from hivlp.encode import as_encoder
 from hivlp.encode.base import Encoder, Picture, as_texts
-from hivlp.errors import ArgumentError, DataError, IndexFolderError, QueryError
+from hivlp.errors import ArgumentError, DataError, IndexFolderError, NoItemError, QueryError
+from hivlp.index.adding.gone import relocate
 from hivlp.index.answering import Answering
-from hivlp.index.gone import Missing, relocate
+from hivlp.index.asking import SearchOptions, in_thread
 from hivlp.index.info import IndexInfo
 from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
@@ -34,22 +36,34 @@ from hivlp.search.stages import Query
 from hivlp.search.timing import Stopwatch
 from hivlp.store.codec import CODECS
 from hivlp.store.compacting import Progress
+from hivlp.store.derived import keep_columns, keep_derived
 from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
-from hivlp.store.names import composed, each_path, existing, folder_path
+from hivlp.store.making import make_store
+from hivlp.store.merging import merge
+from hivlp.store.names import composed, each_item, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hivlp.coarse.choose import Method
     from hivlp.data.vectors.source import EmbeddingSource
-    from hivlp.index.adding import AddReport
+    from hivlp.index.adding.report import AddReport
     from hivlp.index.repair import RepairReport
-    from hivlp.index.tune_report import TuneReport
-    from hivlp.index.tuning import Renumbering
+    from hivlp.index.tuning.jobs import Renumbering
+    from hivlp.index.tuning.report import TuneReport
     from hivlp.search.calibration import Progress as TuneProgress
     from hivlp.store.verify import VerifyReport
 
 logger = logging.getLogger(__name__)
+SHIPPED_MODEL = "hivlp-mini"
+"""What a new index is made with if nothing else is said."""
+DIMS = 64
+"""Of the coarse level of given vectors."""
+SHOWN = 12
+"""Items that a notebook shows of an index."""
 PAGE = 1000
 """Items that are listed from one commit."""
 LAST_ID = (1 << 63) - 1
@@ -67,17 +81,28 @@ class Index:
         store: the folder on disk, for whoever stores and reads items by other ways than these.
     """
 
-    def __init__(self, path: Path, model: Encoder | None = None) -> None:
-        """Open an existing index; see :meth:`open`."""
-        self.store = Store(path)
-        self._answering, self._missing = Answering(self.store), Missing(self.store)
+    def __init__(self, path: Path | str, model: Encoder | str | Path | None = None) -> None:
+        """Open an existing index.
+
+        Args:
+            path: of its folder.
+            model: that it was made with, loaded or by its name or folder; without, it is loaded when a text or a
+                picture needs it.
+
+        Raises:
+            IndexFolderError: if there is no index, it is damaged, or it was made with another model.
+        """
+        loaded = None if model is None else as_encoder(model)
+        self.store = Store(folder_path(path))
+        self._remove: weakref.finalize[[], Index] | None = None
+        self._answering = Answering(self.store)
         try:
             about = self.store.about
             given = about.model == EMBEDDINGS
             maps = load_maps(self.store.path, about.levels, about.fingerprint) if given else None
             self._queries = QueryEncoder(self.store.path, about, maps)
-            if model is not None:
-                self.attach(model)
+            if loaded is not None:
+                self.attach(loaded)
         except (IndexFolderError, ArgumentError):
             self.close()
             raise
@@ -113,7 +138,7 @@ class Index:
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        Store.make(folder_path(path), about, codec=checked_codec(vectors), fields=checked_fields(fields))
+        make_store(folder_path(path), about, codec=checked_codec(vectors), fields=checked_fields(fields))
         return cls(Path(path), model)
 
     @classmethod
@@ -147,19 +172,105 @@ class Index:
         if encoder is not None:
             check_width(encoder, maps)
         about = About(EMBEDDINGS, _loaded_from(encoder, source) if encoder else "", maps.fingerprint, maps.levels)
-        Store.make(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
+        make_store(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
         return cls(Path(path), encoder)
 
     @classmethod
     def open(cls, path: Path | str, model: Encoder | str | Path | None = None) -> Index:
-        """Open an existing index.
+        """Open an existing index: ``Index(path)`` by another name.
 
         Without a model, the one that it was made with is loaded when a text or a picture needs it.
 
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(folder_path(path), None if model is None else as_encoder(model))
+        return cls(path, model)
+
+    @classmethod
+    def open_or_create(
+        cls,
+        path: Path | str,
+        *,
+        model: Encoder | str | Path | None = None,
+        vectors: str = "float16",
+        fields: Mapping[str, str] | None = None,
+    ) -> Index:
+        """Open an index, or make an empty one where there is none.
+
+        Args:
+            path: of its folder.
+            model: see :meth:`create`; by default that of the index, and for a new one ``hivlp-mini``, which ships
+                with the package.
+            vectors: codec of the finest level of a new index.
+            fields: that are declared if they are not yet; see :meth:`declare`.
+
+        Raises:
+            IndexFolderError: if the index is damaged or was made with another model, or the folder cannot be written.
+            ArgumentError: if there is no such codec, or a field cannot be declared.
+        """
+        if not cls.exists(folder_path(path)):
+            return cls.create(path, model=SHIPPED_MODEL if model is None else model, vectors=vectors, fields=fields)
+        index = cls(path, model)
+        index.declare(fields or {})
+        return index
+
+    @classmethod
+    def from_vectors(
+        cls,
+        data: Any,
+        path: Path | str | None = None,
+        *,
+        ids: Iterable[str | int] | None = None,
+        captions: Iterable[str | None] | None = None,
+        metadata: Any = None,
+        column: str | None = None,
+        model: Encoder | str | Path | None = None,
+        queries: Any = None,
+        dims: int = DIMS,
+        fit: Method | Literal["none"] = "distill",
+        vectors: str = "float16",
+        fields: Mapping[str, str] | None = None,
+        on_progress: Callable[[AddReport], None] | None = None,
+    ) -> Index:
+        """Make an index of vectors in memory.
+
+        Args:
+            data: (n, d) array or tensor of floats; or a table of pandas, polars or Arrow with a column of lists of
+                floats, whose other columns are taken as those of parquet are (see :meth:`add_embeddings`).
+            path: a folder that does not exist yet, or is empty; default a temporary one, removed when the index is
+                closed.
+            ids: n texts or whole numbers. They become the items' paths, as text: ``index["7"]`` is the item of the id
+                7, while ``index[7]`` is the item that hivlp itself numbered so. Default the row's number.
+            captions: n texts.
+            metadata: n mappings, a mapping of name -> n values, or a table of n rows; for ``where`` to ask about.
+            column: of a table that holds the vectors; default ``embedding``, or the only one that can.
+            model: that made the vectors, if texts and pictures shall be searched for.
+            queries: (m, d) vectors as they will be asked for, to fit the coarse level to; default the items.
+            dims: of the coarse level.
+            fit: how it is made, see :func:`hivlp.coarse.fit_coarse`; ``none`` stores none.
+            vectors: codec of the finest level, see :meth:`create`.
+            fields: keys of the metadata that conditions name like columns, see :meth:`declare`.
+            on_progress: called after each commit with what is stored by then.
+
+        Raises:
+            DataError: if these are no vectors, one has no direction, or ids are not all different.
+            IndexFolderError: if the folder holds something, or cannot be written.
+            MissingExtraError: if a table is given and pyarrow is not installed.
+        """
+        from hivlp.data.vectors.given import given_vectors
+        from hivlp.index.tables import coarse_maps, temporary_folder
+
+        source = given_vectors(data, ids=ids, captions=captions, metadata=metadata, column=column)
+        maps = coarse_maps(source, queries, dims=dims, method=fit)
+        place, remove = (path, None) if path is not None else temporary_folder()
+        index = cls.create_from_embeddings(place, maps, model=model, vectors=vectors, fields=fields)
+        if remove is not None:
+            index._remove = weakref.finalize(index, remove)
+        report = index.add_embeddings(source, on_progress=on_progress)
+        if report.failed:
+            index.close()
+            raise DataError(f"{len(report.failed)} of {source.rows} vectors cannot be stored: {report.failed[0].error}")
+        return index
 
     @staticmethod
     def exists(path: Path | str) -> bool:
@@ -183,6 +294,8 @@ class Index:
         """Let go of the files; nothing is wrong with doing so twice."""
         self._answering.snapshots.close()
         self.store.close()
+        if self._remove is not None:
+            self._remove()
 
     @property
     def path(self) -> Path:
@@ -227,7 +340,9 @@ class Index:
             ArgumentError: if a name cannot stand in a condition, or there is no such type.
             IndexFolderError: if another process is writing, or the folder cannot be written.
         """
-        self.store.declare(checked_fields(fields))
+        with self.store.writer():
+            self.store.declare(checked_fields(fields))
+            keep_columns(self.store)
 
     @property
     def maps(self) -> CoarseMaps | NoCoarseLevel | None:
@@ -236,6 +351,41 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.store)
+
+    def __iter__(self) -> Iterator[Item]:
+        """All items, by id."""
+        return self.items()
+
+    def __getitem__(self, item: int | str | Path) -> Item:
+        """The item of an id (a number) or a path.
+
+        Raises:
+            NoItemError: if there is none; a ``KeyError``, too.
+            QueryError: if a path could mean several items.
+        """
+        found = self.get(item)
+        if found is None:
+            raise NoItemError(f"{self.path} has no item {item!r:.80}")
+        return found
+
+    def __contains__(self, item: object) -> bool:
+        """Whether there is an item of an id or path."""
+        return isinstance(item, (int, str, Path)) and self.get(item) is not None
+
+    def __repr__(self) -> str:
+        model = "given vectors" if self.maps is not None else self.store.about.model
+        levels = ", ".join(f"{level.name} {level.dim}" for level in self.levels)
+        try:
+            count = f"{len(self):,} items"
+        except IndexFolderError:
+            count = "closed"
+        return f"<Index {str(self.path)!r}: {count}, {model}, {levels}>"
+
+    def _repr_html_(self) -> str:
+        from hivlp.search.html import card, cards
+
+        shown = [card("", item.path, item.caption, {}) for item in self.items(limit=SHOWN)]
+        return cards(shown, 0, repr(self))
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied.
@@ -270,6 +420,9 @@ class Index:
         A file that was moved or renamed is known again by its content, and keeps its item. Items of these folders whose
         files are gone are marked as missing, which searches leave out; when such a file comes back, so does its item.
 
+        An index of a model with one level is tuned (:meth:`tune`) as soon as it has more than 50,000 items: it has no
+        coarse level that would make searches fast.
+
         Args:
             paths: files and folders, or collections of them.
             captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
@@ -278,7 +431,7 @@ class Index:
                 ``rating``, ``keywords``, ``title``, ``description``; for ``where`` to ask about.
             exclude: globs of files and folders to pass over, beside :data:`hivlp.data.exclude.DEFAULTS`.
             prune: remove items whose files are gone, and those that a pattern excludes, instead of marking them; not
-                from a folder in which no picture is left, whose disk may not be connected.
+                from one of ``paths`` that is not there, or in which no picture is left: its disk may not be connected.
             reread: read what unchanged files say once more, as for an index of an earlier version.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
@@ -289,7 +442,7 @@ class Index:
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
-        from hivlp.index.adding import add_pictures
+        from hivlp.index.adding.pictures import add_pictures
 
         if self.maps is not None:
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
@@ -300,7 +453,7 @@ class Index:
                 self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
                 reread=reread, on_progress=on_progress, workers=workers,
             )  # fmt: skip
-            self._keep_up(on_tune)
+            self._keep_up(on_tune, first=True)
         return report
 
     def info(self) -> IndexInfo:
@@ -349,15 +502,36 @@ class Index:
             after = page[-1].id
             left = None if left is None else left - len(page)
 
-    def vectors(self, item: int) -> Embeddings:
-        """The stored vectors of an item, given by its id, (1, dim) float32 a level.
+    def vectors(self, items: int | str | Path | Iterable[int | str | Path]) -> Embeddings:
+        """The stored vectors of items, given by id or path, (n, dim) float32 a level; of one item n is 1.
 
         Raises:
             QueryError: if there is no such item.
             DamagedIndexError: if they are not as they were written.
         """
         with self.store.reading() as reader:
-            return reader.embeddings([self._item(reader, "item", item).row], check=True)
+            rows = [self._item(reader, "item", item).row for item in each_item(items)]
+            return reader.embeddings(rows, check=True)
+
+    def to_arrow(self, levels: str | Sequence[str] | None = None, *, where: str | None = None) -> pa.Table:
+        """The items with their vectors as an Arrow table, which pandas and polars read.
+
+        Columns: ``id``, ``path``, ``caption``, one for each key of the metadata (``metadata.KEY`` where the name is
+        taken), ``embedding`` with the vectors of the finest level, and one of its name for any other level. Written to
+        parquet, it can be indexed again.
+
+        Args:
+            levels: names of levels, default the finest; none for a table without vectors.
+            where: condition that the items must meet, as in :meth:`search`.
+
+        Raises:
+            ArgumentError: if there is no such level.
+            MissingExtraError: if pyarrow is not installed.
+            DamagedIndexError: if an item or a vector is not as it was written.
+        """
+        from hivlp.index.tables import to_arrow
+
+        return to_arrow(self.store, levels, where=where)
 
     def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
         """Remove items by id or path; a folder's path removes everything in it.
@@ -392,7 +566,7 @@ class Index:
         """
         with self.store.writer():
             moved, replaced = relocate(self.store, os.fspath(old), os.fspath(new))
-            self.store.keep_derived()
+            keep_derived(self.store)
         if not moved + replaced:
             raise QueryError(f"{self.path} has no item in {old}")
         return moved, replaced
@@ -414,13 +588,13 @@ class Index:
         Raises:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
-        from hivlp.index.tuning import before_renumbering
+        from hivlp.index.tuning.jobs import before_renumbering
 
         with self.store.writer():
             before = before_renumbering(self.store)
             freed = self.store.compact(on_progress)
             self._keep_up(on_tune, before)
-            self.store.keep_derived()
+            keep_derived(self.store)
         return freed
 
     def merge(self, other: Path | str, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
@@ -438,9 +612,9 @@ class Index:
             IndexFolderError: if the other index was made with another model, or is this one.
         """
         with self.store.writer():
-            added = self.store.merge(other, on_progress)
+            added = merge(self.store, other, on_progress)
             self._keep_up(on_tune)
-            self.store.keep_derived()
+            keep_derived(self.store)
         return added
 
     def refresh(self, on_progress: TuneProgress | None = None) -> bool:
@@ -459,7 +633,7 @@ class Index:
         Raises:
             IndexFolderError: if it cannot be written; the old one is there still.
         """
-        from hivlp.index.tuning import refresh
+        from hivlp.index.tuning.jobs import refresh
 
         refreshed = refresh(self.store, on_progress)
         self._answering.snapshots.look_again()
@@ -471,12 +645,17 @@ class Index:
         renumbering: Renumbering | None = None,
         *,
         mend: bool = True,
+        first: bool = False,
     ) -> None:
-        """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
-        from hivlp.index.tuning import refresh
+        """Refresh after a change that is committed, or tune for the ``first`` time where that is due.
+
+        What goes wrong here does not undo the change, and is told by the log.
+        """
+        from hivlp.index.tuning.jobs import refresh, tune_first
 
         try:
-            refresh(self.store, on_progress, renumbering, mend=mend)
+            if not refresh(self.store, on_progress, renumbering, mend=mend) and first:
+                tune_first(self.store, self._queries, on_progress)
         except IndexFolderError as error:
             logger.warning("the approximate index has not taken in what has changed: %s", error)
         self._answering.snapshots.look_again()
@@ -516,7 +695,7 @@ class Index:
                     lost = reader.integrity.lost()[0]
                 report.restored, report.lost = len(report.lost) - len(lost), lost
                 report.items = len(self)
-            self.store.keep_derived()
+            keep_derived(self.store)
         return report
 
     def add_embeddings(
@@ -539,7 +718,7 @@ class Index:
             DataError: if there are no vectors, or not of the index's length.
         """
         from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
-        from hivlp.index.adding_vectors import add_vectors
+        from hivlp.index.adding.vectors import add_vectors
 
         maps = self.maps
         if maps is None:
@@ -561,13 +740,19 @@ class Index:
             try:
                 self.store.info()  # adding to a damaged index would hide the damage
                 yield
-                self.store.keep_derived()
+                keep_derived(self.store)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
+    @overload
+    def search(self, query: str | Mix | None = None, **options: Unpack[SearchOptions]) -> SearchResult: ...
+
+    @overload
+    def search(self, query: list[str] | tuple[str, ...], **options: Unpack[SearchOptions]) -> list[SearchResult]: ...
+
     def search(
         self,
-        query: str | Mix | None = None,
+        query: str | Mix | list[str] | tuple[str, ...] | None = None,
         *,
         image: Picture | str | None = None,
         like: int | str | Path | None = None,
@@ -583,11 +768,12 @@ class Index:
         missing: bool = False,
         rerank: Reranker | None = None,
         rerank_depth: int | None = None,
-    ) -> SearchResult:
+    ) -> SearchResult | list[SearchResult]:
         """The items closest to a text, a picture, another item, a vector, or a mix of them.
 
         Args:
-            query: text, or a :class:`hivlp.index.mixing.Mix` of texts, pictures and items with weights and signs.
+            query: text, or a :class:`hivlp.index.mixing.Mix` of texts, pictures and items with weights and signs; or
+                several texts, as a list, for a list of results (:meth:`search_many`).
             image: a picture (file, bytes or PIL image).
             like: id or path of an item, which is itself left out.
             vector: level name -> (dim,) or (1, dim), for every level; of given embeddings ``fine`` is enough.
@@ -618,10 +804,16 @@ class Index:
             QueryError: if the query or an option makes no sense.
             PictureError: if ``image`` cannot be decoded.
         """
-        where = where if missing else self._missing.where(where)
+        if isinstance(query, (list, tuple)):
+            if any(given is not None for given in (image, like, vector)):
+                raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
+            return self.search_many(
+                query, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
+                group=group, recall=recall, missing=missing, rerank=rerank, rerank_depth=rerank_depth,
+            )  # fmt: skip
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall,
+            group=group, recall=recall, missing=missing,
         )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
@@ -630,7 +822,7 @@ class Index:
                 raise QueryError("a fusion model compares one text with pictures: it cannot be given a mix")
             return search_reranked(
                 self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
             )[0]  # fmt: skip
         watch = Stopwatch()
         encoded = None
@@ -647,6 +839,10 @@ class Index:
                 encoded = self._queries.of_vectors(reader.embeddings([row]))
                 plan, ((hits, steps),) = self._answering.answer_in(reader, [encoded], options, watch, row)
         return SearchResult(hits, watch.finish(), steps, plan)
+
+    async def asearch(self, query: str | Mix | None = None, **options: Unpack[SearchOptions]) -> SearchResult:
+        """What :meth:`search` finds, without keeping an event loop waiting."""
+        return await in_thread(self.search, query, **options)
 
     def search_many(
         self,
@@ -692,17 +888,16 @@ class Index:
         Raises:
             QueryError: if a query or an option makes no sense.
         """
-        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall,
+            group=group, recall=recall, missing=missing,
         )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
         if rerank is not None:
             return search_reranked(
                 self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
             )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
@@ -734,7 +929,7 @@ class Index:
         known: dict[int, Query] = {}
         for place, part in enumerate(mix.parts):
             if part.item is None:
-                known[place] = self._queries.of_one(part.text, part.image, None)
+                known[place] = self._queries.of_one(part.text, part.image, part.vectors)
         with self.store.reading() as reader:
             for place, part in enumerate(mix.parts):
                 if part.item is not None:
@@ -791,10 +986,10 @@ class Index:
         elif isinstance(queries, Iterable) and not (isinstance(queries, np.ndarray) and queries.dtype.kind not in "UO"):
             queries = as_texts(queries)
         recall = real_number("recall", recall)
-        from hivlp.index.tuning import tune
+        from hivlp.index.tuning.jobs import tune
 
         report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
-        self.store.keep_derived()
+        keep_derived(self.store)
         self._answering.snapshots.look_again()
         return report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 from hivlp.search.plan import Plan, stage_text
 from hivlp.search.stages import Step
@@ -50,6 +50,11 @@ class Hit(NamedTuple):
             data["duplicates"] = [duplicate.to_json() for duplicate in self.duplicates]
         return data
 
+    def _repr_html_(self) -> str:
+        from hivlp.search.html import card
+
+        return card(f"{self.rank}.", self.path, self.caption, self.scores)
+
 
 class Unmade(Protocol):
     """Hits that nobody has looked at yet."""
@@ -92,7 +97,13 @@ class SearchResult(Sequence[Hit]):
             hits = self._hits = hits.make()
         return hits
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Hit]: ...
+
+    def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
         return self.hits[index]
 
     def __len__(self) -> int:
@@ -110,6 +121,12 @@ class SearchResult(Sequence[Hit]):
 
     def __repr__(self) -> str:
         return f"SearchResult(hits={self.hits!r}, timings_ms={self.timings_ms!r}, plan={self.plan!r})"
+
+    def _repr_html_(self) -> str:
+        from hivlp.search.html import MOST, card, cards
+
+        shown = [card(f"{hit.rank}.", hit.path, hit.caption, hit.scores) for hit in self.hits[:MOST]]
+        return cards(shown, len(self), ", ".join(f"{name} {value:.2f} ms" for name, value in self.timings_ms.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SearchResult, self._values()

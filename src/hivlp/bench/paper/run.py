@@ -184,9 +184,10 @@ def _run(size: str, model: HiVLP, started: float) -> PaperReport:
             continue
         vectors = _vectors(real, model, pool)
         for direction, times in fusion.items():
-            for name, (each, pairs, gflop) in times.items():
-                total = round(each * pool, 2)
-                rows.append(Row(name, direction, pool, 1, None, None, total, total, pairs, gflop))
+            rows += [
+                Row(name, direction, pool, 1, None, None, round(each * pool, 2), round(each * pool, 2), pairs, gflop)
+                for name, (each, pairs, gflop) in times.items()
+            ]
         place = _index_folder(folder, real, pool)
         searched = {
             **{name: flat.times(vectors.items[:, :dim], vectors.queries[:, :dim]) for name, dim in FLAT.items()},

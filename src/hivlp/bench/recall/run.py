@@ -32,7 +32,7 @@ from hivlp.files.digests import cache_folder
 from hivlp.files.scratch import scratch_folder
 from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
-from hivlp.index.tuning import LEAST_ROWS
+from hivlp.index.tuning.jobs import LEAST_ROWS
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 
 ALL_STAMPS = "stamps, all"
@@ -260,7 +260,7 @@ def _pairs(name: str) -> Sequence[Pair]:
 
 def _published(row: PublishedRow) -> RecallRow:
     known = row.recalls
-    to_image, to_text = (None, None) if known is None else (dict(known.text_to_image), dict(known.image_to_text))
+    there, back = (None, None) if known is None else (dict(known.text_to_image), dict(known.image_to_text))
     rsum = None if known is None else known.rsum
     note = "; ".join(filter(None, [row.source, row.note]))
-    return RecallRow(row.dataset, row.model, row.how, "published", to_image, to_text, row.average, rsum, None, note)
+    return RecallRow(row.dataset, row.model, row.how, "published", there, back, row.average, rsum, None, note)

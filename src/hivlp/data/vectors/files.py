@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,7 @@ class Chunk:
         vectors: (n, d) float16, float32 or float64 as stored; no row is checked yet.
         told: n of what is known.
         refused: row of the chunk -> why there is no vector in it; ``vectors`` holds zeros there.
+        in_memory: whether they were given, and ``file`` only stands for them in messages.
     """
 
     file: Path
@@ -59,6 +60,7 @@ class Chunk:
     vectors: Raw
     told: Sequence[Told]
     refused: Mapping[int, str]
+    in_memory: bool = False
 
 
 class NpyFile:
@@ -112,7 +114,7 @@ class ParquetColumn:
             import pyarrow as pa
 
             schema = parquet.schema_arrow
-            lists = [field.name for field in schema if _is_vector(field.type)]
+            lists = [field.name for field in schema if is_vector(field.type)]
             self._column = column or COLUMN
             if self._column not in schema.names:
                 hint = f"name one of these with --column: {', '.join(lists)}" if lists else "it has no lists of floats"
@@ -142,7 +144,7 @@ class ParquetColumn:
         with opened(self.file) as parquet:
             for batch in batches(self.file, parquet, [self._column, *self._others], size=CHUNK):
                 vectors, refused = self._matrix(batch.column(self._column))
-                told, unusable = _tell(self.file, batch.select(self._others))
+                told, unusable = tell(self.file, batch.select(self._others))
                 yield Chunk(self.file, first, vectors, told, unusable | refused)
                 first += len(vectors)
 
@@ -163,21 +165,32 @@ class ParquetColumn:
 
     def _matrix(self, column: Any) -> tuple[Raw, dict[int, str]]:
         with arrow_errors(f"{self.file} is damaged"):
-            return _matrix(column, self.dim)
+            return matrix(column, self.dim)
 
 
-Part = NpyFile | ParquetColumn
-"""One file of vectors."""
+class Part(Protocol):
+    """Vectors of one origin, usually a file; attributes as of :class:`NpyFile`."""
+
+    file: Path
+    rows: int
+    dim: int
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows in order, at most ``CHUNK`` at a time."""
+
+    def some(self, count: int, rng: np.random.Generator) -> Iterator[Raw]:
+        """At most so many rows drawn at random, in pieces, not checked."""
 
 
-def _is_vector(kind: Any) -> bool:
+def is_vector(kind: Any) -> bool:
+    """Whether an arrow type is a list of floats."""
     import pyarrow as pa
 
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(test(kind) for test in lists) and pa.types.is_floating(kind.value_type)
 
 
-def _matrix(column: Any, dim: int) -> tuple[Raw, dict[int, str]]:
+def matrix(column: Any, dim: int) -> tuple[Raw, dict[int, str]]:
     """(n, dim) of an arrow column of lists, and row -> why it is none."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -201,9 +214,9 @@ def _told(file: Path) -> Iterator[tuple[list[Told], dict[int, str]]]:
     pending: list[Told] = []
     wrong: dict[int, str] = {}
     with opened(file) as parquet:
-        names = [field.name for field in parquet.schema_arrow if not _is_vector(field.type)]
+        names = [field.name for field in parquet.schema_arrow if not is_vector(field.type)]
         for batch in batches(file, parquet, names, size=CHUNK):
-            told, refused = _tell(file, batch)
+            told, refused = tell(file, batch)
             wrong.update({len(pending) + row: why for row, why in refused.items()})
             pending += told
             while len(pending) >= CHUNK:
@@ -214,7 +227,7 @@ def _told(file: Path) -> Iterator[tuple[list[Told], dict[int, str]]]:
         yield pending, wrong
 
 
-def _tell(file: Path, batch: Any) -> tuple[list[Told], dict[int, str]]:
+def tell(file: Path, batch: Any) -> tuple[list[Told], dict[int, str]]:
     """What a batch says of each row, and row -> why its path or caption cannot be used."""
     columns = {name: values(file, batch, name) for name in batch.schema.names}
     named, captioned = (column_named(columns, names) for names in (PATH_COLUMNS, CAPTION_COLUMNS))
