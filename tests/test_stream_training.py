@@ -271,7 +271,8 @@ def test_killed_and_on_a_full_disk_a_run_goes_on_with_the_same_losses(tmp_path):
     victim.communicate()
     kept = (tmp_path / "killed" / "run" / "checkpoint" / "checkpoint.safetensors").read_bytes()
 
-    full = run_train(tmp_path, recipe, "killed", "--resume", limit=len(kept) // 2)
+    alone = {**recipe, "compute": {**recipe["compute"], "workers": 0}}  # the limit is one of shared memory, too
+    full = run_train(tmp_path, alone, "killed", "--resume", limit=len(kept) // 2)
     _, err = full.communicate(timeout=240)
     assert full.returncode == 1 and "cannot be written: " in err and "--resume" in err and "Traceback" not in err
     assert (tmp_path / "killed" / "run" / "checkpoint" / "checkpoint.safetensors").read_bytes() == kept
