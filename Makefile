@@ -62,7 +62,7 @@ train: .venv-dev/.train
 	@test -n "$(PY)" || { echo "hivlp needs Python 3.11 or newer" >&2; exit 1; }
 	$(PY) -m venv .venv-dev
 	.venv-dev/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)'
-	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[train,dev]'
+	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[train,dev,interop]'
 	@touch $@
 
 .venv-dev/.docs: .venv-dev/.dev

@@ -182,7 +182,7 @@ def serving(hub: Hub):
     server.daemon_threads = True
     server.handle_error = lambda *_: None
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -511,6 +511,24 @@ def _tars(folder: Path, texts: str) -> Path:
     return folder / "shards"
 
 
+def write_tars(folder: Path, shards: int, pairs: int) -> None:
+    """Webdataset as ``img2dataset`` writes it: numbered tars with a picture, its caption and a JSON in each sample."""
+    folder.mkdir(parents=True)
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for number in range(shard * pairs, (shard + 1) * pairs):
+                said = f"thing{number} in {folder.name}"
+                about = json.dumps({"caption": said, "key": f"{number:09}", "status": "success"})
+                for suffix, content in (
+                    ("jpg", picture_bytes(number)),
+                    ("txt", said.encode()),
+                    ("json", about.encode()),
+                ):
+                    member = tarfile.TarInfo(f"{number:09}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
 PAIR_FORMATS = {
     "folder": _sidecars,
     "folder with a table": lambda folder: _json_lines(folder, "metadata.jsonl").parent,
@@ -610,3 +628,37 @@ def write_karpathy(root: Path, name: str, entries: Sequence[Mapping[str, Any]]) 
     root.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"images": list(entries), "dataset": name})
     (root / f"dataset_{name}.json").write_text(text, encoding="utf-8")
+
+
+# Shards of a stream.
+
+
+def shard_members(numbers: Sequence[int]) -> dict[str, bytes]:
+    """Webdataset samples: drawings of :func:`draw_shape`'s kind, the caption of each with its number."""
+    members: dict[str, bytes] = {}
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        members[f"{number:06}.png"] = buffer.getvalue()
+        members[f"{number:06}.txt"] = f"picture {number} red circle".encode()
+    return members
+
+
+def write_tar(path: Path, members: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> Path:
+    """An uncompressed tar of these files, whose names may repeat."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items() if isinstance(members, Mapping) else members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_shards(folder: Path, shards: int, each: int, first: int = 0) -> Path:
+    """Tars ``000.tar``, ``001.tar``, … of ``each`` samples, numbered from ``first`` on."""
+    for shard in range(shards):
+        start = first + shard * each
+        write_tar(folder / f"{shard:03}.tar", shard_members(range(start, start + each)))
+    return folder

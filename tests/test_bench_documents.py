@@ -111,6 +111,8 @@ def test_titles_that_start_alike_are_not_apart(tmp_path: Path) -> None:
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dictionary(tmp_path / "dictd", [])
     packages = {"dict-words": "dictd/words.index", "one-doc": "doc/one", "two-doc": "doc/two"}
+    (tmp_path / "doc" / "two").mkdir(parents=True)
+    (tmp_path / "doc" / "two" / "README").write_text("Another package's.")
     monkeypatch.setenv("HIVLP_DOCUMENTS", str(tmp_path))
     with pytest.raises(DataError, match=r"apt-get install one-doc two-doc$"):
         read_documents(packages=packages)

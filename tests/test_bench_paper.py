@@ -25,14 +25,14 @@ def test_pools_are_those_of_the_paper():
 
 def test_ratios_are_of_text_to_image_one_query_at_a_time():
     rows = [
-        Row(UNITER, TO_IMAGE, 1000, 1, None, None, 800.0, 64),
-        Row(LIGHTNINGDOT, TO_IMAGE, 1000, 1, 20.0, 1.0, 21.0),
-        Row(LIGHTNINGDOT, TO_IMAGE, 1000, 400, 9.0, 1.0, 10.0),
-        Row(SAME, TO_IMAGE, 1000, 1, 9.5, 0.5, 10.0),
-        Row(INT8, TO_IMAGE, 1000, 1, 3.5, 0.5, 4.0),
-        Row(SHIPPED, TO_IMAGE, 1000, 1, 1.5, 0.5, 2.0),
-        Row(SHIPPED, TO_TEXT, 1000, 1, 1.5, 0.5, 1.0),
-        Row(SHIPPED, TO_IMAGE, 5000, 1, 1.5, 0.5, 2.0),
+        Row(UNITER, TO_IMAGE, 1000, 1, None, None, 800.0, 800.0, 64),
+        Row(LIGHTNINGDOT, TO_IMAGE, 1000, 1, 20.0, 1.0, 21.0, 21.0),
+        Row(LIGHTNINGDOT, TO_IMAGE, 1000, 400, 9.0, 1.0, 10.0, 10.0),
+        Row(SAME, TO_IMAGE, 1000, 1, 9.5, 0.5, 10.0, 10.0),
+        Row(INT8, TO_IMAGE, 1000, 1, 3.5, 0.5, 4.0, 4.0),
+        Row(SHIPPED, TO_IMAGE, 1000, 1, 1.5, 0.5, 2.0, 2.0),
+        Row(SHIPPED, TO_TEXT, 1000, 1, 1.5, 0.5, 1.0, 1.0),
+        Row(SHIPPED, TO_IMAGE, 5000, 1, 1.5, 0.5, 2.0, 2.0),
     ]
     assert paper._ratios(rows, UNITER) == {SAME: {"1000": 80.0}, INT8: {"1000": 200.0}, SHIPPED: {"1000": 400.0}}
     assert paper._ratios(rows, LIGHTNINGDOT)[SHIPPED] == {"1000": 10.5}
@@ -69,3 +69,39 @@ def test_only_one_large_system_is_held(tmp_path):
     assert systems.get(UniterRanker) is first
     systems.get(torch.nn.Linear, 2, 2)
     assert systems.get(UniterRanker, UniterConfig(layers=1, width=64, feed_forward=64, vocabulary=50)) is not first
+
+
+def test_times_are_drawn_with_a_line_a_system(tmp_path):
+    row = {"direction": TO_IMAGE, "batch": 1}
+    rows = [row | {"system": name, "pool": pool, "total_ms": pool / 100}
+            for name in (SAME, LIGHTNINGDOT) for pool in (1000, 5000)]  # fmt: skip
+    paper.draw(rows, tmp_path / "times.png")
+    assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_graph_of_lightningdot_is_kept(tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="FAISS is not installed: pip install 'hivlp[bench]'")
+    monkeypatch.setattr(paper, "BATCH", 4)
+    rng = np.random.default_rng(0)
+    pool = paper._Vectors(*(rng.random((rows, 8), np.float32) for rows in (50, 20, 5)))
+    assert FlatSearch().graph(tmp_path / "hnsw", pool, build=False) is None
+    times, size = FlatSearch().graph(tmp_path / "hnsw", pool, build=True)
+    assert set(times) == {1, 4} and size > 4 * 9
+    assert FlatSearch().graph(tmp_path / "hnsw", pool, build=False)[1] == size
+
+
+def test_a_model_exported_in_int8_agrees_with_float32(tmp_path, capsys):
+    from hivlp.cli import main
+    from hivlp.encode import HiVLP
+    from synthetic import save_tiny
+
+    folder = save_tiny(tmp_path / "tiny")
+    assert main(["export", str(folder)]) == 0
+    exact = HiVLP.from_pretrained(folder).encode_text(CAPTIONS)
+    assert main(["export", str(folder), "--precision", "int8", "--json"]) == 0
+    assert '"int8_cosine": ' in capsys.readouterr().out
+    found = HiVLP.from_pretrained(folder).encode_text(CAPTIONS)
+    for level in exact:
+        assert (exact[level] * found[level]).sum(1).min() > 0.99
+    first = exact.coarse.shape[1]
+    assert HiVLP.from_pretrained(folder).encode_text(CAPTIONS, levels=["coarse"]).coarse.shape[1] == first

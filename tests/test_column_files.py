@@ -23,6 +23,7 @@ from hivlp.errors import DamagedIndexError
 from hivlp.files import npy
 from hivlp.index import Index
 from hivlp.index.verify import verify
+from hivlp.store.derived import keep_columns
 from hivlp.store.fields import files
 from hivlp.store.fields.commit import CommitColumns
 from hivlp.store.reader import Reader
@@ -59,7 +60,7 @@ def columns_are_used(index: Index) -> bool:
 def base(tmp_path_factory) -> Path:
     with Index.create(tmp_path_factory.mktemp("columns") / "x", model=FakeEncoder(), fields=FIELDS) as index:
         add(index, 120, odd=PLAIN)
-        index.store.keep_columns()
+        keep_columns(index.store)
         return index.path
 
 
@@ -107,13 +108,13 @@ def test_whatever_happens_to_an_index_its_columns_follow(tmp_path, monkeypatch, 
                 case 4:
                     index.compact()
                 case 5:
-                    index.store.keep_columns()
+                    keep_columns(index.store)
                 case 6 if not merged:
                     merged = index.merge(tmp_path / "other") > 0
             check(index, rng.sample(ASKED, 3))
         monkeypatch.setattr(files, "LEAST_TAIL", 0)
         monkeypatch.setattr(files, "GROWTH", 1 << 40)
-        index.store.keep_columns()
+        keep_columns(index.store)
         assert columns_are_used(index)
         counts = index.info().fields
         assert {name: count.values for name, count in counts.items()} == {
@@ -144,11 +145,11 @@ def test_files_are_written_again_when_a_hundredth_came_since(index, monkeypatch)
     monkeypatch.setattr(files, "LEAST_TAIL", 10)
     before = folder(index)
     add(index, 10, first=200)
-    assert not index.store.keep_columns() and folder(index) == before
+    assert not keep_columns(index.store) and folder(index) == before
     add(index, 1, first=300)
     check(index)
-    assert index.store.keep_columns() and folder(index) != before and columns_are_used(index)
-    assert not index.store.keep_columns(), "nothing is due any more"
+    assert keep_columns(index.store) and folder(index) != before and columns_are_used(index)
+    assert not keep_columns(index.store), "nothing is due any more"
 
 
 def test_the_first_condition_after_opening_runs_no_scan(base, monkeypatch):
@@ -177,7 +178,7 @@ def test_threads_ask_while_one_adds(index, always):
         answers = [pool.submit(ask, number) for number in range(100)]
         for number in range(8):
             add(index, 4, number, PLAIN, first=1000 + 10 * number)
-            index.store.keep_columns()
+            keep_columns(index.store)
         assert [answer.result() for answer in answers] == [0] * 100
     check(index)
 
@@ -185,7 +186,7 @@ def test_threads_ask_while_one_adds(index, always):
 def test_a_backup_that_was_put_back_is_answered_as_it_is(index, always):
     kept = (index.path / "items.db").read_bytes()
     add(index, 30, 7, first=0)
-    index.store.keep_columns()
+    keep_columns(index.store)
     check(index)
     index.close()
     (index.path / "items.db").write_bytes(kept)  # names files that are gone
@@ -193,7 +194,7 @@ def test_a_backup_that_was_put_back_is_answered_as_it_is(index, always):
         check(again)
         assert not columns_are_used(again)
         add(again, 1, first=700)
-        again.store.keep_columns()
+        keep_columns(again.store)
         assert columns_are_used(again)
         check(again)
 
@@ -204,7 +205,7 @@ def test_a_full_disk_loses_no_item(index, always, monkeypatch, caplog):
 
     monkeypatch.setattr(files, "save", full)
     add(index, 5, first=900)
-    assert not index.store.keep_columns()
+    assert not keep_columns(index.store)
     assert "columns of fields are not written" in caplog.text and len(index) == 125
     check(index)
 
@@ -213,7 +214,7 @@ def test_what_a_killed_process_left_is_swept(index):
     (index.path / "fields.000000000000123").mkdir()
     (index.path / "fields.000000000000123" / "year.codes.npy").write_bytes(b"half")
     check(index)
-    index.store.keep_columns()
+    keep_columns(index.store)
     assert len(list(index.path.glob("fields.*"))) == 1
 
 
@@ -230,7 +231,7 @@ def test_killed_while_writing_columns_an_index_answers_as_before(index, always):
             print("ready", flush=True)
             for number in itertools.count():
                 add(index, 1, number, [None, 1, 2.5], first=5000 + number % 7)
-                index.store.keep_columns()
+                keep_columns(index.store)
     """
     rng = random.Random(1)
     for _ in range(6):
@@ -241,7 +242,7 @@ def test_killed_while_writing_columns_an_index_answers_as_before(index, always):
             process.kill()
         check(index)
     add(index, 1, first=6000)
-    index.store.keep_columns()
+    keep_columns(index.store)
     assert columns_are_used(index) and verify(index.path).ok
     assert len(list(index.path.glob("*fields.*"))) == 1, "what was left is swept"
     check(index)
@@ -260,7 +261,7 @@ def test_a_folder_that_cannot_be_written_is_searched(index, monkeypatch):
 def test_an_index_without_fields_is_as_before(tmp_path):
     with Index.create(tmp_path / "x", model=FakeEncoder()) as index:
         add(index, 5)
-        assert not index.store.keep_columns() and index.info().fields == {}
+        assert not keep_columns(index.store) and index.info().fields == {}
     with closing(sqlite3.connect(tmp_path / "x" / "items.db")) as db:
         assert not {"fields", "columns", "optional_check"} & {key for (key,) in db.execute("SELECT key FROM meta")}
 

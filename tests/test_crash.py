@@ -26,7 +26,8 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from synthetic import FakeEncoder
-from hivlp.index import Index, adding
+from hivlp.index import Index
+from hivlp.index.adding import pictures as adding
 adding.COMMIT_ITEMS = 8
 encoder = FakeEncoder()
 path = Path(sys.argv[3])

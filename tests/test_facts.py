@@ -241,8 +241,8 @@ def test_an_old_sidecar_is_not_read_again(index, tmp_path, monkeypatch):
     path = tmp_path / "p" / "a.jpg"
     path.with_suffix(".xmp").write_bytes(XMP)
     index.add(tmp_path / "p")
-    monkeypatch.setattr("hivlp.index.adding.RACY_NS", -(10**18))
-    monkeypatch.setattr("hivlp.index.adding.picture_facts", lambda data: pytest.fail("it was read"))
+    monkeypatch.setattr("hivlp.index.adding.pictures.RACY_NS", -(10**18))
+    monkeypatch.setattr("hivlp.index.adding.pictures.picture_facts", lambda data: pytest.fail("it was read"))
     assert index.add(tmp_path / "p").skipped == 3
 
 

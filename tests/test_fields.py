@@ -11,6 +11,7 @@ import pytest
 from field_values import FIELDS, NOT_PLAIN, VALUES, add, add_told, by_columns, by_sql, condition
 from hivlp.errors import ArgumentError, DataError, QueryError
 from hivlp.index import Index, index_embeddings
+from hivlp.store.derived import keep_columns
 from hivlp.store.fields import commit
 from hivlp.store.fields.commit import ASKED, CommitColumns
 from synthetic import FakeEncoder, random_unit, write_pictures
@@ -23,7 +24,7 @@ def made(tmp_path_factory):
     for odd in (VALUES, [value for value in VALUES if value not in NOT_PLAIN]):
         index = Index.create(tmp_path_factory.mktemp("fields") / "x", model=FakeEncoder(), fields=FIELDS)
         add(index, 700, odd=odd)
-        index.store.keep_columns()
+        keep_columns(index.store)
         add(index, 300, seed=1, odd=odd)
         index.remove([5, 6, 900])
         found.append(index)
@@ -107,7 +108,7 @@ def test_a_value_of_another_type_is_null(tmp_path, kind, values):
     with Index.create(tmp_path / "x", model=FakeEncoder(), fields={"value": kind}) as index:
         given = [*values, (None, None), ([1, 2], None), ({"a": 1}, None)]
         add_told(index, [{"value": value} for value, _ in given])
-        found = index.store.keep_columns() and index.info().fields["value"]
+        found = keep_columns(index.store) and index.info().fields["value"]
         assert found.values == sum(value is not None for _, value in given)
         assert found.without == len(given) - found.values
         for row, (_, value) in enumerate(given):
@@ -127,7 +128,7 @@ def test_numbers_that_json_has_not_are_no_metadata(tmp_path):
 def test_metadata_that_sqlite_cannot_read_have_no_fields(tmp_path):
     with Index.create(tmp_path / "x", model=FakeEncoder(), fields=FIELDS) as index:
         add_told(index, [{"year": 2010}, {"year": 2010, "price": float("nan")}])
-        index.store.keep_columns()
+        keep_columns(index.store)
         assert by_columns(index, "year = 2010") == by_sql(index, "year = 2010")
         for text in ["metadata ->> 'year' = 2010", "NOT metadata ->> 'year' = 2010"] * (ASKED + 1):
             answers = []

@@ -27,8 +27,9 @@ from hivlp.bench.report import Report
 from hivlp.cli import main
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.files import npy
-from hivlp.index import Index, tuning
-from hivlp.index.tuned_index import QUERIES, TunedIndex
+from hivlp.index import Index
+from hivlp.index.tuning import jobs
+from hivlp.index.tuning.tuned_index import QUERIES, TunedIndex
 from hivlp.search import truth
 from hivlp.search.opened import open_ann
 from hivlp.search.operating_points import FOLDER, Tuned
@@ -377,7 +378,7 @@ def _tune_again(folder: Path, moment: int) -> None:
 
     try:
         with Index.open(folder) as index, index.store.writer():
-            vectors, _, generation = tuning.finest(index.store)
+            vectors, _, generation = jobs.finest(index.store)
             tuned, engine, bound = open_ann(folder, vectors, generation)
             left = [moment]
 
@@ -428,7 +429,7 @@ def test_an_engine_is_put_in_the_place_of_whatever_is_there(folder, tmp_path, qu
     else:
         place.symlink_to(elsewhere if how == "a link" else tmp_path / "nowhere")
     with Index.open(folder) as index:
-        vectors, _, generation = tuning.finest(index.store)
+        vectors, _, generation = jobs.finest(index.store)
         (tmp_path / "copy").mkdir()
         shutil.copytree(elsewhere, tmp_path / "copy" / FOLDER)
         tuned, engine, bound = open_ann(tmp_path / "copy", vectors, generation)

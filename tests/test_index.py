@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from hivlp.errors import HivlpError, IndexFolderError, QueryError
 from hivlp.index import Index
-from hivlp.index import adding as adding_module
+from hivlp.index.adding import pictures as adding_module
 from hivlp.store import vectors as vectors_module
 from synthetic import FakeEncoder, Stored, tuned_connections, write_pictures
 
@@ -301,7 +301,8 @@ def test_readers_see_whole_commits_while_another_process_writes(tmp_path, encode
     write_pictures(tmp_path / "p", 200)
     script = (
         "import sys; sys.path[:0] = sys.argv[3:]\n"
-        "from pathlib import Path; from synthetic import FakeEncoder; from hivlp.index import Index, adding\n"
+        "from pathlib import Path; from synthetic import FakeEncoder; from hivlp.index import Index\n"
+        "from hivlp.index.adding import pictures as adding\n"
         "adding.COMMIT_ITEMS = 10\n"
         "with Index.open(sys.argv[1], FakeEncoder()) as index: print(index.add(Path(sys.argv[2])).added)\n"
     )

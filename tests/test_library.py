@@ -15,9 +15,9 @@ from filelock import FileLock
 
 from hivlp.errors import DataError, IndexFolderError, QueryError
 from hivlp.index import Index
-from hivlp.index import adding as adding_module
 from hivlp.index import watching as watching_module
-from hivlp.index.gone import is_gone
+from hivlp.index.adding import pictures as adding_module
+from hivlp.index.adding.gone import is_gone
 from hivlp.index.watching import watch
 from synthetic import write_pictures
 
@@ -315,3 +315,69 @@ def test_watching_waits_for_a_folder_and_a_writer(index, library, tmp_path):
     assert len(shown(index)) == 12
     with pytest.raises(DataError, match="does not exist"):
         watch(index, [library / "none"])
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "another disk"])
+def test_a_folder_that_was_named_is_not_pruned_with_what_is_around_it(index, library, tmp_path, left):
+    """A disk that is mounted inside the library, named beside it, and not connected."""
+    disk = library / "b"
+    disk.rename(tmp_path / "disk")
+    if left != "nothing":
+        disk.mkdir()
+    if left == "another disk":
+        (disk / "note.txt").write_text("x")
+    (library / "a" / "00000.png").unlink()
+    report = index.add(library, disk, prune=True)
+    assert (report.pruned, report.missing, report.items) == (1, 6, 11)
+    assert [failure.path for failure in report.failed] == [str(disk)] and "disk" in report.failed[0].error
+    shutil.rmtree(disk, ignore_errors=True)
+    (tmp_path / "disk").rename(disk)
+    assert index.add(library, disk, prune=True).missing == 0 and len(shown(index)) == 11
+    shutil.rmtree(disk)
+    assert index.add(library, prune=True).pruned == 6
+
+
+def test_a_folder_that_is_away_is_named_and_the_others_are_read(index, library, tmp_path):
+    library.rename(tmp_path / "disk")
+    write_pictures(tmp_path / "other", 2, start=300)
+    report = index.add(tmp_path / "other", library, prune=True)
+    assert (report.added, report.pruned, report.items) == (2, 0, 14)
+    assert [failure.path for failure in report.failed] == [str(library)]
+    for paths in ([library], [tmp_path / "other", tmp_path / "typo"]):
+        with pytest.raises(DataError, match="does not exist"):
+            index.add(*paths, prune=True)
+    assert len(index) == 14
+
+
+def test_a_disk_that_goes_during_the_walk_is_not_pruned(index, library, tmp_path, monkeypatch):
+    find = adding_module.find_pictures
+
+    def unplugged(*arguments):
+        found = list(find(*arguments))
+        yield found[0]
+        library.rename(tmp_path / "disk")
+
+    monkeypatch.setattr(adding_module, "find_pictures", unplugged)
+    report = index.add(library, prune=True)
+    assert (report.pruned, report.missing, report.items) == (0, 11, 12)
+    assert [failure.path for failure in report.failed] == [str(library)]
+
+
+def test_watching_spares_and_names_a_folder_that_is_away(index, library, tmp_path):
+    disk = library / "b"
+    reports, errors, stop = [], [], threading.Event()
+
+    def seen(report):
+        reports.append(report)
+        if len(reports) == 1:
+            disk.rename(tmp_path / "disk")
+        elif len(reports) == 2:
+            library.rename(tmp_path / "all")
+
+    def told(error):
+        errors.append(error)
+        stop.set()
+
+    watch(index, [library, disk], prune=True, every=0.01, stop=stop, on_report=seen, on_error=told)
+    assert [(report.pruned, len(report.failed)) for report in reports] == [(0, 0), (0, 1)]
+    assert len(index) == 12 and str(library) in errors[0] and "disk" in errors[0]

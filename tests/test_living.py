@@ -22,8 +22,9 @@ from hivlp.ann import AnnIndex, checks, lists, native
 from hivlp.ann.arrays import ARRAYS
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.files import npy
-from hivlp.index import Index, tuned_index, tuning
-from hivlp.index.tuned_index import TunedIndex
+from hivlp.index import Index
+from hivlp.index.tuning import jobs, tuned_index
+from hivlp.index.tuning.tuned_index import TunedIndex
 from hivlp.search import calibration, truth
 from hivlp.search.operating_points import FOLDER, Tuned
 from hivlp.search.truth import Truth
@@ -51,7 +52,7 @@ def quick():
     """A few rows are enough to be taken in, and tuning is quick."""
     with quick_tuning(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuned_index, "LATE", LATE)
-        patch.setattr(tuning, "LATE", LATE)
+        patch.setattr(jobs, "LATE", LATE)
         yield
 
 
@@ -95,7 +96,7 @@ class Oracle:
 
 def check_lists(index: Index) -> None:
     """The lists are valid, know all rows but a few, and the truth beside them is what a scan finds."""
-    rows = tuning.finest(index.store)
+    rows = jobs.finest(index.store)
     found = TunedIndex.load(index.path, rows)
     assert found is not None
     assert checks.fault({name: getattr(found.index.arrays, name) for name in ARRAYS}) is None
@@ -298,7 +299,7 @@ def test_recall_is_checked_and_a_point_that_falls_short_gives_way(folder, tmp_pa
         change(index, oracle, tmp_path, "add", 900, 4711, 0)
         after = Tuned.load(folder)
         assert (after.rows, after.checked_rows, after.learnt_rows) == (ITEMS + 900, ITEMS + 900, ITEMS)
-        found = TunedIndex.load(folder, tuning.finest(index.store))
+        found = TunedIndex.load(folder, jobs.finest(index.store))
         data = calibration._Data(
             found.index, None, tuned_index._split(found.queries)[0], found.truth, lambda what, done, total: None
         )
@@ -460,13 +461,13 @@ def bad_truths(rows: np.ndarray, scores: np.ndarray) -> list[tuple[str, np.ndarr
 @pytest.mark.slow
 def test_a_truth_that_is_none_is_not_believed(made, tmp_path, queries):
     with Index.open(made) as index:
-        found = TunedIndex.load(made, tuning.finest(index.store))
+        found = TunedIndex.load(made, jobs.finest(index.store))
     for number, (name, array) in enumerate(bad_truths(found.truth.rows, found.truth.scores)):
         folder = Path(shutil.copytree(made, tmp_path / str(number)))
         hostile(folder, name, array)
         oracle = Oracle(cloud(ITEMS, WIDTH, 0), "index.npy")
         with Index.open(folder) as index:
-            assert TunedIndex.load(folder, tuning.finest(index.store)) is None, (name, array.shape)
+            assert TunedIndex.load(folder, jobs.finest(index.store)) is None, (name, array.shape)
             change(index, oracle, tmp_path, "add", LATE, 7, 1000 + number)
             oracle.check(index, queries[:2])
             if name != tuned_index.QUERIES:  # without queries, nothing can be measured: the lists stay as they are
@@ -475,7 +476,7 @@ def test_a_truth_that_is_none_is_not_believed(made, tmp_path, queries):
 
 def test_a_manifest_of_more_checked_rows_than_there_are_is_not_believed(folder, queries):
     with Index.open(folder) as index:
-        rows = tuning.finest(index.store)
+        rows = jobs.finest(index.store)
         found = TunedIndex.load(folder, rows)
         with index.store.writer():
             replace(found, tuned=replace(found.tuned, checked_rows=ITEMS + 1)).save(index.store)

@@ -15,7 +15,10 @@ from hivlp.levels import Level  # noqa: E402
 from hivlp.mini.efficientnet import EfficientNetLite, EfficientNetOptions  # noqa: E402
 from hivlp.mini.heads import (  # noqa: E402
     ANCHOR,
+    ASKED,
+    CLASS_TEMPERATURE,
     CLASSES,
+    SEEN,
     AnchoredPrototypeHead,
     AnchoredResidualHead,
     PrototypeHead,
@@ -121,6 +124,28 @@ def test_an_anchored_similarity_is_the_weighted_sum_of_both():
     got = image_head(images) @ text_head(texts).T
     assert torch.allclose(got, expected, atol=1e-5)
     assert torch.allclose(image_head(images).norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_a_text_that_asks_adds_the_classes_it_is_like():
+    torch.manual_seed(0)
+    unit = torch.nn.functional.normalize
+    image_head, text_head = AnchoredPrototypeHead(CLASSES + 6, 16).eval(), AnchoredResidualHead(8, 16).eval()
+    image_head.anchor.copy_(unit(torch.randn(CLASSES, 8), dim=-1))
+    images, texts = torch.randn(3, CLASSES + 6), torch.randn(4, 8)
+    trained = image_head.trained(images) @ text_head.trained(texts).T
+    seen = unit(images[:, 6:].softmax(1) @ image_head.anchor, dim=-1)
+
+    def ratio(said):
+        """Of what the dot product is to the weighted sum of the two similarities."""
+        return (image_head(images) @ text_head(texts).T) / (trained + ASKED * seen @ said.T)
+
+    alone = ratio(unit(texts, dim=-1))
+    assert torch.allclose(alone, alone[:1, :1].expand_as(alone), rtol=1e-3)
+    text_head.classes.copy_(image_head.anchor)
+    likely = (unit(texts, dim=-1) @ image_head.anchor.T / CLASS_TEMPERATURE).softmax(1) @ image_head.anchor
+    both = ratio(unit(unit(texts, dim=-1) + SEEN * unit(likely, dim=-1), dim=-1))
+    assert torch.allclose(both, alone, rtol=1e-3)
+    assert torch.allclose(text_head(texts).norm(dim=1), torch.ones(4), atol=1e-5)
 
 
 def test_a_folder_gives_back_the_same_model(folder):

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hivlp.errors import DamagedIndexError
 from hivlp.index import Index, SearchResult
 from hivlp.levels import Embeddings
 from hivlp.search.options import Options
 from hivlp.search.timing import Stopwatch
 from hivlp.store import payloads
+from hivlp.store.derived import keep_payloads
 from hivlp.store.records import NewItem, PayloadFile, Stamp
 from synthetic import FakeEncoder, cloud, clusters, make_tuned_index, random_levels
 
@@ -54,7 +54,7 @@ def index(tmp_path):
     """An index of 60 items with a payload file, and 15 that came later."""
     with Index.create(tmp_path / "index", model=FakeEncoder()) as made:
         add(made, 60)
-        assert made.store.keep_payloads(least=1)
+        assert keep_payloads(made.store, least=1)
         add(made, 15, 60)
         yield made
 
@@ -107,7 +107,7 @@ def test_hits_are_those_of_the_catalog_with_an_approximate_index_and_every_recal
             (k, recall): [index.search(vector={"fine": query}, k=k, recall=recall).hits for query in asked[:20]]
             for k in (1, 10, 60) for recall in (None, 0.5, 0.9, 1.0)
         }  # fmt: skip
-        assert index.store.keep_payloads(least=1)
+        assert keep_payloads(index.store, least=1)
         for (k, recall), hits in before.items():
             assert [index.search(vector={"fine": query}, k=k, recall=recall).hits for query in asked[:20]] == hits
             many = index.search_many(vectors={"fine": asked[:20]}, k=k, recall=recall)
@@ -146,9 +146,9 @@ def test_results_are_compared_printed_and_pickled_by_what_they_hold(index):
 
 def test_it_is_written_when_many_rows_came_and_old_ones_go(index, tmp_path):
     first = file_of(index)
-    assert not index.store.keep_payloads(least=1) and file_of(index) == first, "15 rows are looked up"
+    assert not keep_payloads(index.store, least=1) and file_of(index) == first, "15 rows are looked up"
     add(index, payloads.LEAST_TAIL, 100)
-    assert index.store.keep_payloads() and file_of(index) != first
+    assert keep_payloads(index.store) and file_of(index) != first
     assert index.verify().damage == []
 
 
@@ -179,19 +179,19 @@ def test_a_record_in_anothers_place_is_looked_up_in_the_catalog(index):
     file, vector = file_of(index), queries(index)[0]
     known, _ = plain(index, vector, k=75)
     data = bytearray(file.read_bytes())
-    data[8:16] = data[:8]  # the second row's record begins where the first one's does
+    data[20:28] = data[8:16]  # the second row's record begins where the first one's does
     file.write_bytes(data)
     with Index.open(index.path, model=FakeEncoder()) as opened:
         assert opened.search(vector=vector, k=75).hits == known
 
 
-@pytest.mark.parametrize("where", ["first", "last", "length"])
+@pytest.mark.parametrize("where", ["first", "last", "checksum"])
 def test_a_damaged_record_is_looked_up_in_the_catalog_and_repaired(index, where):
     file, vector = file_of(index), queries(index)[0]
     known, _ = plain(index, vector, k=75)
     data = bytearray(file.read_bytes())
-    starts = struct.unpack_from(f"<{61}Q", data)
-    at = {"first": starts[0] + 20, "last": len(data) - 1, "length": starts[7] + 12}[where]
+    starts = [start for start, _ in struct.iter_unpack("<QI", data[8 : 8 + 12 * 60])]
+    at = {"first": starts[0] + 20, "last": len(data) - 1, "checksum": 8 + 12 * 7 + 9}[where]
     data[at] ^= 0x55
     file.write_bytes(data)
     with Index.open(index.path, model=FakeEncoder()) as opened:
@@ -213,7 +213,7 @@ def test_a_file_that_is_not_the_catalogs_is_not_used(index, what):
         file.mkdir()
     elif what != "missing":
         short = data[:-1] if what == "short" else data + b"x" if what == "long" else b"" if what == "empty" else data
-        offsets = data[:8] + b"\xff" * (8 * 61 - 8) + data[8 * 61 :]
+        offsets = data[:8] + b"\xff" * (12 * 60 + 8) + data[8 + 12 * 60 + 8 :]
         file.write_bytes(b"\0" * len(data) if what == "another" else offsets if what == "offsets" else short)
     with Index.open(index.path, model=FakeEncoder()) as opened:
         assert opened.search(vector=vector, k=75).hits == known
@@ -221,19 +221,35 @@ def test_a_file_that_is_not_the_catalogs_is_not_used(index, what):
             assert [damage.kind for damage in opened.verify().damage] == ["payloads"]
 
 
-def test_a_record_with_a_right_checksum_and_no_json_is_damage_when_it_is_shown(index):
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"", b"nothing", b"{}", b"[]", b"5", b'"text"', b'[1,"path",null]', b'[1,"path",null,{},5]',
+        b'[1,"path",null,[]]', b'["1","path",null,{}]', b'[1,5,null,{}]', b'[1,"path",5,{}]', b'[true,"path",null,{}]',
+        b'[1,"path",null,{}],[]', b'[1,"path",null,{}],[1,"path",null,{}]', b"[" * 100_000, b"\xff",
+    ],
+    ids=lambda record: record[:40].decode("latin-1"),
+)  # fmt: skip
+def test_a_record_with_a_right_checksum_that_is_none_is_looked_up_in_the_catalog(index, record):
     file, vector = file_of(index), queries(index)[0]
-    data = bytearray(file.read_bytes())
-    starts = struct.unpack_from("<61Q", data)
-    for row, (start, end) in enumerate(itertools.pairwise(starts)):
-        data[end - 1] = ord("!")
-        data[start : start + 4] = zlib.crc32(data[start + 4 : end], row).to_bytes(4, "little")
-    file.write_bytes(data)
+    known, _ = plain(index, vector, k=75)
+    start = 8 + 12 * 60 + 8
+    table = b"".join(
+        struct.pack("<QI", start + len(record) * row, zlib.crc32(record, row)) for row in range(60)
+    ) + struct.pack("<Q", start + 60 * len(record))
+    file.write_bytes(payloads.MAGIC + table + record * 60)
     with Index.open(index.path, model=FakeEncoder()) as opened:
-        found = opened.search(vector=vector, k=75)
-        assert len(found) == 75
-        with pytest.raises(DamagedIndexError, match="run `hivlp repair`"):
-            found.hits  # noqa: B018
+        assert opened.search(vector=vector, k=75).hits == known
+        assert [damage.kind for damage in opened.verify().damage] == ["payloads"]
+
+
+def test_a_file_of_the_layout_before_is_no_damage_and_is_replaced(index):
+    file, vector = file_of(index), queries(index)[0]
+    known, _ = plain(index, vector, k=75)
+    file.write_bytes(struct.pack("<61Q", *[8 * 61] * 61))
+    with Index.open(index.path, model=FakeEncoder()) as opened:
+        assert opened.search(vector=vector, k=75).hits == known and opened.verify().damage == []
+        assert keep_payloads(opened.store, least=1) and not file.exists()
 
 
 def test_the_file_of_another_history_is_not_used(index, tmp_path):
@@ -241,13 +257,13 @@ def test_the_file_of_another_history_is_not_used(index, tmp_path):
     backup = tmp_path / "items.db"
     shutil.copy(index.path / "items.db", backup)
     add(index, payloads.LEAST_TAIL, 100)
-    assert index.store.keep_payloads(least=1)
+    assert keep_payloads(index.store, least=1)
     index.close()
     shutil.copy(backup, index.path / "items.db")
     with Index.open(index.path, model=FakeEncoder()) as opened:
         vector = queries(opened)[0]
         assert opened.search(vector=vector, k=75).hits == plain(opened, vector, k=75)[0]
-        assert opened.store.keep_payloads(least=1) and len(list(opened.path.glob("payloads.*"))) == 1
+        assert keep_payloads(opened.store, least=1) and len(list(opened.path.glob("payloads.*"))) == 1
 
 
 def test_what_a_killed_writer_left_goes_and_a_full_disk_is_no_failure(index, caplog, monkeypatch):
@@ -256,25 +272,28 @@ def test_what_a_killed_writer_left_goes_and_a_full_disk_is_no_failure(index, cap
     add(index, payloads.LEAST_TAIL, 100)
     monkeypatch.setattr(payloads.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
     with caplog.at_level(logging.WARNING):
-        assert not index.store.keep_payloads(least=1)
+        assert not keep_payloads(index.store, least=1)
     monkeypatch.undo()
     assert "no space left" in caplog.text and not stray.exists()
     vector = queries(index)[0]
     assert index.search(vector=vector, k=75).hits == plain(index, vector, k=75)[0]
-    assert index.store.keep_payloads(least=1)
+    assert keep_payloads(index.store, least=1)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_hostile_file_gives_records_or_none(tmp_path, data):
     rows = data.draw(st.integers(0, 5))
-    offsets = data.draw(st.lists(st.integers(0, 2**64 - 1), min_size=rows, max_size=rows))
+    starts = data.draw(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 300), min_size=rows, max_size=rows))
+    checksums = data.draw(st.lists(st.integers(1, 2**32 - 1), min_size=rows, max_size=rows))
     rest = data.draw(st.binary(max_size=200))
-    size = 8 * (rows + 1) + len(rest)
+    size = 8 + 12 * rows + 8 + len(rest)
     file = tmp_path / "payloads.1"
-    file.write_bytes(struct.pack(f"<{rows + 1}Q", *offsets, size) + rest)
+    table = b"".join(struct.pack("<QI", *entry) for entry in zip(starts, checksums, strict=True))
+    file.write_bytes(payloads.MAGIC + table + struct.pack("<Q", size) + rest)
     opened = payloads.Payloads(file, rows)
-    assert all(opened.get(row) is None for row in range(rows))
+    assert [opened.record(row) for row in range(rows)] == [b""] * rows
+    assert opened.read(range(rows)) is None or rows == 0
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from hivlp.levels import Level  # noqa: E402
 from hivlp.model.hivlp_model import HiVLPModel  # noqa: E402
 from hivlp.train.adapt import AdaptConfig, adapt  # noqa: E402
 from hivlp.train.inputs.augment import plain_view  # noqa: E402
+from hivlp.train.inputs.corpus import Inputs  # noqa: E402
 from hivlp.train.inputs.features import build_corpus, text_features, token_features  # noqa: E402
 from hivlp.train.recipe.schema import Augment, Recipe  # noqa: E402
-from hivlp.train.step import Inputs  # noqa: E402
 from synthetic import BERT, VOCABULARY, save_checkpoint, write_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.train

@@ -69,7 +69,7 @@ def test_a_sound_recipe_is_accepted(known, tmp_path):
     ("key", "value", "message"),
     [
         ("nam", "x", "unknown key nam; did you mean name?"),
-        ("init.imgae", "registry", "unknown key init.imgae; did you mean image? known: image, text"),
+        ("init.imgae", "registry", "unknown key init.imgae; did you mean image? known: image, model, text"),
         ("init.image", "regsitry", "init.image is 'regsitry'; did you mean registry? known: random, registry"),
         ("levels.0.dims", 4, "unknown key levels[0].dims; did you mean dim?"),
         ("levels.1.dim", 0, "levels[1]: level fine: dim must be a whole number of at least 1"),

@@ -21,6 +21,8 @@ from hivlp.levels import Embeddings, Level
 from hivlp.store import folder as folder_module
 from hivlp.store.codec import CODECS, FLOAT16, FLOAT32, INT8, not_unit
 from hivlp.store.folder import Store, reading
+from hivlp.store.making import make_store
+from hivlp.store.merging import merge
 from hivlp.store.records import About, NewItem, Stamp
 from hivlp.store.repair import repair_store
 from hivlp.store.verify import verify_store
@@ -55,7 +57,7 @@ def codec(request) -> str:
 
 @pytest.fixture
 def store(tmp_path, codec):
-    Store.make(tmp_path / "x", ABOUT, codec=codec)
+    make_store(tmp_path / "x", ABOUT, codec=codec)
     with closing(Store(tmp_path / "x")) as store:
         append(store, range(30))
         yield store
@@ -144,10 +146,10 @@ def test_vectors_cut_off_or_gone_are_named_and_the_rest_is_kept(store, codec):
 
 @pytest.mark.parametrize("other", sorted(CODECS))
 def test_stores_of_different_codecs_merge(store, codec, other, tmp_path):
-    Store.make(tmp_path / "y", ABOUT, codec=other)
+    make_store(tmp_path / "y", ABOUT, codec=other)
     with closing(Store(tmp_path / "y")) as second:
         append(second, range(20, 50), version=2)
-        assert store.merge(second.path) == 20
+        assert merge(store, second.path) == 20
     loose = max(codec, other, key=lambda name: TOLERANCE[name])
     check(store, dict.fromkeys(range(30), 0) | dict.fromkeys(range(30, 50), 2), loose)
 
@@ -155,7 +157,7 @@ def test_stores_of_different_codecs_merge(store, codec, other, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_writer_leaves_every_reported_commit_whole(tmp_path, codec, seed):
-    Store.make(tmp_path / "x", ABOUT, codec=codec)
+    make_store(tmp_path / "x", ABOUT, codec=codec)
     out, into = os.pipe()
     if (child := os.fork()) == 0:
         try:
@@ -222,7 +224,7 @@ def test_rows_that_no_unit_vector_can_be_are_found(codec):
 
 
 def test_a_dtype_that_its_format_cannot_have_is_refused(tmp_path):
-    Store.make(tmp_path / "x", ABOUT)
+    make_store(tmp_path / "x", ABOUT)
     with closing(Store(tmp_path / "x")) as store, store.changing() as writer:
         writer.set_rows(0, dtype=INT8.dtype)
     with pytest.raises(DamagedIndexError, match="dtype is 'int8'"), reading(tmp_path / "x"):
@@ -233,7 +235,7 @@ def test_records_are_spelt_and_sealed_as_in_every_version(tmp_path):
     """The checksum of all that ``items.db`` says, as the version that introduced format 2 wrote it."""
     names = ("/p/a.png", "/p/café 🦊.png", "not UTF-8 \udce9", 'it\'s "so"\n')
     levels = (Level("coarse", 4, 1, 1), Level("fine", 8, 2, 2))
-    Store.make(tmp_path / "x", About("m", "s", "f" * 64, levels))
+    make_store(tmp_path / "x", About("m", "s", "f" * 64, levels))
     with closing(Store(tmp_path / "x")) as store:
         for turn in range(3):
             told = (None, {}) if turn == 0 else ("a caption é", {"n": turn, "ké": [1, None]})
@@ -289,7 +291,7 @@ def look(store: Store):
 @pytest.mark.slow
 def test_threads_read_whole_commits_while_one_writes(tmp_path, codec):
     """Each commit replaces all items, and at times compacts: a reader sees one version alone, with its vectors."""
-    Store.make(tmp_path / "x", ABOUT, codec=codec)
+    make_store(tmp_path / "x", ABOUT, codec=codec)
     numbers, stop = list(range(12)), threading.Event()
     known = [vectors(numbers, version)["fine"] for version in range(16)]
 
@@ -426,7 +428,7 @@ def test_a_refused_change_leaves_the_store_and_its_lock_free(store, monkeypatch)
 
 def test_only_the_wide_codecs_of_old_formats_are_upgraded(tmp_path):
     """A float32 that was asked for stays float32; that of format 1 was not."""
-    Store.make(tmp_path / "x", ABOUT, codec=FLOAT32.name)
+    make_store(tmp_path / "x", ABOUT, codec=FLOAT32.name)
     with closing(Store(tmp_path / "x")) as store:
         append(store, range(4))
         store.remove([1]), store.compact()
@@ -441,5 +443,5 @@ def test_not_unit_knows_every_float_type():
 
 def test_a_codec_that_there_is_not_is_refused_by_name(tmp_path):
     with pytest.raises(ArgumentError, match="a codec is float16, float32, int8, not 'int4'"):
-        Store.make(tmp_path / "x", ABOUT, codec="int4")
+        make_store(tmp_path / "x", ABOUT, codec="int4")
     assert not (tmp_path / "x").exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from hivlp.ann import native
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index
-from hivlp.search import calibration
 from hivlp.store.database import BUSY_SECONDS
+from synthetic import quick_tuning
 
 ROWS, WIDTH, THREADS = 3000, 48, 8
 
@@ -26,16 +28,23 @@ def unit(rows: int, seed: int) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """An index, ``plain``, and a copy of it that is ``tuned``."""
+    folder = tmp_path_factory.mktemp("threads")
+    np.save(folder / "v.npy", unit(ROWS, 0))
+    arguments = ["--embeddings", str(folder / "v.npy"), "-o", str(folder / "plain"), "--dims", "8", "--fit", "pca"]
+    assert main(["index", *arguments]) == 0
+    if native.load() is not None:
+        with quick_tuning(), Index.open(shutil.copytree(folder / "plain", folder / "tuned")) as index:
+            index.tune(unit(300, 1), recall=0.9)
+    return folder
+
+
 @pytest.fixture(params=["plain", pytest.param("tuned", marks=pytest.mark.skipif(
     native.load() is None, reason="the kernels are not compiled here"))])  # fmt: skip
-def index(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "TIMED", 3)
-    np.save(tmp_path / "v.npy", unit(ROWS, 0))
-    arguments = ["--embeddings", str(tmp_path / "v.npy"), "-o", str(tmp_path / "index"), "--dims", "8", "--fit", "pca"]
-    assert main(["index", *arguments]) == 0
-    with Index.open(tmp_path / "index") as opened:
-        if request.param == "tuned":
-            opened.tune(unit(300, 1), recall=0.9)
+def index(request, made, tmp_path):
+    with Index.open(shutil.copytree(made / request.param, tmp_path / "index")) as opened:
         yield opened
 
 
@@ -113,7 +122,7 @@ def test_a_second_writer_waits_for_the_first(index, tmp_path):
 
 def test_what_is_remembered_of_hits_is_bounded_and_forgotten_beside_searches(index, monkeypatch):
     monkeypatch.setattr("hivlp.index.snapshots.MOST_SHOWN", 25)
-    queries = unit(60, 4)
+    queries = unit(20, 4)
     alone = [told(index.search(vector=query, where="id % 2 = 0")) for query in queries]
     conditions = ["id % 2 = 0", *(f"id % 2 = 0 AND id > {-number}" for number in range(1, 12))]
     with ThreadPoolExecutor(THREADS) as pool:

@@ -21,8 +21,24 @@ CLIP = {
                       "image_size": 32, "patch_size": 16},
 }  # fmt: skip
 SIGLIP = {key: CLIP[key] for key in ("text_config", "vision_config")} | {"model_type": "siglip"}
-IMAGE = {"convnet": {"channels": (4, 8, 8), "grid": 2}, "efficientnet_lite": {"variant": "lite0"}}
-TEXT = {"bert": {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+VIT = {"image_size": 32, "patch": 16, "width": 16, "depth": 3, "heads": 2, "feed_forward": 2.0}
+IMAGE = {
+    "convnet": {"channels": (4, 8, 8), "grid": 2},
+    "efficientnet_lite": {"variant": "lite0"},
+    "vit": VIT,
+    "vit with registers": {**VIT, "registers": 2, "pool": "mean", "layer_scale": 0.1},
+    "transformers": {"model_type": "vit", "image_size": 32, "patch_size": 16, "layer_norm_eps": 1e-6, **SMALL},
+    "transformers dinov2": {"model_type": "dinov2_with_registers", "image_size": 32, "patch_size": 16, **SMALL},
+    "transformers convnext": {"model_type": "convnext", "hidden_sizes": [4, 8, 8, 8], "depths": [1, 1, 1, 1]},
+}
+TEXT = {
+    "bert": {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "transformers": {"model_type": "roberta", "vocab_size": 20, **SMALL, "max_position_embeddings": 16},
+    "transformers distilbert": {"model_type": "distilbert", "vocab_size": 20, "dim": 16, "hidden_dim": 32,
+                                "n_layers": 3, "n_heads": 2, "pool": "class"},
+}  # fmt: skip
+"""Kind, and what sort of it, -> options."""
 SIZES = {
     "linear": (8, 4),
     "projection": (8, 4),
@@ -40,10 +56,12 @@ SIZES = {
 def towers():
     """Name -> how to build it with random weights."""
     bert, convnet = TowerConfig("bert", TEXT["bert"]), TowerConfig("convnet", IMAGE["convnet"])
-    for kind, options in IMAGE.items():
-        yield f"image {kind}", lambda kind=kind, options=options: build_towers(TowerConfig(kind, options), bert)[0]
-    for kind, options in TEXT.items():
-        yield f"text {kind}", lambda kind=kind, options=options: build_towers(convnet, TowerConfig(kind, options))[1]
+    for name, options in IMAGE.items():
+        image = TowerConfig(name.split()[0], options)
+        yield f"image {name}", lambda image=image: build_towers(image, bert)[0]
+    for name, options in TEXT.items():
+        text = TowerConfig(name.split()[0], options)
+        yield f"text {name}", lambda text=text: build_towers(convnet, text)[1]
     for options in (CLIP, SIGLIP):
         config = TowerConfig(DUAL_ENCODER, options)
         for side in (0, 1):
@@ -67,12 +85,35 @@ def tower(request):
     return tower
 
 
+def test_a_vit_with_weights_of_transformers_computes_the_same():
+    theirs = TOWERS["image transformers"]().eval()
+    ours = TOWERS["image vit"]().eval()
+    state = theirs.network.state_dict()
+    embeddings = "embeddings.patch_embeddings.projection"
+    named = {"cls_token": state["embeddings.cls_token"], "pos_embed": state["embeddings.position_embeddings"]}
+    for part in ("weight", "bias"):
+        named |= {f"patch_embed.proj.{part}": state[f"{embeddings}.{part}"], f"norm.{part}": state[f"layernorm.{part}"]}
+        for block in range(3):
+            there, here = f"layers.{block}", f"blocks.{block}"
+            qkv = [state[f"{there}.attention.{each}_proj.{part}"] for each in "qkv"]
+            named |= {f"{here}.attn.qkv.{part}": torch.cat(qkv)}
+            for old, new in (("attention.o_proj", "attn.proj"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2"),
+                             ("layernorm_before", "norm1"), ("layernorm_after", "norm2")):  # fmt: skip
+                named[f"{here}.{new}.{part}"] = state[f"{there}.{old}.{part}"]
+    ours.load_state_dict(named)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        mine, given = ours(pixels, (2, 3)), theirs(pixels, (2, 3))
+    assert all(torch.allclose(mine[layer], given[layer], atol=1e-4) for layer in (2, 3))
+
+
 def every_layer(tower) -> tuple[int, ...]:
     return tuple(range(1, tower.depth + 1))
 
 
 def test_every_registered_tower_and_head_is_held_to_this():
-    assert set(IMAGE_TOWERS.names()) == set(IMAGE) and set(TEXT_TOWERS.names()) == set(TEXT)
+    assert set(IMAGE_TOWERS.names()) == {name.split()[0] for name in IMAGE}
+    assert set(TEXT_TOWERS.names()) == {name.split()[0] for name in TEXT}
     assert set(HEADS.names()) == set(SIZES)
 
 

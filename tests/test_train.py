@@ -272,7 +272,8 @@ def test_an_epoch_is_cut_evenly(workplace):
     """Forty-one pairs in batches of at most ten: no pair is left by itself."""
     from types import SimpleNamespace
 
-    from hivlp.train.step import batches, steps_of_epoch
+    from hivlp.train.inputs.batch import steps_of_epoch
+    from hivlp.train.inputs.corpus import batches
 
     recipe = replace(load_recipe(SOURCE.parent / "recipes" / "tiny_cpu.yaml"), seed=1)
     recipe = replace(recipe, optim=replace(recipe.optim, batch_size=10, epochs=2))

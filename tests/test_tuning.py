@@ -16,12 +16,13 @@ from hivlp.ann.arrays import Arrays
 from hivlp.ann.manifest import MANIFEST, manifest_check
 from hivlp.cli import main
 from hivlp.errors import IndexFolderError, QueryError
-from hivlp.index import Index, tuning_queries
+from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
+from hivlp.index.tuning import queries as tuning_queries
 from hivlp.search import opened
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned
-from synthetic import Stored, cloud, make_tuned_index, quick_tuning
+from synthetic import FakeEncoder, Stored, cloud, fill, make_tuned_index, quick_tuning, random_levels, write_pictures
 
 WIDTH = 48
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -400,3 +401,26 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(tmp_path, monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["tune", str(tmp_path / "none"), "--plot", str(tmp_path / "x.png")]) == 1
     assert "matplotlib, which is not installed: pip install matplotlib" in capsys.readouterr().err
+
+
+def test_an_index_of_one_level_is_tuned_once_it_outgrows_the_exact_scan(tmp_path, monkeypatch):
+    monkeypatch.setattr("hivlp.index.tuning.jobs.OUTGROWN", 1_100)
+    model = FakeEncoder(dims=(32,))
+    (first, second) = write_pictures(tmp_path / "pictures", 2)
+    with Index.create(tmp_path / "i", model=model) as index, quick_tuning():
+        fill(index, random_levels(index.levels, 1_099))
+        index.add(first)
+        assert index.info().tuned is None
+        index.add(second)
+        assert index.info().tuned is not None
+        chosen = index.search("a dog").chosen
+        assert "tuned on 1101 rows" in chosen.why
+
+
+def test_an_index_with_a_coarse_level_is_not_tuned_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr("hivlp.index.tuning.jobs.OUTGROWN", 1_000)
+    (picture,) = write_pictures(tmp_path / "pictures", 1)
+    with Index.create(tmp_path / "i", model=FakeEncoder()) as index:
+        fill(index, random_levels(index.levels, 1_100))
+        index.add(picture)
+        assert index.info().tuned is None

@@ -14,6 +14,7 @@ import pytest
 
 from hivlp.errors import DamagedIndexError, HivlpError, QueryError
 from hivlp.index import Index
+from hivlp.index.photo_filter import joined
 from hivlp.index.verify import verify
 from hivlp.levels import Embeddings
 from hivlp.store import where
@@ -107,15 +108,23 @@ GROWN = "(SELECT x || x || x || x AS x FROM (SELECT substr(caption, 1, 200000) A
         ("id = ?", "placeholder"),
         ("id = :name", "placeholder"),
         ("1 ORDER BY id", "ORDER"),
-        ("1) LIMIT (1", "LIMIT"),
+        ("1) LIMIT (1", "bracket closes"),
         ("1; ATTACH 'x' AS y", "--where"),
         ("ATTACH 'x' AS y", "syntax"),
         ("PRAGMA writable_schema = 1", "syntax"),
         ("1) UNION SELECT (1", "--where"),
-        ("(id = 1", "--where"),
+        ("(id = 1", "bracket opens"),
+        ("1) OR (1", "bracket closes"),
+        ("id = 0 /* ( */ ) OR (1", "bracket closes"),
+        ("id = '(' ) OR (1", "bracket closes"),
+        ('id = "a" -- "\n) OR (1', "bracket closes"),
         ("id = 1)", "--where"),
         ("id = 'x", "quote"),
-        ("1 /* open", "--where"),
+        ("1 /* open", "comment"),
+        ("1)) /*", "--where"),
+        ("id = 1 /*/", "comment"),
+        ('id = "open', "quote"),
+        ("id = [open", "quote"),
         ("id = 1\0", "NUL"),
         (" ", "empty"),
         ("\ud800", "--where"),
@@ -251,3 +260,26 @@ def test_pictures_and_conditions_go_together(tmp_path, encoder):
     with Index.create(tmp_path / "x", model=encoder) as index:
         index.add(tmp_path / "p")
         assert len(index.search("x", where="metadata->>'format' = 'PNG' AND metadata->>'width' = 12")) == 4
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "path LIKE '%)%' OR id = 1",
+        "id = 1 -- ) (",
+        "id = 1 /* ( ' */",
+        'id IN (1, "id") AND [id] = 1',
+        "(id) = ((1))",
+        "'it''s )' <> '' AND id = 1",
+    ],
+)
+def test_brackets_in_quotes_and_comments_are_letters(index, condition):
+    assert count(index, condition) >= 1
+
+
+def test_a_condition_cannot_leave_what_it_is_joined_with():
+    assert joined("id = 1 -- (", "id < 3") == "(id = 1 -- (\n) AND (id < 3\n)"
+    for condition in ("1) OR (1", "1 /*", "(1", "'", ""):
+        for conditions in ((condition, "id = 0"), ("id = 0", condition)):
+            with pytest.raises(QueryError, match="--where"):
+                joined(*conditions)

@@ -137,7 +137,40 @@ def models() -> str:
     return "\n".join(rows)
 
 
+def recall() -> str:
+    """Every run of `hivlp bench recall` in docs/recall, its data sets apart, then published rows once."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "docs" / "recall").glob("*.json"))]
+    parts, published = [], {}
+    for run in runs:
+        machine = run["machine"]
+        parts.append(f"`{run['command']}`, {machine['cpu']}, {machine['cores']} cores, {run['seconds']:.0f} s.\n")
+        parts += [f"Short of the aim: {each}.\n" for each in run["short"]]
+        measured = [row for row in run["rows"] if row["kind"] == "measured"]
+        published |= {(row["dataset"], row["model"], row["way"]): row for row in run["rows"] if row not in measured}
+        for name, about in run["datasets"].items():
+            whole = "" if about.get("complete", True) else ", not the whole benchmark"
+            parts.append(f"**{name}**: {about['images']:,} pictures, {about['captions']:,} captions{whole}\n")
+            parts.append(_recalls([row for row in measured if row["dataset"] == name]))
+    names = dict.fromkeys(row["dataset"] for row in published.values())
+    parts += [f"**{name}, published**\n\n" + _recalls([row for row in published.values() if row["dataset"] == name])
+              for name in names]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _recalls(rows: list[dict[str, Any]]) -> str:
+    head = "| system | way | text→image R@1 / 5 / 10 | image→text R@1 / 5 / 10 | AR | kept | | note |"
+    lines = [head, "|" + "---|" * 8]
+    for row in rows:
+        sides = ("not published" if side is None else " / ".join(f"{value:.1f}" for value in side.values())
+                 for side in (row["text_to_image"], row["image_to_text"]))  # fmt: skip
+        kept = "" if row["retained"] is None else f"{100 * row['retained']:.1f}%"
+        cells = (row["model"], row["way"], *sides, f"{row['AR']:.1f}", kept, row["kind"], row["note"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 TABLES = {
+    "recall": recall,
     "experiments": experiments,
     "floors": floors,
     "models": models,

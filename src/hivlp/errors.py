@@ -49,14 +49,16 @@ class NoItemError(QueryError, KeyError):
     __str__ = Exception.__str__  # that of KeyError shows a quoted text
 
 
-_TRAIN = "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib pyarrow"
+_TRAIN = "torch transformers accelerate safetensors onnx pyyaml tensorboard matplotlib fsspec pyarrow"
 EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
     "langchain": "langchain-core",
     "llama-index": "llama-index-core",
-    "systems": "lmdb msgpack",
+    "systems": "lmdb lz4 msgpack",
+    "s3": "s3fs",
+    "interop": "ir-measures ranx mteb",
     "train": _TRAIN,
     "open_clip": f"open_clip_torch timm {_TRAIN}",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",

@@ -147,6 +147,8 @@ def load_short() -> ctypes.PyDLL | None:
     library.hivlp_dot.argtypes = _DOT
     library.hivlp_unit.argtypes = [c_void_p, c_int64, c_void_p]
     library.hivlp_unit.restype = c_double
+    library.hivlp_units.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+    library.hivlp_units.restype = None
     library.hivlp_project.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p]
     return library
 
@@ -169,9 +171,9 @@ def units(vectors: Vectors) -> tuple[Vectors, NDArray[np.float64]]:
         for row, (vector, _) in zip(result, made, strict=True):
             row[:] = vector
         return result, np.array([length for _, length in made], np.float64)
-    given, written, step = pointer(vectors), pointer(result), vectors.itemsize * dim
-    lengths = [library.hivlp_unit(given + at, dim, written + at) for at in range(0, count * step, step or 1)]
-    return result, np.array(lengths, np.float64)
+    lengths = np.empty(count, np.float64)
+    library.hivlp_units(view(vectors), count, dim, view(result), view(lengths))
+    return result, lengths
 
 
 def project(matrix: Vectors, vector: Vectors) -> Vectors:

@@ -28,11 +28,13 @@ from hivlp.bench.fuzz_child import HUNG, PATIENCE
 from hivlp.bench.report import Report, measured
 from hivlp.coarse.closed import prefix
 from hivlp.errors import IndexFolderError
-from hivlp.index import Index, tuning
-from hivlp.index.tuned_index import TunedIndex
+from hivlp.index import Index
+from hivlp.index.tuning import jobs
+from hivlp.index.tuning.tuned_index import TunedIndex
 from hivlp.levels import Vectors
 from hivlp.search.likeness import Likeness, Region
 from hivlp.search.operating_points import Depth, OperatingPoint, Tuned, sample
+from hivlp.store.derived import keep_payloads
 from hivlp.store.records import NewItem, Stamp
 
 CHUNK = 50  # cases a process
@@ -139,7 +141,7 @@ def make_index(
     with Index.create_from_embeddings(place, prefix(width, 8)) as index:
         built = items - 50 if late else items
         _append(index, vectors[:built], 0)
-        fine, _, generation = tuning.finest(index.store)
+        fine, _, generation = jobs.finest(index.store)
         engine = AnnIndex.build(
             fine, queries=vectors[:1200], dims=dims, sign_dims=signed, nlist=lists, assignments=copies
         )
@@ -153,7 +155,7 @@ def make_index(
             generation, built, built, "the items themselves", 0.99, (Depth(10, points, ladder, likeness),), sample(fine)
         )
         TunedIndex.of(engine, bounds, vectors[:200].astype(np.float16), tuned).save(index.store)
-        index.store.keep_payloads(least=1)
+        keep_payloads(index.store, least=1)
         if late:
             _append(index, vectors[built:], built)
 

@@ -23,6 +23,7 @@ from hivlp.encode.base import Encoder
 from hivlp.index import AddReport, Index
 from hivlp.levels import Embeddings, Level
 from hivlp.store.folder import Store
+from hivlp.store.making import make_store
 from hivlp.store.records import About, NewItem, Stamp
 
 SIDE = 400
@@ -121,7 +122,7 @@ def append_rates(batches: int = 8, batch: int = 10_000, dims: Sequence[int] = (6
     rates = []
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "index"
-        Store.make(place, About("numbers", "numbers", "0" * 64, levels))
+        make_store(place, About("numbers", "numbers", "0" * 64, levels))
         with closing(Store(place)) as index:
             for part in tqdm(range(batches), "batches", leave=False, disable=None):
                 items = [

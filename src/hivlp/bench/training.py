@@ -20,7 +20,7 @@ from hivlp.levels import Level
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.objective import HierarchicalObjective, ObjectiveConfig
 
-BATCH, FINE, COARSE = 8192, 512, 64
+BATCH, LARGE, FINE, COARSE = 8192, 32_768, 512, 64
 SIDE, TOKENS = 64, 24
 
 
@@ -69,6 +69,9 @@ class TrainingReport(Report):
     batch: int
     dims: dict[str, int]
     memory_mb: dict[str, float]
+    large_batch: int
+    large_memory_mb: float
+    large_matrix_share: float
     memory_ratio: dict[str, float]
     pairs_per_second: dict[str, float]
     throughput_ratio: float
@@ -80,26 +83,35 @@ class TrainingReport(Report):
             lines.append(f"{name:20s}{memory:16.0f}{self.pairs_per_second[name]:12.0f}")
         for levels, ratio in self.memory_ratio.items():
             lines.append(f"memory, {levels}, plain over hivlp: {ratio:.1f}×")
+        share = f"{self.large_matrix_share:.4f} of one float32 matrix of scores (1/16 is {1 / 16})"
+        lines.append(
+            f"memory, hivlp's two levels at a batch of {self.large_batch}: {self.large_memory_mb:.0f} MB, {share}"
+        )
         lines.append(f"throughput, hivlp's two levels over the plain one: {self.throughput_ratio:.3f}×")
         return "\n".join(lines)
 
 
 def run(repeats: int = 7) -> TrainingReport:
-    """Peak memory of each loss for a batch of 8,192, and training throughput with the same towers.
+    """Peak memory of each loss for a batch of 8,192, of ours for 32,768, and training throughput with the same towers.
 
     Returns:
-        ``memory_mb`` by loss and ``memory_ratio`` (plain over ours, by number of levels); ``pairs_per_second`` by loss
+        ``memory_mb`` by loss and ``memory_ratio`` (plain over ours, by number of levels); ``large_memory_mb`` of our
+        two levels and ``large_matrix_share``, that over one matrix of the batch's scores; ``pairs_per_second`` by loss
         (median) and ``throughput_ratio`` (our two levels over the plain one, the median of ratios of runs that took
         turns).
     """
     started = time.perf_counter()
     memory = {name: peak_memory(name) for name in LOSSES}
+    large = peak_memory("hivlp, two levels", LARGE)
     rates = throughput(repeats)
     plain, two = rates["plain, one level"], rates["hivlp, two levels"]
     return TrainingReport(
         batch=BATCH,
         dims={"fine": FINE, "coarse": COARSE},
         memory_mb={name: round(value, 1) for name, value in memory.items()},
+        large_batch=LARGE,
+        large_memory_mb=round(large, 1),
+        large_matrix_share=round(large * 2**20 / (4 * LARGE**2), 5),
         memory_ratio={
             levels: round(memory[f"plain, {levels}"] / memory[f"hivlp, {levels}"], 2)
             for levels in ("one level", "two levels")
@@ -110,16 +122,16 @@ def run(repeats: int = 7) -> TrainingReport:
     )
 
 
-def peak_memory(name: str) -> float:
+def peak_memory(name: str, batch: int = BATCH) -> float:
     """MB that a loss and its gradients take beyond the vectors that it is given, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (name,))
+        return pool.apply(_measured, (name, batch))
 
 
-def _measured(name: str) -> float:
+def _measured(name: str, batch: int) -> float:
     loss = LOSSES[name]()
     _backward(loss, 64)  # threads and kernels are there before the measurement begins
-    vectors = _vectors(BATCH)
+    vectors = _vectors(batch)
     before = memory_bytes() / 2**20
     loss(*vectors)["loss"].backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before

@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hivlp.cli.models import DEFAULT_MODEL, load_model
+from hivlp.cli.models import DEFAULT_MODEL, load_fusion, load_model
 from hivlp.cli.output import fail, print_result, usage
 
 if TYPE_CHECKING:
@@ -19,15 +19,24 @@ BENCHES = {
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
+    "stream": "start, memory, speed and exact resumption of training on millions of pairs in shards",
     "crash": "whether an index survives kills and failing disks",
     "fuzz": "whether damaged and hostile index folders can do more than be refused",
     "living": "what filters, additions, removals and compaction leave of a tuned index's figures",
     "threads": "throughput and answers of threads that search one index, alone and beside a writer",
     "paper": "milliseconds a query beside UNITER, LightningDOT, METER and CLIP, by pool size",
+    "recall": "recall on every data set at hand, each level, cascade, approximate index, beside published rows",
     "ann": "the engine's speed and recall beside other libraries'",
     "products": "an index beside embedded vector databases, payloads, filters and changes included",
 }
-MODULES = {"index": "indexing", "paper": "paper.run", "ann": "ann.run", "products": "products.run"}
+MODULES = {
+    "index": "indexing",
+    "paper": "paper.run",
+    "stream": "stream.run",
+    "recall": "recall.run",
+    "ann": "ann.run",
+    "products": "products.run",
+}
 """Modules of :mod:`hivlp.bench` that are not called as their bench is; each has a function ``run``."""
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pictures": (400, ("index",)),
@@ -35,11 +44,15 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cases": (2000, ("fuzz",)),
     "vectors": (None, ("threads",)),
     "queries": (None, ("threads",)),
-    "size": ("small", ("models", "objective", "paper", "ann", "products")),
-    "plot": (None, ("objective", "ann", "products")),
+    "size": ("small", ("models", "objective", "paper", "recall", "ann", "products", "stream")),
+    "plot": (None, ("objective", "paper", "ann", "products")),
     "sentences": (1_000_000, ("ann",)),
+    "data": ((), ("recall",)),
+    "root": (None, ("recall",)),
+    "published": (None, ("recall",)),
+    "rerank": (None, ("recall",)),
     "fresh": (False, ("ann",)),
-    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "paper", "ann", "products")),
+    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "paper", "recall", "ann", "products")),
 }
 """Default of each option, and the benches whose ``run`` takes it."""
 
@@ -57,9 +70,18 @@ def run_bench(arguments: argparse.Namespace) -> int:
     if taken.get("size") not in (None, "small", larger):
         return usage("bench", f"the sizes of {arguments.name} are small and {larger}, not {taken['size']}")
     module = import_module(f"hivlp.bench.{MODULES.get(arguments.name, arguments.name)}")
-    if "model" in taken:  # loaded by need where vectors may be given
-        load = partial(load_model, taken["model"])
-        taken["model"] = load if arguments.name == "threads" else load()
+    if "model" in taken:
+        names = [taken["model"]] if isinstance(taken["model"], str) else taken["model"]
+        if len(names) > 1 and arguments.name != "recall":
+            return usage("bench", f"--model is given once with {arguments.name}: only recall takes several")
+        loads = [partial(load_model, name) for name in names]
+        one = loads[0] if arguments.name == "threads" else loads[0]()  # by need where vectors may be given
+        taken["model"] = [one, *(load() for load in loads[1:])] if arguments.name == "recall" else one
+    if "rerank" in taken:
+        from hivlp.evaluate.reranked import Reranking
+
+        model = load_fusion(arguments)
+        taken["rerank"] = None if model is None else Reranking(model, arguments.rerank_depth)
     report: Report = module.run(**taken)
     print_result(arguments, report.to_json, report.to_text)
     return fail(f"{len(report.failures)} failures") if report.failures else 0

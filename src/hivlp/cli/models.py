@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,20 @@ def index_model(index: Index, model: str | None, device: str | None = None) -> H
             f"{index.path} was made of embeddings alone: search by --vector or --like, or name their model with --model"
         )
     return load_model(model or index.model_source, device)
+
+
+def early_model(arguments: argparse.Namespace) -> HiVLP | None:
+    """:func:`index_model` before the index is open; None if anything is wrong, which whoever opens it will say."""
+    from hivlp.store.folder import Store
+
+    try:
+        model = arguments.model
+        if not model:
+            with closing(Store(Path(arguments.index))) as store:
+                model = store.about.source
+        return load_model(model, arguments.device) if model else None
+    except Exception:
+        return None
 
 
 def run_models(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from hivlp.cli.index import (
 )
 from hivlp.cli.models import DEFAULT_MODEL, run_models
 from hivlp.cli.search import run_demo, run_search
+from hivlp.cli.serve import run_serve
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
 from hivlp.levels import DEFAULT_SHORTLIST
 
@@ -201,6 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(sub)
     _add_rerank(sub)
 
+    _add_serve(verb("serve", run_serve, "Serve indexes over HTTP, with a page to search them; until interrupted."))
+
     sub = verb("tune", run_tune, "Make searches of a large index fast, and measure on it what they find.")
     sub.add_argument("index", type=_path, metavar="INDEX")
     sub.add_argument(
@@ -255,6 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--split", help="default: test where the data has splits, otherwise everything")
     sub.add_argument("--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="default 200, as search")
+    sub.add_argument("--trec", type=_path, metavar="DIR", help="write the cascade's TREC run files and qrels there")
     _add_rerank(sub)
 
     verb("models", run_models, "Models that have short names: where they are from, their licence, size and recall.")
@@ -263,7 +267,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", type=_path, metavar="RECIPE.yaml")
     sub.add_argument("-o", "--out", type=_path, help="model folder (default: runs/NAME)")
     sub.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    sub.add_argument("--plan", action="store_true", help="check recipe and data, say what would be done, and stop")
+    sub.add_argument("--plan", action="store_true", help="check it, measure ten of its steps, and stop")
+    sub.add_argument("--tiny", action="store_true", help="the recipe's tiny variant, which takes seconds")
 
     sub = verb("adapt", run_adapt, "Give a trained model a coarse level; its own embedding stays as it is.")
     sub.add_argument(
@@ -285,11 +290,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--shortlist", type=int, default=DEFAULT_SHORTLIST, metavar="N", help="of the recalls at the end (default 200)"
     )
 
-    sub = verb("export", run_export, "Write a model's ONNX graphs (float32), so that it can index and search.")
+    sub = verb("export", run_export, "Write a model's ONNX graphs, so that it can index and search.")
     sub.add_argument(
         "model", type=_name, metavar="MODEL", help="a trained model's folder, or a CLIP or SigLIP folder or hub id"
     )
     sub.add_argument("-o", "--out", type=_path, metavar="DIR", help="where to write a CLIP or SigLIP model")
+    sub.add_argument(
+        "--precision", choices=["float32", "int8"], default="float32", help="of the text graph's products (default "
+        "float32): int8 is three times as fast, and refused where its vectors differ (cosine below 0.99)",
+    )  # fmt: skip
 
     sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
     sub.add_argument("name", choices=list(BENCHES))
@@ -301,13 +310,49 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size",
         choices=["small", "full", "real"],
-        help="small (minutes, default); models, objective, paper, ann: full (hours); products: real (half an hour)",
+        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); stream: full, products: "
+        "real (half an hour)",
     )
-    sub.add_argument("--plot", type=_path, metavar="FILE.png", help="objective, ann, products: where to draw the rows")
+    sub.add_argument(
+        "--plot", type=_path, metavar="FILE.png", help="objective, paper, ann, products: where to draw the rows"
+    )
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
     sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
-    sub.add_argument("--model", type=_name, help=f"default: {DEFAULT_MODEL}")
+    sub.add_argument(
+        "--data", action="append", type=_name, metavar="DATA", help="recall: further pairs, as for evaluate; repeatable"
+    )
+    sub.add_argument(
+        "--root", type=_path, metavar="DIR", help="recall: folder with flickr30k/ and coco/ as published (default: .)"
+    )
+    sub.add_argument(
+        "--published", type=_path, metavar="FILE.csv", help="recall: open_clip's openclip_retrieval_results.csv"
+    )
+    _add_rerank(sub)
+    sub.add_argument("--model", action="append", type=_name, help=f"default: {DEFAULT_MODEL}; repeatable with recall")
     return parser
+
+
+def _add_serve(sub: argparse.ArgumentParser) -> None:
+    """The options of `serve`."""
+    sub.add_argument("indexes", type=_path, nargs="+", metavar="INDEX", help="index folders; the first is the default")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000, help="default 8000; 0 for a free one")
+    sub.add_argument("--token-file", type=_path, metavar="FILE", help="with the token to ask for (or HIVLP_TOKEN)")
+    sub.add_argument("--insecure", action="store_true", help="let other machines ask without a token")
+    sub.add_argument("--root", type=_path, action="append", default=[], metavar="DIR",
+                     help="pictures beneath it may be shown and indexed; may be given again")  # fmt: skip
+    sub.add_argument("--watch", type=_path, action="append", default=[], metavar="DIR",
+                     help="keep the first index in step with this folder; may be given again")  # fmt: skip
+    sub.add_argument("--read-only", action="store_true", help="refuse whatever changes an index")
+    sub.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                     help="a name that this service is called by, beside localhost")  # fmt: skip
+    sub.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN",
+                     help="another page that may use it, such as https://photos.example")  # fmt: skip
+    sub.add_argument("--allow-urls", action="store_true", help="fetch pictures that are given as public addresses")
+    sub.add_argument("--upload-mb", type=_count, default=32, metavar="N", help="of one picture (default 32)")
+    sub.add_argument("--threads", type=_count, metavar="N", help="that search (default: one a core, 8 at most)")
+    sub.add_argument("--queue", type=_count, default=256, metavar="N", help="searches that may wait (default 256)")
+    sub.add_argument("--seconds", type=_seconds, default=30.0, metavar="S", help="for a request (default 30)")
 
 
 def _add_library_options(sub: argparse.ArgumentParser) -> None:

@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 import webbrowser
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.last_search import recall, remember
-from hivlp.cli.models import index_model, load_fusion, load_model
+from hivlp.cli.models import early_model, index_model, load_fusion, load_model
 from hivlp.cli.output import print_result, usage
 from hivlp.errors import HivlpError
 
@@ -61,15 +61,25 @@ def run_search(arguments: argparse.Namespace) -> int:
         return usage("search", "a fusion model compares texts with pictures: --rerank goes with TEXT or --queries")
     if arguments.queries is not None:
         return _search_many(arguments)
+    with ThreadPoolExecutor(2) as beside:
+        return _search_one(arguments, seen, beside)
+
+
+def _search_one(arguments: argparse.Namespace, seen: list[int], beside: ThreadPoolExecutor) -> int:
+    model = early_model(arguments) if arguments.text else None
+    # ONNX Runtime opens its graph while the modules of an index are imported.
+    opened = None if model is None else beside.submit(model.encode_text, ".")
     from hivlp.index import Index, find
 
     options = {name: getattr(arguments, name) for name in ("shortlist", "exact", "threshold", "recall")}
     options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
-    with Index.open(arguments.index) as index, ThreadPoolExecutor(1) as beside:
+    with Index.open(arguments.index) as index:
         beside.submit(index.snapshot)  # while the model is loaded; the search says what is wrong with it
         query, how = _query(arguments, index)
         if query is not None or how.get("image") is not None:
-            index.attach(index_model(index, arguments.model, arguments.device))
+            if opened is not None:
+                wait([opened])
+            index.attach(model or index_model(index, arguments.model, arguments.device))
         found = find(
             index,
             query,

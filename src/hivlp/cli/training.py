@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hivlp.evaluate.reranked import Reranking
@@ -35,7 +35,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
         pairs = pairs.of("test")
     model, rerank = load_model(arguments.model, arguments.device), _reranking(arguments)
-    result = evaluate(pairs, model, shortlist=arguments.shortlist, rerank=rerank)
+    result = evaluate(pairs, model, shortlist=arguments.shortlist, rerank=rerank, trec=arguments.trec)
     print_result(arguments, result.to_json, lambda: recall_table(result))
     return 0
 
@@ -47,13 +47,16 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
 
     root = arguments.root or Path(arguments.data)
     if arguments.data == "sugarcrepe":
-        if arguments.protocol or arguments.split or arguments.rerank:
-            return usage("evaluate", "sugarcrepe has no splits, one protocol and nothing to re-rank")
+        if arguments.protocol or arguments.split or arguments.rerank or arguments.trec:
+            return usage("evaluate", "sugarcrepe has no splits, one protocol and no ranking")
         cases = evaluate_sugarcrepe(root, load_model(arguments.model, arguments.device))
         print_result(arguments, cases.to_json, lambda: composition_table(cases))
         return 0
+    if arguments.trec and arguments.protocol == "1k" and arguments.data == "coco":
+        return usage("evaluate", "--trec goes with one ranking of all pictures, and the 1k protocol has five")
     data = read_benchmark(arguments.data, root, arguments.split or "test")
-    options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist, "rerank": _reranking(arguments)}
+    options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist, "rerank": _reranking(arguments),
+               "trec": arguments.trec}  # fmt: skip
     result = evaluate_benchmark(data, load_model(arguments.model, arguments.device), **options)
     print_result(arguments, result.to_json, lambda: benchmark_table(result))
     return 0
@@ -68,9 +71,12 @@ def _reranking(arguments: argparse.Namespace) -> Reranking | None:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """``hivlp train``."""
+    from hivlp.train.finetune.recipe import is_finetune
     from hivlp.train.recipe.schema import load_recipe
 
-    recipe = load_recipe(arguments.recipe)
+    if is_finetune(arguments.recipe, tiny=arguments.tiny):
+        return _run_finetune(arguments)
+    recipe = load_recipe(arguments.recipe, tiny=arguments.tiny)
     if arguments.plan and arguments.resume:
         return usage("train", "--plan says what a run would do from its beginning: it cannot be given with --resume")
     out = arguments.out or Path("runs") / recipe.name
@@ -90,6 +96,26 @@ def run_train(arguments: argparse.Namespace) -> int:
         return f"{_tables(result.recalls)}model written to {out} ({result.seconds:.0f} s)"
 
     print_result(arguments, lambda: {"model": str(out), **result.to_json()}, text)
+    return 0
+
+
+def _run_finetune(arguments: argparse.Namespace) -> int:
+    """``hivlp train`` with a recipe that names a ``system``."""
+    from hivlp.train.finetune.job import finetune
+    from hivlp.train.finetune.recipe import load_finetune
+
+    recipe = load_finetune(arguments.recipe, tiny=arguments.tiny)
+    if arguments.plan:
+        return usage("train", f"--plan is for recipes of levels, not for those of {recipe.system}")
+    result = finetune(recipe, arguments.out or Path("runs") / recipe.name, resume=arguments.resume)
+
+    def text() -> str:
+        return (
+            f"AR {result.average_recall:.1f} on validation after step {result.best_step} of {result.steps}; "
+            f"model written to {result.model} ({result.seconds:.0f} s)"
+        )
+
+    print_result(arguments, result.to_json, text)
     return 0
 
 
@@ -115,6 +141,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     from hivlp.encode import HiVLP
     from hivlp.encode.pretrained import resolve_folder
     from hivlp.export.graphs import export
+    from hivlp.formats.conversion import shipped_captions
     from hivlp.formats.dual_encoder import import_dual_encoder
     from hivlp.formats.transformers import FILES, is_transformers_folder
 
@@ -127,10 +154,12 @@ def run_export(arguments: argparse.Namespace) -> int:
         folder = arguments.out
     elif arguments.out is not None:
         raise HivlpError(f"{folder} is a hivlp model folder, whose graphs are written into it: leave out -o")
-    export(folder)
+    cosine = export(folder, texts=shipped_captions() if arguments.precision == "int8" else ())
     model = HiVLP.from_pretrained(folder)
     levels = {level.name: level.dim for level in model.levels}
-    result = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    result: dict[str, Any] = {"model": str(folder), "levels": levels, "fingerprint": model.fingerprint}
+    if cosine is not None:
+        result["int8_cosine"] = round(cosine, 5)
     print_result(arguments, lambda: result, lambda: f"image.onnx and text.onnx written to {folder}")
     return 0
 

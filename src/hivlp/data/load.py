@@ -99,16 +99,30 @@ def _read(source: str | Path, images: Path | None, split: str | None) -> Sequenc
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read: {error.strerror}") from error
     if path.is_dir():
-        for suffix in (name for name in READERS.names() if name.startswith(".")):
-            reader = READERS.get(suffix)
-            if reader is not None and reader.shards and (files := _shards(path, reader.shards)):
-                return reader.read(Source(tuple(files), path, images, split=split))
-        return read_folder(path)
+        reader, files = _sharded(path)
+        return read_folder(path) if reader is None else reader.read(Source(tuple(files), path, images, split=split))
     reader = READERS.get(path.suffix.lower()) if path.suffix else None
     if reader is None:
         known = ", ".join(name for name in READERS.names() if name.startswith("."))
         raise DataError(f"{path} is not a data set: give a folder, or a file of these kinds: {known}")
     return reader.read(Source((path,), path.parent, images, split=split))
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards that make a folder a data set, sorted; empty for one of another kind.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return _sharded(folder)[1]
+
+
+def _sharded(folder: Path) -> tuple[Reader | None, list[Path]]:
+    for suffix in (name for name in READERS.names() if name.startswith(".")):
+        reader = READERS.get(suffix)
+        if reader is not None and reader.shards and (files := _shards(folder, reader.shards)):
+            return reader, files
+    return None, []
 
 
 def _shards(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -16,6 +16,8 @@ from hivlp.errors import ModelError
 
 # A tokenizer cuts long texts only after it has split them; of longer ones, no more than so many characters are read.
 LONGEST = 1 << 16
+UNKNOWN = ("[UNK]", "<unk>")
+"""What tokenizers call a piece of text for which they have no token."""
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
@@ -65,6 +67,12 @@ class TextTokenizer:
             np.array([encoding.ids for encoding in encodings], np.int64),
             np.array([encoding.attention_mask for encoding in encodings], np.int64),
         )
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text, cut at white space, that hold what the tokenizer has no token for."""
+        unknown = {self.backend.token_to_id(token) for token in UNKNOWN} - {None}
+        words = text.split() if unknown else []
+        return [word for word in words if not unknown.isdisjoint(self([word])[0][0].tolist())]
 
 
 def _cleaned(text: str, how: str) -> str:

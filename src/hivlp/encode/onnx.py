@@ -201,6 +201,10 @@ class OnnxEncoder:
         """The pieces that the tokenizer spells texts with."""
         return sorted(self._tokenizer.backend.get_vocab())
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text of which the tokenizer knows some part by no token."""
+        return self._tokenizer.unknown_words(text)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(B, T) int64 ids and mask, cut, padded and lower-cased as the model was trained."""
         return self._tokenizer(texts)

@@ -25,6 +25,7 @@ from hivlp.evaluate.evaluation import scores_of
 from hivlp.evaluate.positives import PositiveSet, agreement
 from hivlp.evaluate.reranked import Reranking
 from hivlp.evaluate.results import Evaluation, Scores
+from hivlp.evaluate.trec import write_trec
 from hivlp.levels import DEFAULT_SHORTLIST
 
 PROTOCOLS = {"flickr30k": ("1k",), "coco": ("5k", "1k")}
@@ -71,6 +72,7 @@ def evaluate_benchmark(
     protocol: str | None = None,
     shortlist: int = DEFAULT_SHORTLIST,
     rerank: Reranking | None = None,
+    trec: Path | None = None,
     progress: bool = True,
 ) -> BenchmarkEvaluation:
     """Recalls of a model by a benchmark's protocol.
@@ -83,10 +85,11 @@ def evaluate_benchmark(
         protocol: of :data:`PROTOCOLS`; None for the usual one.
         shortlist: candidates that each coarser level hands on.
         rerank: a fusion model that orders the last candidates again.
+        trec: a folder for the cascade's run files and qrels (:func:`hivlp.evaluate.trec.write_trec`); not with folds.
         progress: show a bar on stderr.
 
     Raises:
-        DataError: if the benchmark has no such protocol, or nothing can be read.
+        DataError: if the benchmark has no such protocol, nothing can be read, or the folder cannot be written.
     """
     name = data.benchmark.name
     known = PROTOCOLS[name]
@@ -94,7 +97,12 @@ def evaluate_benchmark(
     if protocol not in known:
         raise DataError(f"{name} has no protocol {protocol!r:.40}: choose from {', '.join(known)}")
     encoded = encode_pairs(data.pairs, model, progress=progress)
-    if name == "coco" and protocol == "1k":
+    folded = name == "coco" and protocol == "1k"
+    if trec is not None:
+        if folded:
+            raise DataError("a run file holds one ranking of all pictures, the 1k protocol five: ask for 5k")
+        write_trec(trec, encoded, shortlist, model.name)
+    if folded:
         folds = _folds(data, encoded, shortlist, rerank, progress)
         scores, further = Scores.mean(folds), {}
     else:

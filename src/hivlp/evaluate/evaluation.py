@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from hivlp.data.pairs import Pair
 from hivlp.encode.base import Encoder
@@ -11,6 +12,7 @@ from hivlp.evaluate.encoded import Encoded, encode_pairs
 from hivlp.evaluate.recall import score
 from hivlp.evaluate.reranked import Reranking, reranked
 from hivlp.evaluate.results import Evaluation, Scores
+from hivlp.evaluate.trec import write_trec
 from hivlp.levels import DEFAULT_SHORTLIST
 
 
@@ -20,6 +22,7 @@ def evaluate(
     *,
     shortlist: int = DEFAULT_SHORTLIST,
     rerank: Reranking | None = None,
+    trec: Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Recalls of a model on pictures with captions, which it encodes.
@@ -31,12 +34,15 @@ def evaluate(
         model: the encoder.
         shortlist: candidates that each coarser level hands on.
         rerank: a fusion model that orders the last candidates again.
+        trec: a folder for the cascade's run files and qrels (:func:`hivlp.evaluate.trec.write_trec`).
         progress: show a bar on stderr.
 
     Raises:
-        DataError: if there is nothing to evaluate.
+        DataError: if there is nothing to evaluate, or the folder cannot be written.
     """
     encoded = encode_pairs(pairs, model, progress=progress)
+    if trec is not None:
+        write_trec(trec, encoded, shortlist, model.name)
     scores = scores_of(encoded, shortlist, rerank, progress=progress)
     return Evaluation(model.name, len(encoded.pairs), len(encoded.owner), encoded.skipped, scores)
 

@@ -151,6 +151,18 @@ def searches(
         yield from ((each.rows, each.scores) for each in found)
 
 
+def candidates(
+    queries: Sequence[Vectors], items: Sequence[Vectors], own: NDArray[np.int64], shortlist: int
+) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+    """Rows and finest scores of each query: all rows where there is one level, a cascade's where there are several."""
+    if len(queries) > 1:
+        yield from searches(queries, items, own, shortlist)
+        return
+    rows = np.arange(len(items[0]))
+    for query in queries[0]:
+        yield rows, query @ items[0].T
+
+
 def _pairwise(texts: Vectors, images: Vectors, text: Rows, image: Rows) -> Vectors:
     """(n,) scores of the given pairs, each depending on its own two vectors alone."""
     scores = np.empty(len(text), np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from hivlp.data.pairs import Pair
 from hivlp.evaluate.encoded import Encoded
-from hivlp.evaluate.recall import own_captions, searches
+from hivlp.evaluate.recall import candidates, own_captions
 from hivlp.evaluate.results import Recalls, Reranked
 from hivlp.levels import Vectors
 from hivlp.search.fusion import Fuse, Reranker, Shown
@@ -68,18 +67,6 @@ def reranked(encoded: Encoded, shortlist: int, how: Reranking, *, progress: bool
             ranks.append(found)
     seconds = round(time.perf_counter() - started, 2)
     return Reranked(Recalls.of_ranks(ranks[0], ranks[1]), fuse.to_json(), pairs, seconds)
-
-
-def candidates(
-    queries: Sequence[Vectors], items: Sequence[Vectors], own: NDArray[np.int64], shortlist: int
-) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-    """Rows and finest scores of each query: all of them of one level, a cascade's of several."""
-    if len(queries) > 1:
-        yield from searches(queries, items, own, shortlist)
-        return
-    rows = np.arange(len(items[0]))
-    for query in queries[0]:
-        yield rows, query @ items[0].T
 
 
 def _rank(fused: Vectors, mine: NDArray[np.bool_], later: NDArray[np.bool_], lost: int) -> int:

@@ -21,13 +21,15 @@ from hivlp.config import (
     IMAGE_WEIGHTS,
     TEXT_GRAPH,
     TEXT_WEIGHTS,
+    TOKENIZER,
     PictureConfig,
     TextConfig,
     text_graph,
 )
+from hivlp.data.texts import TextTokenizer
 from hivlp.errors import ModelError
 from hivlp.export.attention import make_plain
-from hivlp.export.precision import Agreement, Samples, reduce
+from hivlp.export.precision import Agreement, Samples, reduce, reduce_text
 from hivlp.export.quantize import compress_tables, quantize_image
 from hivlp.files.scratch import scratch_folder
 from hivlp.levels import ONLY_LEVEL as LEVEL
@@ -53,7 +55,8 @@ def export(
     *,
     calibration: NDArray[np.uint8] | None = None,
     quantize_text: bool = False,
-) -> None:
+    texts: Sequence[str] = (),
+) -> float | None:
     """Write a model folder's graphs, beside its weights.
 
     ``text.onnx`` computes every level. Beside it, ``text.LEVEL.onnx`` stops at a coarser level, for each level but
@@ -64,14 +67,19 @@ def export(
         calibration: (N, size, size, 3) uint8 pictures, whose ranges set the int8 scales of the image graph; without
             them it stays float32.
         quantize_text: int8 weights for the text graph, computed with as float.
+        texts: with these, the text graph multiplies in int8 (:func:`hivlp.export.precision.reduce_text`), checked on
+            them.
+
+    Returns:
+        The lowest mean cosine of a level of the int8 text graph with float32; None without ``texts``.
 
     Raises:
-        ModelError: if the folder has no weights.
+        ModelError: if the folder has no weights, or int8 is too far from float32.
     """
     model = HiVLPModel.from_pretrained(folder)
     names = [level.name for level in model.config.levels]
     pixels = _pixels(model)
-    steps = 2 + (calibration is not None) + quantize_text
+    steps, cosine = 2 + (calibration is not None) + quantize_text + bool(texts), None
     with (
         scratch_folder(folder / "graphs") as scratch,
         tqdm(total=steps, desc="export", unit="graph", leave=False, disable=None) as progress,
@@ -81,8 +89,8 @@ def export(
         _write_graph(_Graph(model, model.encode_image), {"pixels": pixels}, names, image)
         progress.update()
         tokens = torch.ones(2, model.config.text.max_tokens if model.config.text.pad_to_max else 8, dtype=torch.int64)
-        texts = {"input_ids": tokens, "attention_mask": tokens}
-        _write_graph(_Graph(model, model.encode_text), texts, names, text)
+        traced = {"input_ids": tokens, "attention_mask": tokens}
+        _write_graph(_Graph(model, model.encode_text), traced, names, text)
         progress.update()
         if calibration is not None:
             image = quantize_image(image, calibration, model.config.picture)
@@ -90,8 +98,12 @@ def export(
         if quantize_text:
             text = compress_tables(text)
             progress.update()
+        if texts:
+            text, cosine = reduce_text(text, *TextTokenizer(folder / TOKENIZER, model.config.text)(list(texts)))
+            progress.update()
         image.replace(folder / IMAGE_GRAPH)
         _write_text_graphs(text, folder, names)
+    return cosine
 
 
 def export_towers(

@@ -127,9 +127,19 @@ def shipped_samples(towers: Towers, tokenizer: Path) -> Samples:
     """Pictures that ship with the package and their captions, prepared for a model."""
     from hivlp.export.precision import Samples
 
-    folder = Path(str(resources.files("hivlp"))) / "assets" / "pictures"
-    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    shown = [json.loads(line) for line in lines[:: max(1, len(lines) // SAMPLES)][:SAMPLES]]
+    folder, shown = _shipped()
     pixels = np.stack([load_pixels(folder / each["file"], towers.picture) for each in shown])
     ids, mask = TextTokenizer(tokenizer, towers.words)([each["caption"] for each in shown])
     return Samples(pixels, ids, mask)
+
+
+def shipped_captions() -> list[str]:
+    """Captions of the pictures that ship with the package."""
+    return [each["caption"] for each in _shipped()[1]]
+
+
+def _shipped() -> tuple[Path, list[dict[str, str]]]:
+    """The pictures' folder, and file and caption of some of them, spread over all."""
+    folder = Path(str(resources.files("hivlp"))) / "assets" / "pictures"
+    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    return folder, [json.loads(line) for line in lines[:: max(1, len(lines) // SAMPLES)][:SAMPLES]]

@@ -47,8 +47,8 @@ class Entry:
 MODELS: Mapping[str, Entry] = {
     # Ready graphs: these need no torch.
     "clip-b32": Entry("Xenova/clip-vit-base-patch32", "onnx", "MIT", "English", 512, 151, 30.4, OPEN_CLIP),
-    "clip-b16": Entry("Xenova/clip-vit-base-patch16", "onnx", "MIT", "English", 512),
-    "clip-l14": Entry("Xenova/clip-vit-large-patch14", "onnx", "MIT", "English", 768),
+    "clip-b16": Entry("Xenova/clip-vit-base-patch16", "onnx", "MIT", "English", 512, 150, 33.1, OPEN_CLIP),
+    "clip-l14": Entry("Xenova/clip-vit-large-patch14", "onnx", "MIT", "English", 768, 428, 36.5, OPEN_CLIP),
     "siglip-b16": Entry("Xenova/siglip-base-patch16-224", "onnx", "Apache-2.0", "English", 768, 203, 47.8, OPEN_CLIP),
     "siglip2-b16": Entry(
         "onnx-community/siglip2-base-patch16-224-ONNX", "onnx", "Apache-2.0", "many", 768, None, 75.2, IMMICH
@@ -60,7 +60,14 @@ MODELS: Mapping[str, Entry] = {
         "immich-app/ViT-L-16-SigLIP2-512__webli", "textual-visual", "Apache-2.0", "many", 1024, None, 75.4, IMMICH
     ),
     "xlm-roberta-b32": Entry(
-        "immich-app/XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k", "textual-visual", "MIT", "100", 512
+        "immich-app/XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k",
+        "textual-visual",
+        "MIT",
+        "100",
+        512,
+        366,
+        37.8,
+        OPEN_CLIP,
     ),
     # Weights: converted once, with torch.
     "clip-b32-laion": Entry(
@@ -70,7 +77,7 @@ MODELS: Mapping[str, Entry] = {
         "google/siglip-so400m-patch14-384", "transformers", "Apache-2.0", "English", 1152, 878, 54.2, OPEN_CLIP
     ),
     "siglip2-b16-naflex": Entry("google/siglip2-base-patch16-naflex", "transformers", "Apache-2.0", "many", 768),
-    "metaclip2-b32": Entry("facebook/metaclip-2-worldwide-b32", "transformers", "", "329", 512),
+    "metaclip2-b32": Entry("facebook/metaclip-2-worldwide-b32", "transformers", "CC-BY-NC-4.0", "329", 512),
     "altclip": Entry("BAAI/AltCLIP", "transformers", "", "English, Chinese", 768),
     "chinese-clip-b16": Entry("OFA-Sys/chinese-clip-vit-base-patch16", "transformers", "", "Chinese", 512),
     "align": Entry("kakaobrain/align-base", "transformers", "", "English", 640),

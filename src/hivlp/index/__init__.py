@@ -8,7 +8,7 @@ from hivlp.index.index import Index
 from hivlp.search.results import Duplicate, Hit, SearchResult
 
 if TYPE_CHECKING:
-    from hivlp.index.adding import AddReport, Failure
+    from hivlp.index.adding.report import AddReport, Failure
     from hivlp.index.finding import Found, find
     from hivlp.index.from_embeddings import EmbeddingsReport, index_embeddings
     from hivlp.index.mixing import Mix
@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AddReport": "hivlp.index.adding",
+    "AddReport": "hivlp.index.adding.report",
     "Damage": "hivlp.store.verify",
     "EmbeddingsReport": "hivlp.index.from_embeddings",
-    "Failure": "hivlp.index.adding",
+    "Failure": "hivlp.index.adding.report",
     "Found": "hivlp.index.finding",
     "Mix": "hivlp.index.mixing",
     "PhotoFilter": "hivlp.index.photo_filter",

@@ -43,8 +43,8 @@ class Answering:
         snapshot = self.snapshots.newest()
         allowed = None
         if snapshot is not None:
-            where = options.where
-            allowed = snapshot.collection.alive if where is None else self.snapshots.known(snapshot, where)
+            where, missing = options.where, options.missing
+            allowed = snapshot.passing(missing) if where is None else self.snapshots.known(snapshot, (where, missing))
         known = options.where is None or allowed is not None
         if snapshot is not None and known and options.group is not True:
             plan, pages = self._pages(snapshot, queries, options, watch, allowed)
@@ -64,7 +64,7 @@ class Answering:
     ) -> Answer:
         """The answer to queries in the commit that a reader sees."""
         snapshot = self.snapshots.of(reader)
-        allowed = self.snapshots.allowed(snapshot, reader, options.where)
+        allowed = self.snapshots.allowed(snapshot, reader, options)
         plan, pages = self._pages(snapshot, queries, options, watch, allowed, excluded, reader)
         items = self.snapshots.items(snapshot, pages, reader)
         assert items is not None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hivlp.errors import QueryError
-from hivlp.index.gone import Missing
 from hivlp.index.index import Index
 from hivlp.index.mixing import sample_rows
 from hivlp.index.photo_filter import PhotoFilter, joined, why_nothing
@@ -163,9 +162,9 @@ def _browsed(index: Index, condition: str | None, count: int, offset: int, missi
     started = time.perf_counter()
     oldest = order == "oldest"
     kept: list[tuple[tuple[bool, str, int], Shown]] = []
-    there = condition if missing or index.maps is not None else joined(condition, Missing.THERE)
     with index.store.reading() as reader:
-        rows = reader.rows_where("1" if there is None else there).rows
+        gone = set() if missing or index.maps is not None else set(reader.missing_rows())
+        rows = [row for row in reader.rows_where("1" if condition is None else condition).rows if row not in gone]
         for start in range(0, len(rows), _BLOCK):
             items = reader.shown(rows[start : start + _BLOCK]).values()
             kept += [(_dated(item), item) for item in items if missing or _is_there(index, item)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from hivlp.search.results import Duplicate, Hit
 from hivlp.search.searcher import Page
 from hivlp.search.stages import Query
 from hivlp.store.lookup import Shown
-from hivlp.store.payloads import Payloads
+from hivlp.store.payloads import Columns, Payloads, columns
 
 
 class Items:
@@ -33,18 +36,33 @@ class Items:
         """
         self._known, self._payloads, self._again = known, payloads, again
 
-    def __getitem__(self, row: int) -> Shown:
-        """What a row shows.
+    def of(self, rows: Sequence[int]) -> Columns:
+        """Ids, paths, captions and metadata of some rows; who asks has metadata of their own.
 
         Raises:
-            DamagedIndexError: if that is damaged.
+            DamagedIndexError: if what one shows is damaged.
         """
-        found = self._known.get(row)
-        if found is None and self._payloads is not None and row < self._payloads.rows:
-            found = self._payloads.get(row) or self._again(row)
-        if found is None:
+        if not self._known and self._payloads is not None:
+            with suppress(ValueError):
+                found = self._payloads.read(rows)
+                if found is not None:
+                    return found
+        ids, paths, captions, metadata = zip(*map(self._one, rows), strict=True) if rows else ((),) * 4
+        return ids, paths, captions, metadata
+
+    def _one(self, row: int) -> tuple[int, str, str | None, dict[str, Any]]:
+        shown = self._known.get(row)
+        if shown is None and self._payloads is not None and row < self._payloads.rows:
+            with suppress(ValueError):
+                (item_id,), (path,), (caption,), (metadata,) = columns([self._payloads.record(row)])
+                return item_id, path, caption, metadata
+            shown = self._again(row)
+        if shown is None:
             raise DamagedIndexError(f"what row {row} shows is damaged; run `hivlp repair`")
-        return found
+        try:
+            return shown.id, shown.path, shown.caption, shown.metadata
+        except ValueError as error:
+            raise DamagedIndexError(f"what item {shown.id} shows is damaged: {error}; run `hivlp repair`") from error
 
 
 class Found:
@@ -77,20 +95,16 @@ class Found:
             DamagedIndexError: if what one shows is not as it was written.
         """
         rows, scores, duplicates, _ = self._page
-        items, scanners = self._items, self._collection.scanners
-        names = [level.name for level in self._collection.levels]
-        coarser = [scanner.rescore(self._query[place], rows).tolist() for place, scanner in enumerate(scanners[:-1])]
-        hits = []
-        for place, (row, *by_level) in enumerate(zip(rows.tolist(), *coarser, scores.tolist(), strict=True)):
-            item, known, same = items[row], dict(zip(names, by_level, strict=True)), None
-            if duplicates is not None:
-                same = [Duplicate(items[each].id, items[each].path) for each in duplicates[place]]
-            try:
-                metadata = item.metadata
-            except ValueError as error:
-                raise DamagedIndexError(f"what item {item.id} shows is damaged: {error}; run `hivlp repair`") from error
-            hits.append(Hit(self._offset + place + 1, item.id, item.path, item.caption, known, metadata, same))
-        return hits
+        scanners, names = self._collection.scanners, [level.name for level in self._collection.levels]
+        by_level = [scanner.rescore(self._query[place], rows).tolist() for place, scanner in enumerate(scanners[:-1])]
+        by_level.append(scores.tolist())
+        known = map(dict, map(zip, itertools.repeat(names), zip(*by_level, strict=True)))
+        ids, paths, captions, metadata = self._items.of(rows.tolist())
+        same: Iterable[list[Duplicate] | None] = itertools.repeat(None)
+        if duplicates is not None:
+            same = [list(map(Duplicate, *self._items.of(group)[:2])) for group in duplicates]
+        # Column by column: as fast again as hit by hit.
+        return list(map(Hit, itertools.count(self._offset + 1), ids, paths, captions, known, metadata, same))
 
 
 def rows_of(pages: Sequence[Page], first: int = 0) -> list[int]:

@@ -13,12 +13,12 @@ from hivlp.coarse.maps import CoarseMaps, NoCoarseLevel
 from hivlp.data.vectors.source import EmbeddingSource, has_texts, open_embeddings
 from hivlp.encode.base import Encoder
 from hivlp.errors import ArgumentError, DataError, IndexFolderError
-from hivlp.index.adding import AddReport
+from hivlp.index.adding.report import AddReport
 from hivlp.index.index import Index
 from hivlp.search.calibration import Progress
 from hivlp.store.codec import FLOAT16
 from hivlp.store.fields.declared import checked_fields
-from hivlp.store.folder import Store
+from hivlp.store.making import check_free
 
 logger = logging.getLogger(__name__)
 DIMS = 64
@@ -98,7 +98,7 @@ def index_embeddings(
             index.declare(fields or {})
             return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), None)
     checked_fields(fields)
-    Store.check_free(Path(out))  # before minutes go into the fit
+    check_free(Path(out))  # before minutes go into the fit
     fitted: Fitted | None = None
     maps: CoarseMaps | NoCoarseLevel = NoCoarseLevel(embeddings.dim)
     if method != "none":

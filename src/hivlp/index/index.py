@@ -18,9 +18,9 @@ from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
 from hivlp.encode import as_encoder
 from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, NoItemError, QueryError
+from hivlp.index.adding.gone import relocate
 from hivlp.index.answering import Answering
 from hivlp.index.asking import SearchOptions, in_thread
-from hivlp.index.gone import Missing, relocate
 from hivlp.index.info import IndexInfo
 from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
@@ -36,8 +36,11 @@ from hivlp.search.stages import Query
 from hivlp.search.timing import Stopwatch
 from hivlp.store.codec import CODECS
 from hivlp.store.compacting import Progress
+from hivlp.store.derived import keep_columns, keep_derived
 from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
+from hivlp.store.making import make_store
+from hivlp.store.merging import merge
 from hivlp.store.names import composed, each_item, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
@@ -47,10 +50,10 @@ if TYPE_CHECKING:
 
     from hivlp.coarse.choose import Method
     from hivlp.data.vectors.source import EmbeddingSource
-    from hivlp.index.adding import AddReport
+    from hivlp.index.adding.report import AddReport
     from hivlp.index.repair import RepairReport
-    from hivlp.index.tune_report import TuneReport
-    from hivlp.index.tuning import Renumbering
+    from hivlp.index.tuning.jobs import Renumbering
+    from hivlp.index.tuning.report import TuneReport
     from hivlp.search.calibration import Progress as TuneProgress
     from hivlp.store.verify import VerifyReport
 
@@ -92,7 +95,7 @@ class Index:
         loaded = None if model is None else as_encoder(model)
         self.store = Store(folder_path(path))
         self._remove: weakref.finalize[[], Index] | None = None
-        self._answering, self._missing = Answering(self.store), Missing(self.store)
+        self._answering = Answering(self.store)
         try:
             about = self.store.about
             given = about.model == EMBEDDINGS
@@ -135,7 +138,7 @@ class Index:
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        Store.make(folder_path(path), about, codec=checked_codec(vectors), fields=checked_fields(fields))
+        make_store(folder_path(path), about, codec=checked_codec(vectors), fields=checked_fields(fields))
         return cls(Path(path), model)
 
     @classmethod
@@ -169,7 +172,7 @@ class Index:
         if encoder is not None:
             check_width(encoder, maps)
         about = About(EMBEDDINGS, _loaded_from(encoder, source) if encoder else "", maps.fingerprint, maps.levels)
-        Store.make(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
+        make_store(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
         return cls(Path(path), encoder)
 
     @classmethod
@@ -337,7 +340,9 @@ class Index:
             ArgumentError: if a name cannot stand in a condition, or there is no such type.
             IndexFolderError: if another process is writing, or the folder cannot be written.
         """
-        self.store.declare(checked_fields(fields))
+        with self.store.writer():
+            self.store.declare(checked_fields(fields))
+            keep_columns(self.store)
 
     @property
     def maps(self) -> CoarseMaps | NoCoarseLevel | None:
@@ -415,6 +420,9 @@ class Index:
         A file that was moved or renamed is known again by its content, and keeps its item. Items of these folders whose
         files are gone are marked as missing, which searches leave out; when such a file comes back, so does its item.
 
+        An index of a model with one level is tuned (:meth:`tune`) as soon as it has more than 50,000 items: it has no
+        coarse level that would make searches fast.
+
         Args:
             paths: files and folders, or collections of them.
             captions: path -> caption; otherwise the first line of a ``.txt`` beside the picture is taken.
@@ -423,7 +431,7 @@ class Index:
                 ``rating``, ``keywords``, ``title``, ``description``; for ``where`` to ask about.
             exclude: globs of files and folders to pass over, beside :data:`hivlp.data.exclude.DEFAULTS`.
             prune: remove items whose files are gone, and those that a pattern excludes, instead of marking them; not
-                from a folder in which no picture is left, whose disk may not be connected.
+                from one of ``paths`` that is not there, or in which no picture is left: its disk may not be connected.
             reread: read what unchanged files say once more, as for an index of an earlier version.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
@@ -434,7 +442,7 @@ class Index:
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
         """
-        from hivlp.index.adding import add_pictures
+        from hivlp.index.adding.pictures import add_pictures
 
         if self.maps is not None:
             raise IndexFolderError(f"{self.path} holds given embeddings, not pictures: use a new index for those")
@@ -445,7 +453,7 @@ class Index:
                 self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
                 reread=reread, on_progress=on_progress, workers=workers,
             )  # fmt: skip
-            self._keep_up(on_tune)
+            self._keep_up(on_tune, first=True)
         return report
 
     def info(self) -> IndexInfo:
@@ -558,7 +566,7 @@ class Index:
         """
         with self.store.writer():
             moved, replaced = relocate(self.store, os.fspath(old), os.fspath(new))
-            self.store.keep_derived()
+            keep_derived(self.store)
         if not moved + replaced:
             raise QueryError(f"{self.path} has no item in {old}")
         return moved, replaced
@@ -580,13 +588,13 @@ class Index:
         Raises:
             DamagedIndexError: if a vector or a record that it would copy is not as it was written.
         """
-        from hivlp.index.tuning import before_renumbering
+        from hivlp.index.tuning.jobs import before_renumbering
 
         with self.store.writer():
             before = before_renumbering(self.store)
             freed = self.store.compact(on_progress)
             self._keep_up(on_tune, before)
-            self.store.keep_derived()
+            keep_derived(self.store)
         return freed
 
     def merge(self, other: Path | str, on_progress: Progress | None = None, on_tune: TuneProgress | None = None) -> int:
@@ -604,9 +612,9 @@ class Index:
             IndexFolderError: if the other index was made with another model, or is this one.
         """
         with self.store.writer():
-            added = self.store.merge(other, on_progress)
+            added = merge(self.store, other, on_progress)
             self._keep_up(on_tune)
-            self.store.keep_derived()
+            keep_derived(self.store)
         return added
 
     def refresh(self, on_progress: TuneProgress | None = None) -> bool:
@@ -625,7 +633,7 @@ class Index:
         Raises:
             IndexFolderError: if it cannot be written; the old one is there still.
         """
-        from hivlp.index.tuning import refresh
+        from hivlp.index.tuning.jobs import refresh
 
         refreshed = refresh(self.store, on_progress)
         self._answering.snapshots.look_again()
@@ -637,12 +645,17 @@ class Index:
         renumbering: Renumbering | None = None,
         *,
         mend: bool = True,
+        first: bool = False,
     ) -> None:
-        """Refresh after a change that is committed: what goes wrong here does not undo it, and is told by the log."""
-        from hivlp.index.tuning import refresh
+        """Refresh after a change that is committed, or tune for the ``first`` time where that is due.
+
+        What goes wrong here does not undo the change, and is told by the log.
+        """
+        from hivlp.index.tuning.jobs import refresh, tune_first
 
         try:
-            refresh(self.store, on_progress, renumbering, mend=mend)
+            if not refresh(self.store, on_progress, renumbering, mend=mend) and first:
+                tune_first(self.store, self._queries, on_progress)
         except IndexFolderError as error:
             logger.warning("the approximate index has not taken in what has changed: %s", error)
         self._answering.snapshots.look_again()
@@ -682,7 +695,7 @@ class Index:
                     lost = reader.integrity.lost()[0]
                 report.restored, report.lost = len(report.lost) - len(lost), lost
                 report.items = len(self)
-            self.store.keep_derived()
+            keep_derived(self.store)
         return report
 
     def add_embeddings(
@@ -705,7 +718,7 @@ class Index:
             DataError: if there are no vectors, or not of the index's length.
         """
         from hivlp.data.vectors.source import EmbeddingSource, open_embeddings
-        from hivlp.index.adding_vectors import add_vectors
+        from hivlp.index.adding.vectors import add_vectors
 
         maps = self.maps
         if maps is None:
@@ -727,7 +740,7 @@ class Index:
             try:
                 self.store.info()  # adding to a damaged index would hide the damage
                 yield
-                self.store.keep_derived()
+                keep_derived(self.store)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise IndexFolderError(f"{self.path} cannot be read: {error}") from error
 
@@ -798,10 +811,9 @@ class Index:
                 query, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
                 group=group, recall=recall, missing=missing, rerank=rerank, rerank_depth=rerank_depth,
             )  # fmt: skip
-        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall,
+            group=group, recall=recall, missing=missing,
         )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
@@ -810,7 +822,7 @@ class Index:
                 raise QueryError("a fusion model compares one text with pictures: it cannot be given a mix")
             return search_reranked(
                 self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
             )[0]  # fmt: skip
         watch = Stopwatch()
         encoded = None
@@ -876,17 +888,16 @@ class Index:
         Raises:
             QueryError: if a query or an option makes no sense.
         """
-        where = where if missing else self._missing.where(where)
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall,
+            group=group, recall=recall, missing=missing,
         )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
         if rerank is not None:
             return search_reranked(
                 self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=True,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
             )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
@@ -918,7 +929,7 @@ class Index:
         known: dict[int, Query] = {}
         for place, part in enumerate(mix.parts):
             if part.item is None:
-                known[place] = self._queries.of_one(part.text, part.image, None)
+                known[place] = self._queries.of_one(part.text, part.image, part.vectors)
         with self.store.reading() as reader:
             for place, part in enumerate(mix.parts):
                 if part.item is not None:
@@ -975,10 +986,10 @@ class Index:
         elif isinstance(queries, Iterable) and not (isinstance(queries, np.ndarray) and queries.dtype.kind not in "UO"):
             queries = as_texts(queries)
         recall = real_number("recall", recall)
-        from hivlp.index.tuning import tune
+        from hivlp.index.tuning.jobs import tune
 
         report = tune(self.store, self._queries, queries, recall=recall, on_progress=on_progress)
-        self.store.keep_derived()
+        keep_derived(self.store)
         self._answering.snapshots.look_again()
         return report
 

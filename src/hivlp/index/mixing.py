@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,21 @@ _ALONE = re.compile(r"[+-]\Z")
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a mixed query: exactly one of a text, an image and an item.
+    """One part of a mixed query: exactly one of a text, an image, an item and vectors.
 
     Attributes:
         weight: how much it counts; below 0, results are unlike it.
         text: words.
         image: a picture (file, bytes or PIL image).
         item: id of an item.
+        vectors: level name -> (dim,), as :meth:`hivlp.index.Index.search` takes a vector.
     """
 
     weight: float = 1.0
     text: str | None = None
     image: Picture | None = None
     item: int | None = None
+    vectors: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,12 @@ def _mix(value: Any) -> Mix:
 
 def _told(part: Part) -> str:
     weight = "" if abs(part.weight) == 1 else f"{abs(part.weight):g} * "
-    what = f'"{part.text}"' if part.text is not None else f"item {part.item}" if part.item is not None else "a picture"
+    if part.text is not None:
+        what = f'"{part.text}"'
+    elif part.item is not None:
+        what = f"item {part.item}"
+    else:
+        what = "a picture" if part.vectors is None else "a vector"
     return f"{'-' if part.weight < 0 else '+'} {weight}{part.image if isinstance(part.image, Path) else what}"
 
 

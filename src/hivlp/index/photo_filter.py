@@ -12,6 +12,7 @@ from hivlp.data.kinds import PICTURE_SUFFIXES, kind_of_name
 from hivlp.errors import ArgumentError, QueryError
 from hivlp.index.index import Index
 from hivlp.store.names import existing
+from hivlp.store.where import check_whole
 
 EARTH_KM = 6371.0
 _SHAPES = ("landscape", "portrait", "square")
@@ -109,8 +110,15 @@ def _when(text: str) -> str | None:
 
 
 def joined(*conditions: str | None) -> str | None:
-    """One condition that holds where all of these do; None if there are none."""
+    """One condition that holds where all of these do; None if there are none.
+
+    Raises:
+        QueryError: if one would not stay within its brackets.
+    """
     given = [condition for condition in conditions if condition is not None]
+    if len(given) > 1:
+        for condition in given:
+            check_whole(condition)
     return given[0] if len(given) == 1 else " AND ".join(f"({each}\n)" for each in given) if given else None
 
 

@@ -14,6 +14,7 @@ from hivlp.ann import native
 from hivlp.coarse.maps import COARSE, FINE, CoarseMaps, NoCoarseLevel
 from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
 from hivlp.errors import ArgumentError, IndexFolderError, MissingExtraError, ModelError, QueryError
+from hivlp.index.language_hint import LanguageHint
 from hivlp.levels import Level, Vectors
 from hivlp.search.stages import Query
 from hivlp.store.records import About
@@ -37,7 +38,7 @@ class QueryEncoder:
         self.maps = maps
         self._path, self._about = path, about
         self._model: Encoder | None = None
-        self._lock = threading.Lock()
+        self._lock, self._hint = threading.Lock(), LanguageHint()
 
     @property
     def model(self) -> Encoder | None:
@@ -101,8 +102,8 @@ class QueryEncoder:
             return self.of_vectors(seen if self.maps is None else self.maps.of_items(seen.fine))
         return self.of_vectors(self._by_level(vector))
 
-    def of_many(self, texts: str | Iterable[str] | None, vectors: Any) -> list[Query]:
-        """The vectors of many texts, or of (queries, dim) given ones."""
+    def of_many(self, texts: str | Iterable[str] | None, vectors: Any, *, hint: bool = True) -> list[Query]:
+        """The vectors of many texts, or of (queries, dim) given ones; with a ``hint`` where the model cannot read."""
         if texts is not None:
             listed = as_texts(texts)
             for number, text in enumerate(listed, start=1):
@@ -110,7 +111,10 @@ class QueryEncoder:
                     raise QueryError("the query is empty" if len(listed) == 1 else f"query {number} is empty")
             if not listed:
                 return []
-            words = self.need_model().encode_text(listed)
+            model = self.need_model()
+            if hint:
+                self._hint.look(model, listed)
+            words = model.encode_text(listed)
             vectors = words if self.maps is None else {FINE: words.fine}
         vectors, levels = self._by_level(vectors), self._about.levels
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hivlp.files.scratch import settle
-from hivlp.index.adding import Failure
+from hivlp.index.adding.report import Failure
 from hivlp.index.verify import verify_index
 from hivlp.search.operating_points import FOLDER as ENGINE_FOLDER
 from hivlp.store.compacting import Progress

@@ -33,6 +33,10 @@ CONDITIONS = 8
 """SQL conditions whose filters are kept until the next commit."""
 
 
+Asked = tuple[str, bool]
+"""A condition, and whether items whose files are gone may meet it."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A commit as searches see it.
@@ -42,6 +46,7 @@ class Snapshot:
         changes: change counter of the catalog in that commit.
         ann: which approximate index it is searched with.
         collection: of its rows.
+        there: filter that leaves tombstones and the items out whose files are gone; None if there are none.
         filters: of the conditions that were asked last, the least recently asked first.
         plans: of the searches that were asked for lately, and how many rows passed.
         payloads: what hits show of the first rows; None without a payload file.
@@ -52,10 +57,19 @@ class Snapshot:
     changes: bytes
     ann: Identity | None
     collection: Collection
-    filters: OrderedDict[str, Filter] = field(default_factory=OrderedDict)
+    there: Filter | None = None
+    filters: OrderedDict[Asked, Filter] = field(default_factory=OrderedDict)
     plans: dict[tuple[Options, int], Plan] = field(default_factory=dict)
     payloads: Payloads | None = None
     shown: dict[int, Shown] = field(default_factory=dict)
+
+    def passing(self, missing: bool) -> Filter | None:
+        """The filter of a search without a condition; None for all rows.
+
+        Args:
+            missing: whether it finds items whose files are gone.
+        """
+        return self.collection.alive if missing else self.there
 
     def plan(self, options: Options, allowed: Filter | None) -> Plan:
         """The plan of a search, chosen once for all that ask for the same."""
@@ -109,20 +123,23 @@ class Snapshots:
             before, state = self._snapshot, reader.state
             vectors = reader.vectors()
             identity, ann = self._ann.open(vectors[-1], state)
-            filters: OrderedDict[str, Filter] = OrderedDict()
+            filters: OrderedDict[Asked, Filter] = OrderedDict()
             shown: dict[int, Shown] = {}
             # As many commits after a backup was put back may have the same numbers: the counter tells them apart.
             if before is not None and (before.state, before.changes) == (state, changes):
-                alive, filters, shown = before.collection.alive, before.filters, before.shown
+                alive, there = before.collection.alive, before.there
+                filters, shown = before.filters, before.shown
             else:
                 mask = reader.alive()
                 alive = None if mask is None else Filter(mask)
+                gone = reader.missing_rows()
+                there = self._filter(len(vectors[-1]), gone, alive, passing=False) if gone else alive
             collection = Collection.of(reader.about.levels, vectors, alive, ann)
             if before is not None and before.state.payloads == state.payloads and before.payloads is not None:
                 payloads: Payloads | None = before.payloads
             else:
                 payloads = open_payloads(self._store.path, state)
-            snapshot = Snapshot(state, changes, identity, collection, filters, payloads=payloads, shown=shown)
+            snapshot = Snapshot(state, changes, identity, collection, there, filters, payloads=payloads, shown=shown)
             # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
             self._snapshot = snapshot
             return snapshot
@@ -135,8 +152,8 @@ class Snapshots:
             pages: of rankings.
             reader: of its commit, if there is one.
         """
-        payloads = snapshot.payloads
-        rows = rows_of(pages, 0 if payloads is None else payloads.rows)
+        payloads, first = snapshot.payloads, 0 if snapshot.payloads is None else snapshot.payloads.rows
+        rows = rows_of(pages, first) if first < snapshot.collection.rows else []
         known: Mapping[int, Shown] | None = {}
         if rows:
             known = self._shown(snapshot, rows) if reader is None else reader.shown(rows)
@@ -161,48 +178,55 @@ class Snapshots:
                 known.update(found)
         return items
 
-    def allowed(self, snapshot: Snapshot, reader: Reader, condition: str | None) -> Filter | None:
-        """The rows of a snapshot that an SQL condition lets pass, tombstones left out; None for all.
+    def allowed(self, snapshot: Snapshot, reader: Reader, options: Options) -> Filter | None:
+        """The rows of a snapshot that a search may return, tombstones left out; None for all.
 
         Args:
             snapshot: of the reader's commit.
-            reader: that evaluates the condition.
-            condition: see :meth:`hivlp.index.Index.search`; None for no condition.
+            reader: that evaluates a condition.
+            options: of the search.
         """
-        if condition is None:
-            return snapshot.collection.alive
-        allowed = self.known(snapshot, condition, reader)
+        passing = snapshot.passing(options.missing)
+        if options.where is None:
+            return passing
+        asked = options.where, options.missing
+        allowed = self.known(snapshot, asked, reader)
         if allowed is not None:
             return allowed
-        rows, changing = reader.rows_where(condition)
-        mask = np.zeros(snapshot.collection.rows, bool)
-        if not all(isinstance(row, int) and 0 <= row < len(mask) for row in rows):
-            raise DamagedIndexError(f"{self._store.path} is damaged: an item has no vectors; run `hivlp repair`")
-        mask[rows] = True
-        allowed = Filter(mask)
-        return allowed if changing else self._keep(snapshot, condition, allowed)
+        rows, changing = reader.rows_where(options.where)
+        allowed = self._filter(snapshot.collection.rows, rows, passing)
+        return allowed if changing else self._keep(snapshot, asked, allowed)
 
-    def known(self, snapshot: Snapshot, condition: str, reader: Reader | None = None) -> Filter | None:
+    def _filter(self, count: int, rows: list[int], within: Filter | None, *, passing: bool = True) -> Filter:
+        """A filter that lets these rows pass, or all but these, as far as another one does."""
+        if not all(isinstance(row, int) and 0 <= row < count for row in rows):
+            raise DamagedIndexError(f"{self._store.path} is damaged: an item has no vectors; run `hivlp repair`")
+        mask = np.full(count, not passing)
+        mask[rows] = passing
+        return Filter(mask if within is None else mask & within.mask)
+
+    def known(self, snapshot: Snapshot, asked: Asked, reader: Reader | None = None) -> Filter | None:
         """:meth:`allowed` where columns answer the condition, or it was asked before; None if SQLite must answer.
 
         Args:
             snapshot: of the last commit.
-            condition: that was asked.
+            asked: the condition, and whether items whose files are gone may meet it.
             reader: of its commit, to make columns that are not there yet; without one, no SQL is run.
         """
         with self._lock:
-            if condition in snapshot.filters:
-                snapshot.filters.move_to_end(condition)
-                return snapshot.filters[condition]
+            if asked in snapshot.filters:
+                snapshot.filters.move_to_end(asked)
+                return snapshot.filters[asked]
+        condition, missing = asked
         mask = self._columns.mask(condition, snapshot.state, reader)
         if mask is None:
             return None
-        alive = snapshot.collection.alive
-        return self._keep(snapshot, condition, Filter(mask if alive is None else mask & alive.mask))
+        passing = snapshot.passing(missing)
+        return self._keep(snapshot, asked, Filter(mask if passing is None else mask & passing.mask))
 
-    def _keep(self, snapshot: Snapshot, condition: str, allowed: Filter) -> Filter:
+    def _keep(self, snapshot: Snapshot, asked: Asked, allowed: Filter) -> Filter:
         with self._lock:
-            snapshot.filters[condition] = allowed
+            snapshot.filters[asked] = allowed
             while len(snapshot.filters) > CONDITIONS:
                 snapshot.filters.popitem(last=False)
         return allowed

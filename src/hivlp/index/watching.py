@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hivlp.errors import DataError, IndexFolderError
-from hivlp.index.adding import AddReport
+from hivlp.index.adding.gone import holds
+from hivlp.index.adding.report import AddReport
 from hivlp.index.index import Index
 from hivlp.store.names import existing
 
@@ -63,13 +64,19 @@ def watch(
     patterns = list(exclude)
     if every is None and not notified():
         every = EVERY
+    told: list[Path] = []
     for _ in _told(folders, index.path, stop) if every is None else _waited(every, stop):
         there = [folder for folder in folders if folder.exists()]
         try:
             if there:
-                report = index.add(*there, exclude=patterns, prune=prune)
+                # Those that are away are named: what they hold is not to be taken for gone with what is around them.
+                away = [folder for folder in folders if folder not in there and holds(index.store, folder)]
+                report = index.add(*there, *away, exclude=patterns, prune=prune)
                 if on_report is not None:
                     on_report(report)
+            elif on_error is not None and folders != told:
+                on_error(f"{', '.join(map(str, folders))} not there: is a disk not connected?")
+            told = [] if there else folders
         except (DataError, IndexFolderError) as error:
             if on_error is not None:
                 on_error(str(error))

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from hivlp.model.heads import ResidualHead
 
 CLASSES = 1000
-ANCHOR = 0.5  # weight of the untrained similarity; chosen on validation among 0, 0.25, 0.5, 1
+ANCHOR = 0.5  # weight of the untrained similarity in training; chosen on validation among 0, 0.25, 0.5, 1
+# Of a text that asks, chosen on photographs and validation stamps: weight of the untrained similarity, temperature of
+# the softmax over classes, and how much of what it sees is added to what it says.
+ASKED, CLASS_TEMPERATURE, SEEN = 0.75, 0.07, 0.5
 
 
 class PrototypeHead(nn.Module):
@@ -46,7 +49,7 @@ class AnchoredPrototypeHead(nn.Module):
 
     The anchor stays what no pair has taught: on a few thousand pairs the trained half gains on what it saw and forgets
     some of what it did not, and the sum of both similarities is better than either. Its partner on the text side is
-    :class:`AnchoredResidualHead`; their dot product is ``(trained + ANCHOR * untrained) / (1 + ANCHOR)``.
+    :class:`AnchoredResidualHead`; their dot product in training is ``(trained + ANCHOR * untrained) / (1 + ANCHOR)``.
     """
 
     reads_classes = True
@@ -66,20 +69,39 @@ class AnchoredPrototypeHead(nn.Module):
 
 
 class AnchoredResidualHead(nn.Module):
-    """A residual head beside the features themselves, half the dimensions each."""
+    """A residual head beside the features themselves, half the dimensions each.
+
+    Outside training, the untrained half also says what pictures of such a text would show to the image classifier: the
+    mean of the classes' vectors, weighted by a softmax over the text's similarity to them. And it weighs :data:`ASKED`
+    rather than :data:`ANCHOR`, since what people ask is less like the training captions than these are like each other.
+
+    Attributes:
+        classes: (CLASSES, dim / 2) the image head's ``anchor``; zeros add nothing.
+    """
+
+    classes: Tensor
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
         self.trained = ResidualHead(width, _half(dim))
+        self.register_buffer("classes", torch.zeros(CLASSES, dim // 2))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, 2 width), rows of unit length."""
-        return anchored(self.trained(features), F.normalize(features, dim=-1))
+        trained, unit = self.trained(features), F.normalize(features, dim=-1)
+        if self.training:
+            return anchored(trained, unit)
+        likely = (unit @ self.classes.T / CLASS_TEMPERATURE).softmax(-1)
+        seen = F.normalize(unit + SEEN * F.normalize(likely @ self.classes, dim=-1), dim=-1)
+        return anchored(trained, seen, ASKED**2 / ANCHOR)
 
 
-def anchored(trained: Tensor, untrained: Tensor) -> Tensor:
-    """Join two unit vectors into one, so that dot products add up in the ratio 1 : ``ANCHOR``."""
-    share = 1 / (1 + ANCHOR)
+def anchored(trained: Tensor, untrained: Tensor, odds: float = ANCHOR) -> Tensor:
+    """Join two unit vectors into one, their squared lengths in the ratio 1 : ``odds``.
+
+    Dot products of two such vectors add up in the ratio 1 : the geometric mean of their odds.
+    """
+    share = 1 / (1 + odds)
     return torch.cat([share**0.5 * trained, (1 - share) ** 0.5 * untrained], -1)
 
 

@@ -54,6 +54,7 @@ def warm_start(model: HiVLPModel, tokenizer: TextTokenizer) -> None:
         vectors = embed([text for triple in texts for text in triple]).view(len(names), 3, -1)
         image_head.anchor.copy_(F.normalize(vectors.mean(1), dim=-1))
         image_head.anchor_sharpness.fill_(ANCHOR_SHARPNESS)
+        text_head.classes.copy_(image_head.anchor)
         image_head, text_head = image_head.trained, text_head.trained
     if not isinstance(image_head, PrototypeHead) or not isinstance(text_head, ResidualHead):
         raise ModelError(f"level {finest}: a warm start needs a prototype head for pictures, a residual one for texts")

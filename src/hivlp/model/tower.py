@@ -25,6 +25,9 @@ class Tower(nn.Module):
         first: prefixes of what comes before the first layer.
         sees_padding: whether a text's vector depends on the padding beside it.
         classes: logits of an image classifier, at the end of the last layer's features.
+        undecayed: pattern of the parameters with more than one dimension that have no weight decay all the same.
+        vocabulary: tokens that a text tower knows.
+        positions: tokens of a text tower's longest text.
         options: the dataclass that the tower is built from; None for one that takes the plain mapping.
     """
 
@@ -35,6 +38,9 @@ class Tower(nn.Module):
     first: tuple[str, ...]
     sees_padding: bool = False
     classes: int = 0
+    undecayed: re.Pattern[str] = re.compile(r"(?!)")
+    vocabulary: int = 0
+    positions: int = 0
     options: ClassVar[type | None] = None
 
     @classmethod

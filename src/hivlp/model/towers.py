@@ -18,6 +18,8 @@ from hivlp.config import TowerConfig
 from hivlp.errors import ModelError, RecipeError
 from hivlp.model.convnet import ConvTower
 from hivlp.model.tower import Features, Tower
+from hivlp.model.transformers_towers import TransformersImageTower, TransformersTextTower
+from hivlp.model.vit import VisionTransformer
 from hivlp.plugins import Registry
 
 
@@ -34,6 +36,7 @@ class BertTextTower(Tower):
         self.bert = BertModel(BertConfig(**options), add_pooling_layer=False)
         self.depth = self.bert.config.num_hidden_layers
         self.widths = [self.bert.config.hidden_size] * self.depth
+        self.vocabulary, self.positions = self.bert.config.vocab_size, self.bert.config.max_position_embeddings
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, layers: tuple[int, ...]) -> Features:
         """(B, T) int64 ids and mask -> layer -> (B, hidden) float."""
@@ -120,6 +123,8 @@ class DualEncoderTextTower(_Half):
     def __init__(self, dual: DualEncoder) -> None:
         super().__init__(dual, dual.network.config.text_config)
         self.sees_padding = dual.is_siglip
+        config = dual.network.config.text_config
+        self.vocabulary, self.positions = int(config.vocab_size), int(config.max_position_embeddings)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, layers: tuple[int, ...]) -> Features:
         """Layers below the last give the mean token, the last the model's own text embedding."""
@@ -139,8 +144,12 @@ class DualEncoderTextTower(_Half):
         return features
 
 
-IMAGE_TOWERS: Registry[type[Tower]] = Registry("hivlp.image_towers", {"convnet": ConvTower})
-TEXT_TOWERS: Registry[type[Tower]] = Registry("hivlp.text_towers", {"bert": BertTextTower})
+IMAGE_TOWERS: Registry[type[Tower]] = Registry(
+    "hivlp.image_towers", {"convnet": ConvTower, "transformers": TransformersImageTower, "vit": VisionTransformer}
+)
+TEXT_TOWERS: Registry[type[Tower]] = Registry(
+    "hivlp.text_towers", {"bert": BertTextTower, "transformers": TransformersTextTower}
+)
 """Classes of towers by their ``kind``; a dual encoder is both at once."""
 DUAL_ENCODER = "dual_encoder"
 

@@ -33,5 +33,7 @@ class Computed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients that were computed, times the first value's own."""
+        """The gradients that were computed, times the first value's own; without a copy where that is 1."""
+        if bool(outer[0] == 1):
+            return None, None, *ctx.saved_tensors
         return None, None, *(outer[0] * gradient for gradient in ctx.saved_tensors)

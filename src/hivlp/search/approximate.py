@@ -20,7 +20,7 @@ FEW = 5_000
 """Rows passing a filter up to which their codes are read one by one: what reading as many lists costs."""
 RERANKED, LEAST_RERANKED = 2, 100
 """Of rows read one by one, how many are re-ranked by their stored vectors for each wanted one, and at least."""
-MOST_EFFORT = 8.0
+MOST_EFFORT = 16.0
 """Times as many lists that are probed, at most, where a filter thins out what the lists hold."""
 
 
@@ -85,7 +85,7 @@ class Approximate:
             # The router's scores are logarithms: so many times as many lists are worth probing.
             params = replace(params, nprobe=int(params.nprobe * effort), margin=params.margin + math.log(effort))
         found, products = self.index.search(queries, k, params, allowed=bits)
-        if (found[:, -1] >= 0).all():
+        if -1 not in found[:, -1].tolist():
             return list(zip(found, products, strict=True))
         held = found >= 0
         return [(rows[some], scores[some]) for rows, scores, some in zip(found, products, held, strict=True)]

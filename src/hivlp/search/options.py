@@ -26,6 +26,7 @@ class Options:
         shortlists: candidates that each level but the finest hands on, coarse to fine.
         exact: rank everything by the finest level.
         where: SQL condition that hits must meet.
+        missing: find items whose files are gone, too.
         offset: hits to skip.
         threshold: least finest score of a hit.
         group: fold hits of the same content (True), or within a cosine.
@@ -42,6 +43,7 @@ class Options:
     group: bool | float = False
     recall: float | None = None
     own_shortlist: bool = False
+    missing: bool = False
 
     def __post_init__(self) -> None:
         sizes = (("shortlist", size, 1) for size in self.shortlists)
@@ -73,6 +75,7 @@ class Options:
         threshold: float | None,
         group: bool | float,
         recall: float | None,
+        missing: bool = False,
     ) -> Options:
         """The options of a search of these levels, as a caller gave them.
 
@@ -80,7 +83,7 @@ class Options:
             QueryError: if a value is out of its range, or two contradict each other.
             ArgumentError: if one is of another type.
         """
-        given = (k, exact, where, offset, threshold, group, recall)
+        given = (k, exact, where, offset, threshold, group, recall, missing)
         if shortlist is None and {*map(type, given)} <= PLAIN:
             return _checked(len(levels), None, *given)
         return _check(len(levels), shortlist, *given)
@@ -100,6 +103,7 @@ def _check(
     threshold: float | None,
     group: bool | float,
     recall: float | None,
+    missing: bool,
 ) -> Options:
     if recall is not None and (exact or shortlist is not None):
         raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
@@ -115,6 +119,7 @@ def _check(
         group=bool(group) if isinstance(group, (bool, np.bool_)) else real_number("group", group),
         recall=None if recall is None else real_number("recall", recall),
         own_shortlist=shortlist is not None,
+        missing=yes_or_no("missing", missing),
     )
 
 

@@ -68,7 +68,9 @@ def search(
     for query, candidates in zip(queries, found, strict=True):
         rows, scores, steps = candidates
         if options.plain and excluded is None and last <= min(len(rows), asked):
-            pages.append(Page(rows[first:last], scores[first:last], None, steps))
+            if first or last < len(rows):
+                rows, scores = rows[first:last], scores[first:last]
+            pages.append(Page(rows, scores, None, steps))
             continue
         ranking = Ranking(
             plan, collection, query, watch, first=(candidates, asked), allowed=allowed, excluded=excluded,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,19 +43,18 @@ class Candidates(NamedTuple):
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What the stages of one look at the collection are asked.
 
     Attributes:
         queries: that share the look.
-        count: ranks wanted of each.
+        ranks: wanted of each.
         allowed: filter that candidates must pass; None for all.
         excluded: row that is not wanted, though it passes; it may still be handed on.
     """
 
     queries: Sequence[Query]
-    count: int
+    ranks: int
     allowed: Filter | None = None
     excluded: int | None = None
 
@@ -155,7 +154,7 @@ class Exact:
     def run(self, collection: Collection, asked: Asked, before: Sequence[Candidates]) -> list[Candidates]:
         """See :class:`Stage`."""
         queries = _stacked(asked.queries, -1)
-        found = self._top(collection, queries, asked.count + (asked.excluded is not None), asked.allowed)
+        found = self._top(collection, queries, asked.ranks + (asked.excluded is not None), asked.allowed)
         return [Candidates(rows, scores, (self.to_json(),)) for rows, scores in found]
 
     def _top(
@@ -204,7 +203,7 @@ class Ann:
         queries, count = _stacked(asked.queries, -1), self._count(asked)
         near = ann.search(queries, count, self.params, allowed)
         regions = self._regions(collection, near, allowed)
-        step = (self._step(self.params),)
+        step = self._usual
         found = [Candidates(rows, scores, step) for rows, scores in ann.with_tail(queries, near, count, allowed)]
         for region in sorted({*regions} - {LIKE}):
             params = self.depth.widened(region, self.recall, self.params)
@@ -244,10 +243,14 @@ class Ann:
 
     def to_json(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return dict(self._step(self.params))
+        return dict(self._usual[0])
 
     def _count(self, asked: Asked) -> int:
         return self.depth.ranks + (asked.excluded is not None)
+
+    @cached_property
+    def _usual(self) -> tuple[Step]:
+        return (self._step(self.params),)
 
     def _step(self, params: SearchParams) -> Step:
         return step_of(self.level, self.recall, self.depth.ranks, params)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -10,29 +9,23 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
-from hivlp.errors import ArgumentError, DamagedIndexError, IndexFolderError
-from hivlp.files.scratch import scratch_folder, settle, sweep, sync_folder
+from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.files.scratch import settle, sweep
 from hivlp.levels import Embeddings, Level
-from hivlp.store import payloads, schema
-from hivlp.store.codec import CODECS, FLOAT16
+from hivlp.store import schema
 from hivlp.store.compacting import Progress, rewrite
-from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, connect, passing
-from hivlp.store.fields import files as column_files
-from hivlp.store.fields.commit import CommitColumns
+from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connections, check_own, passing
 from hivlp.store.fields.declared import Field, joined
 from hivlp.store.lookup import AT_ONCE, Shown, look_up
 from hivlp.store.names import each_item
 from hivlp.store.reader import Reader, Views
-from hivlp.store.records import About, Item, NewItem, Stamp, State, format_of
-from hivlp.store.vectors import CHUNK, Rows, drop_old_files, vector_files
+from hivlp.store.records import Item, NewItem, Stamp
+from hivlp.store.vectors import Rows, drop_old_files
 from hivlp.store.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -87,68 +80,6 @@ class Store:
     def exists(path: Path | str) -> bool:
         """Whether there is an index in this folder."""
         return os.path.isfile(Path(path) / FILE)  # noqa: PTH113 (Path.is_file raises if access is denied)
-
-    @staticmethod
-    def check_free(path: Path) -> None:
-        """Whether an index can be made here.
-
-        Raises:
-            IndexFolderError: if the folder holds something.
-        """
-        if Store.exists(path):
-            raise IndexFolderError(f"{path} is already an index: open it instead")
-        try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise IndexFolderError(f"{path} exists and is not an index: choose another folder")
-        except OSError as error:
-            raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
-
-    @staticmethod
-    def make(
-        path: Path,
-        about: About,
-        arrays: Mapping[str, NDArray[Any]] | None = None,
-        codec: str = FLOAT16.name,
-        fields: Sequence[Field] = (),
-    ) -> None:
-        """Make an empty folder.
-
-        Args:
-            path: a folder that does not exist yet, or is empty.
-            about: what the index is made with.
-            arrays: name of a ``.npy`` file -> what belongs to the index beside the vectors.
-            codec: of the finest level, ``float16``, ``float32`` or ``int8``; the others are float16.
-            fields: that are declared.
-
-        Raises:
-            IndexFolderError: if the folder holds something, or cannot be written.
-            ArgumentError: if there is no such codec.
-        """
-        Store.check_free(path)
-        if codec not in CODECS:
-            raise ArgumentError(f"a codec is {', '.join(CODECS)}, not {codec!r:.40}")
-        finest = CODECS[codec]
-        state = State(0, 0, 0, format_of(finest), finest.dtype, tuple(fields))
-        levels = {"levels": json.dumps([asdict(level) for level in about.levels])}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Built aside and moved into place whole: a crash leaves no half-made index under this name.
-            with scratch_folder(path) as scratch:
-                for file in vector_files(scratch, about.levels, state):
-                    file.create()
-                for name, array in (arrays or {}).items():
-                    with (scratch / name).open("xb") as out:
-                        np.save(out, array, allow_pickle=False)
-                        out.flush()
-                        os.fsync(out.fileno())
-                with closing(connect(scratch / FILE)) as db, db:
-                    db.execute("BEGIN")
-                    schema.make_tables(db, {**state.to_meta(), **asdict(about), **levels})
-                sync_folder(scratch)
-                scratch.rename(path)
-            sync_folder(path.parent)
-        except (OSError, sqlite3.Error) as error:
-            raise IndexFolderError(f"{path} cannot be created: {_reason(error)}") from error
 
     def close(self) -> None:
         """Let go of the files."""
@@ -217,7 +148,7 @@ class Store:
                     f"{self.path} is being written by another process: try again when it is done"
                 ) from error
             except OSError as error:
-                raise IndexFolderError(f"{self.path} cannot be written: {_reason(error)}") from error
+                raise IndexFolderError(f"{self.path} cannot be written: {write_reason(error)}") from error
             try:
                 if self._lock.lock_counter == 1:
                     self._tidy()
@@ -345,110 +276,11 @@ class Store:
             if wanted != reader.state.fields:
                 with self.changing() as writer:
                     writer.declare(fields)
-            self.keep_columns()
-
-    def keep_derived(self) -> None:
-        """Write what spares reading the catalog, where it is due: columns of declared fields, and what hits show."""
-        with self.writer():
-            self.keep_columns()
-            self.keep_payloads()
-
-    def keep_columns(self) -> bool:
-        """Write the columns of declared fields into files, if many rows came since, or those there are do not fit.
-
-        Returns:
-            Whether they were written; if that fails, the log says so, and conditions are answered as before.
-        """
-        with self.writer():
-            with self.reading() as reader:
-                column_files.drop_others(self.path, reader.state)  # of a process that was killed
-                if not column_files.are_due(self.path, reader.state):
-                    return False
-            try:
-                with self.changing() as writer:
-                    columns = CommitColumns(self.path).declared(writer.reader)
-                    writer.note_columns(column_files.save(self.path, columns, writer.reader.state))
-            except IndexFolderError as error:
-                logger.warning("columns of fields are not written: %s", error)
-                return False
-            with self.reading() as reader:
-                column_files.drop_others(self.path, reader.state)
-        return True
-
-    def keep_payloads(self, least: int = payloads.LEAST_ROWS) -> bool:
-        """Write what hits show into a file, if the index is large and many rows came since the last one was written.
-
-        Args:
-            least: rows of an index that is large.
-
-        Returns:
-            Whether it was written; if that fails, the log says so, and hits are looked up as before.
-        """
-        with self.writer():
-            with self.reading() as reader:
-                payloads.drop_others(self.path, reader.state)  # of a process that was killed
-                state = reader.state
-                small = state.rows < least and state.payloads is None
-                if small or not payloads.are_due(self.path, state):
-                    return False
-            try:
-                with self.changing() as writer:
-                    made = payloads.save(self.path, writer.reader.all_shown(), writer.reader.state)
-                    writer.note_payloads(made)
-            except IndexFolderError as error:
-                logger.warning("what hits show is not written: %s", error)
-                return False
-            with self.reading() as reader:
-                payloads.drop_others(self.path, reader.state)
-        return True
 
     def drop_old_files(self) -> None:
         """Remove vector files of other generations than the last commit's; for the only writer."""
         with self.reading() as reader:
             drop_old_files(self.path, self.levels, reader.state)
-
-    def merge(self, other: Path | str, on_progress: Progress | None = None) -> int:
-        """Add another index's items, except those whose path is here already.
-
-        The other index is read a few thousand items at a time, so that whoever writes to it meanwhile need not wait,
-        be it somebody who merges this one into it.
-
-        Args:
-            other: the index folder that is read.
-            on_progress: called with how many of its items are dealt with, and of how many.
-
-        Returns:
-            How many were added.
-
-        Raises:
-            IndexFolderError: if the other index was made with another model, or is this one.
-            DamagedIndexError: if a vector or a record of the other is not as it was written.
-        """
-        with closing(Store(Path(other))) as source:
-            if difference := self.about.difference(source.about):
-                raise IndexFolderError(f"{other} {difference}: not merged into {self.path}")
-            if source.path.resolve() == self.path.resolve():
-                raise IndexFolderError(f"{other} is the same index")
-            added = seen = last = 0
-            total = len(source)
-            with self.writer():
-                while True:
-                    with source.reading() as theirs:
-                        chunk = list(theirs.all_items(after=last, limit=CHUNK))
-                        with self.reading() as reader:
-                            known = reader.at_paths([item.path for item in chunk])
-                        new = [item for item in chunk if item.path not in known]
-                        vectors = theirs.embeddings([item.row for item in new], check=True)
-                    if not chunk:
-                        return added
-                    if new:
-                        self.append([NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new], vectors)
-                        if any(item.missing for item in new):
-                            with self.changing() as writer:
-                                writer.note_missing(True)
-                    added, seen, last = added + len(new), seen + len(chunk), chunk[-1].id
-                    if on_progress is not None:
-                        on_progress(seen, max(seen, total))
 
     # What there is.
 
@@ -521,7 +353,8 @@ class Store:
             raise DamagedIndexError(f"{self.path} is damaged: {error}; run `hivlp repair`") from error
         except (OSError, sqlite3.Error) as error:
             raise IndexFolderError(
-                f"{self.path} cannot be written: {_reason(error)}; what was reported is safe, the rest is not stored"
+                f"{self.path} cannot be written: {write_reason(error)}; "
+                "what was reported is safe, the rest is not stored"
             ) from error
 
 
@@ -536,5 +369,6 @@ def reading(path: Path | str) -> Iterator[Reader]:
         yield reader
 
 
-def _reason(error: Exception) -> str:
+def write_reason(error: Exception) -> str:
+    """Why a folder cannot be written or read, in the system's words."""
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).lower()

@@ -7,41 +7,48 @@ searched, whatever was committed since. A new one is written beside the old one 
 missing, of another length, or of a commit that is no more (where a backup was put back) is not used; a record that is
 damaged is looked up in the catalog instead.
 
-Layout, all numbers little-endian: (rows + 1) uint64, where each record begins and the last one ends, from the start of
-the file; then, for each row that had an item, a record of CRC-32 (uint32, of what follows, begun with the row), id
-(int64), bytes of the path (uint32), bytes of the caption (int32, -1 without one), path, caption, metadata (JSON), in
-UTF-8.
+Layout, all numbers little-endian: :data:`MAGIC`; for each row where its record begins, from the start of the file
+(uint64), and the record's CRC-32, begun with the row (uint32); where the last record ends (uint64); the records. A
+record is what a row shows as JSON, in UTF-8: an array of id, path, caption, and metadata as the catalog has it. A row
+without an item has an empty one.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import secrets
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from hivlp.files.scratch import sync_folder
-from hivlp.store.lookup import Shown
+from hivlp.store.lookup import Shown, decode
 from hivlp.store.records import PayloadFile, State
 
 NAME = "payloads"
 MARK_BITS = 60
+Columns = tuple[Sequence[int], Sequence[str], Sequence[str | None], Sequence[dict[str, Any]]]
+"""Ids, paths, captions and metadata of some items."""
 LEAST_ROWS = 5_000
 """Rows from which on a payload file is written: those of a smaller index are soon remembered."""
 GROWTH = 20
 """Part of the rows, one in so many, up to which those that came later are read from the catalog."""
 LEAST_TAIL = 1000
 """Rows up to which they are, however few there are."""
-HEAD = struct.Struct("<IqIi")
-HEAD_BYTES = HEAD.size
-SPAN = struct.Struct("<QQ")
-CHECKED = 4  # bytes of the checksum, which it does not cover
+MAGIC = b"hits\0\0\0\2"
+TABLE = np.dtype([("start", "<u8"), ("crc", "<u4")])
+ENTRY = struct.Struct("<QIQ")
+"""Start and checksum of a record, and the start of the next."""
+KINDS: tuple[set[type], ...] = {int}, {str}, {str, NoneType}, {dict}
+"""Types in a record."""
 LOW = 0xFFFFFFFF  # bits of a row that a checksum begins with: another row's record is no right one
 BUFFER = 1 << 20
 
@@ -63,27 +70,51 @@ class Payloads:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         size, self.rows = len(self._map), rows
-        if size < 8 * (rows + 1) or self._map[8 * rows : 8 * (rows + 1)] != size.to_bytes(8, "little"):
-            raise ValueError(f"{path.name} has {size} bytes, which is not what it says")
+        end = len(MAGIC) + TABLE.itemsize * rows
+        if self._map[: len(MAGIC)] != MAGIC or self._map[end : end + 8] != size.to_bytes(8, "little"):
+            raise ValueError(f"{path.name} is none, or of another length than it says")
 
-    def get(self, row: int) -> Shown | None:
-        """What a row shows, one of the first :attr:`rows`; None if it had no item then, or its record is damaged."""
-        start, end = SPAN.unpack_from(self._map, 8 * row)
+    def record(self, row: int) -> bytes:
+        """What a row shows, one of the first :attr:`rows`; empty if it had no item then, or its record is damaged."""
+        start, crc, end = ENTRY.unpack_from(self._map, len(MAGIC) + TABLE.itemsize * row)
         record = self._map[start:end]
-        if len(record) < HEAD_BYTES:
-            return None
-        crc, item_id, path, caption = HEAD.unpack_from(record)
-        if crc != crc32(record[CHECKED:], row & LOW):
-            return None
-        rest = HEAD_BYTES + path
-        after = rest + caption if caption > 0 else rest
-        try:
-            words = None if caption < 0 else record[rest:after].decode()
-            return Shown(
-                item_id, record[HEAD_BYTES:rest].decode("utf-8", "surrogateescape"), words, record[after:].decode()
-            )
-        except ValueError:
-            return None
+        return record if crc32(record, row & LOW) == crc else b""
+
+    def read(self, rows: Iterable[int]) -> Columns | None:
+        """What some rows show, its own for who asks; None unless all are here, and as they were written.
+
+        Raises:
+            ValueError: if a record with a right checksum is none.
+        """
+        records, among, entry, first, step = [], self._map, ENTRY.unpack_from, len(MAGIC), TABLE.itemsize
+        for row in rows:  # :meth:`record`, in half the time
+            if row >= self.rows:
+                return None
+            start, crc, end = entry(among, first + step * row)
+            record = among[start:end]
+            if not record or crc32(record, row & LOW) != crc:
+                return None
+            records.append(record)
+        return columns(records)
+
+
+def columns(records: Sequence[bytes]) -> Columns:
+    """What records say, decoded together, which takes a third of the time.
+
+    Raises:
+        ValueError: if one is none.
+    """
+    if not records:
+        return (), (), (), ()
+    try:
+        found = decode((b"[%s]" % b",".join(records)).decode())[0]
+        ids, paths, captions, metadata = zip(*found, strict=True)
+    except (RecursionError, TypeError) as error:  # the last where one is no array
+        raise ValueError("no records") from error
+    known = zip(KINDS, (ids, paths, captions, metadata), strict=True)
+    if len(ids) != len(records) or not all(kinds.issuperset(map(type, column)) for kinds, column in known):
+        raise ValueError("no records")
+    return ids, paths, captions, metadata
 
 
 def save(folder: Path, shown: Iterable[tuple[int, Shown]], state: State) -> PayloadFile:
@@ -101,17 +132,20 @@ def save(folder: Path, shown: Iterable[tuple[int, Shown]], state: State) -> Payl
         OSError: if it cannot be written.
     """
     made = PayloadFile(state.generation, state.rows, secrets.randbits(MARK_BITS))
-    lengths, header = np.zeros(state.rows + 1, np.int64), 8 * (state.rows + 1)
+    table, header = np.zeros(state.rows, TABLE), len(MAGIC) + TABLE.itemsize * state.rows + 8
+    lengths = np.zeros(state.rows + 1, np.int64)
     place = folder / made.name
     try:
         with place.open("xb", buffering=BUFFER) as file:
             file.seek(header)
             for row, each in shown:
-                record = _record(row, each)
-                lengths[row + 1] = len(record)
+                record = _record(each)
+                lengths[row + 1], table["crc"][row] = len(record), crc32(record, row & LOW)
                 file.write(record)
+            ends = header + np.cumsum(lengths)
+            table["start"] = ends[:-1]
             file.seek(0)
-            file.write((header + np.cumsum(lengths)).astype("<u8").tobytes())
+            file.write(MAGIC + table.tobytes() + int(ends[-1]).to_bytes(8, "little"))
             file.flush()
             os.fsync(file.fileno())
         sync_folder(folder)
@@ -160,16 +194,15 @@ def damage(folder: Path, state: State, shown: Iterable[tuple[int, Shown]]) -> st
         return None
     found = open_payloads(folder, state)
     if found is None:
+        with suppress(OSError), (folder / state.payloads.name).open("rb") as file:
+            if file.read(8) == (8 * (state.payloads.rows + 1)).to_bytes(8, "little"):
+                return None  # of the layout before: the next writer replaces it
         return "it is missing, or has another length"
-    wrong = sum(found.get(row) != each for row, each in shown if row < found.rows)
+    wrong = sum(found.record(row) != _record(each) for row, each in shown if row < found.rows)
     return f"{wrong} of its records are not those of the catalog" if wrong else None
 
 
-def _record(row: int, shown: Shown) -> bytes:
-    path, caption = (
-        shown.path.encode("utf-8", "surrogateescape"),
-        None if shown.caption is None else shown.caption.encode(),
-    )
-    head = HEAD.pack(0, shown.id, len(path), -1 if caption is None else len(caption))
-    body = b"".join((head[CHECKED:], path, caption or b"", shown.text.encode()))
-    return crc32(body, row & LOW).to_bytes(CHECKED, "little") + body
+def _record(shown: Shown) -> bytes:
+    path = json.dumps(shown.path)  # in ASCII: it need not be UTF-8
+    caption = "null" if shown.caption is None else json.dumps(shown.caption, ensure_ascii=False)
+    return f"[{shown.id},{path},{caption},{shown.text}]".encode()

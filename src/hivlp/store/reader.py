@@ -303,6 +303,12 @@ class Reader:
             return 0
         return int(self._db.execute("SELECT COUNT(*) FROM items WHERE size = ?", (GONE,)).fetchone()[0])
 
+    def missing_rows(self) -> list[int]:
+        """Rows of the items whose files were not there when their folders were last walked."""
+        if not self.may_miss():
+            return []
+        return [row for (row,) in self._db.execute("SELECT row FROM items WHERE size = ?", (GONE,))]
+
     def paths_under(self, folder: str) -> Iterator[tuple[int, str, Stamp]]:
         """Id, path and stamp of the item at a path, and of all items in the folder of that name."""
         select = "SELECT id, path, size, mtime, ctime, checked FROM items WHERE"

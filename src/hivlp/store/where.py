@@ -55,6 +55,8 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
+PARTS = re.compile(r"""[()]|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|(?P<open>['"`\[]|/\*)""", re.DOTALL)
+"""Brackets of a condition, and what no bracket counts in: quoted parts, comments, and the beginning of an open one."""
 # What a file is called, and what is said of it, may be spelt in two ways in Unicode; JSON has a third one, \\u00e9.
 COMPOSED = """(SELECT id, composed(path) AS path, hash, composed(caption) AS caption, unescaped(metadata) AS metadata,
     row, size, mtime, ctime, checked FROM main.items)"""
@@ -83,10 +85,7 @@ def rows_where(file: Path, condition: str, fields: Sequence[Field] = ()) -> Pass
     Raises:
         QueryError: if it is not such an expression, does more than read items, or takes too long.
     """
-    if not isinstance(condition, str):
-        raise ArgumentError(f"where must be a condition in SQL, not {condition!r:.40}")
-    if "\x00" in condition or not condition.strip():
-        raise QueryError("--where is empty or holds a NUL character")
+    check_whole(condition)
     evaluation = _Evaluation(file, condition, fields)
     try:
         seconds = WHERE_SECONDS * max(1.0, evaluation.last_row() / WHERE_ITEMS)
@@ -97,6 +96,30 @@ def rows_where(file: Path, condition: str, fields: Sequence[Field] = ()) -> Pass
     finally:
         evaluation.let_go()
     return evaluation.result()
+
+
+def check_whole(condition: str) -> None:
+    """Whether a condition is one expression, which stays within the brackets that it is put in.
+
+    Raises:
+        ArgumentError: if it is no text.
+        QueryError: if it is empty, closes a bracket that it did not open, or leaves a bracket, quote or comment open.
+    """
+    if not isinstance(condition, str):
+        raise ArgumentError(f"where must be a condition in SQL, not {condition!r:.40}")
+    if "\x00" in condition or not condition.strip():
+        raise QueryError("--where is empty or holds a NUL character")
+    depth = 0
+    for part in PARTS.finditer(condition):
+        if part["open"]:
+            what = "comment" if part["open"] == "/*" else "quote"
+            raise QueryError(f"--where is not a condition: a {what} opens and never closes")
+        depth += {"(": 1, ")": -1}.get(part[0], 0)
+        if depth < 0:
+            break
+    if depth:
+        what = "closes that never opened" if depth < 0 else "opens and never closes"
+        raise QueryError(f"--where is not a condition: a bracket {what}")
 
 
 class _Evaluation(threading.Thread):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hivlp.systems.blocks import HEAD, bert_config, bert_part, states_of
+from hivlp.systems.blocks import HEAD, Mlp, bert_config, bert_part, states_of
 from hivlp.systems.checkpoints import State, count_layers, fill, modern, read_checkpoint, renamed, width_of
 from hivlp.systems.clip_vit import resize_positions
 
@@ -67,24 +67,13 @@ class _Attention(nn.Module):
         return output
 
 
-class _Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, states: Tensor) -> Tensor:
-        output: Tensor = self.fc2(functional.gelu(self.fc1(states)))
-        return output
-
-
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = _Attention(width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _Mlp(width)
+        self.mlp = Mlp(width)
 
     def forward(self, states: Tensor) -> Tensor:
         states = states + self.attn(self.norm1(states))

@@ -1,10 +1,11 @@
-"""BERT's parts as ``transformers`` has them, whose parameters have the names that the published checkpoints have."""
+"""Blocks that several systems are made of, whose parameters have the names that the published checkpoints have."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 HEAD = 64
 """Width of an attention head in every published size."""
@@ -40,3 +41,17 @@ def states_of(output: Any) -> Tensor:
     """What a layer gives: its states, or a tuple that begins with them, as ``transformers`` 4 has it."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
+
+
+class Mlp(nn.Module):
+    """Feed-forward block of a vision transformer: (…, width) to four times the width, GELU, and back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(…, width) states from (…, width) states."""
+        output: Tensor = self.fc2(functional.gelu(self.fc1(states)))
+        return output

@@ -143,7 +143,12 @@ class Meter(nn.Module):
         return self.cross_modal_text_transform(states) + self.token_type_embeddings.weight[0]  # type: ignore[no-any-return]
 
     def fuse(self, text: Tensor, token_mask: Tensor, image: Tensor) -> Tensor:
-        """(B,) scores of texts with pictures.
+        """(B,) scores of texts with pictures, by the ranking head; arguments as of :meth:`pooled`."""
+        scores: Tensor = self.rank_output(self.pooled(text, token_mask, image))[:, 0]
+        return scores
+
+    def pooled(self, text: Tensor, token_mask: Tensor, image: Tensor) -> Tensor:
+        """(B, 2 width): both streams behind the fusion layers, which the heads read.
 
         Args:
             text: (B, T, width) of :meth:`encode_text`.
@@ -159,9 +164,7 @@ class Meter(nn.Module):
                 states_of(image_layer(image, image_bias, encoder_hidden_states=text, encoder_attention_mask=text_bias)),
             )
         first = image[:, 0] if self.config.vision == "clip" else image.mean(1)
-        pooled = torch.cat([self.cross_modal_text_pooler(text[:, 0]), self.cross_modal_image_pooler(first)], 1)
-        scores: Tensor = self.rank_output(pooled)[:, 0]
-        return scores
+        return torch.cat([self.cross_modal_text_pooler(text[:, 0]), self.cross_modal_image_pooler(first)], 1)
 
     def forward(self, tokens: Tensor, token_mask: Tensor, pixels: Tensor) -> Tensor:
         """(B,) scores of texts with pictures, from ids and pixels."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hivlp.systems.blocks import Mlp
+
 HEAD = 32
 """Width of an attention head."""
 
@@ -51,17 +53,6 @@ class _Attention(nn.Module):
         return output
 
 
-class _Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, states: Tensor) -> Tensor:
-        output: Tensor = self.fc2(functional.gelu(self.fc1(states)))
-        return output
-
-
 class _Block(nn.Module):
     attn_mask: Tensor | None
 
@@ -72,7 +63,7 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = _Attention(width, self.window)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = _Mlp(width)
+        self.mlp = Mlp(width)
         self.register_buffer("attn_mask", self._mask(), persistent=False)
 
     def _mask(self) -> Tensor | None:

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
@@ -25,8 +24,11 @@ from hivlp.model.batchnorm import share_statistics
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.objective import HierarchicalObjective
 from hivlp.train.distillation.self_distillation import distil
+from hivlp.train.inputs.batch import Batches, Reads, steps_of_epoch
+from hivlp.train.inputs.corpus import CorpusBatches, Inputs
 from hivlp.train.inputs.features import build_corpus, frozen_image_features, token_features
 from hivlp.train.inputs.held_out import rows_apart
+from hivlp.train.inputs.stream import StreamBatches
 from hivlp.train.log import MetricLog, draw_curves
 from hivlp.train.pretext import Matching, TrainingModel
 from hivlp.train.publish import TrainResult, publish
@@ -36,8 +38,8 @@ from hivlp.train.schedule import parameter_groups, set_learning_rates
 from hivlp.train.state import checkpoint
 from hivlp.train.state.cache import weights_digest
 from hivlp.train.state.origin import Origin
-from hivlp.train.state.shard import clip_gradients, shard, whole_copy
-from hivlp.train.step import FAILED, Inputs, Losses, backward, batches, share_of, steps_of_epoch
+from hivlp.train.state.shard import checkpoint_activations, clip_gradients, shard, whole_copy
+from hivlp.train.step import FAILED, Losses, backward
 from hivlp.train.watch import Best, Validation, keep_best, load_best
 from hivlp.train.weights import build_model, warm_start
 
@@ -95,28 +97,37 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
     with accelerator.main_process_first():
         model, tokenizer, tokenizer_file = build_model(recipe, run)
         weights = weights_digest(model)
-        corpus = build_corpus(pairs, recipe.picture, tokenizer, recipe.augment, run, checked=not main)
-        inputs = Inputs(corpus)
-        if frozen:
-            model.eval()
-            inputs.views = frozen_image_features(model, corpus, recipe.augment, recipe.seed, run)
-            inputs.texts = token_features(model, corpus.ids, corpus.mask)
-    if broadcast_object_list([corpus.contents.digest])[0] != corpus.contents.digest:
+        inputs = None
+        if recipe.stream is None:
+            corpus = build_corpus(pairs, recipe.picture, tokenizer, recipe.augment, run, checked=not main)
+            inputs = Inputs(corpus)
+            if frozen:
+                model.eval()
+                inputs.views = frozen_image_features(model, corpus, recipe.augment, recipe.seed, run)
+                inputs.texts = token_features(model, corpus.ids, corpus.mask)
+            reader: Batches = CorpusBatches(recipe, inputs, accelerator)
+        else:
+            reader = StreamBatches(recipe, tokenizer_file, accelerator, run)
+    if broadcast_object_list([reader.contents.digest])[0] != reader.contents.digest:
         raise RecipeError(f"process {accelerator.process_index} reads other pictures or captions than the first one")
     if recipe.init.warm_start:
         warm_start().apply(model, tokenizer)
     objective = HierarchicalObjective([level.name for level in recipe.taught], recipe.objective)
     validation = Validation(recipe, tokenizer) if recipe.watch.every and main else None
-    data = {"training": corpus.contents} | ({"validation": validation.contents} if validation is not None else {})
+    data: dict[str, Reads] = {"training": reader.contents}
+    if validation is not None:
+        data["validation"] = validation.contents
     origin = Origin(recipe.settings(), weights, content_hash(tokenizer_file.read_bytes()), data)
 
     # Optimise.
     training = TrainingModel(model, recipe, tokenizer.backend)
-    inputs.words = training.words
+    reader.words = training.words
     matching = Matching(recipe.levels[-1].dim) if recipe.pretext.matching else None
     losses = Losses(objective, matching, recipe)
     tasks = nn.ModuleDict({name: task for name, task in (("words", training.words), ("matching", matching)) if task})
-    average = AveragedModel(model, multi_avg_fn=_ema(recipe.optim.ema)) if recipe.optim.ema else None
+    average = averaged(model, recipe)
+    if recipe.compute.checkpoint_activations:
+        checkpoint_activations(model)
     if accelerator.num_processes > 1:
         share_statistics(model)
     sharded = recipe.compute.shard and accelerator.num_processes > 1
@@ -137,7 +148,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
     modules: dict[str, nn.Module] = {"model": model, "objective": objective, "tasks": tasks}
     if average is not None:
         modules["average"] = average.to(accelerator.device)
-    epoch_steps = steps_of_epoch(int(corpus.repeat.sum()), recipe.optim.batch_size)
+    epoch_steps = steps_of_epoch(reader.epoch, recipe.optim.batch_size)
     steps = epoch_steps * recipe.optim.epochs
     best = Best()
     first, kept = checkpoint.load(run / checkpoint.FOLDER, origin, modules, optimizer) if resume else (0, {})
@@ -146,14 +157,15 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
         origin.save(run)
     if kept:
         best = Best.of(kept)
+        reader.go_on(kept.get("reader", {}))
     log = MetricLog(run, first, accelerator, recipe)
     set_training(model, recipe)
     progress = tqdm(total=steps, initial=first, desc="train", unit="step", disable=None if main else True)
     patience = recipe.watch.patience
-    for step, rows in batches(corpus, recipe, epoch_steps, first, steps):
+    for step, share in reader.batches(first, steps):
         if patience and best.since >= patience:
             break
-        batch = inputs.batch(recipe, step, rows, share_of(len(rows), accelerator)).to(accelerator.device)
+        batch = share.to(accelerator.device)
         torch.manual_seed(recipe.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
         set_learning_rates(optimizer, recipe, step, steps)
         optimizer.zero_grad()
@@ -165,13 +177,13 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
             raise HivlpError(f"step {step}: the gradient is not finite, {FAILED}")
         optimizer.step()
         objective.keep_bounds()
-        if average is not None:
+        if average is not None and step >= steps - (round(recipe.optim.average * steps) or steps):
             average.update_parameters(model)
         done = step + 1
         scales = dict(zip(objective.levels, objective.scales().tolist(), strict=True))
         log.write(step, {**{name: float(term.detach()) for name, term in terms.items()}, "scales": scales})
         if recipe.watch.every and (done % recipe.watch.every == 0 or done == steps):
-            seen = model if average is None else cast(HiVLPModel, average.module)
+            seen = model if average is None or not average.n_averaged else cast(HiVLPModel, average.module)
             if sharded:
                 seen = whole_copy(seen, accelerator.device)
             if validation is not None:
@@ -184,8 +196,9 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
         progress.update()
         if done % epoch_steps == 0 or done % recipe.optim.checkpoint_every == 0 or done == steps:
             where = run / checkpoint.FOLDER if main else None
+            more = {**asdict(best), "reader": reader.state()}
             if main or sharded:
-                checkpoint.save(where, origin, done, modules, optimizer, asdict(best))
+                checkpoint.save(where, origin, done, modules, optimizer, more)
     progress.close()
     log.close()
     if average is not None:
@@ -198,14 +211,19 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
     model = model.cpu().eval()
     if patience and (run / BEST).is_file():
         load_best(model, run / BEST)
-    if recipe.self_distillation is not None and inputs.texts is not None and inputs.views is not None:
+    if (
+        recipe.self_distillation is not None
+        and inputs is not None
+        and inputs.texts is not None
+        and inputs.views is not None
+    ):
         distil(model, tokenizer, inputs.texts, inputs.views, recipe)
 
     # Write the model folder, then measure what was written.
     model.save_pretrained(out, tokenizer_file)
     draw_curves(run, out / "curves.png", recipe.name)
-    calibration = corpus.pixels[np.random.default_rng(recipe.seed).permutation(len(corpus))[:128]]
-    return publish(recipe, out, calibration, len(corpus), best.step if patience else None, started)
+    seen_pairs = reader.epoch if inputs is None else len(inputs.corpus)
+    return publish(recipe, out, reader.pictures(128), seen_pairs, best.step if patience else None, started)
 
 
 BEST = "best.safetensors"
@@ -238,6 +256,9 @@ def set_training(model: HiVLPModel, recipe: Recipe) -> None:
                 module.eval()
 
 
-def _ema(decay: float) -> Callable[..., None]:
-    average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return average
+def averaged(model: HiVLPModel, recipe: Recipe) -> AveragedModel | None:
+    """The average of the weights that a recipe asks for: exponential, or equal over the last steps; None for none."""
+    if recipe.optim.ema:
+        decayed: Callable[..., None] = get_ema_multi_avg_fn(recipe.optim.ema)  # type: ignore[no-untyped-call]
+        return AveragedModel(model, multi_avg_fn=decayed)
+    return AveragedModel(model) if recipe.optim.average else None

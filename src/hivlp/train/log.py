@@ -11,6 +11,8 @@ from typing import Any
 import matplotlib
 from accelerate import Accelerator
 
+from hivlp.errors import HivlpError
+from hivlp.files.reading import reason
 from hivlp.train.recipe.schema import Recipe
 
 FILE = "metrics.jsonl"
@@ -32,10 +34,20 @@ class MetricLog:
         accelerator.init_trackers(recipe.name, init_kwargs=options)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line, and send its numbers to the trackers."""
+        """Append one line, and send its numbers to the trackers.
+
+        Raises:
+            HivlpError: if the disk is full.
+        """
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise HivlpError(
+                    f"{FILE} cannot be written: {reason(error)}; make room, and go on from the last checkpoint with "
+                    "--resume"
+                ) from error
         numbers = {name: value for name, value in values.items() if isinstance(value, float)}
         self._accelerator.log(numbers, step=step)
 

@@ -67,14 +67,16 @@ def tower_groups(model: HiVLPModel, recipe: Recipe) -> list[dict[str, Any]]:
         ("text", model.text_tower, max(model.text_layers)),
     ):
         frozen = optim.freeze.get(name, 0)
-        layers: dict[int, list[nn.Parameter]] = {}
+        spared = {id(parameter) for name, parameter in tower.named_parameters() if tower.undecayed.search(name)}
+        layers: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for layer, parameter in tower.parameters_by_layer():
             learns = layer > frozen or not frozen
             if learns and (layer <= last):
-                layers.setdefault(layer, []).append(parameter)
-        for layer, parameters in sorted(layers.items()):
+                decays = optim.decay_vectors or id(parameter) not in spared
+                layers.setdefault((layer, decays), []).append(parameter)
+        for (layer, decays), parameters in sorted(layers.items(), key=lambda each: (each[0][0], not each[0][1])):
             peak = optim.tower_lr * optim.layer_decay ** (tower.depth - layer)
-            decay, betas = optim.tower_weight_decay, optim.tower_betas or optim.betas
+            decay, betas = optim.tower_weight_decay if decays else 0.0, optim.tower_betas or optim.betas
             groups.append(
                 {"params": parameters, "peak": peak, "weight_decay": decay, "betas": betas, "delay": optim.tower_delay}
             )

@@ -1,165 +1,22 @@
-"""One optimiser step: the batch, its random views, and the gradients (GradCache with micro-batches)."""
+"""One optimiser step: the gradients of a batch (GradCache with micro-batches)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hivlp.errors import HivlpError
 from hivlp.model.hivlp_model import LevelVectors
-from hivlp.model.tower import Features
 from hivlp.objective import HierarchicalObjective
 from hivlp.objective.gather import total
-from hivlp.train.inputs.augment import random_view
-from hivlp.train.inputs.features import Corpus
-from hivlp.train.pretext import Masked, MaskedLanguage, Matching
+from hivlp.train.inputs.batch import Batch
+from hivlp.train.pretext import Matching
 from hivlp.train.recipe.schema import Recipe
 
-Images = Tensor | Features
-Texts = tuple[Tensor, Tensor] | Features
-
 FAILED = "so training has failed: try a lower optim.lr, optim.clip or another compute.precision"
-
-
-@dataclass
-class Batch:
-    """A process's share of a step's pairs: pixels and tokens, or features where the towers are frozen.
-
-    Attributes:
-        image: pixels or features.
-        text: tokens or features.
-        ids: (B,) equal for pairs that may be exchanged.
-        seed: of what the step draws for all processes together.
-        masked: words to guess, if the recipe asks for it.
-    """
-
-    image: Images
-    text: Texts
-    ids: Tensor
-    seed: int = 0
-    masked: Masked | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def split(self, size: int) -> list[Batch]:
-        """Parts of at most ``size`` pairs."""
-        return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
-
-    def rows(self, rows: slice) -> Batch:
-        """Some of the pairs."""
-        return self._map(lambda part: part[rows])
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        return self._map(lambda part: part.to(device, non_blocking=True))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        image: Images = _changed(self.image, change) if isinstance(self.image, dict) else change(self.image)
-        text: Texts
-        if isinstance(self.text, dict):
-            text = _changed(self.text, change)
-        else:
-            text = change(self.text[0]), change(self.text[1])
-        masked = None if self.masked is None else (change(self.masked[0]), change(self.masked[1]))
-        return Batch(image, text, change(self.ids), self.seed, masked)
-
-
-@dataclass
-class Inputs:
-    """What a step draws its batch from; the features are there when the towers are frozen.
-
-    Attributes:
-        corpus: pictures and captions.
-        views: features of each view of the pictures.
-        texts: features of the captions.
-        words: which words to mask, if the recipe asks for it.
-    """
-
-    corpus: Corpus
-    views: list[Features] | None = None
-    texts: Features | None = None
-    words: MaskedLanguage | None = None
-
-    def batch(self, recipe: Recipe, step: int, rows: NDArray[np.int64], share: slice) -> Batch:
-        """A random view of each picture and a random variant of each caption.
-
-        Every choice is a function of the seed, the step and the place in the step's batch, whoever makes it.
-
-        Args:
-            recipe: seed and augmentation.
-            step: number of the step.
-            rows: the pairs of the whole batch.
-            share: which of them are this process's.
-        """
-        corpus = self.corpus
-        rng = np.random.default_rng([recipe.seed, 1, step])
-        variants = [corpus.variants[row][rng.integers(len(corpus.variants[row]))] for row in rows]
-        whole = torch.tensor(variants)
-        texts = whole[share]
-        seed = int(np.random.default_rng([recipe.seed, 3, step]).integers(2**62))
-        ids = torch.from_numpy(corpus.caption_ids[rows])[share]
-        if self.views is not None and self.texts is not None:
-            choice = torch.from_numpy(rng.integers(len(self.views), size=len(rows)))[share]
-            index = torch.from_numpy(rows)[share]
-            image = {
-                layer: torch.stack([view[layer][index] for view in self.views])[choice, torch.arange(len(index))]
-                for layer in self.views[0]
-            }
-            return Batch(image, {layer: features[texts] for layer, features in self.texts.items()}, ids, seed)
-        size = recipe.picture.size
-        pixels = []
-        for place in range(len(rows))[share]:
-            own = np.random.default_rng([recipe.seed, 2, step, place])
-            pixels.append(random_view(corpus.pixels[rows[place]], size, recipe.augment, own))
-        mask = corpus.mask[texts]
-        length = int(corpus.lengths[texts].max())
-        masked = None
-        if self.words is not None:
-            ids_masked, counts = self.words.draw(corpus.ids[whole], corpus.mask[whole], seed)
-            masked = ids_masked[share, :length], counts[share, :length]
-        tokens = corpus.ids[texts, :length], mask[:, :length]
-        return Batch(torch.from_numpy(np.stack(pixels)), tokens, ids, seed, masked)
-
-
-def steps_of_epoch(pairs: int, batch_size: int) -> int:
-    """How many steps go through so many pairs."""
-    return -(-pairs // batch_size)
-
-
-def batches(
-    corpus: Corpus, recipe: Recipe, epoch_steps: int, first: int, steps: int
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Steps from ``first`` on, each with its rows; an epoch is one shuffle of the repeated corpus.
-
-    An epoch that is no multiple of the batch is cut into batches as even as can be, rather than into whole ones and a
-    rest, which might be a single pair without anything to tell it from.
-    """
-    repeated = np.repeat(np.arange(len(corpus)), corpus.repeat)
-    for epoch in range(first // epoch_steps, recipe.optim.epochs):
-        order = np.random.default_rng([recipe.seed, 0, epoch]).permutation(repeated)
-        for number, rows in enumerate(np.array_split(order, epoch_steps)):
-            step = epoch * epoch_steps + number
-            if first <= step < steps:
-                yield step, rows
-
-
-def share_of(count: int, accelerator: Accelerator) -> slice:
-    """Which of a batch's pairs are this process's: consecutive ones, as evenly as can be.
-
-    Raises:
-        HivlpError: if there are fewer pairs than processes.
-    """
-    if count < accelerator.num_processes:
-        raise HivlpError(f"a batch of {count} cannot be shared by {accelerator.num_processes} processes")
-    edges = np.linspace(0, count, accelerator.num_processes + 1).astype(int)
-    return slice(int(edges[accelerator.process_index]), int(edges[accelerator.process_index + 1]))
 
 
 @dataclass
@@ -270,7 +127,3 @@ def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device)
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
-
-
-def _changed(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
-    return {layer: change(part) for layer, part in features.items()}

@@ -23,6 +23,11 @@ EXPORT double hivlp_unit(const float *given, int64_t dim, float *unit) {
     return norm;
 }
 
+/* Each of the rows at unit length; lengths gets those that they had. */
+EXPORT void hivlp_units(const float *given, int64_t rows, int64_t dim, float *units, double *lengths) {
+    for (int64_t r = 0; r < rows; r++) lengths[r] = hivlp_unit(given + r * dim, dim, units + r * dim);
+}
+
 /* Products of each of the rows of a matrix with a vector. */
 EXPORT void hivlp_project(const float *matrix, int64_t rows, int64_t dim, const float *vector, float *out) {
     for (int64_t r = 0; r < rows; r++) {

@@ -80,7 +80,8 @@ def read_documents(folder: Path | None = None, packages: Mapping[str, str] = PAC
         DataError: if a package is not installed.
     """
     folder = folder or Path(os.environ.get("HIVLP_DOCUMENTS") or "/usr/share")
-    missing = [package for package, place in packages.items() if not (folder / place).exists()]
+    # A folder may be there with nothing to read in it: another package has the same one.
+    missing = [package for package, place in packages.items() if next(_files(folder / place), None) is None]
     if missing:
         raise DataError(f"documents are not in {folder}: apt-get install {' '.join(missing)}")
     sentences: dict[str, str] = {}
@@ -127,14 +128,18 @@ def read_dictionary(index: Path) -> tuple[str, list[str]]:
 
 
 def _read(place: Path) -> Iterator[tuple[str, list[str]]]:
-    if place.suffix == ".index":
-        yield read_dictionary(place)
+    for file in _files(place):
+        yield read_dictionary(file) if file.suffix == ".index" else read_html(file.read_text(errors="replace"))
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """A dictionary's index, or the pages in a folder."""
+    if place.suffix == ".index" and place.is_file():
+        yield place
     # Some documentation lies behind links between packages' folders.
     for folder, folders, names in os.walk(place, followlinks=True):
         folders.sort()  # of sentences that differ in case the last one stays: the same one everywhere
-        for name in sorted(names):
-            if name.endswith(".html"):
-                yield read_html((Path(folder) / name).read_text(errors="replace"))
+        yield from (Path(folder) / name for name in sorted(names) if name.endswith(".html"))
 
 
 def _plain(markup: str) -> str:

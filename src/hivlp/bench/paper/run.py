@@ -28,6 +28,7 @@ from tqdm import tqdm
 from hivlp.bench.ann.collection import ITEMS, TEST, TRAIN
 from hivlp.bench.ann.real import TRAINED_FROM, RealSet, bench_folder, read_real
 from hivlp.bench.ann.sentences import MILLION, read_sentences
+from hivlp.bench.paper.plot import draw
 from hivlp.bench.paper.published import POOLS, PUBLISHED
 from hivlp.bench.paper.towers import CAPTIONS, Published, flops, int8_tower, same_tower
 from hivlp.bench.report import Report, measured, median_ms, milliseconds
@@ -38,6 +39,7 @@ from hivlp.files.scratch import scratch_folder
 from hivlp.index import Index
 from hivlp.index.from_embeddings import index_embeddings
 from hivlp.levels import Vectors
+from hivlp.systems.lightningdot import as_cosine
 
 BEST = 100
 """Items that are asked for, as LightningDOT's script does."""
@@ -51,6 +53,7 @@ CANDIDATES = 100
 """Of a re-ranking."""
 DEADLINE = {"small": 300.0, "full": 4 * 3600.0}
 """Seconds after which no further index is built."""
+LIGHTNINGDOT_HNSW = "LightningDOT, PyTorch + FAISS HNSW"
 LIGHTNINGDOT, UNITER, METER = "LightningDOT, PyTorch + FAISS flat", "UNITER-base", "METER, CLIP-B/16 at 384"
 SAME, INT8, SHIPPED = "HiVLP, same tower", "HiVLP, same tower in int8", "HiVLP as shipped"
 TO_IMAGE, TO_TEXT = "text_to_image", "image_to_text"
@@ -67,10 +70,12 @@ class Row:
         batch: queries at once.
         encode_ms: encoding of a query; None for a fusion model, which does nothing else.
         search_ms: of the pool.
-        total_ms: their sum, which is core-milliseconds too: there is one thread.
+        total_ms: their sum.
+        core_seconds: of a thousand queries, our measure of energy: as many as milliseconds a query, on one thread.
         pairs: that a fusion model was measured on; None for others. Its time is scaled from these to the pool.
-        gflop: floating-point operations of a query in the network, 10⁹; None where they were not counted.
-        item_bytes: that an item takes in the index.
+        gflop: operations of a query in the network, 10⁹; None where they were not counted.
+        search_gflop: operations of an exhaustive search, 10⁹; None for others, which read codes and lists.
+        item_bytes: that an item takes on disk: vectors in a flat index, all files of ours over the items.
     """
 
     system: str
@@ -80,8 +85,10 @@ class Row:
     encode_ms: float | None
     search_ms: float | None
     total_ms: float
+    core_seconds: float
     pairs: int | None = None
     gflop: float | None = None
+    search_gflop: float | None = None
     item_bytes: int | None = None
 
 
@@ -97,6 +104,7 @@ class PaperReport(Report):
         reranking: what kept picture tokens save a re-ranking of :data:`CANDIDATES` by ALBEF.
         left_out: pools that there was no time for.
         flat: library of the exhaustive searches.
+        int8_cosine: lowest cosine of the captions' vectors by the int8 tower with those by the same one in float32.
     """
 
     rows: list[dict[str, Any]]
@@ -106,6 +114,7 @@ class PaperReport(Report):
     reranking: dict[str, float]
     left_out: list[int]
     flat: str
+    int8_cosine: float
 
     def to_text(self) -> str:
         """Tables for the terminal."""
@@ -130,25 +139,30 @@ class PaperReport(Report):
         if self.left_out:
             pools = ", ".join(map(str, self.left_out))
             lines.append(f"no time for pools of {pools}: what was built is kept, so run it again")
+        lines.append(f"int8 tower: cosine {self.int8_cosine:.4f} or more with float32")
         return "\n".join([*lines, f"exhaustive searches by {self.flat}; one thread; {self.seconds:.0f} s"])
 
 
-def run(size: str, model: HiVLP) -> PaperReport:
+def run(size: str, model: HiVLP, plot: Path | None = None) -> PaperReport:
     """Measure.
 
     Args:
         size: ``small``, pools up to 123,287, ten minutes; ``full``, a million too, which take hours to build. Indexes
             and exported models are kept in the cache.
         model: HiVLP as shipped.
+        plot: where to draw total times by pool size, both axes logarithmic.
     """
     started = time.perf_counter()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            return _run(size, model, started)
+            report = _run(size, model, started)
     finally:
         torch.set_num_threads(threads)
+    if plot is not None:
+        draw(report.rows, plot)
+    return report
 
 
 def _run(size: str, model: HiVLP, started: float) -> PaperReport:
@@ -157,7 +171,7 @@ def _run(size: str, model: HiVLP, started: float) -> PaperReport:
     real = read_real(model)
     rows: list[Row] = []
     flat = FlatSearch()
-    encoders = _encoders(systems, model, folder)
+    encoders, cosine = _encoders(systems, model, folder)
     fusion = {TO_IMAGE: _pair_times(systems)}
     fusion[TO_TEXT] = fusion[TO_IMAGE]  # a pair is a pair
     reranking = _reranking(systems)
@@ -170,17 +184,27 @@ def _run(size: str, model: HiVLP, started: float) -> PaperReport:
             continue
         vectors = _vectors(real, model, pool)
         for direction, times in fusion.items():
-            rows += [Row(name, direction, pool, 1, None, None, round(each * pool, 2), pairs, gflop)
-                     for name, (each, pairs, gflop) in times.items()]  # fmt: skip
+            rows += [
+                Row(name, direction, pool, 1, None, None, round(each * pool, 2), round(each * pool, 2), pairs, gflop)
+                for name, (each, pairs, gflop) in times.items()
+            ]
+        place = _index_folder(folder, real, pool)
         searched = {
             **{name: flat.times(vectors.items[:, :dim], vectors.queries[:, :dim]) for name, dim in FLAT.items()},
-            "index": _index_times(_index_folder(folder, real, pool), vectors),
+            "index": _index_times(place, vectors),
         }
+        size_of = {name: 4 * dim for name, dim in FLAT.items()} | {"index": _bytes(place) // pool}
+        if (graph := flat.graph(place.with_name(f"hnsw-{pool}"), vectors, pool <= HNSW_MOST[size])) is not None:
+            searched["hnsw"], size_of["hnsw"] = graph
         for encoder in encoders:
-            for batch, encode in encoder.times.items():
-                search = searched[encoder.index][batch]
-                rows.append(Row(encoder.name, encoder.direction, pool, batch, round(encode, 3), round(search, 3),
-                                round(encode + search, 3), None, encoder.gflop, BYTES[encoder.index]))  # fmt: skip
+            for kind in (encoder.index, *(["hnsw"] if encoder.name == LIGHTNINGDOT and "hnsw" in searched else [])):
+                name = LIGHTNINGDOT_HNSW if kind == "hnsw" else encoder.name
+                reads = round(2 * pool * FLAT[kind] / 1e9, 3) if kind in FLAT else None
+                for batch, encode in encoder.times.items():
+                    total = round(encode + searched[kind][batch], 3)
+                    rows.append(Row(name, encoder.direction, pool, batch, round(encode, 3),
+                                    round(searched[kind][batch], 3), total, total, None, encoder.gflop, reads,
+                                    size_of[kind]))  # fmt: skip
     return PaperReport(
         rows=[asdict(row) for row in rows],
         ratio_uniter=_ratios(rows, UNITER),
@@ -189,14 +213,15 @@ def _run(size: str, model: HiVLP, started: float) -> PaperReport:
         reranking=reranking,
         left_out=left_out,
         flat=flat.name,
+        int8_cosine=cosine,
         **measured(started, "torch", "transformers", "onnxruntime", "numpy"),
     )
 
 
 FLAT = {"flat 768": 768, "flat 512": 512}
 """Exhaustive searches by the length of their vectors."""
-BYTES = {"flat 768": 4 * 768, "flat 512": 4 * 512, "index": 2 * 768}
-"""Of an item's vector: float32 in a flat index, float16 in ours, its codes and lists not counted."""
+HNSW_MOST = {"small": 5_000, "full": 123_287}
+"""Largest pool for which LightningDOT's HNSW is built; its 512 links take minutes and gigabytes beyond."""
 
 
 @dataclass(frozen=True)
@@ -208,13 +233,15 @@ class _Encoder:
     gflop: float | None = None
 
 
-def _encoders(systems: Published, model: HiVLP, folder: Path) -> list[_Encoder]:
-    """Times of encoding a query, by batch."""
+def _encoders(systems: Published, model: HiVLP, folder: Path) -> tuple[list[_Encoder], float]:
+    """Times of encoding a query, by batch; and the lowest cosine of the int8 tower with float32."""
     texts = [CAPTIONS[number % len(CAPTIONS)] for number in range(BATCH)]
     found = []
 
-    def add(name: str, direction: str, index: str, call: Callable[[int], Any], counted: bool = True) -> None:
-        gflop = round(flops(lambda: call(1)) / 1e9, 2) if counted else None
+    def add(name: str, direction: str, index: str, call: Callable[[int], Any], gflop: float | None = None,
+            counted: bool = True) -> None:  # fmt: skip
+        if counted:
+            gflop = round(flops(lambda: call(1)) / 1e9, 2)
         call(1)
         times = {1: median_ms(call, [1] * 9), BATCH: milliseconds(lambda: call(32)) / 32}
         found.append(_Encoder(name, direction, index, times, gflop))
@@ -232,13 +259,14 @@ def _encoders(systems: Published, model: HiVLP, folder: Path) -> list[_Encoder]:
         lambda count: clip.get_image_features(pixel_values=pixels[:count]))  # fmt: skip
     systems.drop()
     same = same_tower(folder / "same-tower")
-    add(SAME, TO_IMAGE, "index", lambda count: same.encode_text(texts[:count]), False)
+    add(SAME, TO_IMAGE, "index", lambda count: same.encode_text(texts[:count]), found[0].gflop, False)
     int8 = int8_tower(folder / "same-tower", folder / "same-tower-int8")
-    add(INT8, TO_IMAGE, "index", lambda count: int8.encode_text(texts[:count]), False)
-    add(SHIPPED, TO_IMAGE, "index", lambda count: model.encode_text(texts[:count]), False)
+    add(INT8, TO_IMAGE, "index", lambda count: int8.encode_text(texts[:count]), found[0].gflop, False)
+    cosine = float((same.encode_text(CAPTIONS).fine * int8.encode_text(CAPTIONS).fine).sum(1).min())
+    add(SHIPPED, TO_IMAGE, "index", lambda count: model.encode_text(texts[:count]), counted=False)
     picture = _picture()
-    add(SHIPPED, TO_TEXT, "index", lambda count: model.encode_image([picture] * count), False)
-    return found
+    add(SHIPPED, TO_TEXT, "index", lambda count: model.encode_image([picture] * count), counted=False)
+    return found, round(cosine, 5)
 
 
 def _pair_times(systems: Published) -> dict[str, tuple[float, int, float]]:
@@ -315,6 +343,34 @@ class FlatSearch:
         one = median_ms(search, [queries[number : number + 1] for number in range(15)])
         return {1: one, BATCH: milliseconds(lambda: search(queries[:BATCH])) / BATCH}
 
+    def graph(self, place: Path, pool: _Vectors, build: bool) -> tuple[dict[int, float], int] | None:
+        """Milliseconds a query by batch of LightningDOT's HNSW, and bytes an item; None without FAISS or an index.
+
+        As its script has it: 512 links, 200 candidates in building, 128 in searching, and inner products as distances
+        by one more coordinate.
+
+        Args:
+            place: where the index is kept.
+            pool: what it holds, and is asked.
+            build: whether it is built where it is not there.
+        """
+        if self._faiss is None or not (build or place.is_file()):
+            return None
+        items, queries = as_cosine(pool.items, pool.queries)
+        if place.is_file():
+            index = self._faiss.read_index(str(place))
+        else:
+            index = self._faiss.IndexHNSWFlat(items.shape[1], 512)
+            index.hnsw.efConstruction = 200
+            index.add(items)
+            self._faiss.write_index(index, str(place))
+        index.hnsw.efSearch = 128
+        best = min(BEST, len(items))
+        index.search(queries[:1], best)
+        one = median_ms(lambda asked: index.search(asked, best), [queries[at : at + 1] for at in range(15)])
+        many = milliseconds(lambda: index.search(queries[:BATCH], best)) / BATCH
+        return {1: one, BATCH: many}, place.stat().st_size // len(items)
+
 
 @dataclass(frozen=True)
 class _Vectors:
@@ -377,6 +433,10 @@ def _index_times(place: Path, pool: _Vectors) -> dict[int, float]:
         asked = {level: pool.queries}
         many = milliseconds(lambda: [list(found) for found in index.search_many(vectors=asked, k=best)])
     return {1: one, BATCH: many / BATCH}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
 
 
 def _picture() -> bytes:

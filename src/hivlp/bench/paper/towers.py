@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from hivlp.config import TEXT_GRAPH, TEXT_WEIGHTS, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
+from hivlp.config import TEXT_GRAPH, HiVLPConfig, PictureConfig, TextConfig, TowerConfig
 from hivlp.data.texts import TextTokenizer
 from hivlp.encode import HiVLP
 from hivlp.files.scratch import scratch_folder
@@ -152,25 +152,20 @@ def same_tower(folder: Path) -> HiVLP:
 
 
 def int8_tower(folder: Path, out: Path) -> HiVLP:
-    """The same model with matrices multiplied in int8 (ONNX Runtime's dynamic quantization).
+    """The same model as ``hivlp export --precision int8`` writes it.
 
     Args:
         folder: of :func:`same_tower`.
         out: of the new model; what is there is taken as it is.
     """
-    import onnx
-    from onnx.external_data_helper import convert_model_to_external_data
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from hivlp.export.graphs import export
+    from hivlp.formats.conversion import shipped_captions
 
     if not out.is_dir():
         with scratch_folder(out) as scratch:
             made = scratch / "model"
-            shutil.copytree(folder, made, ignore=shutil.ignore_patterns("text.*", "*.safetensors"))
-            quantize_dynamic(folder / TEXT_GRAPH, made / TEXT_GRAPH, weight_type=QuantType.QInt8)
-            graph = onnx.load(str(made / TEXT_GRAPH))
-            (made / TEXT_GRAPH).unlink()
-            convert_model_to_external_data(graph, location=TEXT_WEIGHTS, size_threshold=1024)
-            onnx.save(graph, str(made / TEXT_GRAPH))
+            shutil.copytree(folder, made, ignore=shutil.ignore_patterns("*.onnx", "*.bin", "words"))
+            export(made, texts=shipped_captions())
             made.replace(out)
     return HiVLP.from_pretrained(out)
 

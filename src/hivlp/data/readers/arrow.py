@@ -59,7 +59,7 @@ def arrow_errors(what: str) -> Iterator[None]:
 
 
 def batches(
-    file: Path, parquet: Any, columns: Sequence[str], groups: Sequence[int] | None = None, size: int = ROWS
+    file: Path | str, parquet: Any, columns: Sequence[str], groups: Sequence[int] | None = None, size: int = ROWS
 ) -> Iterator[Any]:
     """Record batches of at most ``size`` rows, of some columns and row groups.
 
@@ -75,7 +75,7 @@ def batches(
         yield batch
 
 
-def values(file: Path, batch: Any, column: str) -> list[Any]:
+def values(file: Path | str, batch: Any, column: str) -> list[Any]:
     """The values of one column of a batch, as Python has them; texts as bytes if one of them is not UTF-8.
 
     Raises:

@@ -15,6 +15,7 @@ from hivlp.files.reading import one_line, parse_json_value, printable, read_text
 # COCO's file is mostly token lists; dropping them while parsing keeps memory to a fraction.
 _KEYS = frozenset({"images", "filename", "filepath", "split", "sentences", "raw"})
 _COCO_KEYS = frozenset({"images", "id", "file_name", "annotations", "image_id", "caption"})
+_FOLDERS = ("images", "flickr30k-images", "flickr8k-images")
 LIMIT = 1 << 30
 """Bytes of the file, at most; COCO's has 144 MB."""
 
@@ -24,7 +25,8 @@ def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
 
     ``restval`` counts as ``train``, as is the custom; COCO's files say their split by their name
     (``captions_val2017.json``). A picture is looked for below ``images`` if given, else below the JSON's folder and
-    ``images/`` beside it, with and without the ``filepath`` that COCO's entries have (or the ``val2017`` of its name).
+    ``images/`` or ``flickr30k-images/`` beside it, with and without the ``filepath`` that COCO's entries have (or the
+    ``val2017`` of its name).
 
     Raises:
         DataError: naming file and entry, if it has another layout, names a picture outside the folder, or none of the
@@ -34,7 +36,8 @@ def read_karpathy(path: Path, images: Path | None = None) -> Pairs:
     entries = data["images"]
     if "annotations" in data:
         entries = _of_coco(data, path)
-    roots = [images] if images is not None else [path.parent, path.parent / "images"]
+    roots = [images] if images is not None else [path.parent / name for name in (".", *_FOLDERS)]
+    roots = [root for root in roots if root.is_dir()] or roots[:1]
     pairs, present, skips = [], False, Skips()
     for number, entry in enumerate(entries):
         where = f"{printable(path)}, image {number}"

@@ -145,7 +145,7 @@ class _Reader:
                 for batch in batches(self.file, self.parquet, [column], [group]):
                     for value in values(self.file, batch.slice(0, SAMPLE), column):
                         if value is not None:
-                            return _is_path(value)
+                            return is_path(value)
         return False
 
     def _rows(self, columns: list[str]) -> Iterator[tuple[str, int, int, Mapping[str, Any]]]:
@@ -165,7 +165,8 @@ class _Reader:
             first += self.parquet.metadata.row_group(group).num_rows
 
 
-def _is_path(value: bytes) -> bool:
+def is_path(value: bytes) -> bool:
+    """Whether bytes are a picture's path: no format of pictures begins with a line of text."""
     try:
         return len(value) <= PATH_LIMIT and value.decode().isprintable()
     except UnicodeDecodeError:

@@ -49,7 +49,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
         TarDamage: where a header makes no sense, or the file ends before its content or its end mark.
         OSError: if the file cannot be read.
     """
-    length = os.fstat(file.fileno()).st_size
+    length = file.seek(0, os.SEEK_END)
     offset = zeros = 0
     ended = False
     extended: dict[str, bytes] = {}
@@ -109,7 +109,7 @@ def _is_header(block: bytes) -> bool:
         return False
     rest = block[:148] + b" " * 8 + block[156:]
     # Some old programs added the bytes up as signed ones.
-    return told in (sum(rest), sum(byte - 256 * (byte > 127) for byte in rest))
+    return told == sum(rest) or told == sum(byte - 256 * (byte > 127) for byte in rest)
 
 
 def _number(field: bytes, offset: int) -> int:

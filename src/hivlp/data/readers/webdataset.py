@@ -74,21 +74,22 @@ def read_webdataset(tars: Sequence[Path], root: Path) -> Pairs:
         shard = tar.relative_to(root).with_suffix("").as_posix()
         for key, picture, captions, said in _samples(tar, skips):
             here = said or split or split_of_folders(key) or "train"
-            pairs.append(Pair(f"{shard}/{key}", picture, captions, here, shard))
+            pairs.append(Pair(f"{shard}/{key}", TarMember(tar, picture.offset, picture.size), captions, here, shard))
     return skips.close(root, pairs)
 
 
-_Sample = tuple[str, TarMember, tuple[str, ...], str | None]
+Sample = tuple[str, Member, tuple[str, ...], str | None]
+"""A picture's name but for its suffix, the picture, its captions, and the split that its ``json`` says."""
 
 
-def _samples(path: Path, skips: Skips) -> Iterator[_Sample]:
-    """Key, picture, captions and split of the complete samples."""
+def _samples(path: Path, skips: Skips) -> Iterator[Sample]:
+    """The complete samples of a tar."""
     found = 0
     damage: list[str] = []
     try:
         with open_regular(path) as file:
-            for key, group in groupby(_until_damage(file, damage), _key):
-                for sample in _sample(file, path, key, list(group), skips):
+            for key, group in groups(file, damage):
+                for sample in samples(file, path, key, group, skips):
                     found += 1
                     yield sample
     except DataError as error:
@@ -98,6 +99,16 @@ def _samples(path: Path, skips: Skips) -> Iterator[_Sample]:
     for problem in damage:
         kept = f"; samples before that are kept: {found}" if found else ""
         skips.damage(f"{printable(path)} is not a readable, uncompressed tar file: {problem}{kept}")
+
+
+def groups(file: BinaryIO, damage: list[str]) -> Iterator[tuple[str, list[Member]]]:
+    """Neighbours with the same key, as far as the tar is sound; what is wrong then is added to ``damage``.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    for key, group in groupby(_until_damage(file, damage), _key):
+        yield key, list(group)
 
 
 def _until_damage(file: BinaryIO, damage: list[str]) -> Iterator[Member]:
@@ -114,8 +125,12 @@ def _key(member: Member) -> str:
     return str(path.parent / path.name.partition(".")[0]) if path.name.partition(".")[0] else ""
 
 
-def _sample(file: BinaryIO, path: Path, key: str, group: list[Member], skips: Skips) -> Iterator[_Sample]:
-    """What neighbours with the same key hold: mostly one sample."""
+def samples(file: BinaryIO, path: Path | str, key: str, group: list[Member], skips: Skips) -> Iterator[Sample]:
+    """What neighbours with the same key hold: mostly one sample; none if it is not whole.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
     pictures: dict[str, dict[str, Member]] = {}
     texts: dict[str, dict[str, Member]] = {}
     for member in group:
@@ -142,7 +157,7 @@ def _sample(file: BinaryIO, path: Path, key: str, group: list[Member], skips: Sk
             skips.damage(error)
             continue
         if captions:
-            yield stem, TarMember(path, picture.offset, picture.size), captions, split
+            yield stem, picture, captions, split
         else:
             skips.no_caption(where)
 

@@ -11,7 +11,15 @@ from PIL import Image, ImageEnhance
 from hivlp.data.pairs import Pair
 from hivlp.train.recipe.schema import Augment
 
+MASTER = 256
 ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
+
+
+def master_side(size: int, config: Augment) -> int:
+    """Side in pixels at which a picture is kept for random views of ``size``, so that crops keep detail."""
+    if config.plain:
+        return size
+    return max(MASTER, size) if size > 64 else 2 * size
 
 
 def plain_view(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -30,12 +30,11 @@ from hivlp.files.npy import open_npy
 from hivlp.files.scratch import write_whole
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Features
-from hivlp.train.inputs.augment import bare, caption_variants, plain_view, random_view
+from hivlp.train.inputs.augment import bare, caption_variants, master_side, plain_view, random_view
 from hivlp.train.recipe.schema import Augment
 from hivlp.train.state.cache import key_of, read_cache, weights_digest, write_cache
 
 logger = logging.getLogger(__name__)
-MASTER = 256  # side, in pixels, at which decoded pictures are kept for augmentation
 BATCH, TEXT_BATCH = 8, 128
 Tokenize = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -83,7 +82,7 @@ def build_corpus(
 
     Args:
         pairs: each pair and how often an epoch visits it.
-        picture: preparation; its size is raised to ``MASTER`` so that crops keep detail.
+        picture: preparation; its size is raised so that random crops keep detail.
         tokenizer: of the model.
         augment: which caption variants to make.
         cache: folder for the memory-mapped pixels; those that are there are used if the pictures are still the same.
@@ -92,9 +91,7 @@ def build_corpus(
     Raises:
         DataError: if nothing is left.
     """
-    side = max(MASTER, picture.size) if picture.size > 64 else 2 * picture.size
-    side = picture.size if augment.plain else side
-    master = picture.at(side)
+    master = picture.at(master_side(picture.size, augment))
     cache.mkdir(parents=True, exist_ok=True)
     pixels, readable, contents = _decoded([pair for pair, _ in pairs], master, cache, checked)
     kept = [pairs[number] for number in readable]

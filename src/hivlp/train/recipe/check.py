@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from hivlp.data.pairs import SPLITS, Pair
 from hivlp.encode import resolve_folder
 from hivlp.errors import DataError, HivlpError, ModelError, RecipeError
 from hivlp.files.reading import one_line
+from hivlp.hub.names import parse_name
 from hivlp.model.heads import HEADS
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Tower
@@ -29,9 +30,9 @@ from hivlp.model.towers import DUAL_ENCODER, IMAGE_TOWERS, TEXT_TOWERS, BertText
 from hivlp.objective import HierarchicalObjective
 from hivlp.plugins import Registry
 from hivlp.train.distillation.self_distillation import TextSource, more_texts
+from hivlp.train.inputs.batch import steps_of_epoch
 from hivlp.train.recipe.schema import Recipe, split_of
-from hivlp.train.step import steps_of_epoch
-from hivlp.train.weights import TowerWeights, WarmStart, tower_weights, warm_start
+from hivlp.train.weights import RANDOM, TowerWeights, WarmStart, tower_weights, warm_start
 from hivlp.typed import build, choices, shown
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,12 @@ def check_recipe(recipe: Recipe) -> HiVLPModel:
     model = _check_model(recipe)
     _check_inputs(recipe, model)
     _check_learning(recipe, model)
-    if not recipe.train:
-        raise RecipeError("train names no data: give a list of {source: …}")
+    if recipe.stream is None and not recipe.train:
+        raise RecipeError("train names no data: give a list of {source: …}, or a stream")
+    if recipe.stream is not None and recipe.train:
+        raise RecipeError("train and stream: give the data as one of the two")
+    if recipe.stream is not None and (not recipe.optim.tower_lr or recipe.limit is not None):
+        raise RecipeError("stream goes without limit, and with towers that learn: set optim.tower_lr")
     if recipe.validation is None:
         for key, wants in (("quantize", recipe.quantize), ("watch.every", recipe.watch.every)):
             if wants:
@@ -68,7 +73,7 @@ def check_recipe(recipe: Recipe) -> HiVLPModel:
 
 
 def check_data(recipe: Recipe, processes: int = 1) -> list[tuple[Pair, int]]:
-    """The training pairs, each with how often an epoch visits it, if all that a recipe names is there.
+    """The training pairs (none of a stream), each with how often an epoch visits it, if all that is named is there.
 
     Args:
         recipe: that :func:`check_recipe` found sound.
@@ -83,7 +88,11 @@ def check_data(recipe: Recipe, processes: int = 1) -> list[tuple[Pair, int]]:
         for pair in _pairs(f"train[{number}].source", source.source, "train")
     ]
     pairs = [(pair, repeat) for pair, repeat in pairs if pair.captions][: recipe.limit]
-    count = sum(repeat for _, repeat in pairs)
+    count = pairs_of_epoch(recipe, pairs)
+    if recipe.stream is not None and recipe.stream.lanes % processes:
+        raise RecipeError(f"stream.lanes is {recipe.stream.lanes}, no multiple of the {processes} processes")
+    if recipe.stream is not None and recipe.stream.lanes > recipe.optim.batch_size:
+        raise RecipeError(f"stream.lanes is {recipe.stream.lanes}, more than the pairs of a batch")
     if recipe.optim.batch_size > count:
         raise RecipeError(f"optim.batch_size is {recipe.optim.batch_size}, more than the {count} pairs of an epoch")
     steps = steps_of_epoch(count, recipe.optim.batch_size)
@@ -112,6 +121,11 @@ def check_data(recipe: Recipe, processes: int = 1) -> list[tuple[Pair, int]]:
         logger.warning("validation: %d of its pictures are trained on; its recalls say nothing of others", shared)
     _check_installed(recipe)
     return pairs
+
+
+def pairs_of_epoch(recipe: Recipe, pairs: Sequence[tuple[Pair, int]]) -> int:
+    """How many pairs an epoch visits: those of :func:`check_data`, or what a stream calls an epoch."""
+    return sum(repeat for _, repeat in pairs) if recipe.stream is None else recipe.stream.epoch
 
 
 def check_folder(out: Path, *, resume: bool) -> None:
@@ -156,7 +170,7 @@ def _check_towers(recipe: Recipe) -> None:
         elif side == "text_tower" and tower.kind == recipe.image_tower.kind:
             if tower.options and tower.options != recipe.image_tower.options:
                 raise RecipeError("text_tower.options: a dual_encoder's are those of image_tower, or none")
-        elif tower.kind in ("bert", DUAL_ENCODER):
+        elif tower.kind in ("bert", "transformers", DUAL_ENCODER):
             _check_transformers(f"{side}.options", tower.kind, tower.options)
     if (recipe.image_tower.kind == DUAL_ENCODER) != (recipe.text_tower.kind == DUAL_ENCODER):
         raise RecipeError("image_tower.kind and text_tower.kind: a dual_encoder is both or none")
@@ -174,7 +188,7 @@ def _check_transformers(where: str, kind: str, options: Mapping[str, Any]) -> No
         known = AutoConfig.for_model(model_type).to_dict()
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{where}.model_type is {shown(model_type)}, which transformers does not know") from error
-    _check_like(where, options, {**known, "model_type": model_type})
+    _check_like(where, options, {**known, "model_type": model_type, "pool": "mean"})
 
 
 def _check_like(where: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -247,15 +261,15 @@ def _check_inputs(recipe: Recipe, model: HiVLPModel) -> None:
     except (ValueError, RuntimeError, TypeError) as error:
         raise RecipeError(f"picture.size is {size}, which the image tower does not take: {error}") from error
     weights = tower_weights(recipe, "text")
-    positions = _text_config(model).max_position_embeddings if weights is None else weights.positions
+    positions = model.text_tower.positions if weights is None else weights.positions
     if not 3 <= text.max_tokens <= positions:
         raise RecipeError(
             f"text.max_tokens must be at least 3 and at most {positions}, the positions of the text tower, "
             f"not {text.max_tokens}"
         )
-    if not 0 <= text.pad_id < _text_config(model).vocab_size:
+    if not 0 <= text.pad_id < model.text_tower.vocabulary:
         raise RecipeError(
-            f"text.pad_id must be at least 0 and below the {_text_config(model).vocab_size} words of the text tower"
+            f"text.pad_id must be at least 0 and below the {model.text_tower.vocabulary} words of the text tower"
         )
 
 
@@ -328,15 +342,30 @@ def _check_installed(recipe: Recipe) -> None:
                 what.require()
         except HivlpError as error:
             raise RecipeError(f"{key}: {error}") from error
-    if needed["init.text"] is None:
-        _check_tokenizer(recipe)
+    for key in ("image", "text", "model"):
+        place = getattr(recipe.init, key)
+        if place is not None and place != RANDOM and needed.get(f"init.{key}") is None:
+            _check_place(key, place)
+    if needed["init.text"] is None and (recipe.init.tokenizer is not None or recipe.init.text_place == RANDOM):
+        _check_tokenizer(recipe, recipe.init.tokenizer or "hivlp-mini")
 
 
-def _check_tokenizer(recipe: Recipe) -> None:
+def _check_place(key: str, place: str) -> None:
+    """Whether starting weights are here, or may be on the hub, where they are looked for when the run begins."""
+    try:
+        if not Path(place).exists() and (place.startswith(("/", ".", "~")) or parse_name(place).folder is not None):
+            raise ModelError(f"{place} does not exist")
+    except ModelError as error:
+        raise RecipeError(f"init.{key}: {error}") from error
+
+
+def _check_tokenizer(recipe: Recipe, name: str) -> None:
     from tokenizers import Tokenizer
 
     try:
-        path = tokenizer_path(resolve_folder(recipe.init.tokenizer))
+        if not Path(name).exists() and parse_name(name).folder is None:
+            return  # on the hub
+        path = tokenizer_path(resolve_folder(name))
         tokenizer = Tokenizer.from_file(str(path))
     except ModelError as error:
         raise RecipeError(f"init.tokenizer: {error}") from error
@@ -344,10 +373,10 @@ def _check_tokenizer(recipe: Recipe) -> None:
         raise RecipeError(f"init.tokenizer: {path} cannot be read: {error}") from error
     model = _check_model(recipe)
     known = max(tokenizer.get_vocab().values(), default=0) + 1
-    if known > (words := _text_config(model).vocab_size):
-        raise RecipeError(f"init.tokenizer: {recipe.init.tokenizer} has {known} words, the text tower {words}")
+    if known > (words := model.text_tower.vocabulary):
+        raise RecipeError(f"init.tokenizer: {name} has {known} words, the text tower {words}")
     if recipe.pretext.masked_language and tokenizer.token_to_id("[MASK]") is None:
-        raise RecipeError(f"pretext.masked_language needs a tokenizer with [MASK]; {recipe.init.tokenizer} has none")
+        raise RecipeError(f"pretext.masked_language needs a tokenizer with [MASK]; {name} has none")
 
 
 def _held_out(key: str, source: str) -> set[object]:
@@ -376,8 +405,3 @@ def _picture(pair: Pair) -> object:
     if isinstance(pair.picture, Path):
         return pair.picture.resolve()
     return pair.picture
-
-
-def _text_config(model: HiVLPModel) -> Any:
-    tower: Any = model.text_tower
-    return tower.bert.config if isinstance(tower, BertTextTower) else tower.dual.network.config.text_config

@@ -42,6 +42,48 @@ class Source(Checked):
 
 
 @dataclass(frozen=True)
+class StreamSource(Checked):
+    """Shards of one data set in a stream.
+
+    Attributes:
+        source: tars (webdataset) or parquet files, as a folder or as paths or URLs with braces and globs:
+            ``cc3m/{00000..00331}.tar``, ``s3://bucket/sbu/*.parquet``; or Karpathy's JSON, a table or a folder of
+            pictures, all of which is listed once.
+        weight: how many of the pairs are from here, relative to those of the other sources.
+        split: that is read.
+    """
+
+    source: str
+    weight: Positive = 1.0
+    split: Literal["train", "val", "test"] = "train"
+
+
+@dataclass(frozen=True)
+class Stream(Checked):
+    """Training data that is read in order, from shards, while training goes on (:mod:`hivlp.train.inputs.stream`).
+
+    Attributes:
+        sources: that are mixed by their weights.
+        epoch: pairs that count as one pass: a stream has no end.
+        lanes: sequences that the shards are dealt out to. What a step sees depends on their number, and not on that of
+            processes (of which it must be a multiple) and workers.
+        shuffle: pairs that are shuffled at a time, by all lanes together; their encoded pictures are in memory.
+        smallest: pixels of a picture's shorter side below which it is passed over.
+    """
+
+    sources: tuple[StreamSource, ...]
+    epoch: Count
+    lanes: Count = 16
+    shuffle: Count = 4096
+    smallest: Count = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise ValueError("sources names no data: give a list of {source: …}")
+
+
+@dataclass(frozen=True)
 class Augment(Checked):
     """Views of a picture and of a caption.
 
@@ -96,6 +138,8 @@ class Optim(Checked):
         warmup_steps: steps to the peak.
         clip: largest norm of the gradient; 0 for any.
         ema: decay of an exponential moving average of the weights, which then is what the run gives; 0 for none.
+        average: the last share of the steps whose weights are averaged equally, which then is what the run gives
+            (stochastic weight averaging; Izmailov et al., 2018); 0 for none.
         feature_dropout: level name -> share of the image features hidden from its head in each step.
         tower_gradient: coarser level name -> share of its gradient that goes on from its heads into what they read. Not
             named: none, so that the finest level learns as if it were alone (but for prefixes, which need it whole).
@@ -122,6 +166,7 @@ class Optim(Checked):
     warmup_steps: Number = 20
     clip: Weight = 0.0
     ema: ShareBelowOne = 0.0
+    average: Share = 0.0
     feature_dropout: Mapping[str, ShareBelowOne] = field(default_factory=dict)
     tower_gradient: Mapping[str, Share] = field(default_factory=dict)
     checkpoint_every: Count = 1000
@@ -131,6 +176,8 @@ class Optim(Checked):
         for name in self.freeze:
             if name not in ("image", "text"):
                 raise ValueError(f"freeze: no tower {name}{choices(name, ('image', 'text'))}")
+        if self.ema and self.average:
+            raise ValueError("ema and average are two averages of the weights: choose one")
 
 
 @dataclass(frozen=True)
@@ -146,7 +193,12 @@ class Compute(Checked):
             costs a second forward pass and bounds the towers' memory (GradCache; Gao et al., 2021), while the loss
             still sees the whole batch.
         shard: keep a share of the weights, gradients and moments in each process instead of all in every one (FSDP).
+        checkpoint_activations: keep of each tower layer its input alone, and compute the rest again in the backward
+            pass: a third more time for a fraction of the memory (Chen et al., 2016).
         compile: compile the towers with ``torch.compile``.
+        workers: that decode, crop and tokenise ahead in each process: processes for a stream, else threads; 0 for none;
+            default: as many as there are cores.
+        patience: seconds for which a shard that cannot be reached is tried again.
         trackers: where metrics go beside ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``trackio`` and others that
             accelerate knows and that are installed.
     """
@@ -154,7 +206,10 @@ class Compute(Checked):
     precision: Literal["no", "bf16", "fp16"] = "no"
     micro_batch: Number = 0
     shard: bool = False
+    checkpoint_activations: bool = False
     compile: bool = False
+    workers: Number | None = None
+    patience: Weight = 60.0
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -242,18 +297,31 @@ class Init(Checked):
     """Where the weights come from.
 
     Attributes:
-        image: ``random``, or a name that a package registers (:mod:`hivlp.train.weights`): ``registry`` for the package
-            of EfficientNet-Lite2.
-        text: ``random``, or such a name: ``registry`` for the package of all-MiniLM-L6-v2.
+        image: ``random``; a folder, a file, a hub id or an earlier run (:mod:`hivlp.train.starting`); or a name that a
+            package registers (:mod:`hivlp.train.weights`): ``registry`` for the package of EfficientNet-Lite2.
+        text: the same; ``registry`` for the package of all-MiniLM-L6-v2.
+        model: both towers and heads at once, from an earlier run, or for a dual encoder from its checkpoint.
         warm_start: give the finest level's prototype head the image tower's ImageNet classes and their names' text
             embeddings.
-        tokenizer: model folder that gives the tokenizer when the text tower is random.
+        tokenizer: model folder that gives the tokenizer; default: the text tower's starting weights, or hivlp-mini
+            where it has none.
     """
 
     image: str = "random"
     text: str = "random"
+    model: str | None = None
     warm_start: bool = False
-    tokenizer: str = "hivlp-mini"
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is not None and (self.image, self.text) != ("random", "random"):
+            raise ValueError("model fills both towers: leave out image and text")
+
+    @property
+    def text_place(self) -> str:
+        """What names the text tower's starting weights."""
+        return self.model or self.text
 
 
 @dataclass(frozen=True)
@@ -264,7 +332,8 @@ class Recipe(Checked):
     levels: tuple[Level, ...]
     image_tower: TowerConfig
     text_tower: TowerConfig
-    train: tuple[Source, ...]
+    train: tuple[Source, ...] = ()
+    stream: Stream | None = None
     validation: str | None = None
     test: str | None = None
     picture: PictureConfig = field(default_factory=PictureConfig)
@@ -313,16 +382,43 @@ def split_of(source: str) -> tuple[str, str | None]:
     return (name, split) if name and split in SPLITS else (source, None)
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, *, tiny: bool = False) -> Recipe:
     """Read a recipe; whether its parts fit each other and the data is asked by :mod:`hivlp.train.recipe.check`.
+
+    Args:
+        path: of the YAML.
+        tiny: take its tiny variant: what its section ``tiny`` says in place of the rest, key by key.
 
     Raises:
         RecipeError: naming the file, the key that is wrong, what was given and what may stand there.
     """
+    try:
+        return build(Recipe, read_recipe(path, tiny=tiny))
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def read_recipe(path: Path, *, tiny: bool = False) -> dict[str, Any]:
+    """A recipe's YAML as plain data, without its section ``tiny`` or with that in place.
+
+    Raises:
+        RecipeError: if it cannot be read, or has no such section.
+    """
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path} does not hold a mapping")
-    try:
-        return build(Recipe, data)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+    small = data.pop("tiny", None)
+    if not tiny:
+        return data
+    if not isinstance(small, dict):
+        raise RecipeError(f"{path} has no section tiny")
+    return _in_place(data, small)
+
+
+def _in_place(data: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with some of its values replaced; those of mappings within, key by key."""
+    merged = dict(data)
+    for key, value in small.items():
+        before = merged.get(key)
+        merged[key] = _in_place(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged

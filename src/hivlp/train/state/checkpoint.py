@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hivlp.errors import RecipeError
+from hivlp.errors import HivlpError, RecipeError
+from hivlp.files.reading import reason
 from hivlp.files.scratch import write_whole
 from hivlp.train.state.origin import Origin
 from hivlp.train.state.shard import shared_like, whole_state, whole_tensor
@@ -33,6 +34,9 @@ def save(
     """Write parameters, optimizer moments, the step and ``more``, in one file that replaces the last one at once.
 
     With sharded weights each process must call this; one without a folder only gives what it has.
+
+    Raises:
+        HivlpError: if it cannot be written; the last one is still there.
     """
     tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():
@@ -44,7 +48,13 @@ def save(
     if folder is None:
         return
     about = {"hivlp": json.dumps({"step": step, "origin": origin.about(), "more": more})}
-    write_whole(folder / FILE, lambda place: save_file(tensors, place, metadata=about))
+    try:
+        write_whole(folder / FILE, lambda place: save_file(tensors, place, metadata=about))
+    except (OSError, SafetensorError) as error:  # a full disk is either
+        raise HivlpError(
+            f"the checkpoint of step {step} cannot be written: {reason(error)}; the one before is whole: make "
+            "room, and go on with --resume"
+        ) from error
 
 
 def load(

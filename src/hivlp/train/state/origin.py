@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hivlp.data.contents import Contents
+from hivlp.train.inputs.batch import Reads
 
 SHOWN = 5  # changed keys that a message names
 
@@ -20,13 +20,13 @@ class Origin:
         settings: of the recipe (:meth:`hivlp.train.recipe.Recipe.settings`).
         weights: digest of the model before its first step.
         tokenizer: digest of the tokenizer's file.
-        data: ``training``, and ``validation`` where it is watched: the pictures and captions.
+        data: ``training``, and ``validation`` where it is watched: the pictures and captions, or shards.
     """
 
     settings: dict[str, Any]
     weights: str
     tokenizer: str
-    data: Mapping[str, Contents]
+    data: Mapping[str, Reads]
 
     def about(self) -> dict[str, Any]:
         """In brief, for a checkpoint."""
@@ -53,9 +53,9 @@ class Origin:
         data = before.get("data") or {}
         for name, contents in self.data.items():
             if contents.digest != data.get(name):
-                then = Contents.load(_path(run, name))
+                then = type(contents).load(_path(run, name))
                 known = then is not None and then.digest == data.get(name)
-                what = contents.changes(then) if known and then is not None else "other pictures or captions"
+                what = contents.changes(then) if known and then is not None else "other pictures, captions or shards"
                 found.append(f"the {name} data changed ({what} since the checkpoint)")
         if before.get("tokenizer") != self.tokenizer:
             found.append("the tokenizer changed")

@@ -2,18 +2,21 @@
 
 Each process keeps its share of every parameter, gradient and moment; a layer is put together while it computes
 (Zhao et al., 2023; here PyTorch's ``fully_shard``). What leaves training is whole again: checkpoints are those of any
-other run, and a run may be resumed with another number of processes, sharded or not.
+other run, and a run may be resumed with another number of processes, sharded or not. Checkpointed activations go by the
+same layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from hivlp.model.hivlp_model import HiVLPModel
 
@@ -27,14 +30,28 @@ def shard(whole: nn.Module, model: HiVLPModel, device: torch.device) -> None:
         device: of this process.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for layer in tower_layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(whole, mesh=mesh)
+
+
+def tower_layers(model: HiVLPModel) -> list[nn.Module]:
+    """The layers of both towers, each once, and none that is within another."""
+    found: list[nn.Module] = []
     done: set[int] = set()
     for tower in (model.image_tower, model.text_tower):
         for layers in (module for module in tower.modules() if isinstance(module, nn.ModuleList)):
             for layer in layers:
                 if id(layer) not in done:  # two towers may be one network
-                    fully_shard(layer, mesh=mesh)
+                    found.append(layer)
                     done |= {id(module) for module in layer.modules()}
-    fully_shard(whole, mesh=mesh)
+    return found
+
+
+def checkpoint_activations(model: HiVLPModel) -> None:
+    """Let every layer of the towers keep its input alone, and compute the rest again in the backward pass."""
+    for layer in tower_layers(model):
+        layer.forward = partial(checkpointed, layer.forward, use_reentrant=False)
 
 
 def whole_tensor(value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hivlp.bench.ann.rivals.base import BLOCK, Ladder, Rows
 from hivlp.coarse.maps import FINE, NoCoarseLevel
 from hivlp.index import Index
-from hivlp.index.tuning import LEAST_ROWS
+from hivlp.index.tuning.jobs import LEAST_ROWS
 from hivlp.levels import Embeddings, Vectors
 from hivlp.store.records import NewItem, Stamp
 

@@ -1,0 +1,1 @@
+"""Recall of models on every data set at hand, beside published rows."""

@@ -1,0 +1,1 @@
+"""Training from a stream of shards, measured as a user runs it."""

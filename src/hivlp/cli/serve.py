@@ -1,0 +1,63 @@
+"""The verb that serves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from hivlp.cli.output import usage
+from hivlp.errors import HivlpError
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    """``hivlp serve``: until interrupted."""
+    from hivlp.index import Index
+    from hivlp.serve.run import check_exposure, names_of, serve
+    from hivlp.serve.settings import MIB, Settings
+
+    token = _token(arguments)
+    settings = Settings(
+        token=token,
+        roots=tuple(arguments.root),
+        watch=tuple(arguments.watch),
+        hosts=tuple(host.lower() for host in arguments.allow_host),
+        origins=tuple(arguments.allow_origin),
+        allow_urls=arguments.allow_urls,
+        read_only=arguments.read_only,
+        upload_bytes=arguments.upload_mb * MIB,
+        threads=arguments.threads or 0,
+        queue=arguments.queue,
+        seconds=arguments.seconds,
+    )
+    for folder in (*settings.roots, *settings.watch):
+        if not folder.is_dir():
+            raise HivlpError(f"{folder} is no folder")
+    if not 0 <= arguments.port < 1 << 16:
+        return usage("serve", f"a port is 0 to 65535, not {arguments.port}")
+    check_exposure(arguments.host, settings, insecure=arguments.insecure)
+    indexes = {name: Index.open(path) for name, path in names_of(arguments.indexes).items()}
+    where = f"http://{f'[{arguments.host}]' if ':' in arguments.host else arguments.host}:{arguments.port}/"
+    told = {"url": where, "indexes": {name: str(index.path) for name, index in indexes.items()}}
+    if arguments.json:
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+    else:
+        sys.stderr.write(f"hivlp: serving {', '.join(indexes)} at {where}; Ctrl-C ends it\n")
+    serve(indexes, settings, host=arguments.host, port=arguments.port, insecure=arguments.insecure)
+    return 0
+
+
+def _token(arguments: argparse.Namespace) -> str | None:
+    """The token, from a file or the environment, where no other process's list shows it."""
+    if arguments.token_file is None:
+        return os.environ.get("HIVLP_TOKEN") or None
+    try:
+        token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HivlpError(f"{arguments.token_file} cannot be read: {error}") from error
+    if not token:
+        raise HivlpError(f"{arguments.token_file} holds no token")
+    return token

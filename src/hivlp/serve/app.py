@@ -1,0 +1,130 @@
+"""The application: every route of the service, behind its guard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+import hivlp
+from hivlp.index import Index
+from hivlp.serve import items, searching
+from hivlp.serve.answering import encoded_json
+from hivlp.serve.asking import service_of
+from hivlp.serve.errors import not_found
+from hivlp.serve.guard import Guard
+from hivlp.serve.metrics import MEDIA_TYPE
+from hivlp.serve.models import K_MOST
+from hivlp.serve.service import Service
+from hivlp.serve.settings import Settings
+
+JSON = "application/json"
+PAGE = Path(__file__).parent / "page"
+Handler = Callable[[Request], Awaitable[Response]]
+
+OF_AN_INDEX: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/search", searching.search),
+    ("GET", "/items/{id:int}/thumbnail", items.thumbnail),
+    ("GET", "/items/{id:int}/original", items.original),
+    ("GET", "/items/{id:int}", items.get_item),
+    ("GET", "/items", items.list_items),
+    ("GET", "/fields", items.fields),
+)
+"""Routes that each index has under its name, and the first one without."""
+
+
+def create_app(indexes: Mapping[str, Index], settings: Settings | None = None) -> Guard:
+    """The ASGI application that serves indexes.
+
+    Args:
+        indexes: open ones by their names, the first of which answers where no name is given; they are closed with it.
+        settings: of the service.
+    """
+    settings = Settings() if settings is None else settings
+    service = Service(indexes, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[dict[str, Service]]:
+        warming = asyncio.get_running_loop().run_in_executor(None, service.warm_up)
+        try:
+            yield {"service": service}
+        finally:
+            await warming
+            service.close()
+
+    router = Router(
+        [*_routes(), Mount("/static", StaticFiles(directory=PAGE), name="static")],
+        redirect_slashes=False,
+        default=_nothing,
+        lifespan=lifespan,
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = app  # so that what a route refuses is raised, and told by the guard as all else
+        await router(scope, receive, send)
+
+    return Guard(app, service)
+
+
+def _routes() -> list[BaseRoute]:
+    routes: list[BaseRoute] = []
+    for prefix in ("", "/indexes/{name}"):
+        routes += [Route(f"{prefix}{path}", call, methods=[method]) for method, path, call in OF_AN_INDEX]
+    routes += [
+        Route("/", page),
+        Route("/healthz", healthy),
+        Route("/readyz", ready),
+        Route("/metrics", metrics),
+        Route("/api/state", state),
+    ]
+    return routes
+
+
+async def page(_: Request) -> Response:
+    """``GET /``: the page."""
+    return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+
+async def healthy(_: Request) -> Response:
+    """``GET /healthz``: the service runs."""
+    return Response(b'{"status":"ok"}', media_type=JSON)
+
+
+async def ready(request: Request) -> Response:
+    """``GET /readyz``: the models are loaded."""
+    if service_of(request).ready:
+        return Response(b'{"status":"ready"}', media_type=JSON)
+    return Response(b'{"status":"loading"}', 503, media_type=JSON)
+
+
+async def metrics(request: Request) -> Response:
+    """``GET /metrics``: counters and histograms for Prometheus."""
+    text = await items.in_thread(request, service_of(request).metrics.text)
+    return Response(text, headers={"content-type": MEDIA_TYPE})
+
+
+async def state(request: Request) -> Response:
+    """``GET /api/state``: what is served, and within which limits."""
+    service = service_of(request)
+
+    def told() -> bytes:
+        return encoded_json(
+            {
+                "version": hivlp.__version__,
+                "indexes": [served.state() for served in service.indexes.values()],
+                "limits": {"upload_bytes": service.settings.upload_bytes, "k_max": K_MOST},
+            }
+        )
+
+    return Response(await items.in_thread(request, told), media_type=JSON)
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise not_found("there is nothing here")

@@ -1,0 +1,120 @@
+"""Dynamic batching: a lone task starts at once; what queues while others run is run together.
+
+Nothing waits for a batch to fill: a batch is what came in while every worker was busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
+
+from hivlp.serve.errors import busy
+from hivlp.serve.metrics import Metrics
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Waiting(NamedTuple, Generic[T, R]):
+    task: T
+    answer: asyncio.Future[R]
+    since: float
+
+
+class Batcher(Generic[T, R]):
+    """A bounded queue of tasks in front of worker threads, each of which takes all that has queued, up to a limit."""
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Sequence[T]], Sequence[R | Exception]],
+        metrics: Metrics,
+        *,
+        workers: int = 1,
+        most: int = 32,
+        room: int = 256,
+    ) -> None:
+        """Nothing is queued yet.
+
+        Args:
+            name: of the queue, in metrics and messages.
+            run: what makes the answers of several tasks, in their order; an exception is raised to the one that asked.
+            metrics: where waiting times and sizes are told.
+            workers: threads.
+            most: tasks of one batch.
+            room: tasks that may wait.
+        """
+        self.name = name
+        self._run, self._metrics, self._most, self._room = run, metrics, most, room
+        self._free = workers
+        self._waiting: deque[_Waiting[T, R]] = deque()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix=f"hivlp-{name}")
+
+    async def do(self, task: T) -> R:
+        """The answer to a task.
+
+        Raises:
+            RequestError: if too many wait already.
+        """
+        if len(self._waiting) >= self._room:
+            self._metrics.refused.add(self.name)
+            raise busy(f"{self._room} {self.name} are waiting already: ask again in a moment")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[R] = loop.create_future()
+        self._waiting.append(_Waiting(task, answer, time.perf_counter()))
+        if self._free:
+            self._start(loop)
+        return await answer
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no worker has taken yet."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """End the threads when they are done."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give a free worker what has queued."""
+        batch: list[_Waiting[T, R]] = []
+        while self._waiting and len(batch) < self._most:
+            waiting = self._waiting.popleft()
+            if not waiting.answer.done():  # whoever asked may have gone
+                batch.append(waiting)
+        if not batch:
+            return
+        self._free -= 1
+        now = time.perf_counter()
+        self._metrics.batch.observe(len(batch), self.name)
+        for waiting in batch:
+            self._metrics.queue.observe(now - waiting.since, self.name)
+        self._threads.submit(self._work, loop, batch)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting[T, R]]) -> None:
+        try:
+            answers: Sequence[R | Exception] = self._run([waiting.task for waiting in batch])
+        except Exception as error:
+            answers = [error] * len(batch)
+        try:
+            loop.call_soon_threadsafe(self._finish, loop, batch, answers)
+        except RuntimeError:  # the loop has ended: nobody waits any more
+            return
+
+    def _finish(
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting[T, R]], answers: Sequence[R | Exception]
+    ) -> None:
+        self._free += 1
+        if self._waiting:
+            self._start(loop)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if waiting.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(answer)

@@ -1,0 +1,243 @@
+"""The guard before every route: who asks, by which name, how much and how long, and what every answer carries."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+import time
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hivlp.serve.errors import RequestError, as_request_error, error_body
+from hivlp.serve.service import Service
+
+logger = logging.getLogger(__name__)
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; object-src 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "x-frame-options": "DENY",
+}
+OPEN = ("/healthz", "/readyz", "/")
+"""Paths that tell nothing, for which no token is needed; the page's own files are others."""
+COOKIE = "hivlp"
+LOCAL = ("localhost", "ip6-localhost")
+
+
+class Guard:
+    """An ASGI application around another one, which sees only requests that may be answered.
+
+    Attributes:
+        service: that is guarded.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        """Guard an application.
+
+        Args:
+            app: that answers.
+            service: whose settings hold, and whose metrics count requests.
+        """
+        self.service = service
+        self._app, self._settings, self._metrics = app, service.settings, service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+        begun = False
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+
+        async def answer(message: Message) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                begun, status = True, message["status"]
+                own = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    own.setdefault(name, value)
+                own.setdefault("cache-control", "no-store")
+                if origin is not None and origin in self._settings.origins:
+                    own["access-control-allow-origin"] = origin
+                    own["cross-origin-resource-policy"] = "cross-origin"
+                    own.add_vary_header("origin")
+            await send(message)
+
+        try:
+            if self._is_preflight(scope, headers):
+                await _preflight(answer)
+                return
+            redirect = self._checked(scope, headers)
+            if redirect is not None:
+                await _redirect(answer, redirect)
+                return
+            limit = None if scope["path"].endswith("/events") else self._settings.seconds
+            async with asyncio.timeout(limit):
+                await self._app(scope, _limited(receive, self._most_bytes(headers)), answer)
+        except TimeoutError:
+            if not begun:
+                late = RequestError(503, "timeout", f"there was no answer within {self._settings.seconds:g} s")
+                await _tell(answer, late)
+        except HTTPException as error:
+            code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "bad_request")
+            if not begun:
+                await _tell(answer, RequestError(error.status_code, code, error.detail, error.headers))
+        except Exception as error:
+            told = as_request_error(error)
+            if told is None:
+                logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+                told = RequestError(500, "internal", "something is wrong with the service: its log says what")
+            if not begun:
+                await _tell(answer, told)
+        finally:
+            route = scope.get("route")
+            name = getattr(route, "name", "other") if route is not None else "other"
+            self._metrics.requests.add(name, scope["method"] if len(scope["method"]) < 8 else "other", str(status))
+            self._metrics.latency.observe(time.perf_counter() - started, name)
+
+    def _most_bytes(self, headers: Headers) -> int:
+        settings = self._settings
+        carries = headers.get("content-type", "").startswith("multipart/form-data")
+        most = settings.body_bytes if carries else settings.json_bytes
+        told = headers.get("content-length", "")
+        if told.isdecimal() and int(told) > most:
+            raise RequestError(413, "too_large", f"the request is larger than {most >> 20} MB")
+        return most
+
+    def _is_preflight(self, scope: Scope, headers: Headers) -> bool:
+        asked = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        return asked and headers.get("origin") in self._settings.origins
+
+    def _checked(self, scope: Scope, headers: Headers) -> str | None:
+        """Check who asks; gives the cookie to set where the page is opened with the token.
+
+        Raises:
+            RequestError: if the request may not be answered.
+        """
+        settings, path = self._settings, scope["path"]
+        host = _host_name(headers.get("host", ""))
+        if settings.token is None and not self._is_own(host):
+            raise RequestError(
+                421,
+                "unknown_host",
+                f"this service is not called {host!r:.80}: start it with --allow-host to call it so",
+            )
+        own, origin = headers.get("host", ""), headers.get("origin")
+        if origin is not None and origin not in settings.origins and urlsplit(origin).netloc != own:
+            raise RequestError(403, "cross_origin", "another site may not use this service")
+        site = headers.get("sec-fetch-site", "same-origin")
+        opened = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate" and path == "/"
+        if site in ("cross-site", "same-site") and origin not in settings.origins and not opened:
+            raise RequestError(403, "cross_origin", "another site may not use this service")
+        if settings.token is None:
+            return None
+        if path == "/" and b"token=" in scope.get("query_string", b""):
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if not _same(given, settings.token):
+                raise RequestError(401, "unauthorized", "this is not the service's token")
+            return _cookie(settings.token)
+        if path in OPEN or path.startswith("/static/"):
+            return None
+        if not self._bears_token(headers):
+            raise RequestError(
+                401, "unauthorized", "send the service's token: Authorization: Bearer TOKEN, or open /?token=TOKEN",
+                {"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a name is one that no other site can make a browser's name for this service."""
+        if host in LOCAL or host in self._settings.hosts or host.endswith(".localhost"):
+            return True
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return True
+
+    def _bears_token(self, headers: Headers) -> bool:
+        token = self._settings.token or ""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return _same(given.strip(), token)
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and _same(cookie.value, _cookie(token))
+
+
+def _same(given: str, wanted: str) -> bool:
+    """Whether two texts are the same, in a time that does not tell where they differ."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), wanted.encode())
+
+
+def _cookie(token: str) -> str:
+    """What a browser keeps instead of the token."""
+    return hashlib.sha256(b"hivlp page\0" + token.encode()).hexdigest()
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """What receives a body of at most so many bytes."""
+    left = most
+
+    async def limited() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise RequestError(413, "too_large", f"the request is larger than {most >> 20} MB")
+        return message
+
+    return limited
+
+
+async def _tell(send: Send, error: RequestError) -> None:
+    body = error_body(error)
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    await _send(send, error.status, headers, body)
+
+
+async def _redirect(send: Send, cookie: str) -> None:
+    kept = f"{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000"
+    await _send(send, 303, {"location": "/", "set-cookie": kept, "content-length": "0"}, b"")
+
+
+async def _preflight(send: Send) -> None:
+    allowed = {
+        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-headers": "authorization, content-type",
+        "access-control-max-age": "600",
+        "content-length": "0",
+    }
+    await _send(send, 204, allowed, b"")
+
+
+async def _send(send: Send, status: int, headers: dict[str, str], body: bytes) -> None:
+    raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

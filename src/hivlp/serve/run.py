@@ -1,0 +1,105 @@
+"""Running a service: the process that listens, its signals, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+
+from hivlp.errors import ArgumentError
+from hivlp.index import Index
+from hivlp.serve.app import create_app
+from hivlp.serve.guard import Guard
+from hivlp.serve.settings import Settings
+
+GRACE_SECONDS = 30
+"""What requests have to end when the service is told to."""
+
+
+def serve(
+    indexes: Mapping[str, Index],
+    settings: Settings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    insecure: bool = False,
+) -> None:
+    """Serve indexes until the process is told to end (SIGTERM, SIGINT); SIGHUP opens them anew.
+
+    Args:
+        indexes: open ones by their names.
+        settings: of the service.
+        host: address to listen at.
+        port: of it; 0 for a free one.
+        insecure: listen without a token where other machines can ask.
+
+    Raises:
+        ArgumentError: if other machines could ask, and there is no token.
+    """
+    check_exposure(host, settings, insecure=insecure)
+    app = create_app(indexes, settings)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, date_header=False,
+        proxy_headers=False, limit_concurrency=settings.connections, timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS, h11_max_incomplete_event_size=1 << 16, ws="none",
+    )  # fmt: skip
+    _Server(config, app).run()
+
+
+class _Server(uvicorn.Server):
+    """A server that opens its indexes anew when it is hung up on."""
+
+    def __init__(self, config: uvicorn.Config, app: Guard) -> None:
+        super().__init__(config)
+        self._guard = app
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Listen."""
+        await super().startup(sockets)  # type: ignore[arg-type]
+        with suppress(NotImplementedError, AttributeError, RuntimeError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
+
+    def _hung_up(self) -> None:
+        asyncio.get_running_loop().create_task(self._guard.service.reload())
+
+
+def check_exposure(host: str, settings: Settings, *, insecure: bool) -> None:
+    """Whether a service may listen here as it is set up.
+
+    Raises:
+        ArgumentError: if other machines could ask, and there is no token.
+    """
+    if settings.token is None and not insecure and not is_loopback(host):
+        raise ArgumentError(
+            f"{host} can be reached by other machines: give a token (HIVLP_TOKEN or --token-file), "
+            "or say --insecure to let anyone ask"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is one that this machine alone reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def names_of(paths: Sequence[Path]) -> dict[str, Path]:
+    """A name for each index: its folder's, without the ending; a number behind those that would be the same."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        stem = (
+            "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in path.resolve().stem) or "index"
+        )
+        name, count = stem, 2
+        while name in named:
+            name, count = f"{stem}-{count}", count + 1
+        named[name] = path
+    return named

@@ -1,0 +1,135 @@
+"""An index as it is served: opened, its model loaded once, and what is known of its last commit."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hivlp.coarse.maps import FINE
+from hivlp.encode.base import Encoder
+from hivlp.errors import QueryError
+from hivlp.index import Index
+from hivlp.levels import Vectors
+from hivlp.serve.settings import Settings
+
+PAGES_FOLDER = "serve"
+"""Folder in an index's own where the service keeps uploads and jobs."""
+
+
+class Served:
+    """An index as it is served.
+
+    Attributes:
+        name: in addresses.
+        index: that is open now.
+        home: folder for uploads and jobs.
+        roots: folders below which originals may be shown and pictures may be indexed by their paths.
+        read_only: whether requests may change nothing.
+        seconds: that a request may take.
+        told_fields: what was told of the fields of the last commit, and which that was.
+    """
+
+    def __init__(self, name: str, index: Index, settings: Settings) -> None:
+        """An index that is open."""
+        self.name, self.index = name, index
+        self.home = index.path / PAGES_FOLDER
+        self.roots = tuple(Path(os.path.realpath(root)) for root in (*settings.roots, *settings.watch, self.uploads))
+        self.read_only = settings.read_only
+        self._lock = threading.Lock()
+        self._counted: tuple[Index, bytes, int] | None = None
+        self.seconds = settings.seconds
+        self.told_fields: tuple[Any, bytes] | None = None
+
+    @property
+    def uploads(self) -> Path:
+        """Folder of pictures that were uploaded."""
+        return self.home / "uploads"
+
+    @property
+    def writable(self) -> bool:
+        """Whether items may be added and removed."""
+        return not self.read_only and os.access(self.index.path, os.W_OK)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model for texts and pictures."""
+        return self.index.model is not None or bool(self.index.model_source)
+
+    def model(self) -> Encoder:
+        """The index's model, loaded when it is first needed.
+
+        Raises:
+            QueryError: if the index knows none.
+        """
+        index = self.index
+        if index.model is None:
+            if not index.model_source:
+                raise QueryError(f"{self.name} was made of embeddings alone: search by vector or item")
+            with self._lock:
+                if index.model is None:
+                    index.attach(index.model_source)
+        assert index.model is not None
+        return index.model
+
+    def text_vectors(self, texts: list[str]) -> list[Mapping[str, Vectors]]:
+        """The vectors of texts as :meth:`hivlp.index.Index.search` takes them, encoded as one batch."""
+        if any(not text.strip() for text in texts):
+            raise QueryError("the query is empty")
+        words = self.model().encode_text(texts)
+        if self.index.maps is not None:
+            return [{FINE: row} for row in words.fine]
+        return [{name: rows[place] for name, rows in words.items()} for place in range(len(texts))]
+
+    def picture_vectors(self, pixels: Any) -> list[Mapping[str, Vectors]]:
+        """The vectors of prepared pictures, (n, size, size, 3) uint8, as searches take them, encoded as one batch."""
+        seen = self.model().encode_pixels(pixels)
+        maps = self.index.maps
+        known: Mapping[str, Any] = seen if maps is None else maps.of_items(seen.fine)
+        return [{name: rows[place] for name, rows in known.items()} for place in range(len(pixels))]
+
+    def count(self) -> int:
+        """Items that searches can find, counted once a commit."""
+        index = self.index
+        changes = index.store.changes()
+        counted = self._counted
+        if counted is not None and counted[0] is index and counted[1] == changes:
+            return counted[2]
+        with index.store.reading() as reader:
+            count = reader.count() - reader.missing()
+        self._counted = index, changes, count
+        return count
+
+    def reopen(self) -> Index:
+        """Open the folder anew, as after another one was put into its place; gives the index that was open before.
+
+        Raises:
+            IndexFolderError: if there is no index, or it is damaged; the one that is open stays.
+        """
+        before = self.index
+        model = before.model
+        try:
+            after = Index.open(before.path, model)
+        except Exception:
+            after = Index.open(before.path)
+        self.index = after
+        return before
+
+    def state(self) -> dict[str, Any]:
+        """What ``/api/state`` says of it."""
+        index = self.index
+        info = index.store.about
+        model = info.source if info.model == "embeddings" else info.model
+        return {
+            "name": self.name,
+            "items": self.count(),
+            "model": model or None,
+            "levels": [{"name": level.name, "dim": level.dim} for level in index.levels],
+            "tuned": index.snapshot().ann is not None,
+            "fields": index.fields,
+            "roots": [str(root) for root in self.roots],
+            "can_encode": {"text": self.has_model, "image": self.has_model},
+            "writable": self.writable,
+        }

@@ -1,0 +1,173 @@
+"""A service: the indexes that it serves, and the queues, threads and processes that answer for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hivlp.index import Index
+from hivlp.levels import Vectors
+from hivlp.serve.answering import Answerer, Search
+from hivlp.serve.batching import Batcher
+from hivlp.serve.decoding import Decoders
+from hivlp.serve.errors import not_found
+from hivlp.serve.metrics import Metrics
+from hivlp.serve.served import Served
+from hivlp.serve.settings import Settings
+from hivlp.serve.thumbnails import Thumbnails
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture that is to be encoded for an index."""
+
+    served: Served
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text that is to be encoded for an index, for whoever wants its vectors."""
+
+    served: Served
+    text: str
+
+
+class Service:
+    """A service.
+
+    Attributes:
+        settings: of it.
+        indexes: by name; the first one answers where no name is given.
+        metrics: what it counts of itself.
+        searches: queue of searches that take a millisecond or two.
+        slow: queue of the others: filters that SQLite answers, deep pages, exact ranking.
+        texts: queue of texts to encode.
+        pictures: queue of pictures to decode and encode.
+        threads: for what waits for the disk.
+        ready: whether every index's model is loaded.
+    """
+
+    def __init__(self, indexes: Mapping[str, Index], settings: Settings) -> None:
+        """A service of open indexes, which it closes in the end."""
+        self.settings = settings
+        self.indexes = {name: Served(name, index, settings) for name, index in indexes.items()}
+        self.metrics = Metrics()
+        self.decoders = Decoders(settings.decoder_processes)
+        self.thumbnails = Thumbnails(self.decoders, settings.thumbnail_bytes)
+        answerer = Answerer(self.metrics)
+        threads, most, room = settings.search_threads, settings.batch, settings.queue
+        self.searches: Batcher[Search, bytes] = Batcher(
+            "searches", answerer.answer, self.metrics, workers=threads, most=most, room=room
+        )
+        self.slow: Batcher[Search, bytes] = Batcher(
+            "slow searches", answerer.answer, self.metrics, workers=threads, most=1, room=max(1, room // 8)
+        )
+        self.texts: Batcher[Said, Mapping[str, Vectors]] = Batcher(
+            "texts", self._said, self.metrics, most=most, room=room
+        )
+        self.pictures: Batcher[Seen, Mapping[str, Vectors]] = Batcher(
+            "pictures", self._seen, self.metrics, workers=settings.decoder_processes, most=most, room=max(1, room // 4)
+        )
+        self.threads = ThreadPoolExecutor(4 + 2 * threads, thread_name_prefix="hivlp-io")
+        self.ready = False
+        queues = (self.searches, self.slow, self.texts, self.pictures)
+        self.metrics.gauge(
+            "hivlp_waiting", "Tasks that wait.", ("queue",), lambda: {(queue.name,): queue.waiting for queue in queues}
+        )
+        self.metrics.gauge(
+            "hivlp_items", "Items that searches can find.", ("index",),
+            lambda: {(served.name,): served.count() for served in self.indexes.values()},
+        )  # fmt: skip
+
+    def served(self, name: str | None) -> Served:
+        """An index by its name; the first one where there is none.
+
+        Raises:
+            RequestError: if there is no such index.
+        """
+        if name is None:
+            return next(iter(self.indexes.values()))
+        found = self.indexes.get(name)
+        if found is None:
+            raise not_found(f"there is no index {name!r:.80}; there are: {', '.join(self.indexes)}")
+        return found
+
+    async def search(self, served: Served, search: Search) -> bytes:
+        """The answer to a search as JSON."""
+        return await (self.searches if search.plain else self.slow).do(search)
+
+    def warm_up(self) -> None:
+        """Load the models and the last commits, so that the first search does not wait for them."""
+        for served in self.indexes.values():
+            try:
+                if served.has_model:
+                    served.text_vectors(["a photo"])
+                served.count()
+                served.index.snapshot()
+            except Exception as error:  # said again to whoever asks; what needs no model works
+                logger.warning("%s: %s", served.name, error)
+        self.ready = True
+
+    async def reload(self) -> None:
+        """Open every index anew; searches that run go on in the one that was open before."""
+        for served in self.indexes.values():
+            try:
+                before = await asyncio.to_thread(served.reopen)
+            except Exception as error:
+                logger.error("%s stays as it was: %s", served.name, error)
+                continue
+            asyncio.get_running_loop().call_later(2 * self.settings.seconds, before.close)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for queue in (self.searches, self.slow, self.texts, self.pictures):
+            queue.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.decoders.close()
+        for served in self.indexes.values():
+            served.index.close()
+
+    def _said(self, said: Sequence[Said]) -> list[Mapping[str, Vectors] | Exception]:
+        return _by_index(said, lambda served, some: served.text_vectors([each.text for each in some]))
+
+    def _seen(self, seen: Sequence[Seen]) -> list[Mapping[str, Vectors] | Exception]:
+        answers: list[Any] = [None] * len(seen)
+        pixels: dict[int, Any] = {}
+        for place, picture in enumerate(seen):
+            try:
+                pixels[place] = self.decoders.pixels(picture.data, picture.served.model().picture)
+            except Exception as error:
+                answers[place] = error
+        good = list(pixels)
+        made = _by_index(
+            [seen[place] for place in good],
+            lambda served, some: served.picture_vectors(
+                np.stack([pixels[place] for place in good if any(seen[place] is each for each in some)])
+            ),
+        )
+        for place, answer in zip(good, made, strict=True):
+            answers[place] = answer
+        return answers
+
+
+def _by_index(tasks: Sequence[Any], encode: Any) -> list[Any]:
+    """What ``encode`` makes of the tasks of each index, in the order of the tasks; an error goes to each of them."""
+    answers: list[Any] = [None] * len(tasks)
+    for served in {id(task.served): task.served for task in tasks}.values():
+        places = [place for place, task in enumerate(tasks) if task.served is served]
+        try:
+            made = encode(served, [tasks[place] for place in places])
+        except Exception as error:
+            made = [error] * len(places)
+        for place, answer in zip(places, made, strict=True):
+            answers[place] = answer
+    return answers
