@@ -57,7 +57,7 @@ def test_another_table_is_refused(tmp_path, text):
         read_open_clip(tmp_path / "table.csv")
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_ranks_of_an_index_that_is_read_whole_are_those_of_sorting(seed):
     rng = np.random.default_rng(seed)

@@ -404,7 +404,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(tmp_path, monke
 
 
 def test_an_index_of_one_level_is_tuned_once_it_outgrows_the_exact_scan(tmp_path, monkeypatch):
-    monkeypatch.setattr("hivlp.index.tuning.jobs.FEW", 1_100)
+    monkeypatch.setattr("hivlp.index.tuning.jobs.OUTGROWN", 1_100)
     model = FakeEncoder(dims=(32,))
     (first, second) = write_pictures(tmp_path / "pictures", 2)
     with Index.create(tmp_path / "i", model=model) as index, quick_tuning():
@@ -418,7 +418,7 @@ def test_an_index_of_one_level_is_tuned_once_it_outgrows_the_exact_scan(tmp_path
 
 
 def test_an_index_with_a_coarse_level_is_not_tuned_unasked(tmp_path, monkeypatch):
-    monkeypatch.setattr("hivlp.index.tuning.jobs.FEW", 1_000)
+    monkeypatch.setattr("hivlp.index.tuning.jobs.OUTGROWN", 1_000)
     (picture,) = write_pictures(tmp_path / "pictures", 1)
     with Index.create(tmp_path / "i", model=FakeEncoder()) as index:
         fill(index, random_levels(index.levels, 1_100))

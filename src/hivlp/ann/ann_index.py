@@ -29,6 +29,8 @@ ROUTER_QUERIES = 60_000
 """Queries that the router is trained on, at most."""
 MIN_ROUTER_QUERIES = 1000
 MIN_ROUTER_LISTS = 8
+MIN_ROUTER_ROWS = 5_000
+"""Rows below which no router is trained: that takes a minute, and such lists are ranked by their centroids as fast."""
 ROUTER_NEIGHBOURS = 50  # nearest neighbours of each query, whose lists the router learns to score
 COPIES = (2, 1)  # assignments a row: up to training.SMALL rows, and beyond
 MAX_NPROBE = 1536  # or nlist if that is more: operating points probe one in so many of these
@@ -145,7 +147,7 @@ class AnnIndex:
         index = cls(Arrays.of(quantizer, lists), vectors)
         if asked is None:
             asked = floats(items[rng.permutation(len(items))[:ROUTER_QUERIES]])
-        if len(asked) >= MIN_ROUTER_QUERIES and index.nlist >= MIN_ROUTER_LISTS:
+        if len(asked) >= MIN_ROUTER_QUERIES and index.nlist >= MIN_ROUTER_LISTS and len(items) >= MIN_ROUTER_ROWS:
             asked = asked[rng.permutation(len(asked))[:ROUTER_QUERIES]]
             index = cls(Arrays.of(quantizer, lists, index._train_router(asked, tell, seed)), vectors)
         native.release_memory()  # samples, answers, products: it may be a tenth of what is kept

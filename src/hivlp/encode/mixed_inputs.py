@@ -50,4 +50,4 @@ def encode(
 def _bar(total: int) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, desc="encode", unit="")
+    return tqdm(total=total, desc="encode", unit="", disable=None)

@@ -420,7 +420,7 @@ class Index:
         A file that was moved or renamed is known again by its content, and keeps its item. Items of these folders whose
         files are gone are marked as missing, which searches leave out; when such a file comes back, so does its item.
 
-        An index of a model with one level is tuned (:meth:`tune`) as soon as it has more than 10,000 items: it has no
+        An index of a model with one level is tuned (:meth:`tune`) as soon as it has more than 50,000 items: it has no
         coarse level that would make searches fast.
 
         Args:

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivlp.index import Index
-from hivlp.index.gone import Missing
-from hivlp.index.photo_filter import joined
 from hivlp.search.results import Hit, SearchResult
 from hivlp.store.reader import Reader
 
@@ -44,9 +42,8 @@ class Browsing:
         """
         started = time.perf_counter()
         given = index.maps is not None
-        there = condition if missing or given else joined(condition, Missing.THERE)
         with index.store.reading() as reader:
-            order, dated = self._order(index, reader, there)
+            order, dated = self._order(index, reader, condition, missing or given)
             # From the newest to the oldest; where the oldest come first, each half is turned round.
             places = np.arange(offset, min(offset + k, len(order)))
             if oldest:
@@ -60,9 +57,11 @@ class Browsing:
             ]
         return Browsed(SearchResult(hits, {"total": round(1000 * (time.perf_counter() - started), 3)}), len(order))
 
-    def _order(self, index: Index, reader: Reader, condition: str | None) -> tuple[NDArray[np.int64], int]:
+    def _order(
+        self, index: Index, reader: Reader, condition: str | None, missing: bool
+    ) -> tuple[NDArray[np.int64], int]:
         """Rows that pass, newest first and those without a date last; and how many have one."""
-        key = (index.path, index.store.changes(), condition)
+        key = (index.path, index.store.changes(), condition, missing)
         with self._lock:
             if key in self._orders:
                 self._orders.move_to_end(key)
@@ -70,6 +69,8 @@ class Browsing:
         passing, changing = reader.rows_where("1" if condition is None else condition)
         rows, (taken, ids) = reader.column_values(["metadata ->> '$.taken'", "id"], 0, reader.state.rows)
         wanted = np.isin(rows, np.array(passing, np.int64))
+        if not missing:
+            wanted &= ~np.isin(rows, np.array(reader.missing_rows(), np.int64))
         dates = np.array([date if isinstance(date, bytes) else b"" for date in taken], "S32")[wanted]
         rows, numbers = rows[wanted], np.array(ids, np.int64)[wanted]
         made = rows[np.lexsort((numbers, dates))[::-1]], int((dates != b"").sum())

@@ -29,11 +29,12 @@ from hivlp.index.tuning.tuned_index import (
 from hivlp.levels import Vectors
 from hivlp.search.calibration import Progress
 from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
-from hivlp.search.plan import FEW
 from hivlp.store.codec import FLOAT32
 from hivlp.store.folder import Store
 from hivlp.store.schema import CODEC_FORMAT
 
+OUTGROWN = 50_000
+"""Items of one level up to which they are ranked exactly, in some 3 ms, unless somebody tunes the index."""
 LEAST_ROWS = 1000
 """Rows below which an exhaustive scan is as fast."""
 LEAST_DIMS = 16
@@ -176,7 +177,7 @@ def tune_first(store: Store, encoder: QueryEncoder, on_progress: Progress | None
     Raises:
         IndexFolderError: if the approximate index cannot be written.
     """
-    if len(store.levels) > 1 or len(store) <= FEW or native.load() is None or Tuned.load(store.path, older=True):
+    if len(store.levels) > 1 or len(store) <= OUTGROWN or native.load() is None or Tuned.load(store.path, older=True):
         return False
     with store.reading() as reader:
         if reader.files()[-1].codec is FLOAT32 or store.levels[-1].dim < LEAST_DIMS:

@@ -37,7 +37,7 @@ def rows_apart(recipe: Recipe, visited: Sequence[tuple[Pair, int]]) -> list[int]
     sets = [source for source in dict.fromkeys((recipe.validation, recipe.test)) if source is not None]
     trained = [source.source for source in recipe.train]
     families = {_family(source) for source in (*trained, *sets)}
-    if not sets or (len(families) == 1 and "" not in families):
+    if not visited or not sets or (len(families) == 1 and "" not in families):
         return list(everything)
     held_out: dict[str, Pairs] = {}
     for source in sets:

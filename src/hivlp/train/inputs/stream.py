@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -188,7 +189,9 @@ class StreamBatches:
         mine = lanes_of(accelerator.process_index, accelerator.num_processes, self._stream.lanes)
         each = shares(recipe.optim.batch_size, self._stream.lanes)
         size, batch = recipe.picture.size, sum(each[lane] for lane in mine)
-        pixels = torch.empty((_AHEAD + 1, batch, size, size, 3), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        shape = (_AHEAD + 1, batch, size, size, 3)
+        workers = min(workers_of(recipe, accelerator), len(mine))
+        pixels = _shared(shape) if workers else torch.empty(shape, dtype=torch.uint8)
         chunks = Chunks(
             self._dealt,
             {lane: self._positions[lane] for lane in mine},
@@ -198,7 +201,6 @@ class StreamBatches:
             recipe.text,
             pixels,
         )
-        workers = min(workers_of(recipe, accelerator), len(mine))
         loader = DataLoader(chunks, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD if workers else None)
         skipped = Skipped(self._run, first, accelerator)
         found = iter(loader)
@@ -314,3 +316,18 @@ def _step(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return 1 << 62
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """Room for pictures that workers write and the step reads, uint8.
+
+    Raises:
+        HivlpError: if the system has none, as in containers whose ``/dev/shm`` is small.
+    """
+    try:
+        return torch.empty(shape, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call, no-any-return]
+    except (RuntimeError, OSError) as error:
+        raise HivlpError(
+            f"no shared memory for {math.prod(shape) / 1e6:.0f} MB of pictures: give /dev/shm more room, or set "
+            "compute.workers to 0"
+        ) from error
