@@ -37,12 +37,14 @@ async def embeddings(request: Request) -> Response:
                 known = await service.pictures.do(Seen(served, await picture_of(service, value)))
             else:
                 known = await service.texts.do(Said(served, value))
-        vector = np.asarray(known[level.name], np.float32).reshape(-1)
-        return vector
+        return np.asarray(known[level.name], np.float32).reshape(-1)
 
     rows = await asyncio.gather(*(encode(*each) for each in _inputs(wanted)))
-    told = as_base64 if wanted.encoding_format == "base64" else np.ndarray.tolist
-    data = [{"object": "embedding", "index": place, "embedding": told(row)} for place, row in enumerate(rows)]
+    packed = wanted.encoding_format == "base64"
+    data = [
+        {"object": "embedding", "index": place, "embedding": as_base64(row) if packed else row.tolist()}
+        for place, row in enumerate(rows)
+    ]
     answer = {
         "object": "list",
         "data": data,
