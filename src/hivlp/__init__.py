@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Embeddings", "HiVLP", "HivlpError", "Index", "Level", "__version__"]
+__all__ = ["AsyncClient", "Client", "Embeddings", "HiVLP", "HivlpError", "Index", "Level", "__version__"]
 
 if TYPE_CHECKING:
     from hivlp.encode.pretrained import HiVLP
     from hivlp.errors import HivlpError
     from hivlp.index import Index
     from hivlp.levels import Embeddings, Level
+    from hivlp.serve.client import AsyncClient, Client
 
 _HOMES = {
+    "AsyncClient": "hivlp.serve.client",
+    "Client": "hivlp.serve.client",
     "Embeddings": "hivlp.levels",
     "HiVLP": "hivlp.encode.pretrained",
     "HivlpError": "hivlp.errors",

@@ -9,6 +9,7 @@ from typing import Any
 
 import hivlp
 from hivlp.cli.bench import BENCHES, run_bench
+from hivlp.cli.doctor import run_doctor
 from hivlp.cli.index import (
     run_compact,
     run_index,
@@ -161,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("new", type=_path, metavar="NEW", help="its path now")
 
     sub = verb("search", run_search, "Find pictures by a text, a picture, or an item of the index.")
-    sub.add_argument("index", type=_path, metavar="INDEX")
+    sub.add_argument("index", type=_path, metavar="INDEX|URL", help="index folder, or the address of a service")
     sub.add_argument(
         "text",
         nargs="*",
@@ -201,6 +202,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own)")
     _add_device(sub)
     _add_rerank(sub)
+
+    sub = verb("doctor", run_doctor, "Say what is wrong with an installation, and with indexes.")
+    sub.add_argument("indexes", type=_path, nargs="*", metavar="INDEX")
 
     _add_serve(verb("serve", run_serve, "Serve indexes over HTTP, with a page to search them; until interrupted."))
 

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from hivlp.cli.last_search import recall, remember
 from hivlp.cli.models import early_model, index_model, load_fusion, load_model
 from hivlp.cli.output import print_result, usage
+from hivlp.cli.service import VECTOR_LIMIT, search_service, service_url
 from hivlp.errors import HivlpError
 
 if TYPE_CHECKING:
     from hivlp.index import Found, Index, Mix, PhotoFilter, SearchResult
 
-VECTOR_LIMIT = 1 << 24
-"""Bytes of a vector to search with."""
 LONGEST_ID = 40
 """Characters from which on digits are a name, not an id."""
 WORDS = ("after", "before", "camera", "lens", "near", "folder", "format", "rating", "keywords", "orientation")
@@ -43,7 +42,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_search(arguments: argparse.Namespace) -> int:
     """``hivlp search``."""
     seen: list[int] = []
-    if arguments.next:
+    if arguments.next and service_url(arguments.index) is None:
         if _asked(arguments):
             return usage("search", "--next goes on with the last search: it takes no query of its own")
         kept, seen = recall(arguments.index)
@@ -59,6 +58,8 @@ def run_search(arguments: argparse.Namespace) -> int:
         return usage("search", "--exact ranks everything: it cannot be given with --shortlist")
     if arguments.rerank is not None and given not in (["text"], ["queries"]):
         return usage("search", "a fusion model compares texts with pictures: --rerank goes with TEXT or --queries")
+    if (url := service_url(arguments.index)) is not None:
+        return search_service(arguments, url)
     if arguments.queries is not None:
         return _search_many(arguments)
     with ThreadPoolExecutor(2) as beside:

@@ -22,6 +22,7 @@ from hivlp.serve.errors import not_found
 from hivlp.serve.guard import Guard
 from hivlp.serve.metrics import MEDIA_TYPE
 from hivlp.serve.models import K_MOST
+from hivlp.serve.openapi import description
 from hivlp.serve.service import Service
 from hivlp.serve.settings import Settings
 
@@ -98,6 +99,7 @@ def _routes() -> list[BaseRoute]:
         Route("/readyz", ready),
         Route("/metrics", metrics),
         Route("/api/state", state),
+        Route("/openapi.json", openapi),
         Route("/v1/embeddings", embedding.embeddings, methods=["POST"]),
     ]
     return routes
@@ -152,6 +154,11 @@ async def state(request: Request) -> Response:
         )
 
     return Response(await items.in_thread(request, told), media_type=JSON)
+
+
+async def openapi(_: Request) -> Response:
+    """``GET /openapi.json``: every route, described."""
+    return Response(encoded_json(description()), media_type=JSON)
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
