@@ -75,8 +75,10 @@ class Decoders:
     def _process(self) -> Iterator[_Process]:
         process = self._free.get()
         try:
-            if process is None or not process.alive:
-                process = _Process()
+            if process is not None and not process.alive:
+                process.end()
+                process = None
+            process = process or _Process()
             yield process
         except BaseException:
             if process is not None and not process.idle:

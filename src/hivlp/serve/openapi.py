@@ -125,7 +125,7 @@ def _operation(
     responses: dict[str, Any] = {"200": {"description": summary, "content": {kind: {"schema": schema}}}}
     responses |= {str(status): {"description": text} for status, text in (also or {}).items()}
     responses |= {str(status): {"description": text, "content": error} for status, text in ERRORS.items()}
-    made = {"summary": summary, "responses": responses}
+    made: dict[str, Any] = {"summary": summary, "responses": responses}
     if parameters:
         made["parameters"] = parameters
     return made if body is None else {**made, "requestBody": body}
