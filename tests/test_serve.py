@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_a_hit_says_where_its_thumbnail_and_its_original_are(service):
     hit = service.search(query="red", k=1).json()["hits"][0]
     small, whole = service.get(hit["thumbnail"]), service.get(hit["original"])
     assert small.headers["content-type"] == "image/webp" and Image.open(io.BytesIO(small.content)).format == "WEBP"
-    with open(hit["path"], "rb") as file:
+    with Path(hit["path"]).open("rb") as file:
         assert whole.content == file.read()
     again = service.get(hit["thumbnail"], headers={"if-none-match": small.headers["etag"]})
     assert again.status_code == 304 and not again.content
@@ -81,7 +82,7 @@ def test_an_item_a_vector_and_an_uploaded_picture_are_looked_for(service, index)
     assert ids(service.search(query=[{"item": 3}], k=4)) == [hit.id for hit in index.search(like=3, k=4)]
     vectors = {name: rows[0].tolist() for name, rows in index.vectors(3).items()}
     assert ids(service.search(query=[{"vector": vectors}], k=1)) == [3]
-    with open(item.path, "rb") as file:
+    with Path(item.path).open("rb") as file:
         data = file.read()
     form = {"request": json.dumps({"query": [{"upload": "seen"}], "k": 1})}
     assert ids(service("POST", "/search", data=form, files={"seen": ("x.png", data)})) == [3]

@@ -54,6 +54,7 @@ EXTRAS = {
     "data": "pyarrow",
     "photos": "pillow-heif pillow-jxl-plugin rawpy av watchfiles",
     "hub": "huggingface_hub",
+    "otel": "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http",
     "langchain": "langchain-core",
     "llama-index": "llama-index-core",
     "systems": "lmdb lz4 msgpack",

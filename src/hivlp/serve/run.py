@@ -16,6 +16,7 @@ from hivlp.index import Index
 from hivlp.serve.app import create_app
 from hivlp.serve.guard import Guard
 from hivlp.serve.settings import Settings
+from hivlp.serve.tracing import traced
 
 GRACE_SECONDS = 30
 """What requests have to end when the service is told to."""
@@ -44,10 +45,20 @@ def serve(
     check_exposure(host, settings, insecure=insecure)
     app = create_app(indexes, settings)
     config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, date_header=False,
-        proxy_headers=False, limit_concurrency=settings.connections, timeout_keep_alive=30,
-        timeout_graceful_shutdown=GRACE_SECONDS, h11_max_incomplete_event_size=1 << 16, ws="none",
-    )  # fmt: skip
+        traced(app),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.connections,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        h11_max_incomplete_event_size=1 << 16,
+        ws="none",
+    )
     _Server(config, app).run()
 
 
