@@ -289,6 +289,7 @@ def test_the_gain_is_over_the_best_other_product(started):
     assert ProductsReport(**saved).to_text() == report.to_text()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed(started, monkeypatch):
     run, asked, _ = started
     carried = bench.Run._carried_out

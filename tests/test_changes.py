@@ -85,6 +85,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         ChangeCounter(tmp_path / "none.db")
 
 
+@pytest.mark.slow
 def test_a_pool_that_nobody_closes_lets_go_of_the_file(file):
     pool = Connections(file)
     with pool.borrow() as db:
@@ -96,6 +97,7 @@ def test_a_pool_that_nobody_closes_lets_go_of_the_file(file):
     assert key not in changes.OPENED
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_collected_while_the_lock_is_held_lets_go_later(file):
     pool = Connections(file)
     key = file.stat().st_dev, file.stat().st_ino

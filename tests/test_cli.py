@@ -259,6 +259,7 @@ def test_options_stand_anywhere_among_the_arguments(index, photos, tmp_path):
     assert [hit["id"] for hit in bare] == [hit["id"] for hit in last], "words need no quotes"
 
 
+@pytest.mark.slow
 def test_bars_are_for_terminals_alone():
     bars = 0
     for path in (SOURCE / "hivlp").rglob("*.py"):

@@ -49,6 +49,7 @@ def test_rows_are_unit_vectors(encoder):
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_place_or_its_neighbours(encoder):
     whole = encoder.encode_text(TEXTS)
     assert_same(whole.rows(slice(None, None, -1)), encoder.encode_text(TEXTS[::-1]))

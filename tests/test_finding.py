@@ -238,6 +238,7 @@ def test_conditions_are_joined_whole():
     assert joined("a OR b -- note", "c") == "(a OR b -- note\n) AND (c\n)"
 
 
+@pytest.mark.slow
 @given(st.text(max_size=20))
 def test_words_are_values_and_never_conditions(index, text):
     for name in ("camera", "lens", "folder", "keywords"):

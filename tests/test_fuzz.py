@@ -470,6 +470,7 @@ def test_whatever_a_npy_file_says_it_is_an_array_or_a_value_error(data):
         assert isinstance(npy.parse(bytes(content)), np.ndarray)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_header_of_a_map_is_damage(folder, queries):
     path = folder / "item_map.npy"
     whole = path.read_bytes()

@@ -47,6 +47,7 @@ def folder(tmp_path):
     return out
 
 
+@pytest.mark.slow
 def test_only_what_is_needed_is_fetched_once_and_then_works_offline(hub, folder, monkeypatch):
     hub.add(NAME, folder)
     first = HiVLP.from_pretrained(NAME)
@@ -123,6 +124,7 @@ def test_what_is_left_of_a_transfer_is_never_trusted(hub, folder, tmp_path):
     assert HiVLP.from_pretrained(NAME).fingerprint == HiVLP.from_pretrained("hivlp-mini").fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["image.onnx", "tokenizer.json"])
 def test_a_file_with_another_hash_is_refused_and_fetched_anew(hub, folder, name):
     repository = hub.add(NAME, folder)
@@ -134,6 +136,7 @@ def test_a_file_with_another_hash_is_refused_and_fetched_anew(hub, folder, name)
     assert HiVLP.from_pretrained(NAME).fingerprint == HiVLP.from_pretrained("hivlp-mini").fingerprint
 
 
+@pytest.mark.slow
 def test_gated_private_and_missing_models_are_told_apart(hub, folder, monkeypatch):
     hub.add("someone/gated", folder, gated=True)
     hub.add("someone/private", folder, private=True)
@@ -214,6 +217,7 @@ def test_a_commit_that_is_called_like_a_path_is_refused(hub, folder, monkeypatch
     assert not [*tmp_path.rglob("escaped")]
 
 
+@pytest.mark.slow
 def test_another_process_finds_what_was_fetched(hub, folder):
     hub.add(NAME, folder)
     HiVLP.from_pretrained(NAME)

@@ -278,6 +278,7 @@ def test_a_failing_disk_leaves_the_index_as_it_was(index, encoder, pictures, mon
     check_consistent(index, encoder)
 
 
+@pytest.mark.slow
 def test_a_full_database_leaves_the_index_as_it_was(index, encoder, pictures):
     write_pictures(pictures, 300, start=1000)
     ((pages,),) = Stored(index).sql("PRAGMA page_count")

@@ -116,6 +116,7 @@ for use in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_what_may_not_be_read_or_written_is_told_in_a_sentence(index, tmp_path):
     index.close()

@@ -229,6 +229,7 @@ def test_a_failing_disk_leaves_paths_as_they_were(index, library, monkeypatch):
     assert index.add(library).moved == 6
 
 
+@pytest.mark.slow
 def test_a_library_in_which_everything_happens_ends_equal_to_a_fresh_index(index, encoder, library):
     """Renamed, moved, copied, replaced, deleted and re-added, many times over."""
     rng = np.random.default_rng(0)

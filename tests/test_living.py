@@ -257,6 +257,7 @@ def test_lists_that_cannot_be_written_do_not_undo_an_add(folder, tmp_path, queri
 # Compacting.
 
 
+@pytest.mark.slow
 def test_compaction_renumbers_the_lists_and_encodes_nothing(folder, tmp_path, queries, monkeypatch):
     oracle = Oracle(cloud(ITEMS, WIDTH, 0), "index.npy")
     with Index.open(folder) as index:
@@ -274,6 +275,7 @@ def test_compaction_renumbers_the_lists_and_encodes_nothing(folder, tmp_path, qu
         oracle.check(index, queries)
 
 
+@pytest.mark.slow
 def test_lists_of_rows_that_nobody_renumbered_are_made_again_with_what_was_learnt(folder, queries, monkeypatch):
     oracle = Oracle(cloud(ITEMS, WIDTH, 0), "index.npy")
     with Index.open(folder) as index:

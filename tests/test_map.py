@@ -29,6 +29,7 @@ def kept_neighbours(positions: np.ndarray, labels: np.ndarray) -> float:
     return float((labels[apart.argmin(axis=1)] == labels).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("landmarks", [150, 3000], ids=["most lie among landmarks", "all are landmarks"])
 def test_what_is_alike_lies_together(monkeypatch, landmarks):
     monkeypatch.setattr(projection, "LANDMARKS", landmarks)

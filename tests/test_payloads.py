@@ -280,6 +280,7 @@ def test_what_a_killed_writer_left_goes_and_a_full_disk_is_no_failure(index, cap
     assert keep_payloads(index.store, least=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_hostile_file_gives_records_or_none(tmp_path, data):

@@ -244,6 +244,7 @@ def test_heic_is_read_whatever_its_name_is() -> None:
     assert np.abs(np.array(decoded.getpixel((5, 5))) - [200, 30, 30]).max() < 9
 
 
+@pytest.mark.slow
 def test_jpeg_xl_is_read_and_its_size_known_before() -> None:
     pytest.importorskip("pillow_jxl", reason="the photos extra is not installed")
     for size in ((1, 1), (8, 8), (7, 300), (1000, 500), (640, 480), (1920, 1080), (3000, 3)):

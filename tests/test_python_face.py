@@ -354,6 +354,7 @@ def test_a_stream_that_is_closed_or_full_ends_in_no_traceback(index, redirect):
     assert done.returncode == (1 if "full" in redirect else 0) and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_standard_input_that_is_closed_has_no_queries(index):
     command = f'"{sys.executable}" -m hivlp search {index.path} --queries - --model hivlp-mini <&-'
     done = subprocess.run(

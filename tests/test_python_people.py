@@ -237,6 +237,7 @@ def test_the_package_lists_what_it_has():
 # What need not be done.
 
 
+@pytest.mark.slow
 def test_learning_is_skipped_where_a_closed_form_finds_all(caplog):
     rng = np.random.default_rng(0)
     flat = np.zeros((4000, 32), np.float32)
@@ -276,6 +277,7 @@ def test_a_retriever_returns_what_a_search_finds(index, library, module):
 # The page of the docs.
 
 
+@pytest.mark.slow
 def test_the_snippets_of_the_page_for_python_run_as_they_are(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

@@ -273,6 +273,7 @@ def test_where_limits_and_cannot_do_more(tmp_path, encoder):
         assert len(index.search("x", k=50)) == 20, "the limits on --where end with it"
 
 
+@pytest.mark.slow
 def test_a_where_that_never_ends_is_stopped(index, monkeypatch):
     import hivlp.store.where as where
 

@@ -157,6 +157,7 @@ def test_embeddings_have_the_shape_that_openai_gave_them(service, packed):
     assert found["object"] == "list" and np.allclose(rows, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_index_of_given_vectors_is_searched_by_vectors_and_takes_more(tmp_path):
     rows = cloud(200, 16, 0)
     np.save(tmp_path / "rows.npy", rows)

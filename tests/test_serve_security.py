@@ -208,6 +208,7 @@ def test_what_is_too_large_is_refused(path_service):
     assert error(path_service("POST", "/search", content=b'{"query":"\xff"}')) == (400, "bad_request")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_dies_harms_nobody_else():
     decoders = Decoders(1)
     try:

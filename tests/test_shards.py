@@ -107,6 +107,7 @@ def test_a_tar_that_ends_anywhere_gives_what_it_holds_and_nothing_else(tmp_path:
         assert found == wanted[: len(found)]
 
 
+@pytest.mark.slow
 def test_tars_with_bytes_changed_at_random_end_in_our_errors(tmp_path: Path) -> None:
     whole = tar({"a.png": b"picture", "a.txt": b"one", "b" * 120 + ".png": b"x", "b" * 120 + ".json": b'{"text": "y"}'})
     rng = random.Random(0)
@@ -247,6 +248,7 @@ def test_a_damaged_parquet_file_or_row_group_is_named_and_the_others_are_read(
         load_pairs(tmp_path / "data" / "train-2.parquet")
 
 
+@pytest.mark.slow
 def test_parquet_files_with_bits_flipped_at_random_end_in_our_errors(tmp_path: Path) -> None:
     vectors = pa.array(list(np.ones((20, 4), np.float32)), pa.list_(pa.float32()))
     pictures = [{"bytes": b"\x89PNG", "path": None}] * 20

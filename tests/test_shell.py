@@ -106,6 +106,7 @@ def test_like_takes_an_item_a_path_and_any_picture(shell, library, tmp_path):
     assert names(shell("search", "INDEX", "--like", other, "--json"))[0] == "blue-car"
 
 
+@pytest.mark.slow
 def test_the_next_page_shows_what_was_not_seen(shell):
     pages = [names(shell("search", "INDEX", "food", "-k", 2, "--json"))]
     pages += [names(shell("search", "INDEX", "--next", "--json")) for _ in range(3)]
@@ -206,6 +207,7 @@ def test_sixels_draw_the_picture():
     assert np.abs(drawn.astype(int) - expected).max() <= 3
 
 
+@pytest.mark.slow
 def test_a_library_that_changes_and_moves(shell, library, tmp_path):
     folder, place = tmp_path / "photos", tmp_path / "y.hivlp"
     shutil.copytree(library / "photos", folder)

@@ -154,6 +154,7 @@ def test_stores_of_different_codecs_merge(store, codec, other, tmp_path):
     check(store, dict.fromkeys(range(30), 0) | dict.fromkeys(range(30, 50), 2), loose)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_writer_leaves_every_reported_commit_whole(tmp_path, codec, seed):

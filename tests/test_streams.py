@@ -175,6 +175,7 @@ def test_a_pass_gives_each_pair_once_however_the_shards_are_cut(tmp_path):
     assert max(drawn.values()) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.integers(0, 70), st.integers(1, 9), st.sampled_from([(1.0,), (1.0, 3.0)]))
 def test_a_lane_goes_on_from_any_position_as_if_it_had_never_stopped(tmp_path_factory, lane, stop, window, weights):

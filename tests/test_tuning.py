@@ -403,6 +403,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(tmp_path, monke
     assert "matplotlib, which is not installed: pip install matplotlib" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_index_of_one_level_is_tuned_once_it_outgrows_the_exact_scan(tmp_path, monkeypatch):
     monkeypatch.setattr("hivlp.index.tuning.jobs.OUTGROWN", 1_100)
     model = FakeEncoder(dims=(32,))

@@ -137,6 +137,7 @@ def test_a_condition_that_does_more_is_refused_at_once_and_says_why(index, condi
     assert count(index, "id = 1") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "condition",
     [
