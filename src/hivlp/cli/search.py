@@ -207,7 +207,8 @@ def _write_page(arguments: argparse.Namespace, found: Found) -> None:
 
 
 def _show_pictures(arguments: argparse.Namespace, found: Found) -> None:
-    from hivlp.cli.thumbnails import PROTOCOLS, TERMINAL_PIXELS, protocol, thumbnail
+    from hivlp.cli.thumbnails import PROTOCOLS, TERMINAL_PIXELS, protocol
+    from hivlp.search.html import thumbnail
 
     name = protocol(os.environ) if arguments.show == "auto" else arguments.show
     for hit in found.result:

@@ -15,8 +15,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from hivlp.data.pictures import decode
-from hivlp.errors import PictureError
+from hivlp.search.html import text, thumbnail
 from hivlp.search.results import Hit
 
 PAGE_PIXELS = 320
@@ -24,16 +23,6 @@ PAGE_PIXELS = 320
 TERMINAL_PIXELS, TERMINAL_COLUMNS = 240, 30
 """Longer side of a thumbnail in a terminal, and its width where it is made of characters."""
 _KITTY_CHUNK = 4096
-
-
-def thumbnail(path: str, pixels: int) -> Image.Image | None:
-    """A small upright RGB image of a file; None if it cannot be read."""
-    try:
-        image = decode(Path(path), target=pixels)
-    except PictureError:
-        return None
-    image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-    return image
 
 
 # A page.
@@ -51,23 +40,19 @@ def search_page(title: str, hits: Iterable[Hit], note: str = "") -> str:
 
 
 def _card(hit: Hit) -> str:
-    image, name = thumbnail(hit.path, PAGE_PIXELS), _text(os.path.basename(hit.path))  # noqa: PTH119
+    image, name = thumbnail(hit.path, PAGE_PIXELS), text(os.path.basename(hit.path))  # noqa: PTH119
     if image is None:
         shown = '<span class="none">cannot be read</span>'
     else:
         data = base64.b64encode(_encoded(image, "WEBP", quality=75)).decode("ascii")
         shown = f'<img alt="{name}" width="{image.width}" height="{image.height}" src="data:image/webp;base64,{data}">'
-    scores = " ".join(f"{_text(level)} {value:.3f}" for level, value in hit.scores.items())
+    scores = " ".join(f"{text(level)} {value:.3f}" for level, value in hit.scores.items())
     facts = [str(hit.metadata.get(key)) for key in ("taken", "camera") if isinstance(hit.metadata.get(key), str)]
     same = f"{len(hit.duplicates)} more of the same" if hit.duplicates else ""
     lines = [hit.caption or "", " · ".join(fact.replace("T", " ") for fact in facts), scores, same]
-    text = "".join(f"<small>{_text(line)}</small>" for line in lines if line)
+    below = "".join(f"<small>{text(line)}</small>" for line in lines if line)
     link = html.escape(Path(hit.path).absolute().as_uri())
-    return f'<li><a href="{link}" title="{_text(hit.path)}">{shown}</a><b>{hit.rank}. {name}</b>{text}</li>'
-
-
-def _text(value: str) -> str:
-    return html.escape(os.fsencode(value).decode("utf-8", "backslashreplace"))
+    return f'<li><a href="{link}" title="{text(hit.path)}">{shown}</a><b>{hit.rank}. {name}</b>{below}</li>'
 
 
 def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:

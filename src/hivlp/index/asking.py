@@ -1,17 +1,13 @@
-"""Searches that wait: options by name, and a search that lets an event loop go on."""
+"""Options of a search by name, for callers that pass them on."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from hivlp.encode.base import Picture
 from hivlp.search.fusion import Reranker
-
-T = TypeVar("T")
 
 
 class SearchOptions(TypedDict, total=False):
@@ -31,8 +27,3 @@ class SearchOptions(TypedDict, total=False):
     missing: bool
     rerank: Reranker | None
     rerank_depth: int | None
-
-
-async def in_thread(call: Callable[..., T], *given: Any, **options: Any) -> T:
-    """What a call returns, made on a thread of the event loop's pool: it lets go of Python's lock while it scans."""
-    return await asyncio.get_running_loop().run_in_executor(None, partial(call, *given, **options))

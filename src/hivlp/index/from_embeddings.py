@@ -14,14 +14,13 @@ from hivlp.data.vectors.source import EmbeddingSource, has_texts, open_embedding
 from hivlp.encode.base import Encoder
 from hivlp.errors import ArgumentError, DataError, IndexFolderError
 from hivlp.index.adding.report import AddReport
-from hivlp.index.index import Index
+from hivlp.index.index import DIMS, Index
 from hivlp.search.calibration import Progress
 from hivlp.store.codec import FLOAT16
 from hivlp.store.fields.declared import checked_fields
 from hivlp.store.making import check_free
 
 logger = logging.getLogger(__name__)
-DIMS = 64
 
 
 @dataclass(frozen=True)

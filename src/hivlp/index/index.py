@@ -18,9 +18,7 @@ from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
 from hivlp.encode import as_encoder
 from hivlp.encode.base import Encoder, Picture, as_texts
 from hivlp.errors import ArgumentError, DataError, IndexFolderError, NoItemError, QueryError
-from hivlp.index.adding.gone import relocate
 from hivlp.index.answering import Answering
-from hivlp.index.asking import SearchOptions, in_thread
 from hivlp.index.info import IndexInfo
 from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
@@ -39,8 +37,6 @@ from hivlp.store.compacting import Progress
 from hivlp.store.derived import keep_columns, keep_derived
 from hivlp.store.fields.declared import checked_fields
 from hivlp.store.folder import Store
-from hivlp.store.making import make_store
-from hivlp.store.merging import merge
 from hivlp.store.names import composed, each_item, each_path, existing, folder_path
 from hivlp.store.reader import Reader
 from hivlp.store.records import About, Item
@@ -51,6 +47,7 @@ if TYPE_CHECKING:
     from hivlp.coarse.choose import Method
     from hivlp.data.vectors.source import EmbeddingSource
     from hivlp.index.adding.report import AddReport
+    from hivlp.index.asking import SearchOptions
     from hivlp.index.repair import RepairReport
     from hivlp.index.tuning.jobs import Renumbering
     from hivlp.index.tuning.report import TuneReport
@@ -58,8 +55,6 @@ if TYPE_CHECKING:
     from hivlp.store.verify import VerifyReport
 
 logger = logging.getLogger(__name__)
-SHIPPED_MODEL = "hivlp-mini"
-"""What a new index is made with if nothing else is said."""
 DIMS = 64
 """Of the coarse level of given vectors."""
 SHOWN = 12
@@ -134,6 +129,8 @@ class Index:
             IndexFolderError: if the folder holds something, or cannot be written.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
+        from hivlp.store.making import make_store  # searches do without
+
         model = as_encoder(model)
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
@@ -168,6 +165,8 @@ class Index:
                 length.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
+        from hivlp.store.making import make_store
+
         encoder = None if model is None else as_encoder(model)
         if encoder is not None:
             check_width(encoder, maps)
@@ -209,7 +208,9 @@ class Index:
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
         if not cls.exists(folder_path(path)):
-            return cls.create(path, model=SHIPPED_MODEL if model is None else model, vectors=vectors, fields=fields)
+            from hivlp.hub.names import SHIPPED
+
+            return cls.create(path, model=SHIPPED if model is None else model, vectors=vectors, fields=fields)
         index = cls(path, model)
         index.declare(fields or {})
         return index
@@ -564,6 +565,8 @@ class Index:
         Raises:
             QueryError: if there is no item at or below ``old``.
         """
+        from hivlp.index.adding.gone import relocate
+
         with self.store.writer():
             moved, replaced = relocate(self.store, os.fspath(old), os.fspath(new))
             keep_derived(self.store)
@@ -611,6 +614,8 @@ class Index:
         Raises:
             IndexFolderError: if the other index was made with another model, or is this one.
         """
+        from hivlp.store.merging import merge
+
         with self.store.writer():
             added = merge(self.store, other, on_progress)
             self._keep_up(on_tune)
@@ -842,7 +847,9 @@ class Index:
 
     async def asearch(self, query: str | Mix | None = None, **options: Unpack[SearchOptions]) -> SearchResult:
         """What :meth:`search` finds, without keeping an event loop waiting."""
-        return await in_thread(self.search, query, **options)
+        import asyncio
+
+        return await asyncio.to_thread(lambda: self.search(query, **options))
 
     def search_many(
         self,

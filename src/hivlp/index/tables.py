@@ -32,7 +32,6 @@ def coarse_maps(
     *,
     dims: int,
     method: Method | Literal["none"],
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> CoarseMaps | NoCoarseLevel:
     """What makes the coarse level of given vectors, fitted to a sample of them; none where it would not be shorter.
 
@@ -41,7 +40,6 @@ def coarse_maps(
         queries: (m, d) vectors as they will be asked for; default the items themselves.
         dims: of the coarse level.
         method: see :func:`hivlp.coarse.fit_coarse`; ``none`` makes no coarse level.
-        on_progress: called with how much of the learning is done, and of how much.
     """
     from hivlp.coarse.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, fit_coarse
     from hivlp.data.vectors.given import given_vectors
@@ -49,7 +47,7 @@ def coarse_maps(
     if method == "none" or source.dim <= dims:
         return NoCoarseLevel(source.dim)
     asked = None if queries is None else given_vectors(queries).sample(SAMPLE_QUERIES)
-    return fit_coarse(source.sample(SAMPLE_ITEMS), asked, dims=dims, method=method, on_progress=on_progress).maps
+    return fit_coarse(source.sample(SAMPLE_ITEMS), asked, dims=dims, method=method).maps
 
 
 def temporary_folder() -> tuple[Path, Callable[[], None]]:
@@ -79,7 +77,8 @@ def to_arrow(store: Store, levels: Sequence[str] | None, *, where: str | None = 
                 page.append(item)
             if len(page) == PAGE:
                 parts.append(reader.embeddings([each.row for each in page], check=True))
-                items, page = [*items, *page], []
+                items += page
+                page = []
         parts.append(reader.embeddings([each.row for each in page], check=True))
         items += page
     columns: dict[str, Any] = {

@@ -8,6 +8,10 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PIXELS = 96
 """Longer side of a thumbnail."""
@@ -22,24 +26,32 @@ def text(value: object) -> str:
     return html.escape(os.fsencode(str(value)).decode("utf-8", "backslashreplace"))
 
 
-def picture(path: str) -> str:
-    """A thumbnail of a file as an ``img`` that lies in the page, or words that say why there is none."""
+def thumbnail(path: str, pixels: int) -> Image.Image | None:
+    """A small upright RGB image of a file; None if it cannot be read."""
     from PIL import Image
 
     from hivlp.data.pictures import decode
     from hivlp.errors import PictureError
 
     try:
+        image = decode(Path(path), target=pixels)
+    except PictureError:
+        return None
+    image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
+    return image
+
+
+def picture(path: str) -> str:
+    """A thumbnail of a file as an ``img`` that lies in the page, or words that say why there is none."""
+    try:
         there = os.path.isfile(path)  # noqa: PTH113 (a given vector's path may be any text)
     except ValueError:
         there = False
     if not there:
         return f'<span style="{NONE}">no such file</span>'
-    try:
-        image = decode(Path(path), target=PIXELS)
-    except PictureError:
+    image = thumbnail(path, PIXELS)
+    if image is None:
         return f'<span style="{NONE}">cannot be read</span>'
-    image.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=70)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 from hivlp.errors import IndexFolderError
 from hivlp.store import payloads
 from hivlp.store.fields import files as column_files
 from hivlp.store.fields.commit import CommitColumns
 from hivlp.store.folder import Store
+from hivlp.store.records import State
+from hivlp.store.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +30,15 @@ def keep_columns(store: Store) -> bool:
     Returns:
         Whether they were written; if that fails, the log says so, and conditions are answered as before.
     """
-    with store.writer():
-        with store.reading() as reader:
-            column_files.drop_others(store.path, reader.state)  # of a process that was killed
-            if not column_files.are_due(store.path, reader.state):
-                return False
-        try:
-            with store.changing() as writer:
-                columns = CommitColumns(store.path).declared(writer.reader)
-                writer.note_columns(column_files.save(store.path, columns, writer.reader.state))
-        except IndexFolderError as error:
-            logger.warning("columns of fields are not written: %s", error)
-            return False
-        with store.reading() as reader:
-            column_files.drop_others(store.path, reader.state)
-    return True
+
+    def write(writer: Writer) -> None:
+        columns = CommitColumns(store.path).declared(writer.reader)
+        writer.note_columns(column_files.save(store.path, columns, writer.reader.state))
+
+    def is_due(state: State) -> bool:
+        return column_files.are_due(store.path, state)
+
+    return _keep(store, "columns of fields are", column_files.drop_others, is_due, write)
 
 
 def keep_payloads(store: Store, least: int = payloads.LEAST_ROWS) -> bool:
@@ -53,20 +51,36 @@ def keep_payloads(store: Store, least: int = payloads.LEAST_ROWS) -> bool:
     Returns:
         Whether it was written; if that fails, the log says so, and hits are looked up as before.
     """
+
+    def write(writer: Writer) -> None:
+        writer.note_payloads(payloads.save(store.path, writer.reader.all_shown(), writer.reader.state))
+
+    def is_due(state: State) -> bool:
+        small = state.rows < least and state.payloads is None
+        return not small and payloads.are_due(store.path, state)
+
+    return _keep(store, "what hits show is", payloads.drop_others, is_due, write)
+
+
+def _keep(
+    store: Store,
+    what: str,
+    drop_others: Callable[[Path, State], None],
+    is_due: Callable[[State], bool],
+    write: Callable[[Writer], None],
+) -> bool:
+    """Write files of a commit that name them, and remove others; whether they were due and could be written."""
     with store.writer():
         with store.reading() as reader:
-            payloads.drop_others(store.path, reader.state)  # of a process that was killed
-            state = reader.state
-            small = state.rows < least and state.payloads is None
-            if small or not payloads.are_due(store.path, state):
+            drop_others(store.path, reader.state)  # of a process that was killed
+            if not is_due(reader.state):
                 return False
         try:
             with store.changing() as writer:
-                made = payloads.save(store.path, writer.reader.all_shown(), writer.reader.state)
-                writer.note_payloads(made)
+                write(writer)
         except IndexFolderError as error:
-            logger.warning("what hits show is not written: %s", error)
+            logger.warning("%s not written: %s", what, error)
             return False
         with store.reading() as reader:
-            payloads.drop_others(store.path, reader.state)
+            drop_others(store.path, reader.state)
     return True

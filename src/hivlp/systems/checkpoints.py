@@ -30,11 +30,23 @@ def read_checkpoint(path: Path, *inside: str) -> State:
     """
     if not path.is_file():
         raise ModelError(f"{printable(path)} is not a file")
+    found = read_tensors(path, *inside)
+    if not found:
+        raise ModelError(f"{printable(path)} holds no tensors by name")
+    return found
+
+
+def read_tensors(path: Path, *inside: str) -> State:
+    """The tensors that a file holds by name, perhaps none; see :func:`read_checkpoint`.
+
+    Raises:
+        ModelError: if it holds anything but tensors and plain values, or is damaged.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return dict(load_file(path))
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of safetensors, zip, pickle
         raise ModelError(
@@ -42,12 +54,8 @@ def read_checkpoint(path: Path, *inside: str) -> State:
             "where you trust it, save its tensors alone as safetensors"
         ) from error
     held = next((held[key] for key in inside if isinstance(held, dict) and isinstance(held.get(key), dict)), held)
-    if not isinstance(held, dict):
-        raise ModelError(f"{printable(path)} holds no tensors by name")
-    found = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not found:
-        raise ModelError(f"{printable(path)} holds no tensors by name")
-    return found
+    named = held.items() if isinstance(held, dict) else ()
+    return {name: value for name, value in named if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def renamed(state: Mapping[str, Tensor], change: Callable[[str], str]) -> State:

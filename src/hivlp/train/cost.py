@@ -42,7 +42,7 @@ class Cost:
     """What a run's steps cost on one device of this machine.
 
     Attributes:
-        hardware: of the measurement, and its precision: float32 where a CPU has no instructions for less.
+        hardware: of the measurement, and its precision: on a CPU float32.
         pairs: in each of the measured steps.
         flops: of one step of the recipe, forward and backward, all processes together; the optimiser's not counted.
         memory_gb: ``weights``, ``gradients``, ``moments``, ``activations`` and ``loss`` of a step of the recipe in one

@@ -89,6 +89,14 @@ def draw_curves(run: Path, out: Path, name: str) -> None:
     pyplot.close(figure)
 
 
+def step_of(line: str) -> int:
+    """The step of a line of a log; of one that a kill or a failing disk has damaged, later than any."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 1 << 62
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The intact lines of a log; a kill or a failing disk may have damaged some."""
     rows = []

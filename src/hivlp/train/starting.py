@@ -32,9 +32,9 @@ from hivlp.formats.preparation import write_tokenizer
 from hivlp.formats.transformers import weight_files
 from hivlp.model.hivlp_model import WEIGHTS, HiVLPModel
 from hivlp.model.tower import Tower
+from hivlp.systems.checkpoints import State, read_tensors
 
 logger = logging.getLogger(__name__)
-State = dict[str, Tensor]
 FETCHED = ("*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model")
 """What is fetched of a hub id."""
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -251,17 +251,17 @@ def _read(name: str) -> State:
     """The tensors of a place."""
     folder = _folder(name)
     if folder is None:
-        return _tensors(Path(name))
+        return read_tensors(Path(name), *_INSIDE)
     if is_own(folder):
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"{name} has graphs but no {WEIGHTS}: it cannot be trained further")
-        return _tensors(folder / WEIGHTS)
+        return read_tensors(folder / WEIGHTS)
     if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json", ModelError):
         return _of_transformers(folder, name)
     files = [folder / each for each in weight_files([path.name for path in folder.iterdir()]) if "index" not in each]
     if not files:
         raise ModelError(f"{name} holds no weights: neither model.safetensors nor pytorch_model.bin")
-    return {key: value for path in files for key, value in _tensors(path).items()}
+    return {key: value for path in files for key, value in read_tensors(path, *_INSIDE).items()}
 
 
 def _of_transformers(folder: Path, name: str) -> State:
@@ -278,20 +278,3 @@ def _of_transformers(folder: Path, name: str) -> State:
         raise ModelError(f"{name} cannot be loaded: {one_line(error, 300)}") from error
     lacking = set(found["missing_keys"])  # which are random there
     return {key: value for key, value in network.state_dict().items() if key not in lacking}
-
-
-def _tensors(path: Path) -> State:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of safetensors, zip, pickle
-        raise ModelError(
-            f"{printable(path)} cannot be read without unpickling ({one_line(error, 120)}): "
-            "where you trust it, save its tensors alone as safetensors"
-        ) from error
-    held = next((held[key] for key in _INSIDE if isinstance(held, dict) and isinstance(held.get(key), dict)), held)
-    tensors = held.items() if isinstance(held, dict) else ()
-    return {key: value for key, value in tensors if isinstance(key, str) and isinstance(value, Tensor)}

@@ -21,6 +21,7 @@ from hivlp.encode import resolve_folder
 from hivlp.errors import ModelError, RecipeError
 from hivlp.files.reading import one_line
 from hivlp.files.scratch import write_whole
+from hivlp.hub.names import SHIPPED
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.towers import tokenizer_path
 from hivlp.plugins import Registry
@@ -140,4 +141,4 @@ def _write_tokenizer(recipe: Recipe, path: Path) -> None:
     """The tokenizer that the recipe names, or that of the text tower's starting weights, or hivlp-mini's."""
     place = recipe.init.tokenizer or recipe.init.text_place
     if place == RANDOM or not starting_tokenizer(place, path):
-        shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer or "hivlp-mini")), path)
+        shutil.copyfile(tokenizer_path(resolve_folder(recipe.init.tokenizer or SHIPPED)), path)

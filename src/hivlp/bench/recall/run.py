@@ -28,10 +28,7 @@ from hivlp.evaluate.evaluation import scores_of
 from hivlp.evaluate.recall import own_captions
 from hivlp.evaluate.reranked import Reranking
 from hivlp.evaluate.results import Recalls
-from hivlp.files.digests import cache_folder
-from hivlp.files.scratch import scratch_folder
 from hivlp.index import Index
-from hivlp.index.from_embeddings import index_embeddings
 from hivlp.index.tuning.jobs import LEAST_ROWS
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 
@@ -207,23 +204,18 @@ def approximate_ranks(items: Vectors, queries: Vectors, own: NDArray[np.int64]) 
         queries: (Q, dim) float32.
         own: (Q, C) items that belong to each query, padded with -1; a tie with another counts against them.
     """
-    place = cache_folder() / "bench" / "recall"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(place) as scratch:
-        np.save(scratch / "items.npy", items)
-        index_embeddings(scratch / "index", scratch / "items.npy", method="none")
-        with Index.open(scratch / "index") as index:
-            if len(items) >= LEAST_ROWS:
-                index.tune()
-            level = index.levels[-1].name
-            answers = index.search_many(vectors={level: queries}, k=min(SEEN, len(items)))
-            ranks = np.full(len(own), len(items), np.int64)
-            for number, hits in enumerate(answers):
-                rows = np.array([hit.id - 1 for hit in hits], np.int64)
-                scores = np.array([hit.scores[level] for hit in hits])
-                right = np.isin(rows, own[number])
-                if right.any():
-                    ranks[number] = np.count_nonzero(scores[~right] >= scores[right].max())
+    with Index.from_vectors(items, fit="none") as index:
+        if len(items) >= LEAST_ROWS:
+            index.tune()
+        level = index.levels[-1].name
+        answers = index.search_many(vectors={level: queries}, k=min(SEEN, len(items)))
+        ranks = np.full(len(own), len(items), np.int64)
+        for number, hits in enumerate(answers):
+            rows = np.array([hit.id - 1 for hit in hits], np.int64)
+            scores = np.array([hit.scores[level] for hit in hits])
+            right = np.isin(rows, own[number])
+            if right.any():
+                ranks[number] = np.count_nonzero(scores[~right] >= scores[right].max())
     return ranks
 
 

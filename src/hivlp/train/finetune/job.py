@@ -27,6 +27,7 @@ from hivlp.files.scratch import write_whole
 from hivlp.systems.fusion.texts import Tokens
 from hivlp.train.finetune.procedures import Examples, Procedure, procedure_of
 from hivlp.train.finetune.recipe import FinetuneOptim, FinetuneRecipe
+from hivlp.train.log import step_of
 from hivlp.train.recipe.check import check_folder
 from hivlp.train.state import checkpoint
 from hivlp.train.state.cache import weights_digest
@@ -89,7 +90,7 @@ def finetune(recipe: FinetuneRecipe, out: Path, *, resume: bool = False) -> Fine
     first, kept = checkpoint.load(run / checkpoint.FOLDER, origin, modules, optimizer) if resume else (0, {})
     best, best_step = float(kept.get("best", -1.0)), int(kept.get("best_step", 0))
     log = run / "metrics.jsonl"
-    before = [line for line in (log.read_text("utf-8").splitlines() if log.is_file() else ()) if _step(line) < first]
+    before = [line for line in (log.read_text("utf-8").splitlines() if log.is_file() else ()) if step_of(line) < first]
     log.write_text("".join(f"{line}\n" for line in before), encoding="utf-8")
     for step in tqdm(range(first, optim.steps), initial=first, total=optim.steps, desc="finetune", disable=None):
         rng = np.random.default_rng([recipe.seed, 1, step])
@@ -204,10 +205,3 @@ def _publish(
 def _save(network: nn.Module, path: Path) -> None:
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     write_whole(path, lambda place: save_file(state, place))
-
-
-def _step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 1 << 62  # cut off by a kill

@@ -37,6 +37,7 @@ from hivlp.errors import DataError, HivlpError, PictureError, RecipeError
 from hivlp.objective import gather
 from hivlp.train.inputs.batch import Batch, seed_of, workers_of
 from hivlp.train.inputs.prepared import Preparation
+from hivlp.train.log import step_of
 from hivlp.train.pretext import Masked, MaskedLanguage
 from hivlp.train.recipe.schema import Recipe
 
@@ -290,7 +291,7 @@ class Skipped:
         kept = []
         if self._path.is_file():
             with self._path.open(encoding="utf-8") as file:
-                kept = [line for line in file if _step(line) < first]  # those after the checkpoint are met again
+                kept = [line for line in file if step_of(line) < first]  # those after the checkpoint are met again
         self._path.write_text("".join(kept), encoding="utf-8")
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -309,13 +310,6 @@ class Skipped:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return 1 << 62
 
 
 def _shared(shape: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from hivlp.data.pairs import SPLITS, Pair
 from hivlp.encode import resolve_folder
 from hivlp.errors import DataError, HivlpError, ModelError, RecipeError
 from hivlp.files.reading import one_line
-from hivlp.hub.names import parse_name
+from hivlp.hub.names import SHIPPED, parse_name
 from hivlp.model.heads import HEADS
 from hivlp.model.hivlp_model import HiVLPModel
 from hivlp.model.tower import Tower
@@ -347,7 +347,7 @@ def _check_installed(recipe: Recipe) -> None:
         if place is not None and place != RANDOM and needed.get(f"init.{key}") is None:
             _check_place(key, place)
     if needed["init.text"] is None and (recipe.init.tokenizer is not None or recipe.init.text_place == RANDOM):
-        _check_tokenizer(recipe, recipe.init.tokenizer or "hivlp-mini")
+        _check_tokenizer(recipe, recipe.init.tokenizer or SHIPPED)
 
 
 def _check_place(key: str, place: str) -> None:
