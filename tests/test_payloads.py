@@ -22,7 +22,7 @@ from hivlp.search.timing import Stopwatch
 from hivlp.store import payloads
 from hivlp.store.derived import keep_payloads
 from hivlp.store.records import NewItem, PayloadFile, Stamp
-from synthetic import FakeEncoder, cloud, clusters, make_tuned_index, random_levels
+from synthetic import FakeEncoder, Stored, cloud, clusters, make_tuned_index, random_levels
 
 PATHS = ("/p/a.jpg", "/p/a\nb", "/p/Müller.jpg", "/p/日本/\U0001f600", os.fsdecode(b"/p/\xff\xfe"), "/p/" + "x" * 300)
 CAPTIONS = (None, "", "a dog", "Mu\u0308ller\x00 end", "\U0001f600" * 50)
@@ -303,3 +303,17 @@ def test_a_hostile_file_gives_records_or_none(tmp_path, data):
 def test_a_description_that_cannot_be_is_refused(text):
     with pytest.raises(ValueError, match="payload file"):
         PayloadFile.of(text)
+
+
+def test_a_file_that_moves_leaves_an_index_that_opens(tmp_path, encoder, pictures):
+    """What a move removes of the table ``meta`` was the last that its second checksum vouched for."""
+    with Index.create(tmp_path / "index", model=encoder) as made:
+        made.add(pictures)
+        assert keep_payloads(made.store, least=1)
+        (pictures / "00000.png").rename(pictures / "moved.png")
+        assert made.add(pictures).moved == 1
+    with Index.open(tmp_path / "index", encoder) as opened:
+        assert opened.verify().ok and opened[pictures / "moved.png"].id == 1
+    Stored(opened).sql("INSERT OR REPLACE INTO meta VALUES ('optional_check', '1')")  # as versions before left it
+    with Index.open(tmp_path / "index", encoder) as opened:
+        assert opened.verify().ok and opened.add(pictures).skipped == 30

@@ -171,7 +171,9 @@ def read_meta(db: sqlite3.Connection) -> dict[str, Any]:
 def meta_is_whole(db: sqlite3.Connection) -> bool:
     """Whether the table ``meta`` is as it was written; of format 1, which has no checksum, it counts as whole."""
     meta = read_meta(db)
-    if meta.get("optional_check") != _optional_crc(meta):
+    optional = _optional_crc(meta)
+    # Earlier versions left the check behind when they removed the last record that it vouched for.
+    if optional is not None and meta.get("optional_check") != optional:
         return False
     return meta.get("format") == str(OLD_FORMAT) or meta.get("check") == _meta_crc(db)
 
@@ -180,7 +182,9 @@ def seal_meta(db: sqlite3.Connection) -> None:
     """Write the checksums of the table ``meta``."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('check', ?)", (_meta_crc(db),))
     check = _optional_crc(read_meta(db))
-    if check is not None:
+    if check is None:
+        db.execute("DELETE FROM meta WHERE key = 'optional_check'")
+    else:
         db.execute("INSERT OR REPLACE INTO meta VALUES ('optional_check', ?)", (check,))
 
 
