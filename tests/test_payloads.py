@@ -21,6 +21,7 @@ from hivlp.search.options import Options
 from hivlp.search.timing import Stopwatch
 from hivlp.store import payloads
 from hivlp.store.derived import keep_payloads
+from hivlp.store.path_codec import PathCodec
 from hivlp.store.records import NewItem, PayloadFile, Stamp
 from synthetic import FakeEncoder, Stored, cloud, clusters, make_tuned_index, random_levels
 
@@ -292,7 +293,7 @@ def test_a_hostile_file_gives_records_or_none(tmp_path, data):
     file = tmp_path / "payloads.1"
     table = b"".join(struct.pack("<QI", *entry) for entry in zip(starts, checksums, strict=True))
     file.write_bytes(payloads.MAGIC + table + struct.pack("<Q", size) + rest)
-    opened = payloads.Payloads(file, rows)
+    opened = payloads.Payloads(file, rows, PathCodec())
     assert [opened.record(row) for row in range(rows)] == [b""] * rows
     assert opened.read(range(rows)) is None or rows == 0
 

@@ -26,6 +26,8 @@ def run_index(arguments: argparse.Namespace) -> int:
     fitting = [name for name in ("column", "queries", "dims", "fit") if getattr(arguments, name) is not None]
     if bool(arguments.paths) == (arguments.embeddings is not None):
         return usage("index", "give either PATH or --embeddings SOURCE")
+    if arguments.relative and arguments.embeddings is not None:
+        return usage("index", "--relative goes with PATH: vectors keep the paths that they came with")
     if fitting and arguments.embeddings is None:
         return usage("index", f"--{fitting[0]} goes with --embeddings")
     try:
@@ -203,11 +205,13 @@ def _open_or_create(arguments: argparse.Namespace, fields: dict[str, str]) -> In
     if Index.exists(path):
         index = Index.open(path)
         check_codec(index, arguments.vectors)
+        index.check_relative(arguments.relative)
         index.attach(index_model(index, model, device))
         index.declare(fields)
         return index
     loaded = load_model(model or DEFAULT_MODEL, device)
-    return Index.create(path, model=loaded, vectors=arguments.vectors or "float16", fields=fields)
+    vectors = arguments.vectors or "float16"
+    return Index.create(path, model=loaded, vectors=vectors, fields=fields, relative=arguments.relative)
 
 
 def _added(report: AddReport, out: Path) -> str:

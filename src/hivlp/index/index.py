@@ -111,6 +111,7 @@ class Index:
         source: str | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
+        relative: bool = False,
     ) -> Index:
         """Make an empty index for a model.
 
@@ -124,6 +125,8 @@ class Index:
                 float16 and finds about 0.995 of its ten best. An index of float32 vectors is not tuned.
             fields: keys of the items' metadata that conditions (``where``) name like columns, and their types:
                 ``int``, ``float``, ``str`` or ``bool``; see :meth:`declare`.
+            relative: store the paths of pictures below the folder that the index lies in without that folder, so that
+                both can be moved together, as on a disk that is mounted elsewhere. Items have whole paths all the same.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
@@ -135,7 +138,8 @@ class Index:
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
         about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        make_store(folder_path(path), about, codec=checked_codec(vectors), fields=checked_fields(fields))
+        codec, declared = checked_codec(vectors), checked_fields(fields)
+        make_store(folder_path(path), about, codec=codec, fields=declared, relative=relative)
         return cls(Path(path), model)
 
     @classmethod
@@ -193,6 +197,7 @@ class Index:
         model: Encoder | str | Path | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
+        relative: bool = False,
     ) -> Index:
         """Open an index, or make an empty one where there is none.
 
@@ -202,17 +207,25 @@ class Index:
                 with the package.
             vectors: codec of the finest level of a new index.
             fields: that are declared if they are not yet; see :meth:`declare`.
+            relative: store paths relative to the folder that the index lies in, see :meth:`create`.
 
         Raises:
-            IndexFolderError: if the index is damaged or was made with another model, or the folder cannot be written.
+            IndexFolderError: if the index is damaged, was made with another model, or stores whole paths where relative
+                ones are wanted, or the folder cannot be written.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
         if not cls.exists(folder_path(path)):
             from hivlp.hub.names import SHIPPED
 
-            return cls.create(path, model=SHIPPED if model is None else model, vectors=vectors, fields=fields)
+            model = SHIPPED if model is None else model
+            return cls.create(path, model=model, vectors=vectors, fields=fields, relative=relative)
         index = cls(path, model)
-        index.declare(fields or {})
+        try:
+            index.check_relative(relative)
+            index.declare(fields or {})
+        except BaseException:
+            index.close()
+            raise
         return index
 
     @classmethod
@@ -317,6 +330,17 @@ class Index:
     def model_source(self) -> str:
         """Name or folder from which the index's model can be loaded again."""
         return self.store.about.source
+
+    def check_relative(self, wanted: bool = True) -> None:
+        """Check that paths are stored relative to the folder that the index lies in, if that is ``wanted``.
+
+        Raises:
+            IndexFolderError: if not.
+        """
+        if wanted and self.store.paths.base is None:
+            raise IndexFolderError(
+                f"{self.path} stores whole paths: make a new index with relative ones, and merge this one into it"
+            )
 
     @property
     def fields(self) -> dict[str, str]:
@@ -744,6 +768,7 @@ class Index:
         with self.store.writer():
             try:
                 self.store.info()  # adding to a damaged index would hide the damage
+                self.store.respell()
                 yield
                 keep_derived(self.store)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:

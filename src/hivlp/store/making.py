@@ -46,6 +46,8 @@ def make_store(
     arrays: Mapping[str, NDArray[Any]] | None = None,
     codec: str = FLOAT16.name,
     fields: Sequence[Field] = (),
+    *,
+    relative: bool = False,
 ) -> None:
     """Make an empty folder.
 
@@ -55,6 +57,7 @@ def make_store(
         arrays: name of a ``.npy`` file -> what belongs to the index beside the vectors.
         codec: of the finest level, ``float16``, ``float32`` or ``int8``; the others are float16.
         fields: that are declared.
+        relative: whether paths below the folder that it is made in are stored without that.
 
     Raises:
         IndexFolderError: if the folder holds something, or cannot be written.
@@ -64,7 +67,7 @@ def make_store(
     if codec not in CODECS:
         raise ArgumentError(f"a codec is {', '.join(CODECS)}, not {codec!r:.40}")
     finest = CODECS[codec]
-    state = State(0, 0, 0, format_of(finest), finest.dtype, tuple(fields))
+    state = State(0, 0, 0, format_of(finest, relative=relative), finest.dtype, tuple(fields))
     levels = {"levels": json.dumps([asdict(level) for level in about.levels])}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -153,6 +153,7 @@ def holds(store: Store, root: Path) -> bool:
 def relocate(store: Store, old: str, new: str) -> tuple[int, int]:
     """The job behind :meth:`hivlp.index.Index.relocate`."""
     target = stored_path(new)
+    store.respell()
     with store.changing() as writer:
         for place in places(old):
             found = sorted(writer.reader.paths_under(place.rstrip("/") or "/"), key=lambda item: item[1])
