@@ -36,6 +36,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         return usage("index", str(error))
     if arguments.embeddings is not None:
         return _index_embeddings(arguments, fields)
+    from hivlp.store.making import new_or_nothing
     from hivlp.store.names import existing
 
     paths = [existing(path) for path in arguments.paths]
@@ -43,6 +44,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         if not path.exists():
             raise HivlpError(f"{path} does not exist{_known_below(arguments.out, path)}")
     with (
+        new_or_nothing(arguments.out),
         _open_or_create(arguments, fields) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
@@ -58,12 +60,15 @@ def run_index(arguments: argparse.Namespace) -> int:
             on_tune=follow,
         )
         counts = index.info().fields
-    print_result(
-        arguments,
-        lambda: report.to_json() | _counted(counts),
-        lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
-    )
-    return fail("nothing could be read") if report.useless else 0
+        bar.close()
+        print_result(
+            arguments,
+            lambda: report.to_json() | _counted(counts),
+            lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
+        )
+        if report.useless:
+            raise HivlpError("nothing could be read")
+    return 0
 
 
 def _known_below(out: Path, path: Path) -> str:
