@@ -309,6 +309,14 @@ class Reader:
             return []
         return [row for (row,) in self._db.execute("SELECT row FROM items WHERE size = ?", (GONE,))]
 
+    def disks(self) -> list[str]:
+        """Folders that were on other disks than what is around them when they were last walked, and held items."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'disks'").fetchone()
+        try:
+            return [] if found is None else [self.paths.decode(str(place)) for place in json.loads(found[0])]
+        except (ValueError, TypeError, AttributeError, RecursionError):  # nothing else depends on it
+            return []
+
     def paths_under(self, folder: str) -> Iterator[tuple[int, str, Stamp]]:
         """Id, path and stamp of the item at a path, and of all items in the folder of that name."""
         select = "SELECT id, path, size, mtime, ctime, checked FROM items WHERE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +190,14 @@ class Writer:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('missing', '1')")
         else:
             self._db.execute("DELETE FROM meta WHERE key = 'missing'")
+
+    def note_disks(self, folders: Iterable[str]) -> None:
+        """Note which folders of items are on other disks than what is around them: their files may be away together."""
+        spelled = [os.fsdecode(self.reader.paths.encode(folder)) for folder in folders]
+        if spelled:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('disks', ?)", (json.dumps(spelled),))
+        else:
+            self._db.execute("DELETE FROM meta WHERE key = 'disks'")
 
     def forget(self, ids: Iterable[int]) -> None:
         """Drop the records of items, set aside or not, whatever became of their rows."""
