@@ -28,6 +28,8 @@ from hivlp.demo import pictures_folder
 
 LEFT_OUT = ("pip ", "make ", "git ")
 ENDLESS = ("hivlp watch", "hivlp serve")
+ENDED = (0, 130)
+"""Exit codes of what Ctrl-C ends."""
 PICTURES = 60
 SECONDS = 600.0
 
@@ -54,25 +56,32 @@ def furnish(home: Path) -> None:
     rows = [f"Pictures/{path.name},{path.stem.replace('_', ' ')}" for path in pictures]
     (home / "captions.csv").write_text("\n".join(["image,caption", *rows]) + "\n", encoding="utf-8")
     rng = np.random.default_rng(0)
-    for name, count in (("pictures", 20_000), ("texts", 400), ("query", 1)):
-        np.save(home / f"{name}.npy", rng.normal(size=(count, 64)).astype(np.float32))
+    for name, count in (("pictures", 5_000), ("texts", 400), ("query", 1)):
+        np.save(home / f"{name}.npy", rng.normal(size=(count, 128)).astype(np.float32))
 
 
 def follow(command: list[str], home: Path, environment: dict[str, str]) -> int:
     """Run one step; one that has no end is interrupted when it is at work. Gives its exit code."""
-    process = subprocess.Popen(command, cwd=home, env=environment, start_new_session=True)
-    line = command[-1]
+    endless = command[-1].startswith(ENDLESS)
+    process = subprocess.Popen(
+        command,
+        cwd=home,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE if endless else None,
+        text=True,
+    )
     try:
-        if not line.startswith(ENDLESS):
+        if not endless:
             return process.wait(SECONDS)
-        deadline = time.monotonic() + SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
+        if command[-1].startswith("hivlp watch"):
+            assert process.stdout is not None
+            print(process.stdout.readline(), end="", flush=True)  # of its first walk
+        while process.poll() is None and command[-1].startswith("hivlp serve") and not answers():
             time.sleep(1.0)
-            if line.startswith("hivlp watch") or answers():
-                time.sleep(3.0)
-                break
         os.killpg(process.pid, signal.SIGINT)
-        return process.wait(60)
+        code = process.wait(SECONDS)
+        return 0 if code in ENDED else code
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
