@@ -93,6 +93,8 @@ def test_hits_are_those_of_the_catalog_with_every_combination_of_options(index, 
         hits, steps = plain(index, vector, k=9, **options)
         assert found.hits == hits and found.plan == steps and len(found) == len(hits)
         (many,) = index.search_many(vectors={name: row[None] for name, row in vector.items()}, k=9, **options)
+        again = index.search(vector=vector, k=9, **options)
+        assert again.ids == [hit.id for hit in hits] and again.hits == hits and again.ids == many.ids
         assert many.hits == hits
         assert [type(hit.metadata) for hit in hits] == [dict] * len(hits)
 
