@@ -23,8 +23,9 @@ from hivlp.search.timing import Stopwatch
 from hivlp.store import payloads
 from hivlp.store.derived import keep_payloads
 from hivlp.store.lookup import Shown
+from hivlp.store.path_codec import PathCodec
 from hivlp.store.records import NewItem, PayloadFile, Stamp, State
-from synthetic import FakeEncoder, cloud, clusters, make_tuned_index, random_levels
+from synthetic import FakeEncoder, Stored, cloud, clusters, make_tuned_index, random_levels
 
 PATHS = ("/p/a.jpg", "/p/a\nb", "/p/Müller.jpg", "/p/日本/\U0001f600", os.fsdecode(b"/p/\xff\xfe"), "/p/" + "x" * 300)
 CAPTIONS = (None, "", "a dog", "Mu\u0308ller\x00 end", "\U0001f600" * 50)
@@ -298,7 +299,7 @@ SHOWN = st.builds(
 def test_records_read_together_are_those_read_one_by_one(tmp_path, data):
     """None where one is damaged or not there."""
     shown = data.draw(st.lists(SHOWN, min_size=1, max_size=6))
-    made = payloads.save(tmp_path, enumerate(shown), State(len(shown), 0, 1, 4, "float16"))
+    made = payloads.save(tmp_path, enumerate(shown), State(len(shown), 0, 1, 4, "float16"), PathCodec())
     file = tmp_path / made.name
     broken = data.draw(st.none() | st.integers(8, file.stat().st_size - 1))
     if broken is not None:
@@ -306,7 +307,7 @@ def test_records_read_together_are_those_read_one_by_one(tmp_path, data):
         content[broken] ^= data.draw(st.integers(1, 255))
         file.write_bytes(content)
     try:
-        opened = payloads.Payloads(file, len(shown))
+        opened = payloads.Payloads(file, len(shown), PathCodec())
     except ValueError:
         return
     finally:
@@ -334,7 +335,7 @@ def test_a_hostile_file_gives_records_or_none(tmp_path, data):
     file = tmp_path / "payloads.1"
     table = b"".join(struct.pack("<QI", *entry) for entry in zip(starts, checksums, strict=True))
     file.write_bytes(payloads.MAGIC + table + struct.pack("<Q", size) + rest)
-    opened = payloads.Payloads(file, rows)
+    opened = payloads.Payloads(file, rows, PathCodec())
     assert [opened.record(row) for row in range(rows)] == [b""] * rows
     assert opened.read(range(rows)) is None or rows == 0
     assert opened.ids(range(rows)) is None or rows == 0
@@ -346,3 +347,17 @@ def test_a_hostile_file_gives_records_or_none(tmp_path, data):
 def test_a_description_that_cannot_be_is_refused(text):
     with pytest.raises(ValueError, match="payload file"):
         PayloadFile.of(text)
+
+
+def test_a_file_that_moves_leaves_an_index_that_opens(tmp_path, encoder, pictures):
+    """What a move removes of the table ``meta`` was the last that its second checksum vouched for."""
+    with Index.create(tmp_path / "index", model=encoder) as made:
+        made.add(pictures)
+        assert keep_payloads(made.store, least=1)
+        (pictures / "00000.png").rename(pictures / "moved.png")
+        assert made.add(pictures).moved == 1
+    with Index.open(tmp_path / "index", encoder) as opened:
+        assert opened.verify().ok and opened[pictures / "moved.png"].id == 1
+    Stored(opened).sql("INSERT OR REPLACE INTO meta VALUES ('optional_check', '1')")  # as versions before left it
+    with Index.open(tmp_path / "index", encoder) as opened:
+        assert opened.verify().ok and opened.add(pictures).skipped == 30

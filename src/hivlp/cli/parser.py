@@ -365,6 +365,11 @@ def _add_library_options(sub: argparse.ArgumentParser) -> None:
         "--exclude", action="append", default=[], metavar="GLOB", help="files or folders to pass over, such as 'raw/'"
     )
     sub.add_argument("--prune", action="store_true", help="remove items whose files are gone or excluded now")
+    sub.add_argument(
+        "--relative",
+        action="store_true",
+        help="make a new index with paths relative to the folder that it lies in: the two can move together",
+    )
 
 
 def _add_photo_options(sub: argparse.ArgumentParser) -> None:

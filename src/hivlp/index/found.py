@@ -16,7 +16,7 @@ from hivlp.search.results import Duplicate, Hit
 from hivlp.search.searcher import Page
 from hivlp.search.stages import Query
 from hivlp.store.lookup import Shown
-from hivlp.store.payloads import Columns, Payloads, columns
+from hivlp.store.payloads import Columns, Payloads
 
 
 class Items:
@@ -67,7 +67,7 @@ class Items:
         shown = self._known.get(row)
         if shown is None and self._payloads is not None and row < self._payloads.rows:
             with suppress(ValueError):
-                (item_id,), (path,), (caption,), (metadata,) = columns([self._payloads.record(row)])
+                (item_id,), (path,), (caption,), (metadata,) = self._payloads.columns([self._payloads.record(row)])
                 return item_id, path, caption, metadata
             shown = self._again(row)
         if shown is None:
