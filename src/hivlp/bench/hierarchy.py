@@ -30,7 +30,7 @@ from hivlp.files.scratch import write_whole
 from hivlp.mini.scenes import FACTS, Scene
 from hivlp.train.recipe.schema import Recipe, split_of
 
-SIZES = {"small": (8_000, 8), "full": (100_000, 10)}
+SIZES = {"small": (6_000, 8), "full": (100_000, 10)}
 """Scenes, all splits together, and epochs."""
 ALONE, OURS = "one level", "early coarse level"
 LEVELS = ("fine", "coarse", "cascade")
