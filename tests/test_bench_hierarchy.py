@@ -1,15 +1,23 @@
 """The ablation of the hierarchy: runs that are kept, and what a row says of them."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 from hivlp.bench import hierarchy
 from hivlp.bench.hierarchy import ALONE, OURS, kept_run, recipes, run
+from hivlp.bench.scenes import hard_recipe
+from hivlp.data.load import load_pairs
+from hivlp.evaluate.results import Evaluation, Recalls, Scores
 from hivlp.mini.scenes import FACTS
+from hivlp.train.publish import TrainResult
+from hivlp.train.recipe.schema import load_recipe
 
 pytestmark = pytest.mark.train
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -41,25 +49,41 @@ def test_a_second_level_costs_the_finest_nothing_at_all(cache, tmp_path):
     assert again.rows == result.rows and again.seconds < result.seconds
 
 
-def test_what_was_stopped_goes_on_and_what_was_finished_is_not_done_again(monkeypatch):
+def test_what_was_stopped_goes_on_and_what_was_finished_is_not_done_again(monkeypatch, cache):
     asked = []
 
     def stopped_at_the_third(recipe, folder, *, resume):
-        assert resume
+        assert resume and folder.parent == cache
+        folder.mkdir(parents=True, exist_ok=True)
         asked.append((recipe.seed, len(recipe.levels)))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return train(recipe, folder, resume=resume)
+        recalls = Recalls.of_ranks(np.arange(20), np.arange(20))
+        scores = Scores({level.name: recalls for level in recipe.levels}, recalls, 5)
+        found = Evaluation("m", 20, 20, 0, scores)
+        return TrainResult(folder, {"validation": found, "test": found}, 0.0, 1, None, {})
 
-    train = hierarchy.train_on_scenes
     monkeypatch.setattr(hierarchy, "train_on_scenes", stopped_at_the_third)
+    monkeypatch.setattr(hierarchy, "told_from_twins", lambda *_: {"count": 50.0})
+    monkeypatch.setattr(hierarchy.HiVLP, "from_pretrained", lambda folder: None)
     with pytest.raises(KeyboardInterrupt):
         run(seeds=2, ways=small())
     assert asked == [(0, 1), (0, 2), (1, 1)]
     result = run(seeds=2, ways=small())
     assert asked[3:] == [(1, 1), (1, 2)] and [row["seeds"] for row in result.rows] == [2, 2]
+    assert result.rows[1]["test"]["text_to_image"] == {"mean": 5.0, "spread": 0.0}
+    assert result.rows[1]["test"]["kept"] == {"mean": 100.0, "spread": 0.0}
     kept_run(small()[ALONE], fresh=True)
     assert asked[5:] == [(0, 1)]
+
+
+def test_the_ways_have_the_towers_and_settings_of_the_recipe():
+    recipe = load_recipe(RECIPES / "scenes_hard_cpu.yaml")
+    ours = hard_recipe(30_000, 5)
+    for name in ("levels", "image_tower", "text_tower", "text", "picture", "train", "validation", "test", "shortlist"):
+        assert getattr(recipe, name) == getattr(ours, name), name
+    assert recipe.optim == ours.optim and recipe.objective == ours.objective and recipe.augment == ours.augment
+    assert len(load_pairs("scenes:4600:hard", "test")) * 0.05 >= recipe.shortlist
 
 
 def test_the_ways_differ_in_what_they_are_named_for():

@@ -14,7 +14,7 @@ from hivlp.train.publish import TrainResult
 from hivlp.train.recipe.schema import Augment, Compute, Init, Optim, Recipe, Source
 
 FINE = Level("fine", 256, 4, 2)
-EARLY, LATE = Level("coarse", 64, 2, 1), Level("coarse", 64, 4, 2)
+EARLY, LATE = Level("coarse", 128, 2, 1), Level("coarse", 128, 4, 2)
 """A coarse level from half of each tower's layers, and one from all of them."""
 
 
@@ -49,7 +49,7 @@ def scenes_recipe(count: int, epochs: int, **changes: Any) -> Recipe:
 
 
 def hard_recipe(count: int, epochs: int, coarse: Level | None = EARLY, **changes: Any) -> Recipe:
-    """As :func:`scenes_recipe`, of hard scenes, with a coarse level whose heads have a hidden layer; None for none.
+    """The towers and settings of `recipes/scenes_hard_cpu.yaml`, with another coarse level; None for none.
 
     However many there are to train on, validation is on 961 pictures and the test on 1,037; the cascade's shortlist of
     50 is 5% of either.
@@ -67,7 +67,7 @@ def hard_recipe(count: int, epochs: int, coarse: Level | None = EARLY, **changes
         "validation": "scenes:6000:hard:val",
         "test": "scenes:4600:hard:test",
         "shortlist": 50,
-        "optim": replace(easy.optim, batch_size=128),
+        "optim": replace(easy.optim, batch_size=128, checkpoint_every=50),
         "compute": Compute(trackers=(), precision="bf16"),
     }
     return replace(easy, **{**settings, **changes})
