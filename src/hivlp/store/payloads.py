@@ -88,6 +88,19 @@ class Payloads:
         Raises:
             ValueError: if a record with a right checksum is none.
         """
+        records = self._records(rows)
+        return None if records is None else self.columns(records)
+
+    def ids(self, rows: Iterable[int]) -> list[int] | None:
+        """Ids of the items in some rows; None unless all are here, and as they were written.
+
+        Raises:
+            ValueError: if a record with a right checksum is none.
+        """
+        records = self._records(rows)
+        return None if records is None else [int(record[1 : record.index(b",")]) for record in records]
+
+    def _records(self, rows: Iterable[int]) -> list[bytes] | None:
         records, among, entry, first, step = [], self._map, ENTRY.unpack_from, len(MAGIC), TABLE.itemsize
         for row in rows:  # :meth:`record`, in half the time
             if row >= self.rows:
@@ -97,7 +110,7 @@ class Payloads:
             if not record or crc32(record, row & LOW) != crc:
                 return None
             records.append(record)
-        return self.columns(records)
+        return records
 
     def columns(self, records: Sequence[bytes]) -> Columns:
         """What records of this file say.
