@@ -284,6 +284,8 @@ class Store:
 
     def respell(self) -> None:
         """Spell paths as a relative index does that lie beside it only since it was moved there without them."""
+        if self.paths.base is None:
+            return
         with self.writer():
             with self.reading() as reader:
                 moves = reader.misspelled()
