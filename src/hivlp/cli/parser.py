@@ -314,8 +314,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size",
         choices=["small", "full", "real"],
-        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); stream: full, products: "
-        "real (half an hour)",
+        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); stream: full, products, "
+        "serve: real (half an hour)",
     )
     sub.add_argument(
         "--plot", type=_path, metavar="FILE.png", help="objective, paper, ann, products: where to draw the rows"
