@@ -61,8 +61,8 @@ class Load:
 
     @property
     def throughput(self) -> float:
-        """Requests answered a second."""
-        return float(self.good.sum()) / self.seconds
+        """Requests answered a second, those left out whose answers came after the load's end."""
+        return float((self.good & (self.began + self.took <= self.seconds)).sum()) / self.seconds
 
 
 class _Asked(msgspec.Struct):
