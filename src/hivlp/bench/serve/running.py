@@ -55,9 +55,7 @@ def running(command: Sequence[str], port: int, request: bytes, environment: Mapp
         HivlpError: if it ends before, with the last that it said; or does not answer in time.
     """
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, **environment}, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, **environment})
         try:
             until = time.perf_counter() + START_SECONDS
             while not _answers(port, request):

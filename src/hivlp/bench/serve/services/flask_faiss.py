@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from hivlp.bench.ann.rivals.base import load_faiss
 from hivlp.bench.products.rivals import Product
 from hivlp.bench.products.rivals.base import Effort
 from hivlp.bench.products.rivals.faiss_list import FaissHnsw
@@ -25,15 +26,6 @@ from hivlp.bench.serve.load import request_bytes
 from hivlp.bench.serve.services.base import TEXT, VECTOR, K, Service, numbers_of
 from hivlp.encode import HiVLP
 from hivlp.levels import Vectors
-
-
-class Graph(FaissHnsw):
-    """An index whose answers come with vectors, as clip-retrieval asks for them."""
-
-    def neighbours(self, query: Vectors, k: int, effort: Effort) -> tuple[Any, Any]:
-        """(k,) scores and (k,) rows."""
-        scores, rows, _ = self._index.search_and_reconstruct(query[None], k, params=self._params(effort, None))
-        return scores[0], rows[0]
 
 
 class FlaskFaiss(Service):
@@ -54,17 +46,20 @@ class FlaskFaiss(Service):
         return [hit["id"] for hit in msgspec.json.decode(answer)]
 
 
-def create_app(graph: Graph, table: Any, model: HiVLP, effort: Effort) -> Any:
+def create_app(faiss: Any, index: Any, table: Any, model: HiVLP, effort: Effort) -> Any:
     """The application.
 
     Args:
-        graph: an open index.
+        faiss: the library.
+        index: an open index, see :class:`hivlp.bench.products.rivals.faiss_list.FaissHnsw`.
         table: of Arrow, a row of metadata for each of the index.
         model: whose finest level is searched.
         effort: search parameters.
     """
     flask = importlib.import_module("flask")
     app, finest = flask.Flask("knn"), model.levels[-1].name
+    graph = faiss.SearchParametersHNSW(efSearch=effort["ef"])
+    params = faiss.IndexRefineSearchParameters(k_factor=effort["refined"], base_index_params=graph)
 
     def knn() -> Any:
         asked = flask.request.get_json(force=True)
@@ -72,12 +67,12 @@ def create_app(graph: Graph, table: Any, model: HiVLP, effort: Effort) -> Any:
             query = np.asarray(model.encode_text([asked["text"]], levels=[finest])[finest][0], np.float32)
         else:
             query = np.array(asked["embedding_input"]).astype("float32")
-        scores, rows = graph.neighbours(query, asked["num_images"], effort)
-        known = table.take(rows).to_pylist()
+        scores, rows, _ = index.search_and_reconstruct(query[None], asked["num_images"], params=params)
+        known = table.take(rows[0]).to_pylist()
         return flask.jsonify(
             [
                 {**each, "id": row, "similarity": score}
-                for each, row, score in zip(known, rows.tolist(), scores.tolist(), strict=True)
+                for each, row, score in zip(known, rows[0].tolist(), scores[0].tolist(), strict=True)
             ]
         )
 
@@ -89,9 +84,9 @@ def create_app(graph: Graph, table: Any, model: HiVLP, effort: Effort) -> Any:
 def main(folder: str, port: str, effort: str, model: str, _: str) -> None:
     """Serve until the process is told to end."""
     pa, serving = importlib.import_module("pyarrow"), importlib.import_module("werkzeug.serving")
-    graph = Graph()
-    graph.load()
-    graph.open(Path(folder))
+    faiss = load_faiss()
+    faiss.omp_set_num_threads(1)
+    index = faiss.read_index(str(Path(folder) / "index.faiss"))
     with (Path(folder) / FILE).open() as lines:
         columns = zip(*map(json.loads, lines), strict=True)
         table = pa.table(dict(zip(("path", "caption", "year", "camera"), map(list, columns), strict=True)))
@@ -102,7 +97,7 @@ def main(folder: str, port: str, effort: str, model: str, _: str) -> None:
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             """Say nothing: a line for each request takes a tenth of its time."""
 
-    app = create_app(graph, table, HiVLP.from_pretrained(model), json.loads(effort))
+    app = create_app(faiss, index, table, HiVLP.from_pretrained(model), json.loads(effort))
     app.run(port=int(port), threaded=True, request_handler=Handler)
 
 
