@@ -395,7 +395,7 @@ def test_no_database_says_which_were_looked_for(tmp_path):
 def test_a_database_that_is_cut_short_is_refused_before_it_is_read(tmp_path, size):
     """Reading beyond the end of a mapped file would kill the process."""
     write_lmdb(tmp_path, "all_compressed", {f"{number}.npz": npz_bytes(detections()) for number in range(3)})
-    with open(tmp_path / "all_compressed" / "data.mdb", "r+b") as file:
+    with (tmp_path / "all_compressed" / "data.mdb").open("r+b") as file:
         file.truncate(size if size >= 0 else file.seek(0, 2) + size)
     with pytest.raises(DataError, match="cannot be read"):
         RegionLmdb(tmp_path)
