@@ -315,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--size",
         choices=["small", "full", "real"],
         help="small (minutes, default); models, objective, hierarchy, paper, recall, ann: full (hours); stream: full, "
-        "products: real (half an hour)",
+        "products, serve: real (half an hour)",
     )
     sub.add_argument(
         "--plot",

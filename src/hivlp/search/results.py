@@ -171,4 +171,4 @@ class SearchResult(Sequence[Hit]):
 
 def _printable(path: str) -> str:
     """A name that is no text is shown escaped: a JSON response must be UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
