@@ -315,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--size",
         choices=["small", "full", "real"],
         help="small (minutes, default); models, objective, hierarchy, paper, recall, ann: full (hours); stream: full, "
-        "products: real (half an hour)",
+        "products, serve: real (half an hour)",
     )
     sub.add_argument(
         "--plot",
@@ -369,6 +369,11 @@ def _add_library_options(sub: argparse.ArgumentParser) -> None:
         "--exclude", action="append", default=[], metavar="GLOB", help="files or folders to pass over, such as 'raw/'"
     )
     sub.add_argument("--prune", action="store_true", help="remove items whose files are gone or excluded now")
+    sub.add_argument(
+        "--relative",
+        action="store_true",
+        help="make a new index with paths relative to the folder that it lies in: the two can move together",
+    )
 
 
 def _add_photo_options(sub: argparse.ArgumentParser) -> None:
