@@ -77,6 +77,18 @@ def test_a_job_is_paused_resumed_and_cancelled(made, run):
     assert len_of(made / "index") < 1505
 
 
+def test_an_upload_goes_with_its_item_and_other_pictures_stay(made, run):
+    _, client = run()
+    mine = next((made / "first").iterdir())
+    with mine.open("rb") as file:
+        form = {"files": ("mine.png", file.read() + b"more")}
+    added = httpx.post(f"{client.url}/items", files=form, timeout=30).json()
+    ((path, number),) = added["ids"].items()
+    assert os.path.exists(path)
+    assert client.remove([number, 1])["removed"] == 2
+    assert not os.path.exists(os.path.dirname(path)) and len(list((made / "first").iterdir())) == 6
+
+
 def test_two_services_of_one_index_see_each_other_s_changes(made, run):
     (_, one), (_, other) = run(), run()
     write_pictures(made / "new", 2, start=50)
