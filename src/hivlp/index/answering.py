@@ -17,7 +17,7 @@ from hivlp.search.timing import Stopwatch
 from hivlp.store.folder import Store
 from hivlp.store.reader import Reader
 
-BATCH = 256
+BATCH = 1024
 """Queries that share a pass over the vectors."""
 Answer = tuple[Plan, list[tuple[Found, Sequence[Step]]]]
 """The plan of a search, and of each query its hits and what was done to find them."""

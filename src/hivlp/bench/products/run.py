@@ -161,13 +161,18 @@ def compare(run: Run, products: Sequence[type[Product]], started: float, size: s
         for product in products:
             rows += run.measure(product, bar)
             about.append({"product": product.name, "versions": versions(product.packages), "how": product.how})
-    speedup, best = speedups(rows, products[0].name)
+    ours, *others = products
+    speedup, best = speedups(rows, ours.name, [other.name for other in others])
+    databases = [other.name for other in others if other.keeps_payloads]
+    over_database, database = speedups(rows, ours.name, databases)
     return ProductsReport(
         size=size,
         items=run.collection.later(),
         dim=run.collection.read("items").shape[1],
         speedup_best_product=speedup,
         best_product=best,
+        speedup_best_database=over_database,
+        best_database=database,
         products=about,
         rows=rows,
         **measured(started, *_installed(LIBRARIES)),
@@ -192,16 +197,21 @@ def collection_of(size: str, model: HiVLP) -> Collection:
 
 
 def speedups(
-    rows: Sequence[Mapping[str, Any]], ours: str
+    rows: Sequence[Mapping[str, Any]], ours: str, others: Sequence[str]
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, str | None]]]:
-    """By recall, ``single`` and ``batch``: how many times as fast as the best other product ours is, and which that is.
+    """By recall, ``single`` and ``batch``: how many times as fast as the best of other products ours is, and which.
 
     One at a time the median counts, at once the throughput; None where ours, or no other, reaches the recall.
     """
     speedup: dict[str, dict[str, float | None]] = {}
     best: dict[str, dict[str, str | None]] = {}
     for wanted in map(str, WANTED):
-        there = {(row["measure"], row["product"]): row for row in rows if row["status"] == "ok"}
+        compared = {ours, *others}
+        there = {
+            (row["measure"], row["product"]): row
+            for row in rows
+            if row["status"] == "ok" and row["product"] in compared
+        }
         speeds = {
             "single": {name: 1 / row["p50_ms"] for (of, name), row in there.items() if of == f"search {wanted}"},
             "batch": {name: row["qps"] for (of, name), row in there.items() if of == f"batch {wanted}"},
