@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -84,9 +85,9 @@ def test_an_upload_goes_with_its_item_and_other_pictures_stay(made, run):
         form = {"files": ("mine.png", file.read() + b"more")}
     added = httpx.post(f"{client.url}/items", files=form, timeout=30).json()
     ((path, number),) = added["ids"].items()
-    assert os.path.exists(path)
+    assert Path(path).exists()
     assert client.remove([number, 1])["removed"] == 2
-    assert not os.path.exists(os.path.dirname(path)) and len(list((made / "first").iterdir())) == 6
+    assert not Path(path).parent.exists() and len(list((made / "first").iterdir())) == 6
 
 
 def test_two_services_of_one_index_see_each_other_s_changes(made, run):
