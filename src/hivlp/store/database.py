@@ -77,7 +77,7 @@ def check_own(folder: Path, db: sqlite3.Connection) -> About:
         )
     if meta.get("format") not in schema.FORMATS:
         raise IndexFolderError(
-            f"{folder} has index format {meta.get('format')}, this hivlp reads {schema.CODEC_FORMAT}: upgrade"
+            f"{folder} has index format {meta.get('format')}, this hivlp reads {schema.PENDING_FORMAT}: upgrade"
         )
     if not schema.meta_is_whole(db):
         raise ValueError(META_DAMAGED)

@@ -21,7 +21,11 @@ OLD_FORMAT = 1
 CODEC_FORMAT = 3
 """As :data:`FORMAT`, with a finest level in another codec than float16; the number makes earlier versions refuse it in
 words, which would take an unknown dtype for damage."""
-FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT)))
+PENDING_FORMAT = 4
+"""As :data:`FORMAT` or :data:`CODEC_FORMAT`, with pending rows: of the coarsest level alone."""
+FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT, PENDING_FORMAT)))
+PENDING = "(pending)"
+"""In place of a level's name in the table ``blocks``: which rows of a block are pending. No level can be called so."""
 
 
 class ItemRecord(NamedTuple):
@@ -40,7 +44,10 @@ class ItemRecord(NamedTuple):
 
 
 class BlockRecord(NamedTuple):
-    """A record of the table ``blocks``: checksums of rows written together, little-endian uint32 end to end."""
+    """A record of the table ``blocks``: checksums of rows written together, little-endian uint32 end to end.
+
+    Under the level :data:`PENDING` a bitmap instead, a bit a row, least significant first.
+    """
 
     level: str
     first: int
