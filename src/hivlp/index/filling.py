@@ -33,7 +33,7 @@ LOCK, WANTED = "lock.fill", "wanted"
 """Files in an index folder: held by who computes all that is pending; ids of items that searches want."""
 MOST_WANTED = 1 << 20
 """Bytes of ids that wait in the file, at most."""
-AHEAD = 32
+AHEAD = 8
 """Pictures that are chosen at once: what a search wants comes next after them."""
 TOGETHER = 2
 """Pictures that a search computes at once: few, so that it ends in time."""

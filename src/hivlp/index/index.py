@@ -507,7 +507,7 @@ class Index:
             self._fills = Filler(self.store, self._queries)
         return self._fills
 
-    def _whole(self, items: Iterable[int | str | Path]) -> None:
+    def _whole(self, items: Iterable[Any], name: str = "item") -> None:
         """Compute the finer levels of those of some items that are pending.
 
         Raises:
@@ -516,7 +516,7 @@ class Index:
         with self.store.reading() as reader:
             if reader.pending() is None:
                 return
-            found = [self._item(reader, "item", item) for item in items]
+            found = [self._item(reader, name, item) for item in items]
             waiting = [item for item in found if reader.are_pending([item.row])[0]]
         if waiting:
             try:
@@ -916,7 +916,7 @@ class Index:
         if encoded is not None:
             plan, ((hits, steps),) = self._answering.answer([encoded], options, watch)
         else:
-            self._whole([like])
+            self._whole([like], "like")
             with self.store.reading() as reader:
                 row = self._item(reader, "like", like).row
                 encoded = self._queries.of_vectors(reader.embeddings([row]))
@@ -1016,7 +1016,7 @@ class Index:
         elif like is None:
             encoded = self._queries.of_one(query, image, vector)
         else:
-            self._whole([like])
+            self._whole([like], "like")
             with self.store.reading() as reader:
                 encoded = self._queries.of_vectors(reader.embeddings([self._item(reader, "like", like).row]))
         return dict(zip((level.name for level in self.levels), encoded, strict=True))
