@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BENCHES = {
     "models": "text queries and pictures of usual architectures, beside plain PyTorch",
     "index": "pictures a second, and where the time goes",
+    "lazy": "when pictures are searchable that are indexed lazily, and what searches and the completed index keep",
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "what a second level costs the finest one",
     "training": "memory and speed of the objective beside a plain one",
@@ -44,7 +45,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cases": (2000, ("fuzz",)),
     "vectors": (None, ("threads",)),
     "queries": (None, ("threads",)),
-    "size": ("small", ("models", "objective", "paper", "recall", "ann", "products", "stream")),
+    "size": ("small", ("lazy", "models", "objective", "paper", "recall", "ann", "products", "stream")),
     "plot": (None, ("objective", "paper", "ann", "products")),
     "sentences": (1_000_000, ("ann",)),
     "data": ((), ("recall",)),
