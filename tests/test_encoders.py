@@ -72,3 +72,10 @@ def test_levels_that_are_asked_for_are_those_of_all(encoder):
         alone = encoder.encode_text(TEXTS, levels=[level.name])
         assert list(alone) == [level.name]
         np.testing.assert_allclose(alone[level.name], whole[level.name], atol=2e-5)
+
+
+def test_a_level_alone_is_bit_equal_to_what_it_is_beside_the_others(encoder):
+    images = pixels(encoder, 9)
+    whole = encoder.encode_pixels(images)
+    coarse = encoder.encode_pixels(images, levels=["coarse"])
+    assert list(coarse) == ["coarse"] and (coarse["coarse"] == whole["coarse"]).all()

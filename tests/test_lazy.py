@@ -8,19 +8,24 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hivlp.cli import main
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.config import image_graph
+from hivlp.errors import IndexFolderError, ModelError, QueryError
 from hivlp.index import Index
 from hivlp.index.filling import WANTED, note_wanted, take_wanted
-from hivlp.store.folder import reading
+from hivlp.levels import Embeddings, Level
+from hivlp.store.folder import Store, reading
+from hivlp.store.making import make_store
+from hivlp.store.records import About, NewItem
 from hivlp.store.schema import CODEC_FORMAT, FORMAT, PENDING_FORMAT
 from hivlp.store.verify import verify_store
-from synthetic import FakeEncoder
+from synthetic import STAMP, FakeEncoder, random_levels, save_tiny
 
 
 def make(place: Path, pictures: Path, encoder: FakeEncoder, *, lazy: bool, vectors: str = "float16") -> Index:
@@ -348,7 +353,100 @@ def test_killed_at_any_moment_it_goes_on_and_ends_bit_equal(tmp_path, pictures, 
     assert_equal(Index.open(place, encoder), eager)
 
 
-def test_the_command_says_when_pictures_are_searchable_and_completes(tmp_path, pictures, capsys):
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_changed_meanwhile_a_store_keeps_what_a_naive_one_keeps(tmp_path, codec, seed):
+    """Appended, replaced, removed, filled and compacted in any order: every item has its vectors, or its coarse one."""
+    levels = (Level("coarse", 4, 1, 1), Level("middle", 6, 2, 2), Level("fine", 8, 3, 3))
+    make_store(tmp_path / "x", About("numbers", "", "0" * 64, levels), codec=codec)
+    rng = np.random.default_rng(seed)
+    known: dict[str, tuple[int, bool]] = {}  # path -> content, and whether it is whole
+
+    def vectors(contents: list[int]) -> dict[str, np.ndarray]:
+        each = [random_levels(levels, 1, content) for content in contents]
+        return {level.name: np.concatenate([one[level.name] for one in each]) for level in levels}
+
+    with closing(Store(tmp_path / "x")) as store:
+        for number in range(40):
+            match rng.choice(["append", "append", "fill", "remove", "compact"]):
+                case "append":
+                    contents = rng.integers(100, size=5).tolist()
+                    paths = [f"/p/{place}" for place in rng.choice(12, 5, replace=False)]
+                    waiting, found = rng.random(5) < 0.6, vectors(contents)
+                    for level in levels[1:]:
+                        found[level.name][waiting] = 0
+                    items = [NewItem(p, c.to_bytes(32), None, {}, STAMP) for p, c in zip(paths, contents, strict=True)]
+                    store.append(items, found, pending=waiting)
+                    known |= {p: (c, not w) for p, c, w in zip(paths, contents, waiting.tolist(), strict=True)}
+                case "fill" if known:
+                    contents = sorted({content for content, _ in known.values()})[: rng.integers(1, 9)]
+                    store.fill([content.to_bytes(32) for content in contents], Embeddings(vectors(contents)))
+                    known = {p: (c, is_whole or c in contents) for p, (c, is_whole) in known.items()}
+                case "remove" if known:
+                    gone = str(rng.choice([*known]))
+                    store.remove([gone])
+                    del known[gone]
+                case "compact":
+                    store.compact()
+            waiting = {path for path, (_, is_whole) in known.items() if not is_whole}
+            assert store.settle_pending() == len(waiting), number
+            assert verify_store(store).damage == []
+            with store.reading() as reader:
+                items = reader.items(limit=100)
+                rows = [item.row for item in items]
+                assert {item.path for item in items} == {*known}
+                assert {item.path for item, is_pending in zip(items, reader.are_pending(rows), strict=True)
+                        if is_pending} == waiting  # fmt: skip
+                assert (reader.state.format == PENDING_FORMAT) >= bool(waiting)
+                found = reader.embeddings(rows, check=True, whole=False)
+                wanted = vectors([known[item.path][0] for item in items]) if items else {}
+                for place, item in enumerate(items):
+                    assert np.allclose(found["coarse"][place], wanted["coarse"][place], atol=1e-3)
+                    for name in ("middle", "fine"):
+                        there = wanted[name][place] * (item.path not in waiting)
+                        assert np.allclose(found[name][place], there, atol=1e-2)
+
+
+@pytest.mark.train
+def test_the_command_indexes_by_early_layers_and_completes(tmp_path, pictures, capsys):
+    pytest.importorskip("torch")
+    model = save_tiny(tmp_path / "model")
+    place = tmp_path / "x"
+    assert main(["index", str(pictures), "-o", str(place), "--model", str(model), "--lazy", "--json"]) == 0
+    told = capsys.readouterr()
+    assert "30 of 30 by the coarsest level alone" in told.err
+    report = json.loads(told.out)
+    assert (report["added"], report["lazy"]["filled"], report["lazy"]["pending"]) == (30, 30, 0)
+    eager = Index.create(tmp_path / "eager", model=model)
+    eager.add(pictures)
+    assert_equal(Index.open(place), eager)
+    lazy = Index.create(tmp_path / "lazy", model=model)
+    lazy.add(pictures, lazy=True)
+    assert main(["search", str(lazy.path), "dog", "--fill", "3", "--fill-seconds", "60", "--explain", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plan"][0] == {"stage": "fill", "level": "fine", "pending": 30, "filled": 3, "left": 27,
+                               "why": "the budget is spent"}  # fmt: skip
+    assert main(["info", str(lazy.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pending"] == 27
+    assert main(["index", str(pictures), "-o", str(lazy.path)]) == 0, "a plain run goes on"
+    assert "27 completed, 0 pending" in capsys.readouterr().out
+    assert_equal(Index.open(lazy.path), eager)
+
+
+@pytest.mark.train
+def test_a_model_without_its_early_graph_or_with_anothers_says_what_to_do(tmp_path, pictures):
+    pytest.importorskip("torch")
+    model = save_tiny(tmp_path / "model")
+    early = model / image_graph("coarse")
+    early.write_bytes((save_tiny(tmp_path / "other", seed=1) / image_graph("coarse")).read_bytes())
+    with pytest.raises(ModelError, match=r"does not give the vectors of image\.onnx: `hivlp export"):
+        Index.create(tmp_path / "x", model=model).add(pictures, lazy=True)
+    early.unlink()
+    with pytest.raises(ModelError, match=r"has no image\.coarse\.onnx"):
+        Index.create(tmp_path / "y", model=model).add(pictures, lazy=True)
+
+
+def test_the_command_says_where_nothing_is_gained(tmp_path, pictures, capsys):
     assert main(["index", str(pictures), "-o", str(tmp_path / "x"), "--lazy", "--json"]) == 0
     told = capsys.readouterr()
     assert "--lazy gains nothing: all levels of hivlp-mini read layer 8" in told.err

@@ -64,7 +64,7 @@ class ConvTower(Tower):
             )
 
     def forward(self, pixels: Tensor, layers: tuple[int, ...]) -> Features:
-        """(B, 3, H, W) float -> layer -> (B, channels × grid²) float; sides are multiples of ``grid`` times the strides."""
+        """(B, 3, H, W) float -> layer -> (B, channels × grid²) float; sides: see :meth:`check_size`."""
         features: Features = {}
         x = pixels
         for number, layer in enumerate(self.layers[: max(layers)], start=1):
