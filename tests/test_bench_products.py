@@ -212,6 +212,7 @@ class Exact:
     """A product without a library, which compares with everything."""
 
     name, packages, how = "exact", ("numpy",), "everything"
+    keeps_payloads = True
 
     def load(self) -> None: ...
 
@@ -256,6 +257,11 @@ def started(tmp_path, monkeypatch):
 
 class Other(Exact):
     name = "other"
+    keeps_payloads = False
+
+
+class Database(Exact):
+    name = "database"
 
 
 def test_every_product_has_a_row_for_every_measure(started):
@@ -282,10 +288,15 @@ def test_the_gain_is_over_the_best_other_product(started):
     report = bench.compare(run, [Exact, Missing, Other], time.perf_counter(), "small")
     assert report.speedup_best_product == {at: {"single": 0.5, "batch": 1.0} for at in ("0.95", "0.99")}
     assert report.best_product["0.99"] == {"single": "other", "batch": "other"}
+    assert set(report.speedup_best_database["0.99"].values()) == {None}
+    more = bench.compare(run, [Exact, Other, Database], time.perf_counter(), "small")
+    assert more.best_product["0.99"]["single"] == "other"
+    assert more.best_database["0.99"] == {"single": "database", "batch": "database"}
+    assert more.speedup_best_database["0.99"] == {"single": 0.5, "batch": 1.0}
     alone = bench.compare(run, [Exact, Missing], time.perf_counter(), "small")
     assert alone.speedup_best_product["0.95"] == {"single": None, "batch": None}
     saved = json.loads(json.dumps(report.to_json()))
-    assert {"rows", "speedup_best_product", "machine", "command", "products"} <= saved.keys()
+    assert {"rows", "speedup_best_product", "speedup_best_database", "machine", "command", "products"} <= saved.keys()
     assert ProductsReport(**saved).to_text() == report.to_text()
 
 

@@ -75,8 +75,8 @@ class Times:
     @classmethod
     def of(cls, pictures: int, eager: float, searchable: float, completed: float) -> Times:
         """Rounded, with the share."""
-        seconds = (round(each, 3) for each in (eager, searchable, completed))
-        return cls(pictures, *seconds, round(searchable / eager, 3))
+        share = round(searchable / eager, 3)
+        return cls(pictures, round(eager, 3), round(searchable, 3), round(completed, 3), share)
 
     def __str__(self) -> str:
         return (

@@ -6,17 +6,19 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 import hivlp
 from hivlp.encode.stream import default_workers
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,24 @@ def milliseconds(action: Callable[[], object]) -> float:
 def median_ms(action: Callable[..., object], arguments: Iterable[object]) -> float:
     """Median milliseconds of a call with each of these arguments."""
     return statistics.median(milliseconds(lambda given=given: action(given)) for given in arguments)  # type: ignore[misc]
+
+
+def medians_in_turns(actions: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
+    """Median milliseconds of each action, which are called once to warm up and then in turns.
+
+    What else the machine does meanwhile falls on all of them alike, so that ratios stand where times do not.
+
+    Args:
+        actions: by name.
+        rounds: calls of each that are timed.
+    """
+    for action in actions.values():
+        action()
+    times: dict[Name, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            times[name].append(milliseconds(action))
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def quantiles(times: Sequence[float]) -> dict[str, float]:

@@ -32,6 +32,7 @@ from hivlp.errors import ModelError
 from hivlp.export.attention import make_plain
 from hivlp.export.precision import Agreement, Samples, reduce, reduce_text
 from hivlp.export.quantize import compress_tables, quantize_image
+from hivlp.export.weights_first import put_weights_first
 from hivlp.files.scratch import scratch_folder
 from hivlp.levels import ONLY_LEVEL as LEVEL
 from hivlp.levels import Level
@@ -93,6 +94,8 @@ def export(
         progress.update()
         tokens = torch.ones(2, model.config.text.max_tokens if model.config.text.pad_to_max else 8, dtype=torch.int64)
         traced = {"input_ids": tokens, "attention_mask": tokens}
+        if not texts:
+            put_weights_first(model.text_tower)
         _write_graph(_Graph(model, model.encode_text), traced, names, text)
         progress.update()
         if calibration is not None:

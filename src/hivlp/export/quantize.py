@@ -163,8 +163,8 @@ def _compress_table(graph: Any, table: Any, reader: Any) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     values = numpy_helper.to_array(table)
-    # x @ W has an output a column; a lookup, and x @ W.T (Gemm), have one a row.
-    along = 0 if reader.op_type == "MatMul" else 1
+    # x @ W has an output a column; a lookup, x @ W.T (Gemm) and W.T @ x have one a row.
+    along = 0 if reader.op_type == "MatMul" and table.name == reader.input[1] else 1
     scale = (np.abs(values).max(along, keepdims=True).clip(1e-12) / 127).astype(np.float32)
     codes, scales = f"{table.name}.int8", f"{table.name}.scale"
     graph.initializer.remove(table)

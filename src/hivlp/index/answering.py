@@ -27,7 +27,7 @@ from hivlp.store.reader import Reader
 if TYPE_CHECKING:
     from hivlp.index.filling import Filler
 
-BATCH = 256
+BATCH = 1024
 """Queries that share a pass over the vectors."""
 Answer = tuple[Plan, list[tuple[Unmade, Sequence[Step]]]]
 """The plan of a search, and of each query its hits and what was done to find them."""
@@ -101,10 +101,10 @@ class Answering:
         answers = _answers(snapshot, queries, pages, items, options)
         if snapshot.waiting is not None and options.threshold is None:
             rest = self._rest(snapshot, queries, options, watch, allowed, excluded, reader, pages)
-            answers = [
-                (hits if late is None else Joined(hits, late[0]), [*steps, *(() if late is None else late[1])])
-                for (hits, steps), late in zip(answers, rest, strict=True)
-            ]
+            for place, late in enumerate(rest):
+                if late is not None:
+                    hits, steps = answers[place]
+                    answers[place] = Joined(hits, late[0]), [*steps, *late[1]]
         return plan, [(hits, [*filled, *steps]) for hits, steps in answers]
 
     def fill(self, queries: Sequence[Query], options: Options, watch: Stopwatch) -> Sequence[Step] | None:

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 from hivlp.levels import Level, check_levels
 from hivlp.store.codec import BY_DTYPE, FLOAT16, FLOAT32, VectorCodec
 from hivlp.store.fields.declared import Field, checked_fields
-from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, unpack_path
+from hivlp.store.path_codec import PathCodec
+from hivlp.store.schema import (
+    CODEC_FORMAT,
+    FORMAT,
+    OLD_FORMAT,
+    PENDING_FORMAT,
+    PENDING_RELATIVE_FORMAT,
+    RELATIVE_FORMAT,
+    RELATIVE_FORMATS,
+)
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
 GONE = -1
@@ -29,7 +38,7 @@ class State:
         generation: of the vector files.
         commits: a number that grows with each.
         format: of the folder.
-        dtype: of the codec of every level; in format 3, of the finest level alone.
+        dtype: of the codec of every level; from format 3 on, of the finest level alone.
         fields: that are declared.
         columns: files of the fields' columns; None where there are none.
         payloads: file of what hits show; None where there is none.
@@ -71,6 +80,16 @@ class State:
     def has_checksums(self) -> bool:
         """Whether records and vectors carry checksums."""
         return self.format > OLD_FORMAT
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether paths are relative to the folder that the index lies in."""
+        return str(self.format) in RELATIVE_FORMATS
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether rows may be pending, of the coarsest level alone."""
+        return self.format >= PENDING_FORMAT
 
     @property
     def compacted_dtype(self) -> str:
@@ -177,8 +196,12 @@ def fields_text(fields: Iterable[Field]) -> str:
     return json.dumps({field.name: field.type for field in fields})
 
 
-def format_of(codec: VectorCodec) -> int:
-    """The format of a new folder with this codec."""
+def format_of(codec: VectorCodec, *, relative: bool, pending: bool = False) -> int:
+    """The format of a folder with this codec, with relative paths or absolute ones, and perhaps with pending rows."""
+    if pending:
+        return PENDING_RELATIVE_FORMAT if relative else PENDING_FORMAT
+    if relative:
+        return RELATIVE_FORMAT
     return FORMAT if codec is FLOAT16 else CODEC_FORMAT
 
 
@@ -258,8 +281,8 @@ class Item(NamedTuple):
         return self.stamp.size == GONE
 
     @classmethod
-    def of(cls, record: Sequence[Any]) -> Item:
-        """From an :class:`hivlp.store.schema.ItemRecord`, whoever wrote it.
+    def of(cls, record: Sequence[Any], paths: PathCodec) -> Item:
+        """From an :class:`hivlp.store.schema.ItemRecord`, whoever wrote it, and the codec of its path.
 
         Raises:
             ValueError: if a value is none that it can have.
@@ -273,7 +296,7 @@ class Item(NamedTuple):
             raise ValueError("a value is of another kind")
         if not isinstance(content, bytes) or {*map(type, stamp)} != {int}:
             raise ValueError("a value is of another kind")
-        return cls(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
+        return cls(item_id, paths.decode(path), content, caption, known, row, Stamp(*stamp))
 
 
 class NewItem(NamedTuple):

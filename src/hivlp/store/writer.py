@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +22,7 @@ from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
 from hivlp.store.records import ColumnFiles, NewItem, PayloadFile, Stamp, fields_text, format_of
-from hivlp.store.schema import (
-    BLOCK,
-    ITEM,
-    LOST,
-    BlockRecord,
-    ItemRecord,
-    LostRecord,
-    marks,
-    pack_path,
-    pack_paths,
-    seal,
-)
+from hivlp.store.schema import BLOCK, ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, seal
 from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
 UPDATE = (
@@ -128,13 +118,13 @@ class Writer:
         Args:
             dead: those that were, and are tombstones now; they get the checksums of what is there.
         """
-        if self.reader.state.format < schema.PENDING_FORMAT:
+        if not self.reader.state.has_pending:
             return
         for file in self.reader.files()[1:] if len(dead) else ():
             stored = np.asarray(file.map(self.reader.state.rows)[dead])
             self._note_sums(file.level.name, np.asarray(dead), row_checksums(stored))
         self.forget_blocks(schema.PENDING)
-        whole = format_of(BY_DTYPE[self.reader.state.dtype])
+        whole = format_of(BY_DTYPE[self.reader.state.dtype], relative=self.reader.state.is_relative)
         self._db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(whole),))
 
     def _note_sums(self, level: str, rows: NDArray[np.int64], sums: Checksums) -> None:
@@ -206,7 +196,7 @@ class Writer:
             How many replaced another.
         """
         given, hashes, captions, metadata, stamps = zip(*items, strict=True)
-        paths = pack_paths(given)
+        paths = self.reader.paths.encode_all(given)
         known = {} if new else {path: (found, row) for path, found, row in self._with_paths("id, row", "items", paths)}
         lost: dict[str | bytes, LostRecord] = {}
         if self.reader.integrity.lost_count():
@@ -276,11 +266,19 @@ class Writer:
         for item_id, path, stamp in moves:
             found = self._db.execute(f"SELECT {ITEM}, crc FROM items WHERE id = ?", (item_id,)).fetchone()
             if found and found[-1] == schema.record_crc(*found[:-1]):
-                packed = pack_path(path)
+                packed = self.reader.paths.encode(path)
                 record = ItemRecord(*found[:-1])._replace(path=packed, **stamp._asdict())
                 self._db.execute("UPDATE items SET path = ? WHERE id = ?", (packed, item_id))
                 self._db.executemany(UPDATE, seal([record]))
                 self._db.execute("DELETE FROM lost WHERE path = ?", (packed,))
+
+    def respell(self, moves: Sequence[tuple[int, str, Stamp]]) -> None:
+        """Spell paths anew, as (id, path, stamp); where another item has one in its right spelling, that is kept."""
+        taken = self.reader.at_paths([path for _, path, _ in moves])
+        double = [item_id for item_id, path, _ in moves if path in taken]
+        if double:
+            self.remove(double)
+        self.move(move for move in moves if move[1] not in taken)
 
     def note_missing(self, there_are: bool) -> None:
         """Note whether there may be items whose files are gone; only where none are told of is none looked for."""
@@ -288,6 +286,14 @@ class Writer:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('missing', '1')")
         else:
             self._db.execute("DELETE FROM meta WHERE key = 'missing'")
+
+    def note_disks(self, folders: Iterable[str]) -> None:
+        """Note which folders of items are on other disks than what is around them: their files may be away together."""
+        spelled = [os.fsdecode(self.reader.paths.encode(folder)) for folder in folders]
+        if spelled:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('disks', ?)", (json.dumps(spelled),))
+        else:
+            self._db.execute("DELETE FROM meta WHERE key = 'disks'")
 
     def forget(self, ids: Iterable[int]) -> None:
         """Drop the records of items, set aside or not, whatever became of their rows."""
@@ -327,10 +333,12 @@ class Writer:
             IndexFolderError: if its vectors are of format 1, which has other codecs.
         """
         state = self.reader.state
-        if state.format < schema.PENDING_FORMAT:
-            if BY_DTYPE[state.dtype] is FLOAT32 and state.format < schema.CODEC_FORMAT:
+        if not state.has_pending:
+            codec = BY_DTYPE[state.dtype]
+            if codec is FLOAT32 and state.format < schema.CODEC_FORMAT:
                 raise IndexFolderError(f"{self.reader.folder} is of an old format: `hivlp compact` it first")
-            self._db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(schema.PENDING_FORMAT),))
+            known = format_of(codec, relative=state.is_relative, pending=True)
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(known),))
         bits = np.packbits(mask, bitorder="little").tobytes()
         self._insert("blocks", BlockRecord(schema.PENDING, first, len(mask), bits))
 

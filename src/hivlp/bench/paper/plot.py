@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hivlp.bench.paper.systems import BEST, TO_IMAGE
+
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw text to image, one query at a time, a line a system.
@@ -21,7 +23,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        if row["direction"] == "text_to_image" and row["batch"] == 1:
+        if row["direction"] == TO_IMAGE and row["batch"] == 1 and row["best"] == BEST:
             lines.setdefault(row["system"], []).append((row["pool"], row["total_ms"]))
     figure, axis = pyplot.subplots(figsize=(8, 5))
     for name, points in lines.items():

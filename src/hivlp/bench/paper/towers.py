@@ -83,13 +83,13 @@ class Published:
         return Regions(features, boxes, torch.ones(count, REGIONS, dtype=torch.bool))
 
     def get(self, cls: Any, *arguments: Any) -> Any:
-        """A system; only the last one is held, as each takes about a gigabyte."""
+        """A system, which is held until :meth:`drop`; each takes about a gigabyte."""
         if cls.__name__ not in self._made:
-            self._made = {cls.__name__: cls(*arguments).eval().requires_grad_(False)}
+            self._made[cls.__name__] = cls(*arguments).eval().requires_grad_(False)
         return self._made[cls.__name__]
 
     def drop(self) -> None:
-        """Let go of the system that is held."""
+        """Let go of the systems that are held."""
         self._made = {}
 
     def lightningdot_text(self, texts: list[str]) -> NDArray[np.float32]:

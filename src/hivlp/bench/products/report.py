@@ -50,6 +50,8 @@ class ProductsReport(Report):
         dim: of their vectors.
         speedup_best_product: recall wanted -> ``single``, ``batch`` -> our speed over that of the best other product.
         best_product: which that is.
+        speedup_best_database: the same beside those that keep the payloads themselves.
+        best_database: which that is.
         products: ``product``, ``versions``, and ``how`` it was configured.
         rows: an object for every ``product`` and ``measure``, with ``status`` ("ok", or why there are no figures).
     """
@@ -59,6 +61,8 @@ class ProductsReport(Report):
     dim: int
     speedup_best_product: dict[str, dict[str, float | None]]
     best_product: dict[str, dict[str, str | None]]
+    speedup_best_database: dict[str, dict[str, float | None]]
+    best_database: dict[str, dict[str, str | None]]
     products: list[dict[str, Any]]
     rows: list[dict[str, Any]]
 
@@ -71,11 +75,15 @@ class ProductsReport(Report):
         lines = [f"{self.items} vectors of {self.dim} dimensions, payloads returned, one thread", ""]
         for columns in (SEARCHING, LIVING):
             lines += [*self._table(columns), ""]
-        for recall, ways in self.speedup_best_product.items():
-            for way, what in (("single", "one at a time"), ("batch", "many at once")):
-                if ways[way] is not None:
-                    best = self.best_product[recall][way]
-                    lines.append(f"recall {recall}, {what}: {ways[way]:.2f} times the best other product ({best})")
+        for kind, gains, best in (
+            ("product", self.speedup_best_product, self.best_product),
+            ("database", self.speedup_best_database, self.best_database),
+        ):
+            for recall, ways in gains.items():
+                for way, what in (("single", "one at a time"), ("batch", "many at once")):
+                    if ways[way] is not None:
+                        name = best[recall][way]
+                        lines.append(f"recall {recall}, {what}: {ways[way]:.2f} times the best other {kind} ({name})")
         reasons: dict[tuple[str, str], list[str]] = {}
         for row in self.rows:
             if row["status"] != "ok":

@@ -83,7 +83,7 @@ class Run:
         folder = self.folder / product.__name__
         code = own_code() if "hivlp" in product.packages else None
         bench = self.timeout, inspect.getsource(child_process)
-        about = [versions(product), code, machine(*_installed(LIBRARIES)), *bench]
+        about = [versions(product.packages), code, machine(*_installed(LIBRARIES)), *bench]
         kept, engine = Kept(folder / phase, {"about": about}), f"{product.__module__}:{product.__name__}"
         found = kept.read(engine)
         if found is not None and (phase != "build" or (folder / "index").is_dir()):
@@ -160,14 +160,19 @@ def compare(run: Run, products: Sequence[type[Product]], started: float, size: s
     with tqdm(total=len(products) * len(PHASES), desc="products", disable=None) as bar:
         for product in products:
             rows += run.measure(product, bar)
-            about.append({"product": product.name, "versions": versions(product), "how": product.how})
-    speedup, best = speedups(rows, products[0].name)
+            about.append({"product": product.name, "versions": versions(product.packages), "how": product.how})
+    ours, *others = products
+    speedup, best = speedups(rows, ours.name, [other.name for other in others])
+    databases = [other.name for other in others if other.keeps_payloads]
+    over_database, database = speedups(rows, ours.name, databases)
     return ProductsReport(
         size=size,
         items=run.collection.later(),
         dim=run.collection.read("items").shape[1],
         speedup_best_product=speedup,
         best_product=best,
+        speedup_best_database=over_database,
+        best_database=database,
         products=about,
         rows=rows,
         **measured(started, *_installed(LIBRARIES)),
@@ -192,16 +197,21 @@ def collection_of(size: str, model: HiVLP) -> Collection:
 
 
 def speedups(
-    rows: Sequence[Mapping[str, Any]], ours: str
+    rows: Sequence[Mapping[str, Any]], ours: str, others: Sequence[str]
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, str | None]]]:
-    """By recall, ``single`` and ``batch``: how many times as fast as the best other product ours is, and which that is.
+    """By recall, ``single`` and ``batch``: how many times as fast as the best of other products ours is, and which.
 
     One at a time the median counts, at once the throughput; None where ours, or no other, reaches the recall.
     """
     speedup: dict[str, dict[str, float | None]] = {}
     best: dict[str, dict[str, str | None]] = {}
     for wanted in map(str, WANTED):
-        there = {(row["measure"], row["product"]): row for row in rows if row["status"] == "ok"}
+        compared = {ours, *others}
+        there = {
+            (row["measure"], row["product"]): row
+            for row in rows
+            if row["status"] == "ok" and row["product"] in compared
+        }
         speeds = {
             "single": {name: 1 / row["p50_ms"] for (of, name), row in there.items() if of == f"search {wanted}"},
             "batch": {name: row["qps"] for (of, name), row in there.items() if of == f"batch {wanted}"},
@@ -214,10 +224,10 @@ def speedups(
     return speedup, best
 
 
-def versions(product: type[Product]) -> dict[str, str | None]:
-    """Of the packages that a product needs; None for what is not installed."""
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Of packages by their names; None for what is not installed."""
     result: dict[str, str | None] = {}
-    for package in product.packages:
+    for package in packages:
         try:
             result[package] = hivlp.__version__ if package == "hivlp" else metadata.version(package)
         except metadata.PackageNotFoundError:

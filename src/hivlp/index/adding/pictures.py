@@ -40,6 +40,7 @@ HELD_BYTES = 1 << 20
 # A file changed within this time of being read may change again without its time stamp showing it (git's "racy" rule).
 RACY_NS = 2_000_000_000
 CAPTION_CHARACTERS = 1000
+AWAY = "is a disk not connected? If it is gone for good, `hivlp remove` it"
 
 
 @dataclass
@@ -94,7 +95,7 @@ def add_pictures(
     outermost = _outermost(root for root in given if root in there)
     walked = Walked(store, outermost, given)
     adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), reread, on_progress)
-    jobs = adding.jobs(find_pictures(outermost, left_out))
+    jobs = adding.jobs(find_pictures(outermost, left_out, walked.disk))
 
     def load(job: PictureJob) -> NDArray[np.uint8]:
         job.item = _with_facts(job.item, job.data, job.sidecar)
@@ -111,10 +112,10 @@ def add_pictures(
     adding.commit()
     adding.report.missing, adding.report.pruned, spared = walked.settle(left_out, prune=prune)
     for folder in spared:
-        adding.fail(folder, "holds no picture any more, so none of it was pruned: is a disk not connected?")
+        adding.fail(folder, f"holds no picture any more, so none of it was pruned: {AWAY}")
     for root in away:
         if os.path.realpath(root) not in spared:
-            adding.fail(os.fspath(root), "is not there, so nothing of it was pruned: is a disk not connected?")
+            adding.fail(os.fspath(root), f"is not there, so nothing of it was pruned: {AWAY}")
     adding.commit()
     adding.report.items, adding.report.pending = len(store), store.settle_pending()
     adding.report.seconds = time.perf_counter() - started

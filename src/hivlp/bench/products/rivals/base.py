@@ -43,11 +43,13 @@ class Product(Protocol):
     Attributes:
         name: shown in tables.
         packages: distributions that it needs, of which the first gives it its version.
+        keeps_payloads: whether payloads are in its own files, as in a database, or in a list beside it.
         how: its settings, in words.
     """
 
     name: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
+    keeps_payloads: ClassVar[bool]
     how: ClassVar[str]
 
     def load(self) -> None:

@@ -19,6 +19,7 @@ class Chroma:
 
     name: ClassVar[str] = "Chroma"
     packages: ClassVar[tuple[str, ...]] = ("chromadb",)
+    keeps_payloads: ClassVar[bool] = True
     how: ClassVar[str] = "HNSW max_neighbors 32, ef_construction 200; captions as documents"
 
     def load(self) -> None:

@@ -22,6 +22,7 @@ class _Listed:
     """What both have in common. A filter, and removal from an index that cannot, are selectors of rows."""
 
     packages: ClassVar[tuple[str, ...]] = ("faiss-cpu",)
+    keeps_payloads: ClassVar[bool] = False
     _index: Any
 
     def load(self) -> None:

@@ -23,6 +23,7 @@ class LanceDB:
 
     name: ClassVar[str] = "LanceDB"
     packages: ClassVar[tuple[str, ...]] = ("lancedb",)
+    keeps_payloads: ClassVar[bool] = True
     how: ClassVar[str] = "IVF_HNSW_SQ of one partition, m 32, ef_construction 300, refined, BTREE index on year"
 
     def load(self) -> None:

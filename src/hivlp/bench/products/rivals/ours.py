@@ -18,6 +18,7 @@ class Ours:
 
     name: ClassVar[str] = "hivlp"
     packages: ClassVar[tuple[str, ...]] = ("hivlp", "pyarrow")
+    keeps_payloads: ClassVar[bool] = True
     how: ClassVar[str] = "no coarse level, tuned with sample queries, year declared as a field; effort: recall"
 
     def load(self) -> None:

@@ -17,6 +17,7 @@ class QdrantEdge:
 
     name: ClassVar[str] = "Qdrant Edge"
     packages: ClassVar[tuple[str, ...]] = ("qdrant-edge-py",)
+    keeps_payloads: ClassVar[bool] = True
     how: ClassVar[str] = "HNSW m 16, ef_construct 200, int8 codes in memory, rescored, index on year, one segment"
 
     def load(self) -> None:

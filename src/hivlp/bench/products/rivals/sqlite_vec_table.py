@@ -24,6 +24,7 @@ class SqliteVec:
 
     name: ClassVar[str] = "sqlite-vec"
     packages: ClassVar[tuple[str, ...]] = ("sqlite-vec",)
+    keeps_payloads: ClassVar[bool] = True
     how: ClassVar[str] = "bits in a vec0 table scanned whole, rescored by float32; year as its metadata column"
 
     def load(self) -> None:

@@ -23,6 +23,7 @@ class Usearch:
 
     name: ClassVar[str] = "USearch and a list"
     packages: ClassVar[tuple[str, ...]] = ("usearch",)
+    keeps_payloads: ClassVar[bool] = False
     how: ClassVar[str] = (
         "f16, connectivity 32, expansion_add 200; it has no filters in Python: few passing rows are compared exactly, "
         "otherwise more are asked for"

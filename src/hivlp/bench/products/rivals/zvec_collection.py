@@ -22,6 +22,7 @@ class Zvec:
 
     name: ClassVar[str] = "zvec"
     packages: ClassVar[tuple[str, ...]] = ("zvec",)
+    keeps_payloads: ClassVar[bool] = True
     how: ClassVar[str] = "HNSW m 32, ef_construction 300, int8 codes refined, contiguous memory, index on year"
     read_only: ClassVar[bool] = False
 
@@ -107,6 +108,7 @@ class ZvecListed(Zvec):
 
     name: ClassVar[str] = "zvec, ids and a list"
     how: ClassVar[str] = f"query_internal_ids of a read-only collection, payloads in a list; {Zvec.how}"
+    keeps_payloads: ClassVar[bool] = False
     read_only: ClassVar[bool] = True
 
     def build(self, folder: Path, items: Vectors, payloads: Sequence[Payload], queries: Vectors) -> None:
