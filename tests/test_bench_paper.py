@@ -6,12 +6,20 @@ torch = pytest.importorskip("torch")
 
 import numpy as np  # noqa: E402
 
-from hivlp.bench.paper import run as paper  # noqa: E402
+from hivlp.bench.paper import searching  # noqa: E402
+from hivlp.bench.paper.encoding import agreement  # noqa: E402
+from hivlp.bench.paper.plot import draw  # noqa: E402
+from hivlp.bench.paper.pools import Pool  # noqa: E402
 from hivlp.bench.paper.published import POOLS, PUBLISHED  # noqa: E402
-from hivlp.bench.paper.run import INT8, LIGHTNINGDOT, SAME, SHIPPED, TO_IMAGE, TO_TEXT, UNITER, FlatSearch, Row  # noqa: E402
+from hivlp.bench.paper.searching import Flat, measure, own_index  # noqa: E402
+from hivlp.bench.paper.systems import BEST, FEW, INT8, LIGHTNINGDOT, SAME, SHIPPED, TO_IMAGE, TO_TEXT, UNITER  # noqa: E402
+from hivlp.bench.paper.table import Row, headline, ratios  # noqa: E402
 from hivlp.bench.paper.towers import CAPTIONS, Published, flops  # noqa: E402
+from hivlp.bench.report import medians_in_turns  # noqa: E402
 from hivlp.cli.bench import BENCHES  # noqa: E402
+from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.systems.uniter import UniterConfig, UniterRanker  # noqa: E402
+from synthetic import random_unit, save_tiny  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -23,19 +31,37 @@ def test_pools_are_those_of_the_paper():
     assert PUBLISHED["hivlp_over_meter"] == "not published"
 
 
+ROWS = [
+    Row(UNITER, TO_IMAGE, 1000, 1, None, None, 800.0, 800.0, pairs=64),
+    Row(LIGHTNINGDOT, TO_IMAGE, 1000, 1, 20.0, 1.0, 21.0, 21.0),
+    Row(LIGHTNINGDOT, TO_IMAGE, 1000, 1, 20.0, 1.0, 20.0, 20.0, FEW),
+    Row(LIGHTNINGDOT, TO_IMAGE, 1000, 400, 9.0, 1.0, 10.0, 10.0),
+    Row(SAME, TO_IMAGE, 1000, 1, 9.5, 0.5, 10.0, 10.0),
+    Row(SAME, TO_IMAGE, 1000, 1, 9.5, 0.5, 8.0, 8.0, FEW),
+    Row(INT8, TO_IMAGE, 1000, 1, 3.5, 0.5, 4.0, 4.0),
+    Row(SHIPPED, TO_IMAGE, 1000, 1, 1.5, 0.5, 2.0, 2.0),
+    Row(SHIPPED, TO_TEXT, 1000, 1, 1.5, 0.5, 1.0, 1.0),
+    Row(SHIPPED, TO_IMAGE, 5000, 1, 1.5, 0.5, 2.0, 2.0),
+]
+
+
 def test_ratios_are_of_text_to_image_one_query_at_a_time():
-    rows = [
-        Row(UNITER, TO_IMAGE, 1000, 1, None, None, 800.0, 800.0, 64),
-        Row(LIGHTNINGDOT, TO_IMAGE, 1000, 1, 20.0, 1.0, 21.0, 21.0),
-        Row(LIGHTNINGDOT, TO_IMAGE, 1000, 400, 9.0, 1.0, 10.0, 10.0),
-        Row(SAME, TO_IMAGE, 1000, 1, 9.5, 0.5, 10.0, 10.0),
-        Row(INT8, TO_IMAGE, 1000, 1, 3.5, 0.5, 4.0, 4.0),
-        Row(SHIPPED, TO_IMAGE, 1000, 1, 1.5, 0.5, 2.0, 2.0),
-        Row(SHIPPED, TO_TEXT, 1000, 1, 1.5, 0.5, 1.0, 1.0),
-        Row(SHIPPED, TO_IMAGE, 5000, 1, 1.5, 0.5, 2.0, 2.0),
-    ]
-    assert paper._ratios(rows, UNITER) == {SAME: {"1000": 80.0}, INT8: {"1000": 200.0}, SHIPPED: {"1000": 400.0}}
-    assert paper._ratios(rows, LIGHTNINGDOT)[SHIPPED] == {"1000": 10.5}
+    assert ratios(ROWS, UNITER) == {SAME: {"1000": 80.0}, INT8: {"1000": 200.0}, SHIPPED: {"1000": 400.0}}
+    assert ratios(ROWS, LIGHTNINGDOT)[SHIPPED] == {"1000": 10.5}
+    assert ratios(ROWS, LIGHTNINGDOT, FEW) == {SAME: {"1000": 2.5}}
+
+
+@pytest.mark.parametrize(("cosine", "system", "ratio"), [(0.995, INT8, 5.25), (0.98, SAME, 2.1)])
+def test_the_headline_is_of_int8_only_if_its_vectors_agree(cosine, system, ratio):
+    told = headline(ROWS, {"cosine": cosine})
+    assert told["system"] == system and told["ratio_lightningdot"] == {"1000": ratio}
+    assert told["aims"] == {"1000": 2.0} and told["met"] == {"1000": True} and str(cosine) in told["why"]
+
+
+def test_actions_are_timed_in_turns():
+    seen = []
+    times = medians_in_turns({name: lambda name=name: seen.append(name) for name in "ab"}, 2)
+    assert seen == list("ababab") and set(times) == {"a", "b"}
 
 
 def test_a_caption_is_fourteen_tokens(tmp_path):
@@ -56,44 +82,64 @@ def test_a_pair_costs_what_a_pass_costs(tmp_path):
     assert counted == pytest.approx(2 * layer, rel=0.01)
 
 
-def test_an_exhaustive_search_is_timed_alone_and_in_a_batch(monkeypatch):
-    monkeypatch.setattr(paper, "BATCH", 4)
+def a_pool(rows=60, dim=8):
     rng = np.random.default_rng(0)
-    times = FlatSearch().times(rng.random((50, 8), np.float32), rng.random((20, 8), np.float32))
-    assert set(times) == {1, 4} and all(value > 0 for value in times.values())
+    items, queries, train = (random_unit(rng, count, dim) for count in (rows, 100, 5))
+    return Pool(items.astype(np.float16), queries, train, "some")
 
 
-def test_only_one_large_system_is_held(tmp_path):
+def test_searches_are_timed_in_turns_and_held_against_the_exhaustive_one(tmp_path, monkeypatch):
+    for name, value in (("BLOCKS", 2), ("BLOCK", 5), ("BATCH", 20), ("BEST", 12), ("FEW", 3), ("PART", 25)):
+        monkeypatch.setattr(searching, name, value)
+    pool = a_pool()
+    with own_index(tmp_path / "index", pool) as own:
+        searches = {
+            "flat": Flat().over(pool.items, 8),
+            "index": own,
+            "wrong": (lambda asked, k: [[0] * k] * len(asked), 1),
+        }
+        found = measure(searches, pool.queries, "flat")
+    assert all(set(each.times) == {(1, 12), (1, 3), (20, 12)} for each in found.values())
+    assert found["flat"].found == {} and found["index"].found == {12: 1.0, 3: 1.0}
+    assert 0 < found["wrong"].found[12] < 0.1 and found["flat"].item_bytes == 32
+
+
+def test_an_exhaustive_search_ranks_by_the_first_values_of_a_vector():
+    pool = a_pool()
+    search, _ = Flat().over(pool.items, 4)
+    scores = pool.queries[:, :4] @ pool.items[:, :4].astype(np.float32).T
+    assert search(pool.queries, 1) == [[int(best)] for best in scores.argmax(1)]
+
+
+def test_systems_are_held_until_they_are_let_go(tmp_path):
     systems = Published(tmp_path)
     first = systems.get(UniterRanker, UniterConfig(layers=1, width=64, feed_forward=64, vocabulary=50))
-    assert systems.get(UniterRanker) is first
     systems.get(torch.nn.Linear, 2, 2)
+    assert systems.get(UniterRanker) is first
+    systems.drop()
     assert systems.get(UniterRanker, UniterConfig(layers=1, width=64, feed_forward=64, vocabulary=50)) is not first
 
 
 def test_times_are_drawn_with_a_line_a_system(tmp_path):
-    row = {"direction": TO_IMAGE, "batch": 1}
+    row = {"direction": TO_IMAGE, "batch": 1, "best": BEST}
     rows = [row | {"system": name, "pool": pool, "total_ms": pool / 100}
             for name in (SAME, LIGHTNINGDOT) for pool in (1000, 5000)]  # fmt: skip
-    paper.draw(rows, tmp_path / "times.png")
+    draw(rows, tmp_path / "times.png")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_graph_of_lightningdot_is_kept(tmp_path, monkeypatch):
+def test_the_graph_of_lightningdot_is_kept_and_ranks_by_inner_products(tmp_path):
     pytest.importorskip("faiss", reason="FAISS is not installed: pip install 'hivlp[bench]'")
-    monkeypatch.setattr(paper, "BATCH", 4)
-    rng = np.random.default_rng(0)
-    pool = paper._Vectors(*(rng.random((rows, 8), np.float32) for rows in (50, 20, 5)))
-    assert FlatSearch().graph(tmp_path / "hnsw", pool, build=False) is None
-    times, size = FlatSearch().graph(tmp_path / "hnsw", pool, build=True)
-    assert set(times) == {1, 4} and size > 4 * 9
-    assert FlatSearch().graph(tmp_path / "hnsw", pool, build=False)[1] == size
+    pool = a_pool()
+    assert Flat().graph(tmp_path / "hnsw", pool, build=False) is None
+    search, size = Flat().graph(tmp_path / "hnsw", pool, build=True)
+    exact, _ = Flat().over(pool.items, 8)
+    assert search(pool.queries, 3) == exact(pool.queries, 3) and size > 4 * 9
+    assert Flat().graph(tmp_path / "hnsw", pool, build=False)[1] == size
 
 
 def test_a_model_exported_in_int8_agrees_with_float32(tmp_path, capsys):
     from hivlp.cli import main
-    from hivlp.encode import HiVLP
-    from synthetic import save_tiny
 
     folder = save_tiny(tmp_path / "tiny")
     assert main(["export", str(folder)]) == 0
@@ -105,3 +151,36 @@ def test_a_model_exported_in_int8_agrees_with_float32(tmp_path, capsys):
         assert (exact[level] * found[level]).sum(1).min() > 0.99
     first = exact.coarse.shape[1]
     assert HiVLP.from_pretrained(folder).encode_text(CAPTIONS, levels=["coarse"]).coarse.shape[1] == first
+
+
+def test_agreement_of_a_graph_with_itself_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("hivlp.bench.paper.encoding.CHECKED", 20)
+    folder = save_tiny(tmp_path / "tiny")
+    from hivlp.cli import main
+
+    assert main(["export", str(folder)]) == 0
+    model = HiVLP.from_pretrained(folder)
+    found = agreement(model, model)
+    assert found["cosine"] == pytest.approx(1, abs=1e-4) and found["agreement_at_10"] == 1 and found["apart"] < 1
+
+
+def test_exported_texts_are_those_of_the_model_at_any_length(tmp_path):
+    """The graph has its weights on the left of the tokens, whatever batch and length it was traced with."""
+    import onnx
+
+    from hivlp.export.graphs import export
+    from hivlp.model.hivlp_model import HiVLPModel
+
+    folder = save_tiny(tmp_path / "tiny")
+    export(folder)
+    graph = onnx.load(str(folder / "text.onnx")).graph
+    weights = {table.name for table in graph.initializer if len(table.dims) == 2}
+    products = [node for node in graph.node if node.op_type == "MatMul" and weights & set(node.input)]
+    assert any(node.input[0] in weights for node in products)
+    model, encoder = HiVLPModel.from_pretrained(folder).eval(), HiVLP.from_pretrained(folder)
+    for texts in (["a"], ["a red bird", "a"], ["two small ships on a wide sea"] * 3):
+        ids, mask = (torch.from_numpy(array) for array in encoder.tokenize(texts))
+        with torch.no_grad():
+            expected = model.encode_text(ids, mask)
+        for level, vectors in encoder.encode_text(texts).items():
+            np.testing.assert_allclose(vectors, expected[level].numpy(), atol=2e-5)

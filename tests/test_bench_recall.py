@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from hivlp.bench.recall import run as bench
 from hivlp.bench.recall.published import PUBLISHED, read_open_clip
-from hivlp.bench.recall.run import RecallRow, approximate_ranks, measure, shortfalls
+from hivlp.bench.recall.run import RecallRow, approximate_ranks, mean_row, measure, shortfalls
 from hivlp.cli import main
+from hivlp.data.pairs import Pair
 from hivlp.errors import DataError
-from hivlp.evaluate.encoded import encode_pairs
+from hivlp.evaluate.encoded import Encoded, encode_pairs
 from hivlp.evaluate.recall import score
+from hivlp.levels import Embeddings
 from synthetic import FakeEncoder, random_unit, write_benchmark, write_pairs
 
 HEAD = "name,pretrained,params (M)," + ",".join(
@@ -86,6 +88,32 @@ def test_every_way_of_searching_has_a_row(tmp_path):
     assert pytest.approx(scores.levels["fine"].average, abs=2) == rows["approximate index"].AR
 
 
+def test_the_mean_over_folds_has_a_spread():
+    def row(share, retained):
+        recalls = {f"R@{cutoff}": share for cutoff in (1, 5, 10)}
+        return RecallRow("coco 1k", "m", "cascade (200)", "measured", recalls, recalls, share, 6 * share, retained)
+
+    mean = mean_row([row(40.0, 1.0), row(50.0, 0.98)])
+    assert (mean.AR, mean.rsum, mean.retained) == (45.0, 270.0, 0.99) and mean.text_to_image["R@5"] == 45.0
+    assert mean.spread["AR"] == mean.spread["image_to_text"]["R@1"] == pytest.approx(7.07, abs=0.01)
+    assert mean_row([row(40.0, None)] * 5).retained is None and mean_row([row(40.0, None)] * 5).spread["AR"] == 0
+
+
+def test_data_sets_together_are_one_collection():
+    rng = np.random.default_rng(0)
+    parts = [encoded_at_random(rng, [0, 0, 1]), encoded_at_random(rng, [1, 0, 2])]
+    whole = Encoded.together(parts)
+    assert whole.owner.tolist() == [0, 0, 1, 3, 2, 4] and len(whole.pairs) == 5 and whole.skipped == 2
+    assert np.array_equal(whole.images.fine[2:], parts[1].images.fine)
+    assert np.array_equal(whole.texts.fine[:3], parts[0].texts.fine)
+
+
+def encoded_at_random(rng, owner):
+    images, texts = (Embeddings({"fine": random_unit(rng, rows, 4)}) for rows in (max(owner) + 1, len(owner)))
+    pairs = [Pair(str(number), b"", ("",)) for number in range(max(owner) + 1)]
+    return Encoded(pairs, images, texts, np.array(owner), 1)
+
+
 def test_what_keeps_too_little_is_said():
     def row(way, retained):
         return RecallRow("scenes", "m", way, "measured", {}, {}, 50, 300, retained)
@@ -97,6 +125,7 @@ def test_what_keeps_too_little_is_said():
 
 def test_the_command_measures_what_is_here_and_says_what_is_not(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "ALWAYS", {"small": ()})
+    monkeypatch.setattr(bench, "INSTALLED", ())
     monkeypatch.setattr("hivlp.cli.bench.load_model", FakeEncoder)
     write_benchmark(tmp_path / "here" / "coco", "coco", [("val", 5), *[("test", 5)] * 10])
     pairs = str(write_pairs(tmp_path / "pairs", "folder"))
@@ -109,7 +138,9 @@ def test_the_command_measures_what_is_here_and_says_what_is_not(tmp_path, capsys
     assert set(found["datasets"]) == {"coco", pairs} and found["datasets"]["coco"]["complete"] is False
     assert found["datasets"]["coco"]["captions"] == 50 and "flickr30k" in found["absent"][0]
     measured = [row for row in found["rows"] if row["kind"] == "measured"]
-    assert {row["model"] for row in measured} == {"one", "two"} and len(measured) == 2 * 2 * 4
+    assert {row["model"] for row in measured} == {"one", "two"} and len(measured) == 2 * 3 * 4
+    folded = [row for row in measured if row["dataset"] == "coco 1k"]
+    assert len(folded) == 2 * 4 and all(row["spread"] is not None for row in folded)
     assert len([row for row in found["rows"] if row["kind"] == "published"]) == len(PUBLISHED) + 2
     assert main(command) == 0
     assert "published" in capsys.readouterr().out

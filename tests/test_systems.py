@@ -389,3 +389,52 @@ def test_regions_that_do_not_belong_together_are_refused(tmp_path):
 def test_no_database_says_which_were_looked_for(tmp_path):
     with pytest.raises(DataError, match=r"has no database feat_th0\.2_max100_min10_compressed or"):
         RegionLmdb(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 100, 8192, 12288, -4096])
+def test_a_database_that_is_cut_short_is_refused_before_it_is_read(tmp_path, size):
+    """Reading beyond the end of a mapped file would kill the process."""
+    write_lmdb(tmp_path, "all_compressed", {f"{number}.npz": npz_bytes(detections()) for number in range(3)})
+    with (tmp_path / "all_compressed" / "data.mdb").open("r+b") as file:
+        file.truncate(size if size >= 0 else file.seek(0, 2) + size)
+    with pytest.raises(DataError, match="cannot be read"):
+        RegionLmdb(tmp_path)
+
+
+@pytest.mark.parametrize("keys", [b"5", b"null", b"[" * 100_000, b"\xff\xfe", b'["a"', b"[5]"])
+def test_a_database_without_a_list_of_names_is_refused(tmp_path, keys):
+    import lmdb
+
+    write_lmdb(tmp_path, "all", {})
+    with lmdb.open(str(tmp_path / "all"), map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        transaction.put(b"__keys__", keys)
+    with pytest.raises(DataError):
+        RegionLmdb(tmp_path)
+
+
+def test_names_that_no_key_can_have_are_not_there(tmp_path):
+    write_lmdb(tmp_path, "all", {NAME: packed(detections())})
+    source = RegionLmdb(tmp_path)
+    for name in ("", "x" * 600, "\ud800", "__keys__"):
+        with pytest.raises(KeyError):
+            source[name]
+
+
+def test_a_damaged_stream_within_an_archive_is_refused(tmp_path):
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **detections())
+    data = bytearray(arrays.getvalue())
+    for at in range(60, 400):
+        (tmp_path / NAME).write_bytes(bytes(data[:at]) + b"\xff" * 8 + bytes(data[at + 8 :]))
+        with pytest.raises(DataError, match="not a readable"):
+            RegionFolder(tmp_path)[NAME]
+
+
+@pytest.mark.parametrize("kind", ["(2,f4", "|O", "|V8", "<U4", 5, ["<f4"]])
+def test_types_that_are_no_numbers_are_refused(tmp_path, kind):
+    import msgpack
+
+    held = {b"nd": True, b"type": kind, b"kind": b"", b"shape": [2], b"data": b"12345678"}
+    write_lmdb(tmp_path, "all", {NAME: msgpack.packb({"features": held}, use_bin_type=True)})
+    with pytest.raises(DataError, match="not a readable record"):
+        RegionLmdb(tmp_path)[NAME]

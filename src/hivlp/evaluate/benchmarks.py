@@ -103,23 +103,25 @@ def evaluate_benchmark(
             raise DataError("a run file holds one ranking of all pictures, the 1k protocol five: ask for 5k")
         write_trec(trec, encoded, shortlist, model.name)
     if folded:
-        folds = _folds(data, encoded, shortlist, rerank, progress)
-        scores, further = Scores.mean(folds), {}
+        parts = [scores_of(each, shortlist, rerank, progress=progress) for each in folds(data, encoded)]
+        scores, further = Scores.mean(parts), {}
     else:
-        folds, further = [], _further(data, encoded, shortlist) if name == "coco" else {}
+        parts, further = [], _further(data, encoded, shortlist) if name == "coco" else {}
         scores = scores_of(encoded, shortlist, rerank, progress=progress)
     pictures, captions = data.benchmark.counts[data.split]
     skipped = encoded.skipped + data.absent
     return BenchmarkEvaluation(
         model.name, len(encoded.pairs), len(encoded.owner), skipped, scores, name, data.split, protocol,
-        data.complete and not skipped, {"images": pictures, "captions": captions}, folds, further,
+        data.complete and not skipped, {"images": pictures, "captions": captions}, parts, further,
     )  # fmt: skip
 
 
-def _folds(
-    data: RetrievalSet, encoded: Encoded, shortlist: int, rerank: Reranking | None, progress: bool
-) -> list[Scores]:
-    """Scores of five folds of consecutive pictures; a missing one keeps its place, so that folds stay the published.
+def folds(data: RetrievalSet, encoded: Encoded) -> list[Encoded]:
+    """Five folds of consecutive pictures; a missing one keeps its place, so that folds stay the published.
+
+    Args:
+        data: one split of a benchmark.
+        encoded: its pictures and captions.
 
     Raises:
         DataError: if a fold is empty.
@@ -131,7 +133,7 @@ def _folds(
         images = np.flatnonzero(fold == number)
         if not len(images):
             raise DataError(f"fold {number + 1} of {FOLDS} holds no picture: the 1k protocol needs all of them")
-        found.append(scores_of(encoded.some(images), shortlist, rerank, progress=progress))
+        found.append(encoded.some(images))
     return found
 
 

@@ -45,6 +45,19 @@ class Encoded:
         pairs = [self.pairs[number] for number in numbers]
         return Encoded(pairs, self.images.rows(numbers), self.texts.rows(texts), owner, 0)
 
+    @classmethod
+    def together(cls, parts: Sequence[Encoded]) -> Encoded:
+        """Several data sets as one collection, in which their pictures and captions compete with each other."""
+        starts = np.cumsum([0, *(len(part.pairs) for part in parts)])
+        owner = np.concatenate([part.owner + start for part, start in zip(parts, starts, strict=False)])
+        return cls(
+            [pair for part in parts for pair in part.pairs],
+            Embeddings.concatenate([part.images for part in parts]),
+            Embeddings.concatenate([part.texts for part in parts]),
+            owner,
+            sum(part.skipped for part in parts),
+        )
+
 
 def encode_pairs(pairs: Sequence[Pair], model: Encoder, *, progress: bool = True) -> Encoded:
     """Encode pictures with captions; broken pictures are left out with a warning.

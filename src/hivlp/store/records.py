@@ -25,6 +25,8 @@ from hivlp.store.schema import (
 )
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
+LAST = (1 << 63) - 1
+"""The largest integer of SQLite."""
 GONE = -1
 """Size in the stamp of an item whose file was not there when its folder was last walked."""
 
@@ -260,8 +262,13 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """From :func:`os.stat`, checked now."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
+        """From :func:`os.stat`, checked now; times that SQLite cannot hold, after 2262, are the last that it can."""
+        times = status.st_mtime_ns, status.st_ctime_ns, time.time_ns()
+        return cls(status.st_size, *(max(-LAST, min(LAST, at)) for at in times))
+
+    def same_file(self, other: Stamp) -> bool:
+        """Whether size and times are those of another stamp, whenever the two were checked."""
+        return self[:3] == other[:3]
 
 
 class Item(NamedTuple):

@@ -7,8 +7,8 @@ sorted by confidence. Nothing is unpickled: arrays of objects are refused.
 from __future__ import annotations
 
 import io
-import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,18 @@ from numpy.typing import NDArray
 from hivlp.data.pairs import within
 from hivlp.errors import DataError, MissingExtraError
 from hivlp.files.npy import parse
-from hivlp.files.reading import one_line, printable, read_json, read_regular
+from hivlp.files.reading import one_line, parse_json_value, printable, read_json, read_regular
 from hivlp.levels import Vectors
+from hivlp.systems.lmdb_file import LmdbFile
 
 LIMIT = 1 << 26
 """Bytes of one picture's arrays, at most."""
 FIXED = 36
 """Regions of every picture where the number is fixed."""
+KEYS = "__keys__"
+"""Key of a database's list of names."""
+NUMBERS = frozenset(order + kind for order in "<>|=" for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1"))
+"""Types of arrays as ``msgpack-numpy`` spells them."""
 
 
 class PictureRegions(NamedTuple):
@@ -114,10 +119,6 @@ class RegionLmdb(Mapping[str, PictureRegions]):
             DataError: if there is no such database.
             MissingExtraError: if ``lmdb`` is not installed.
         """
-        try:
-            import lmdb
-        except ImportError as error:
-            raise MissingExtraError("region features in LMDB", "systems") from error
         self._kept = kept or Kept()
         names = [f"feat_{self._kept.name}", "all"]
         places = [folder / f"{name}{end}" for name in names for end in ("_compressed", "")]
@@ -127,22 +128,19 @@ class RegionLmdb(Mapping[str, PictureRegions]):
         self._where, self._compressed = printable(place), place.name.endswith("_compressed")
         counts = folder / f"nbb_{self._kept.name}.json"
         self._counts = read_json(counts) if counts.is_file() else {}
-        try:
-            self._env = lmdb.open(str(place), readonly=True, create=False, lock=False)
-            keys = self._get(b"__keys__")
-            self._names: list[str] = json.loads(keys) if keys else []
-            if not keys or not all(isinstance(name, str) for name in self._names):
-                raise ValueError("__keys__ is not a list of names")
-        except (lmdb.Error, ValueError) as error:
-            raise DataError(f"{self._where} cannot be read: {one_line(error)}") from error
+        self._file = LmdbFile(place, "region features in LMDB")
+        names = parse_json_value((self._file.get(KEYS) or b"null").decode("utf-8", "replace"), f"{self._where}, {KEYS}")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{self._where} cannot be read: {KEYS} is not a list of names")
+        self._names: list[str] = [name for name in names if name != KEYS]
 
     def close(self) -> None:
         """Let go of the file."""
-        self._env.close()
+        self._file.close()
 
     def __getitem__(self, name: str) -> PictureRegions:
-        value = self._get(name.encode())
-        if value is None or name == "__keys__":
+        value = None if name == KEYS else self._file.get(name)
+        if value is None:
             raise KeyError(name)
         where = f"{self._where}, {name:.60}"
         arrays = read_npz(value, where) if self._compressed else read_msgpack(value, where)
@@ -158,11 +156,6 @@ class RegionLmdb(Mapping[str, PictureRegions]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-    def _get(self, key: bytes) -> bytes | None:
-        with self._env.begin() as transaction:
-            value: bytes | None = transaction.get(key)
-            return value
 
 
 def regions_of(arrays: Mapping[str, NDArray[Any]], count: int, where: str) -> PictureRegions:
@@ -196,7 +189,7 @@ def read_npz(data: bytes, where: str) -> dict[str, NDArray[Any]]:
             for name in ("features", "norm_bb", "conf"):
                 if f"{name}.npy" in archive.namelist():
                     found[name] = parse(archive.read(f"{name}.npy"))
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise DataError(f"{where}: not a readable .npz file: {one_line(error)}") from error
     return found
 
@@ -228,7 +221,8 @@ def _array(value: Any) -> NDArray[Any]:
         ValueError: if it is one of anything but numbers.
     """
     said = {key.decode() if isinstance(key, bytes) else key: part for key, part in value.items()}
-    dtype = np.dtype(said["type"].decode() if isinstance(said["type"], bytes) else said["type"])
-    if said.get("nd") is not True or said.get("kind") not in (b"", "", None) or dtype.kind not in "fiu":
+    name = said["type"].decode() if isinstance(said["type"], bytes) else said["type"]
+    if said.get("nd") is not True or said.get("kind") not in (b"", "", None) or name not in NUMBERS:
         raise ValueError("an array of something else than numbers")
+    dtype = np.dtype(name)
     return np.frombuffer(said["data"], dtype).reshape(said["shape"])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hivlp.errors import DataError, MissingExtraError
 from hivlp.files.reading import one_line, printable, read_json
+from hivlp.systems.lmdb_file import LmdbFile
 
 LIMIT = 1 << 20
 """Bytes of a record, at most."""
@@ -50,7 +51,6 @@ class TextLmdb(Mapping[str, TokenizedCaption]):
             MissingExtraError: if ``lmdb``, ``msgpack`` or ``lz4`` is not installed.
         """
         try:
-            import lmdb
             import lz4.frame
             import msgpack  # noqa: F401
         except ImportError as error:
@@ -70,21 +70,17 @@ class TextLmdb(Mapping[str, TokenizedCaption]):
         ):
             raise DataError(f"{self._where}: txt2img.json and img2txts.json must name captions and pictures")
         self.captions: dict[str, list[str]] = captions
-        try:
-            self._env = lmdb.open(str(folder), readonly=True, create=False, lock=False)
-        except lmdb.Error as error:
-            raise DataError(f"{self._where} cannot be read: {one_line(error)}") from error
+        self._file = LmdbFile(folder, "captions in LMDB")
 
     def close(self) -> None:
         """Let go of the file."""
-        self._env.close()
+        self._file.close()
 
     def __getitem__(self, caption: str) -> TokenizedCaption:
         if caption not in self._pictures:
             raise KeyError(caption)
         where = f"{self._where}, caption {caption:.60}"
-        with self._env.begin() as transaction:
-            value: bytes | None = transaction.get(caption.encode())
+        value = self._file.get(caption)
         if value is None:
             raise DataError(f"{where}: not in the database, though txt2img.json names it")
         record = self._record(value, where)

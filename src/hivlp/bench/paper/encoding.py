@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,10 @@ def encoders(systems: Published, model: HiVLP, folder: Path) -> tuple[list[Encod
         (SHIPPED, TO_TEXT, "index"): lambda count: model.encode_image([picture] * count),
     }  # fmt: skip
     published = [key for key in calls if key[0] in (LIGHTNINGDOT, CLIP)]
-    gflops = {key: round(flops(lambda key=key: calls[key](1)) / 1e9, 2) for key in published}  # type: ignore[misc]
+    gflops = {key: round(flops(partial(calls[key], 1)) / 1e9, 2) for key in published}
     gflops |= {key: gflops[LIGHTNINGDOT, TO_IMAGE, "flat 768"] for key in calls if key[0] in (SAME, INT8)}
     times = {
-        count: medians_in_turns({key: lambda call=call: call(count) for key, call in calls.items()}, rounds)  # type: ignore[misc]
+        count: medians_in_turns({key: partial(call, count) for key, call in calls.items()}, rounds)
         for count, rounds in ROUNDS.items()
     }
     found = [Encoder(*key, {1: times[1][key], BATCH: times[32][key] / 32}, gflops.get(key)) for key in calls]

@@ -38,7 +38,7 @@ DEADLINE = {"small": 300.0, "full": 4 * 3600.0}
 """Seconds after which no further index is built."""
 FLAT = {"flat 768": 768, "flat 512": 512}
 """Exhaustive searches by the length of their vectors."""
-HNSW_MOST = {"small": 5_000, "full": 123_287}
+HNSW_MOST = 5_000
 """Largest pool for which LightningDOT's HNSW is built; its 512 links take minutes and gigabytes beyond."""
 
 
@@ -82,7 +82,7 @@ def _run(size: str, model: HiVLP, started: float) -> PaperReport:
             left_out.append(count)
             continue
         rows += _fusion_rows(pairs, count)
-        searched = _searched(flat, pools.read(count), folder, count <= HNSW_MOST[size])
+        searched = _searched(flat, pools.read(count), folder, count <= HNSW_MOST)
         rows += [row for encoder in encoded for row in _rows(encoder, searched, count)]
     return PaperReport(
         rows=[asdict(row) for row in rows],

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,11 @@ def measure(searches: dict[str, tuple[Search, int]], queries: Vectors, truth: st
             for name, (search, _) in searches.items():
                 start = block * BLOCK
                 for at in range(start, start + (BLOCK // 5 if name == truth else BLOCK)):
-                    times[name].append(milliseconds(lambda search=search, at=at: search(queries[at : at + 1], best)))  # type: ignore[misc]
+                    times[name].append(milliseconds(partial(search, queries[at : at + 1], best)))
         for name, each in times.items():
             found[name].times[1, best] = statistics.median(each)
     for name, (search, _) in searches.items():
-        found[name].times[BATCH, BEST] = milliseconds(lambda search=search: search(queries[:BATCH], BEST)) / BATCH  # type: ignore[misc]
+        found[name].times[BATCH, BEST] = milliseconds(partial(search, queries[:BATCH], BEST)) / BATCH
     return found
 
 

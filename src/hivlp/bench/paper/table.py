@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hivlp.bench.paper.systems import AIMS, BEST, CANDIDATES, FEW, INT8, LIGHTNINGDOT, SAME, SHIPPED, TO_IMAGE, UNITER
+from hivlp.bench.paper.systems import AIMS, BEST, CANDIDATES, INT8, LIGHTNINGDOT, SAME, SHIPPED, TO_IMAGE, UNITER
 from hivlp.bench.report import Report
 from hivlp.export.precision import LEAST
 

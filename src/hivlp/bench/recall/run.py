@@ -1,16 +1,19 @@
 """Recall of models on every data set at hand: each level, cascade, approximate index, fusion model.
 
-Stamps and rendered scenes are always measured, Flickr30k and COCO where their files are, and any other pairs that are
-named. Both directions are searched: texts ask an index of pictures, pictures ask one of texts. The approximate index
-is made as a user makes one: vectors of the finest level, tuned without queries, default recall.
+Stamps and rendered scenes are always measured, each by itself and together as one collection, which is more than a
+shortlist holds; openclipart, Flickr30k and COCO (5K, and 1K by its five folds) where they are installed or their files
+are, and any other pairs that are named. Both directions are searched: texts ask an index of pictures, pictures ask one
+of texts. The approximate index is made as a user makes one: vectors of the finest level, tuned without queries, default
+recall.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,24 +21,32 @@ from numpy.typing import NDArray
 
 from hivlp.bench.recall.published import PUBLISHED, PublishedRow, read_open_clip
 from hivlp.bench.report import Report, measured
-from hivlp.data.benchmarks.retrieval import BENCHMARKS, read_benchmark
+from hivlp.data.benchmarks.retrieval import BENCHMARKS, RetrievalSet, read_benchmark
 from hivlp.data.load import load_pairs
 from hivlp.data.pairs import Pair
 from hivlp.data.readers.karpathy import is_file
 from hivlp.encode.base import Encoder
+from hivlp.errors import DataError
+from hivlp.evaluate.benchmarks import folds
 from hivlp.evaluate.encoded import Encoded, encode_pairs
 from hivlp.evaluate.evaluation import scores_of
 from hivlp.evaluate.recall import own_captions
 from hivlp.evaluate.reranked import Reranking
-from hivlp.evaluate.results import Recalls
+from hivlp.evaluate.results import DIRECTIONS, Recalls
 from hivlp.index import Index
 from hivlp.index.tuning.jobs import LEAST_ROWS
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 
 ALL_STAMPS = "stamps, all"
-"""Those that hivlp-mini learnt from too: what the cascade retains counts there, recall does not."""
+"""The training part too: what the cascade retains counts there, recall does not."""
 ALWAYS = {"small": ("stamps", ALL_STAMPS, "scenes:8000"), "full": ("stamps", ALL_STAMPS, "scenes:80000")}
 """Test parts, but for :data:`ALL_STAMPS`; of scenes, that is a sixth."""
+INSTALLED = ("openclipart",)
+"""Packages that may be installed."""
+TOGETHER = "stamps and scenes"
+"""The sets of :data:`ALWAYS` as one collection."""
+LEARNT_FROM = (ALL_STAMPS, TOGETHER, *INSTALLED)
+"""Sets of which hivlp-mini has seen a part in training."""
 LEAST_CASCADE, LEAST_APPROXIMATE = 0.995, 0.99
 """Shares of the finest level's AR that the cascade and the approximate index are to keep."""
 SEEN = 50
@@ -56,6 +67,7 @@ class RecallRow:
         AR: mean of the six.
         rsum: their sum; None where not published.
         retained: share of the finest level's AR; None where that is not the question.
+        spread: standard deviation over COCO's five folds of each recall and of AR; None where there are no folds.
         note: what a careful reader wants to know, with the source of a published row.
     """
 
@@ -69,6 +81,7 @@ class RecallRow:
     rsum: float | None
     retained: float | None = None
     note: str = ""
+    spread: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +114,8 @@ class RecallReport(Report):
             )
             kept = "" if row["retained"] is None else f"{100 * row['retained']:7.2f}%"
             about = f"{row['dataset']:14.13s}{row['model']:24.23s}{row['way']:26.25s}{row['kind']:10s}"
-            lines.append(f"{about}{cells}{row['AR']:6.1f}{kept:>8s}")
+            spread = "" if row["spread"] is None else f" ± {row['spread']['AR']:.1f}"
+            lines.append(f"{about}{cells}{row['AR']:6.1f}{kept:>8s}{spread}")
         notes = dict.fromkeys(f"{row['model']}, {row['way']}: {row['note']}" for row in self.rows if row["note"])
         lines += [each for each in notes if "open_clip" not in each]
         lines += [f"not here: {each}" for each in self.absent]
@@ -134,16 +148,29 @@ def run(
     theirs = [*PUBLISHED, *([] if published is None else read_open_clip(published))]
     rows: list[RecallRow] = []
     datasets: dict[str, dict[str, Any]] = {}
-    found, absent = _benchmarks(root or Path())
-    for name in (*ALWAYS[size], *data):
-        found[name] = (load_pairs("stamps") if name == ALL_STAMPS else _pairs(name), None)
-    for name, (pairs, complete) in found.items():
-        for each in model:
+    benchmarks, absent = _benchmarks(root or Path())
+    found: dict[str, Sequence[Pair]] = {name: each.pairs for name, each in benchmarks.items()}
+    for name in (*ALWAYS[size], *INSTALLED, *data):
+        try:
+            found[name] = load_pairs("stamps") if name == ALL_STAMPS else _pairs(name)
+        except DataError as error:
+            if name not in INSTALLED:
+                raise
+            absent.append(str(error))
+    for each in model:
+        always = []
+        for name, pairs in found.items():
             encoded = encode_pairs(pairs, each)
-            about = {"images": len(encoded.pairs), "captions": len(encoded.owner), "skipped": encoded.skipped}
-            whole = {} if complete is None else {"complete": complete and not encoded.skipped}
-            datasets[name] = about | whole
+            datasets[name] = _about(encoded, benchmarks.get(name))
             rows += measure(name, each.name, encoded, rerank)
+            if name == "coco":
+                rows += _of_folds(benchmarks[name], each.name, encoded, rerank)
+            if name in ALWAYS[size] and name != "stamps":  # which are among all stamps
+                always.append(encoded)
+        if len(always) > 1:
+            whole = Encoded.together(always)
+            datasets[TOGETHER] = _about(whole)
+            rows += measure(TOGETHER, each.name, whole, rerank)
     rows += [_published(row) for row in theirs]
     return RecallReport(
         rows=[asdict(row) for row in rows], datasets=datasets, absent=absent, short=shortfalls(rows),
@@ -164,7 +191,9 @@ def measure(dataset: str, model: str, encoded: Encoded, rerank: Reranking | None
     fine = list(scores.levels.values())[-1]
 
     def row(way: str, recalls: Recalls, kept: bool = True, note: str = "") -> RecallRow:
-        note = "; ".join(filter(None, [note, "the model may have learnt from these" if dataset == ALL_STAMPS else ""]))
+        note = "; ".join(
+            filter(None, [note, "the model may have learnt from these" if dataset in LEARNT_FROM else ""])
+        )
         share = round(recalls.average / fine.average, 4) if kept and fine.average else None
         return RecallRow(dataset, model, way, "measured", dict(recalls.text_to_image), dict(recalls.image_to_text),
                          recalls.average, recalls.rsum, share, note)  # fmt: skip
@@ -230,9 +259,47 @@ def shortfalls(rows: Sequence[RecallRow]) -> list[str]:
     ]
 
 
-def _benchmarks(root: Path) -> tuple[dict[str, tuple[Sequence[Pair], bool | None]], list[str]]:
+def _about(encoded: Encoded, data: RetrievalSet | None = None) -> dict[str, Any]:
+    """Counts of a data set, and of a benchmark whether it is all that was published."""
+    counts = {"images": len(encoded.pairs), "captions": len(encoded.owner), "skipped": encoded.skipped}
+    return counts if data is None else counts | {"complete": data.complete and not encoded.skipped}
+
+
+def _of_folds(data: RetrievalSet, model: str, encoded: Encoded, rerank: Reranking | None) -> list[RecallRow]:
+    """Rows of COCO's 1K protocol, means over its folds; none where the pictures here leave a fold empty."""
+    try:
+        parts = folds(data, encoded)
+    except DataError:
+        return []
+    return [
+        mean_row(of_way) for of_way in zip(*(measure("coco 1k", model, part, rerank) for part in parts), strict=True)
+    ]
+
+
+def mean_row(parts: Sequence[RecallRow]) -> RecallRow:
+    """The mean of one way of searching over folds, with the spread.
+
+    Args:
+        parts: a row a fold.
+    """
+    recalls = [Recalls(part.text_to_image or {}, part.image_to_text or {}) for part in parts]
+    mean = Recalls.mean(recalls)
+    kept = [part.retained for part in parts if part.retained is not None]
+    sides = {side: [getattr(each, side) for each in recalls] for side in DIRECTIONS}
+    spread: dict[str, Any] = {
+        side: {cutoff: round(stdev(each[cutoff] for each in given), 2) for cutoff in given[0]}
+        for side, given in sides.items()
+    }
+    spread["AR"] = round(stdev(each.average for each in recalls), 2)
+    return replace(
+        parts[0], text_to_image=dict(mean.text_to_image), image_to_text=dict(mean.image_to_text), AR=mean.average,
+        rsum=mean.rsum, retained=round(fmean(kept), 4) if kept else None, spread=spread,
+    )  # fmt: skip
+
+
+def _benchmarks(root: Path) -> tuple[dict[str, RetrievalSet], list[str]]:
     """The benchmarks whose files are here, and what to download for the others."""
-    found: dict[str, tuple[Sequence[Pair], bool | None]] = {}
+    found: dict[str, RetrievalSet] = {}
     absent = []
     for name, benchmark in BENCHMARKS.items():
         places = ("", "karpathy", "annotations")
@@ -240,8 +307,7 @@ def _benchmarks(root: Path) -> tuple[dict[str, tuple[Sequence[Pair], bool | None
         if not folders:
             absent.append(str(benchmark.missing(root / name, benchmark.json)))
             continue
-        data = read_benchmark(name, folders[0])
-        found[name] = (data.pairs, data.complete)
+        found[name] = read_benchmark(name, folders[0])
     return found, absent
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from typing import cast
 
 BODY = b'{"hits":[]}'.ljust(3000)
 """About as long as the answer to a search."""
@@ -14,7 +15,7 @@ _LENGTH = b"content-length: "
 
 class _Same(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport, self._have = transport, b""
+        self._transport, self._have = cast(asyncio.WriteTransport, transport), b""
 
     def data_received(self, data: bytes) -> None:
         self._have += data
@@ -25,7 +26,6 @@ class _Same(asyncio.Protocol):
             if len(self._have) < end + 4 + length:
                 return
             self._have = self._have[end + 4 + length :]
-            assert isinstance(self._transport, asyncio.WriteTransport)
             self._transport.write(ANSWER)
 
 

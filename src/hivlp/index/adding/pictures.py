@@ -62,12 +62,11 @@ class PictureJob:
         Raises:
             PictureError: if it has changed.
         """
-        stamp = self.item.stamp
         try:
-            status = os.stat(self.item.path)  # noqa: PTH116
+            now = Stamp.of(os.stat(self.item.path))  # noqa: PTH116
         except OSError as error:
             raise PictureError(f"was changed while it was read: {error.strerror}") from error
-        if (stamp.size, stamp.mtime, stamp.ctime) != (status.st_size, status.st_mtime_ns, status.st_ctime_ns):
+        if not now.same_file(self.item.stamp):
             raise PictureError("was changed while it was read")
 
 
@@ -182,8 +181,8 @@ class _Adding:
         if before is not None and caption is None:
             caption = before.caption  # what is known of a picture outlives its content
         reread = before is not None and (self._reread or _sidecar_changed(before, sidecar))
-        unchanged = before is not None and _unchanged(before, status)
         stamp = Stamp.of(status)
+        unchanged = before is not None and _unchanged(before.stamp, stamp)
         if before is not None and unchanged and not reread:
             stamp, data, content = before.stamp, None, before.hash
         else:
@@ -349,11 +348,8 @@ def _sidecar_changed(item: Item, sidecar: Sidecar | None) -> bool:
     return known != os.path.basename(sidecar.path) or sidecar.changed > item.stamp.checked - RACY_NS  # noqa: PTH119
 
 
-def _unchanged(item: Item, status: os.stat_result) -> bool:
-    stamp = item.stamp
-    if (stamp.size, stamp.mtime, stamp.ctime) != (status.st_size, status.st_mtime_ns, status.st_ctime_ns):
-        return False
-    return stamp.checked - max(stamp.mtime, stamp.ctime) > RACY_NS
+def _unchanged(before: Stamp, now: Stamp) -> bool:
+    return now.same_file(before) and before.checked - max(before.mtime, before.ctime) > RACY_NS
 
 
 def _outermost(roots: Iterable[Path]) -> list[Path]:
