@@ -115,7 +115,7 @@ class LazyReport(Report):
         )
 
 
-SIZES = {"small": (8_000, 6, 1000, 24), "full": (40_000, 8, 4000, 200)}
+SIZES = {"small": (6_000, 5, 800, 12), "full": (40_000, 8, 4000, 200)}
 """Scenes to train on, epochs, scenes that are indexed, and pictures for the ViT-B/16."""
 
 
