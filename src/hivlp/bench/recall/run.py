@@ -191,9 +191,7 @@ def measure(dataset: str, model: str, encoded: Encoded, rerank: Reranking | None
     fine = list(scores.levels.values())[-1]
 
     def row(way: str, recalls: Recalls, kept: bool = True, note: str = "") -> RecallRow:
-        note = "; ".join(
-            filter(None, [note, "the model may have learnt from these" if dataset in LEARNT_FROM else ""])
-        )
+        note = "; ".join(filter(None, [note, "the model may have learnt from these" if dataset in LEARNT_FROM else ""]))
         share = round(recalls.average / fine.average, 4) if kept and fine.average else None
         return RecallRow(dataset, model, way, "measured", dict(recalls.text_to_image), dict(recalls.image_to_text),
                          recalls.average, recalls.rsum, share, note)  # fmt: skip
