@@ -43,6 +43,8 @@ ALWAYS = {"small": ("stamps", ALL_STAMPS, "scenes:8000"), "full": ("stamps", ALL
 """Test parts, but for :data:`ALL_STAMPS`; of scenes, that is a sixth."""
 INSTALLED = ("openclipart",)
 """Packages that may be installed."""
+FOLDED = "coco 1k"
+"""Means over the five folds of COCO's test pictures."""
 TOGETHER = "stamps and scenes"
 """The sets of :data:`ALWAYS` as one collection."""
 LEARNT_FROM = (ALL_STAMPS, TOGETHER, *INSTALLED)
@@ -163,8 +165,9 @@ def run(
             encoded = encode_pairs(pairs, each)
             datasets[name] = _about(encoded, benchmarks.get(name))
             rows += measure(name, each.name, encoded, rerank)
-            if name == "coco":
-                rows += _of_folds(benchmarks[name], each.name, encoded, rerank)
+            if name == "coco" and (folded := _of_folds(benchmarks[name], each.name, encoded, rerank)):
+                datasets[FOLDED] = datasets[name]
+                rows += folded
             if name in ALWAYS[size] and name != "stamps":  # which are among all stamps
                 always.append(encoded)
         if len(always) > 1:
@@ -285,9 +288,7 @@ def _of_folds(data: RetrievalSet, model: str, encoded: Encoded, rerank: Rerankin
         parts = folds(data, encoded)
     except DataError:
         return []
-    return [
-        mean_row(of_way) for of_way in zip(*(measure("coco 1k", model, part, rerank) for part in parts), strict=True)
-    ]
+    return [mean_row(of_way) for of_way in zip(*(measure(FOLDED, model, part, rerank) for part in parts), strict=True)]
 
 
 def mean_row(parts: Sequence[RecallRow]) -> RecallRow:
