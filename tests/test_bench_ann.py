@@ -174,6 +174,7 @@ def test_our_index_is_measured_with_its_hits_and_beside_the_engine_inside(tmp_pa
     assert [each["recall"] for each in found["overheads"]] == [0.95, 0.99]
     for each in found["overheads"]:
         assert 0 < each["engine_us"] < each["hits_us"] and each["search_us"] < each["hits_us"]
+        assert each["batch_search_us"] < each["batch_hits_us"]
 
 
 def test_pools_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

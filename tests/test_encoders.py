@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hivlp.encode import HiVLP
 from hivlp.encode.base import check_encoder
+from hivlp.encode.onnx import batches_of
 from synthetic import FakeEncoder, save_tiny
 
 TEXTS = ["a red circle", "the blue square on white", "green", "a very long text " * 9, ""]
@@ -72,3 +75,18 @@ def test_levels_that_are_asked_for_are_those_of_all(encoder):
         alone = encoder.encode_text(TEXTS, levels=[level.name])
         assert list(alone) == [level.name]
         np.testing.assert_allclose(alone[level.name], whole[level.name], atol=2e-5)
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=80), st.integers(1, 16), st.none() | st.integers(0, 40))
+def test_batches_of_texts_are_full_or_end_where_padding_costs_more_than_a_call(lengths, most, padding):
+    lengths = np.sort(lengths)
+    batches = list(batches_of(lengths, most, padding))
+    assert [place for start, end in batches for place in range(start, end)] == list(range(len(lengths)))
+
+    def padded(start, end):
+        return int((lengths[end - 1] - lengths[start:end]).sum())
+
+    for start, end in batches:
+        assert end - start <= most and (padding is None or padded(start, end) <= padding)
+        # It could not have been longer.
+        assert end in (len(lengths), start + most) or padded(start, end + 1) > padding

@@ -230,8 +230,8 @@ def test_another_process_finds_what_was_fetched(hub, folder):
 @pytest.mark.parametrize(
     ("written", "hub_id", "revision", "precision"),
     [
-        ("clip-b32", MODELS["clip-b32"].hub_id, None, ""),
-        ("clip-b32:int8", MODELS["clip-b32"].hub_id, None, "int8"),
+        ("clip-b32", MODELS["clip-b32"].hub_id, MODELS["clip-b32"].revision, ""),
+        ("clip-b16:int8", MODELS["clip-b16"].hub_id, None, "int8"),
         ("a/b@main:float16", "a/b", "main", "float16"),
         ("a/b", "a/b", None, ""),
     ],
@@ -257,5 +257,9 @@ def test_the_table_lists_every_model_with_where_its_figures_are_from(capsys):
     for row in rows.values():
         assert (row["recall"] is None) == (not row["recall_source"])
         assert row["revision"] is None or len(row["revision"]) == 40
+        assert (row["revision"] is None) == (not row["revision_source"])
+        assert row["licence"] or not row["licence_source"]
     assert main(["models"]) == 0
-    assert "siglip2-b16" in capsys.readouterr().out
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert MODELS["clip-b32"].revision[:7] in shown["clip-b32"] and "not verified" not in shown["clip-b32"]
+    assert shown["align"].count("not verified") == 2, "what nobody has verified says so"

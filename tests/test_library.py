@@ -19,7 +19,7 @@ from hivlp.index import watching as watching_module
 from hivlp.index.adding import pictures as adding_module
 from hivlp.index.adding.gone import is_gone
 from hivlp.index.watching import watch
-from synthetic import write_pictures
+from synthetic import Stored, write_pictures
 
 
 @pytest.fixture
@@ -336,6 +336,70 @@ def test_a_folder_that_was_named_is_not_pruned_with_what_is_around_it(index, lib
     assert index.add(library, disk, prune=True).missing == 0 and len(shown(index)) == 11
     shutil.rmtree(disk)
     assert index.add(library, prune=True).pruned == 6
+
+
+@contextmanager
+def mounted(monkeypatch, *folders: Path):
+    """Meanwhile these folders lie on another disk, as far as the system tells."""
+    stat = os.stat
+
+    def told(path, **options):
+        status = stat(path, **options)
+        if not any(os.fspath(path) == str(folder) or os.fspath(path).startswith(f"{folder}/") for folder in folders):
+            return status
+        fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_") and name[-3:] == "_ns"}
+        return os.stat_result([*status[:2], status.st_dev + 1, *status[3:]], fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", told)
+        yield
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a note"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_disk_that_was_mounted_in_a_folder_is_not_pruned_while_it_is_away(
+    library, tmp_path, encoder, monkeypatch, left, relative
+):
+    """Nobody named it: the walk has seen that it was a disk."""
+    disk = library / "b"
+    with Index.create(tmp_path / "y.hivlp", model=encoder, relative=relative) as index:
+        with mounted(monkeypatch, disk):
+            index.add(library)
+        disk.rename(tmp_path / "disk")
+        if left != "nothing":
+            disk.mkdir()
+        if left == "a note":
+            (disk / "note.txt").write_text("x")
+        (library / "a" / "00000.png").unlink()
+        for _ in range(2):
+            report = index.add(library, prune=True)
+            assert (report.missing, report.items) == (6, 11)
+            assert [failure.path for failure in report.failed] == [str(disk)] and "disk" in report.failed[0].error
+        index.add(library / "a", prune=True)  # which says nothing of the disk
+        shutil.rmtree(disk, ignore_errors=True)
+        (tmp_path / "disk").rename(disk)
+        with mounted(monkeypatch, disk):
+            assert index.add(disk).missing == 0
+            (disk / "00100.png").unlink()
+            assert index.add(library, prune=True).pruned == 1
+        disk.rename(tmp_path / "disk")
+        assert index.add(library, prune=True).missing == 5
+        assert index.remove(disk) == 5
+        assert not index.add(library, prune=True).failed
+
+
+def test_a_disk_whose_pictures_were_copied_into_its_folder_is_a_folder(library, tmp_path, encoder, monkeypatch):
+    with Index.create(tmp_path / "y.hivlp", model=encoder) as index:
+        with mounted(monkeypatch, library / "b"):
+            index.add(library)
+        assert index.add(library, prune=True).items == 12
+        shutil.rmtree(library / "b")
+        assert index.add(library, prune=True).pruned == 6
+    with Index.create(tmp_path / "z.hivlp", model=encoder) as index, mounted(monkeypatch, library / "a"):
+        index.add(library)
+        Stored(index).sql("UPDATE meta SET value = '[7]' WHERE key = 'disks'")  # damaged: it says nothing
+        (library / "a" / "00000.png").unlink()
+        assert index.add(library, prune=True).pruned == 1
 
 
 def test_a_folder_that_is_away_is_named_and_the_others_are_read(index, library, tmp_path):

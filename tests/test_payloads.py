@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -21,8 +22,10 @@ from hivlp.search.options import Options
 from hivlp.search.timing import Stopwatch
 from hivlp.store import payloads
 from hivlp.store.derived import keep_payloads
-from hivlp.store.records import NewItem, PayloadFile, Stamp
-from synthetic import FakeEncoder, cloud, clusters, make_tuned_index, random_levels
+from hivlp.store.lookup import Shown
+from hivlp.store.path_codec import PathCodec
+from hivlp.store.records import NewItem, PayloadFile, Stamp, State
+from synthetic import FakeEncoder, Stored, cloud, clusters, make_tuned_index, random_levels
 
 PATHS = ("/p/a.jpg", "/p/a\nb", "/p/Müller.jpg", "/p/日本/\U0001f600", os.fsdecode(b"/p/\xff\xfe"), "/p/" + "x" * 300)
 CAPTIONS = (None, "", "a dog", "Mu\u0308ller\x00 end", "\U0001f600" * 50)
@@ -93,6 +96,8 @@ def test_hits_are_those_of_the_catalog_with_every_combination_of_options(index, 
         hits, steps = plain(index, vector, k=9, **options)
         assert found.hits == hits and found.plan == steps and len(found) == len(hits)
         (many,) = index.search_many(vectors={name: row[None] for name, row in vector.items()}, k=9, **options)
+        again = index.search(vector=vector, k=9, **options)
+        assert again.ids == [hit.id for hit in hits] and again.hits == hits and again.ids == many.ids
         assert many.hits == hits
         assert [type(hit.metadata) for hit in hits] == [dict] * len(hits)
 
@@ -280,6 +285,44 @@ def test_what_a_killed_writer_left_goes_and_a_full_disk_is_no_failure(index, cap
     assert keep_payloads(index.store, least=1)
 
 
+SHOWN = st.builds(
+    Shown,
+    st.integers(1, 10**6) | st.integers(10**17, 2**63 - 1),
+    st.text(max_size=20),
+    st.none() | st.text(max_size=3000),
+    st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3).map(json.dumps),
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_records_read_together_are_those_read_one_by_one(tmp_path, data):
+    """None where one is damaged or not there."""
+    shown = data.draw(st.lists(SHOWN, min_size=1, max_size=6))
+    made = payloads.save(tmp_path, enumerate(shown), State(len(shown), 0, 1, 4, "float16"), PathCodec())
+    file = tmp_path / made.name
+    broken = data.draw(st.none() | st.integers(8, file.stat().st_size - 1))
+    if broken is not None:
+        content = bytearray(file.read_bytes())
+        content[broken] ^= data.draw(st.integers(1, 255))
+        file.write_bytes(content)
+    try:
+        opened = payloads.Payloads(file, len(shown), PathCodec())
+    except ValueError:
+        return
+    finally:
+        file.unlink()
+    rows = data.draw(st.lists(st.integers(0, len(shown) + 1), max_size=8))
+    records = [opened.record(row) if row < len(shown) else b"" for row in rows]
+    found, ids = opened.read(rows), opened.ids(rows)
+    if not all(records):
+        assert found is None and ids is None
+        return
+    assert found is not None and found == payloads.columns(records) and ids == list(found[0])
+    known = [shown[row] for row in rows]
+    assert list(found[1]) == [each.path for each in known] and list(found[3]) == [each.metadata for each in known]
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -292,9 +335,10 @@ def test_a_hostile_file_gives_records_or_none(tmp_path, data):
     file = tmp_path / "payloads.1"
     table = b"".join(struct.pack("<QI", *entry) for entry in zip(starts, checksums, strict=True))
     file.write_bytes(payloads.MAGIC + table + struct.pack("<Q", size) + rest)
-    opened = payloads.Payloads(file, rows)
+    opened = payloads.Payloads(file, rows, PathCodec())
     assert [opened.record(row) for row in range(rows)] == [b""] * rows
     assert opened.read(range(rows)) is None or rows == 0
+    assert opened.ids(range(rows)) is None or rows == 0
 
 
 @pytest.mark.parametrize(
@@ -303,3 +347,17 @@ def test_a_hostile_file_gives_records_or_none(tmp_path, data):
 def test_a_description_that_cannot_be_is_refused(text):
     with pytest.raises(ValueError, match="payload file"):
         PayloadFile.of(text)
+
+
+def test_a_file_that_moves_leaves_an_index_that_opens(tmp_path, encoder, pictures):
+    """What a move removes of the table ``meta`` was the last that its second checksum vouched for."""
+    with Index.create(tmp_path / "index", model=encoder) as made:
+        made.add(pictures)
+        assert keep_payloads(made.store, least=1)
+        (pictures / "00000.png").rename(pictures / "moved.png")
+        assert made.add(pictures).moved == 1
+    with Index.open(tmp_path / "index", encoder) as opened:
+        assert opened.verify().ok and opened[pictures / "moved.png"].id == 1
+    Stored(opened).sql("INSERT OR REPLACE INTO meta VALUES ('optional_check', '1')")  # as versions before left it
+    with Index.open(tmp_path / "index", encoder) as opened:
+        assert opened.verify().ok and opened.add(pictures).skipped == 30

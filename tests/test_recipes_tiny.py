@@ -42,6 +42,13 @@ def test_the_tiny_variant_of_a_recipe_runs_end_to_end(data, name):
     assert [level.name for level in HiVLPConfig.load(data / "model").levels] == ["coarse", "fine"]
 
 
+def test_the_tiny_variant_of_the_hard_scenes_runs_end_to_end(tmp_path):
+    result = train(load_recipe(RECIPES / "scenes_hard_cpu.yaml", tiny=True), tmp_path / "model")
+    assert result is not None and set(result.recalls) == {"validation", "test"}
+    found = result.recalls["test"]
+    assert found.captions == 3 * found.images and list(found.scores.levels) == ["coarse", "fine"]
+
+
 @pytest.mark.parametrize("name", STREAMED)
 def test_a_recipe_is_planned_without_its_data(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

@@ -257,7 +257,7 @@ def test_a_recipe_does_not_train_on_copies_of_what_it_evaluates_on(tmp_path, cap
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("name", ["mini", "scenes_cpu"])
+@pytest.mark.parametrize("name", ["mini", "scenes_cpu", "scenes_hard_cpu"])
 def test_data_sets_that_keep_themselves_apart_are_not_read_once_more(name, monkeypatch):
     pytest.importorskip("torch")
     from hivlp.train.inputs import held_out

@@ -340,7 +340,7 @@ def test_an_option_for_a_level_that_there_is_not_is_refused(option):
         replace(recipe, optim=replace(recipe.optim, **{option: {"corse": 0.5}}))
 
 
-@pytest.mark.parametrize("name", ["mini", "tiny_cpu", "scenes_cpu"])
+@pytest.mark.parametrize("name", ["mini", "tiny_cpu", "scenes_cpu", "scenes_hard_cpu"])
 def test_shipped_recipes_load(name):
     recipe = load_recipe(SOURCE.parent / "recipes" / f"{name}.yaml")
     assert [level.name for level in recipe.levels] == ["coarse", "fine"]

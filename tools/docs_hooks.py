@@ -119,18 +119,22 @@ def models() -> str:
     """The curated table of models."""
     from hivlp.hub.table import MODELS
 
-    rows = ["| name | repository | format | dims | M parameters | languages | licence | recall |", "|" + "---|" * 8]
+    rows = [
+        "| name | repository | commit | format | dims | M parameters | languages | licence | recall |",
+        "|" + "---|" * 9,
+    ]
     for name, entry in MODELS.items():
         recall = "–" if entry.recall is None else f"{entry.recall} ({entry.recall_source})"
         size = "–" if entry.parameters_m is None else f"{entry.parameters_m:g}"
         cells = (
             f"`{name}`",
             entry.hub_id,
+            f"`{entry.revision[:7]}` ({entry.revision_source})" if entry.revision else "not verified",
             entry.format,
             entry.dims,
             size,
             entry.languages,
-            entry.licence or "–",
+            f"{entry.licence} ({entry.licence_source or 'not verified'})" if entry.licence else "not verified",
             recall,
         )
         rows.append(f"| {' | '.join(map(str, cells))} |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from hivlp.train.job import train
 from hivlp.train.publish import TrainResult
 from hivlp.train.recipe.schema import Augment, Compute, Init, Optim, Recipe, Source
 
-COARSE, FINE = Level("coarse", 32, 4, 1), Level("fine", 256, 4, 2)
+FINE = Level("fine", 256, 4, 2)
+EARLY, LATE = Level("coarse", 128, 2, 1), Level("coarse", 128, 4, 2)
+"""A coarse level from half of each tower's layers, and one from all of them."""
 
 
 def scenes_recipe(count: int, epochs: int, **changes: Any) -> Recipe:
@@ -45,8 +48,33 @@ def scenes_recipe(count: int, epochs: int, **changes: Any) -> Recipe:
     return Recipe(**{**settings, **changes})
 
 
-def train_on_scenes(recipe: Recipe, out: Path) -> TrainResult:
-    """Run the recipe in this process."""
-    result = train(recipe, out)
+def hard_recipe(count: int, epochs: int, coarse: Level | None = EARLY, **changes: Any) -> Recipe:
+    """The towers and settings of `recipes/scenes_hard_cpu.yaml`, with another coarse level; None for none.
+
+    However many there are to train on, validation is on 961 pictures and the test on 1,037; the cascade's shortlist of
+    50 is 5% of either.
+    """
+    levels, heads = ((FINE,), {}) if coarse is None else ((coarse, FINE), {coarse.name: "mlp"})
+    easy = scenes_recipe(count, epochs)
+    narrow = {"num_attention_heads": 2, "intermediate_size": 256, "hidden_act": "relu", "max_position_embeddings": 48}
+    settings: dict[str, Any] = {
+        "name": "hard scenes",
+        "levels": levels,
+        "image_tower": replace(easy.image_tower, heads=heads),
+        "text_tower": replace(easy.text_tower, options={**easy.text_tower.options, **narrow}, heads=heads),
+        "text": TextConfig(48),
+        "train": (Source(f"scenes:{count}:hard"),),
+        "validation": "scenes:6000:hard:val",
+        "test": "scenes:4600:hard:test",
+        "shortlist": 50,
+        "optim": replace(easy.optim, batch_size=128, checkpoint_every=50),
+        "compute": Compute(trackers=(), precision="bf16"),
+    }
+    return replace(easy, **{**settings, **changes})
+
+
+def train_on_scenes(recipe: Recipe, out: Path, *, resume: bool = False) -> TrainResult:
+    """Run the recipe in this process; ``resume`` goes on with what is in the folder, if there is anything."""
+    result = train(recipe, out, resume=resume)
     assert result is not None, "a measurement is one process"
     return result

@@ -17,7 +17,7 @@ BENCHES = {
     "models": "text queries and pictures of usual architectures, beside plain PyTorch",
     "index": "pictures a second, and where the time goes",
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
-    "hierarchy": "what a second level costs the finest one",
+    "hierarchy": "one level, early and late coarse levels, with distillation and without, trained on scenes",
     "training": "memory and speed of the objective beside a plain one",
     "stream": "start, memory, speed and exact resumption of training on millions of pairs in shards",
     "crash": "whether an index survives kills and failing disks",
@@ -28,6 +28,7 @@ BENCHES = {
     "recall": "recall on every data set at hand, each level, cascade, approximate index, beside published rows",
     "ann": "the engine's speed and recall beside other libraries'",
     "products": "an index beside embedded vector databases, payloads, filters and changes included",
+    "serve": "`hivlp serve` under load, overload and for long, beside services of other parts",
 }
 MODULES = {
     "index": "indexing",
@@ -36,6 +37,7 @@ MODULES = {
     "recall": "recall.run",
     "ann": "ann.run",
     "products": "products.run",
+    "serve": "serve.run",
 }
 """Modules of :mod:`hivlp.bench` that are not called as their bench is; each has a function ``run``."""
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -44,15 +46,22 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cases": (2000, ("fuzz",)),
     "vectors": (None, ("threads",)),
     "queries": (None, ("threads",)),
-    "size": ("small", ("models", "objective", "paper", "recall", "ann", "products", "stream")),
-    "plot": (None, ("objective", "paper", "ann", "products")),
+    "size": (
+        "small",
+        ("models", "objective", "hierarchy", "paper", "recall", "ann", "products", "serve", "stream"),
+    ),
+    "plot": (None, ("objective", "hierarchy", "paper", "ann", "products")),
+    "seeds": (3, ("hierarchy",)),
     "sentences": (1_000_000, ("ann",)),
     "data": ((), ("recall",)),
     "root": (None, ("recall",)),
     "published": (None, ("recall",)),
     "rerank": (None, ("recall",)),
-    "fresh": (False, ("ann",)),
-    "model": (DEFAULT_MODEL, ("index", "objective", "living", "threads", "paper", "recall", "ann", "products")),
+    "fresh": (False, ("hierarchy", "ann")),
+    "model": (
+        DEFAULT_MODEL,
+        ("index", "objective", "living", "threads", "paper", "recall", "ann", "products", "serve"),
+    ),
 }
 """Default of each option, and the benches whose ``run`` takes it."""
 
@@ -66,7 +75,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
             taken[option] = default if given is None else given
         elif given is not None:
             return usage("bench", f"--{option} goes with {', '.join(benches)}, not with {arguments.name}")
-    larger = "real" if arguments.name == "products" else "full"
+    larger = "real" if arguments.name in ("products", "serve") else "full"
     if taken.get("size") not in (None, "small", larger):
         return usage("bench", f"the sizes of {arguments.name} are small and {larger}, not {taken['size']}")
     module = import_module(f"hivlp.bench.{MODULES.get(arguments.name, arguments.name)}")

@@ -26,6 +26,8 @@ def run_index(arguments: argparse.Namespace) -> int:
     fitting = [name for name in ("column", "queries", "dims", "fit") if getattr(arguments, name) is not None]
     if bool(arguments.paths) == (arguments.embeddings is not None):
         return usage("index", "give either PATH or --embeddings SOURCE")
+    if arguments.relative and arguments.embeddings is not None:
+        return usage("index", "--relative goes with PATH: vectors keep the paths that they came with")
     if fitting and arguments.embeddings is None:
         return usage("index", f"--{fitting[0]} goes with --embeddings")
     try:
@@ -34,6 +36,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         return usage("index", str(error))
     if arguments.embeddings is not None:
         return _index_embeddings(arguments, fields)
+    from hivlp.store.making import new_or_nothing
     from hivlp.store.names import existing
 
     paths = [existing(path) for path in arguments.paths]
@@ -41,6 +44,7 @@ def run_index(arguments: argparse.Namespace) -> int:
         if not path.exists():
             raise HivlpError(f"{path} does not exist{_known_below(arguments.out, path)}")
     with (
+        new_or_nothing(arguments.out),
         _open_or_create(arguments, fields) as index,
         tqdm(desc="pictures", unit="", disable=None) as bar,
         stages() as follow,
@@ -56,12 +60,15 @@ def run_index(arguments: argparse.Namespace) -> int:
             on_tune=follow,
         )
         counts = index.info().fields
-    print_result(
-        arguments,
-        lambda: report.to_json() | _counted(counts),
-        lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
-    )
-    return fail("nothing could be read") if report.useless else 0
+        bar.close()
+        print_result(
+            arguments,
+            lambda: report.to_json() | _counted(counts),
+            lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
+        )
+        if report.useless:
+            raise HivlpError("nothing could be read")
+    return 0
 
 
 def _known_below(out: Path, path: Path) -> str:
@@ -203,11 +210,13 @@ def _open_or_create(arguments: argparse.Namespace, fields: dict[str, str]) -> In
     if Index.exists(path):
         index = Index.open(path)
         check_codec(index, arguments.vectors)
+        index.check_relative(arguments.relative)
         index.attach(index_model(index, model, device))
         index.declare(fields)
         return index
     loaded = load_model(model or DEFAULT_MODEL, device)
-    return Index.create(path, model=loaded, vectors=arguments.vectors or "float16", fields=fields)
+    vectors = arguments.vectors or "float16"
+    return Index.create(path, model=loaded, vectors=vectors, fields=fields, relative=arguments.relative)
 
 
 def _added(report: AddReport, out: Path) -> str:

@@ -52,14 +52,11 @@ def early_model(arguments: argparse.Namespace) -> HiVLP | None:
 def run_models(arguments: argparse.Namespace) -> int:
     """``hivlp models``."""
     from hivlp.encode import HiVLP
-    from hivlp.hub.table import MODELS
+    from hivlp.hub.table import MODELS, Entry
 
-    shipped = HiVLP.from_pretrained(DEFAULT_MODEL)
-    mini = {
-        "hub_id": "", "format": "hivlp", "licence": "Apache-2.0", "languages": "English",
-        "dims": shipped.levels[-1].dim, "parameters_m": None, "recall": None, "recall_source": "", "revision": None,
-    }  # fmt: skip
-    rows = {DEFAULT_MODEL: mini, **{name: entry.to_json() for name, entry in MODELS.items()}}
+    dims = HiVLP.from_pretrained(DEFAULT_MODEL).levels[-1].dim
+    shipped = Entry("", "hivlp", "Apache-2.0", "this package", "English", dims)
+    rows = {name: entry.to_json() for name, entry in {DEFAULT_MODEL: shipped, **MODELS}.items()}
     print_result(
         arguments, lambda: {"models": [{"name": name, **row} for name, row in rows.items()]}, lambda: _table(rows)
     )
@@ -67,8 +64,8 @@ def run_models(arguments: argparse.Namespace) -> int:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a model; what nobody has verified is a dash."""
-    titles = ("name", "from", "format", "dims", "params", "languages", "licence", "recall")
+    """One line a model; what nobody knows is a dash."""
+    titles = ("name", "from", "format", "dims", "params", "languages", "licence", "commit", "recall")
     table = [titles]
     sources: list[str] = []
     for name, row in rows.items():
@@ -78,14 +75,19 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
                 sources.append(row["recall_source"])
             recall = f"{row['recall']} [{sources.index(row['recall_source']) + 1}]"
         size = "-" if row["parameters_m"] is None else f"{row['parameters_m']:g} M"
+        licence = row["licence"] or "-"
+        if not row["licence_source"]:
+            licence = "not verified" if licence == "-" else f"{licence} (not verified)"
+        commit = "-" if not row["hub_id"] else row["revision"][:7] if row["revision"] else "not verified"
         table.append((name, row["hub_id"] or "this package", row["format"], str(row["dims"]), size,
-                      row["languages"], row["licence"] or "-", recall))  # fmt: skip
+                      row["languages"], licence, commit, recall))  # fmt: skip
     widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
     return "\n".join([
         *lines, "", "Recall as published: text to image, R@1 on COCO in percent, or what its source says.", *notes,
-        "Licences are given as far as they are known here: read the publisher's own before you build on a model.",
+        "Licences and commits were looked up in public sources, which --json names: read the publisher's own licence "
+        "before you build on a model. A commit that was not verified is the newest at the first use.",
         "Any hub id and any folder works as well; NAME:int8 and NAME:float16 are smaller, NAME@REVISION is a commit.",
         "Formats onnx and textual-visual are ready graphs; transformers and open_clip are converted once, with torch.",
     ])  # fmt: skip

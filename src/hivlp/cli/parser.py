@@ -314,14 +314,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size",
         choices=["small", "full", "real"],
-        help="small (minutes, default); models, objective, paper, recall, ann: full (hours); stream: full, products: "
-        "real (half an hour)",
+        help="small (minutes, default); models, objective, hierarchy, paper, recall, ann: full (hours); stream: full, "
+        "products, serve: real (half an hour)",
     )
     sub.add_argument(
-        "--plot", type=_path, metavar="FILE.png", help="objective, paper, ann, products: where to draw the rows"
+        "--plot",
+        type=_path,
+        metavar="FILE.png",
+        help="objective, hierarchy, paper, ann, products: where to draw the rows",
     )
     sub.add_argument("--sentences", type=_count, metavar="N", help="ann, full: how many (default, and most, a million)")
-    sub.add_argument("--fresh", action="store_true", default=None, help="ann, full: measure everything anew")
+    sub.add_argument("--fresh", action="store_true", default=None, help="hierarchy; ann, full: measure everything anew")
+    sub.add_argument("--seeds", type=_count, metavar="N", help="hierarchy: runs of each way (default 3)")
     sub.add_argument(
         "--data", action="append", type=_name, metavar="DATA", help="recall: further pairs, as for evaluate; repeatable"
     )
@@ -365,6 +369,11 @@ def _add_library_options(sub: argparse.ArgumentParser) -> None:
         "--exclude", action="append", default=[], metavar="GLOB", help="files or folders to pass over, such as 'raw/'"
     )
     sub.add_argument("--prune", action="store_true", help="remove items whose files are gone or excluded now")
+    sub.add_argument(
+        "--relative",
+        action="store_true",
+        help="make a new index with paths relative to the folder that it lies in: the two can move together",
+    )
 
 
 def _add_photo_options(sub: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ def load_pairs(source: str | Path, split: str | None = None, *, images: Path | N
     ``stamps``, ``openclipart``           the data sets of these Debian packages
     ``flashcards``                        the drawings in Debian's pysiogame, with their words
     ``scenes:COUNT``                      rendered scenes, as many as wanted, with exact captions
+    ``scenes:COUNT:hard``                 the same with relations within, textures, words, clutter, three captions each
     ====================================  ==============================================================
 
     Other packages may add names and suffixes (:mod:`hivlp.plugins`, group ``hivlp.readers``).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,9 @@ EXCLUDED = "excluded by "
 """What the kind of something begins with that an exclude pattern matched, before the pattern."""
 
 
-def find_pictures(roots: Iterable[Path], exclude: Exclude | None = None) -> Iterator[Found | Unreadable | NotRead]:
+def find_pictures(
+    roots: Iterable[Path], exclude: Exclude | None = None, on_disk: Callable[[Path], object] | None = None
+) -> Iterator[Found | Unreadable | NotRead]:
     """Walk folders for pictures, in an order that depends only on the names.
 
     A root that is a file is yielded whatever its suffix. In a folder, files count by the suffixes that
@@ -55,6 +57,7 @@ def find_pictures(roots: Iterable[Path], exclude: Exclude | None = None) -> Iter
     Args:
         roots: folders and files.
         exclude: patterns of what is passed over below the roots; default :data:`hivlp.data.exclude.DEFAULTS`.
+        on_disk: called with each folder below the roots that lies on another disk than the folder around it.
 
     Returns:
         An iterator over what was found, what could not be read, and the pictures, videos and folders that are not read.
@@ -70,7 +73,7 @@ def find_pictures(roots: Iterable[Path], exclude: Exclude | None = None) -> Iter
             raise DataError(f"{printable(root)} does not exist") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{printable(root)} cannot be read: {reason(error)}") from error
-    return _walk(checked, Exclude() if exclude is None else exclude)
+    return _walk(checked, Exclude() if exclude is None else exclude, on_disk)
 
 
 def count_pictures(roots: Iterable[Path], exclude: Exclude | None = None) -> int:
@@ -78,7 +81,9 @@ def count_pictures(roots: Iterable[Path], exclude: Exclude | None = None) -> int
     return sum(not isinstance(found, NotRead) for found in find_pictures(roots, exclude))
 
 
-def _walk(roots: list[Path], exclude: Exclude) -> Iterator[Found | Unreadable | NotRead]:
+def _walk(
+    roots: list[Path], exclude: Exclude, on_disk: Callable[[Path], object] | None
+) -> Iterator[Found | Unreadable | NotRead]:
     visited: set[tuple[int, int]] = set()
     for root in roots:
         if not root.is_dir():
@@ -86,16 +91,19 @@ def _walk(roots: list[Path], exclude: Exclude) -> Iterator[Found | Unreadable | 
         elif (root / _INDEX_FILE).exists():
             yield Unreadable(root, "is a hivlp index, not a folder of pictures")
         else:
-            yield from _walk_folder(root, visited, exclude)
+            yield from _walk_folder(root, visited, exclude, on_disk)
 
 
-def _walk_folder(root: Path, visited: set[tuple[int, int]], exclude: Exclude) -> Iterator[Found | Unreadable | NotRead]:
+def _walk_folder(
+    root: Path, visited: set[tuple[int, int]], exclude: Exclude, on_disk: Callable[[Path], object] | None
+) -> Iterator[Found | Unreadable | NotRead]:
     real_root = Path(os.path.realpath(root))
     above = len(os.path.join(root, ""))  # noqa: PTH118
     # A stack of half-consumed listings instead of recursion: a path may hold more folders than Python has frames.
-    stack: list[Iterator[os.DirEntry[str] | Unreadable]] = [_listing(root, visited)]
+    stack = [_listing(root, visited)]
     while stack:
-        entry = next(stack[-1], None)
+        disk, entries = stack[-1]
+        entry = next(entries, None)
         if entry is None:
             stack.pop()
         elif isinstance(entry, Unreadable):
@@ -103,7 +111,10 @@ def _walk_folder(root: Path, visited: set[tuple[int, int]], exclude: Exclude) ->
         elif entry.is_dir(follow_symlinks=False):
             left_out = _left_out(entry, entry.path[above:], exclude, folder=True)
             if left_out is None:
-                stack.append(_listing(Path(entry.path), visited))
+                folder = Path(entry.path)
+                stack.append(_listing(folder, visited))
+                if on_disk is not None and stack[-1][0] not in (disk, None):
+                    on_disk(folder)
             else:
                 yield left_out
         elif (kind := _kind(entry.name)) is not None:
@@ -119,19 +130,19 @@ def _walk_folder(root: Path, visited: set[tuple[int, int]], exclude: Exclude) ->
             yield NotRead(Path(entry.path), LINKED_FOLDER, "is not followed; give it as a path of its own")
 
 
-def _listing(folder: Path, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str] | Unreadable]:
-    """The entries of a folder by name; nothing for an index folder or one seen before."""
+def _listing(folder: Path, visited: set[tuple[int, int]]) -> tuple[int | None, Iterator[os.DirEntry[str] | Unreadable]]:
+    """The disk that a folder lies on, and its entries by name; nothing for an index folder or one seen before."""
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
             # macOS leaves a "._a.jpg" beside each file on disks of other systems: none of them is worth a word.
             listed = sorted((each for each in entries if not each.name.startswith("._")), key=lambda each: each.name)
     except OSError as error:
-        return iter([Unreadable(folder, reason(error))])
+        return None, iter([Unreadable(folder, reason(error))])
     if (status.st_dev, status.st_ino) in visited or any(entry.name == _INDEX_FILE for entry in listed):
-        return iter(())
+        return None, iter(())
     visited.add((status.st_dev, status.st_ino))
-    return iter(listed)
+    return status.st_dev, iter(listed)
 
 
 def _left_out(entry: os.DirEntry[str], inside: str, exclude: Exclude, *, folder: bool) -> NotRead | None:

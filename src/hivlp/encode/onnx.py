@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from hivlp.errors import ArgumentError, ModelError, PictureError
 from hivlp.formats.model_files import ModelFiles
 from hivlp.formats.own import open_own
 from hivlp.levels import Embeddings, Level
+
+CALL_TOKENS = 16
+"""Tokens of padding that take about as long as one more call."""
 
 
 class OnnxEncoder:
@@ -100,8 +103,10 @@ class OnnxEncoder:
         lengths = np.full(len(ids), ids.shape[1]) if whole else np.maximum(mask.sum(1), 1)
         order = np.argsort(lengths, kind="stable")
         parts = []
-        for start in range(0, len(texts), self._text_batch):
-            rows = order[start : start + self._text_batch]
+        # On the CPU a call takes as long as some tokens do; elsewhere few calls are best.
+        padding = CALL_TOKENS if self.device == "cpu" else None
+        for start, end in batches_of(lengths[order], self._text_batch, padding):
+            rows = order[start:end]
             length = int(lengths[rows].max())
             feed = {"input_ids": ids[rows, :length], "attention_mask": mask[rows, :length]}
             parts.append(self._run(session, names, self._text_feed(session, feed)))
@@ -263,3 +268,20 @@ class OnnxEncoder:
     @cached_property
     def _image_session(self) -> Session:
         return Session(self.files.image, self.device)
+
+
+def batches_of(lengths: NDArray[np.int64], most: int, padding: int | None) -> Iterator[tuple[int, int]]:
+    """Start and end of each batch of texts of ascending length.
+
+    Args:
+        lengths: (n,) tokens of each text; n is at least 1.
+        most: texts of a batch.
+        padding: tokens by which a batch's texts may be shorter than its longest, all together; None for any number.
+    """
+    start = padded = 0
+    for place in range(1, len(lengths)):
+        padded += (place - start) * int(lengths[place] - lengths[place - 1])
+        if place - start == most or (padding is not None and padded > padding):
+            yield start, place
+            start, padded = place, 0
+    yield start, len(lengths)

@@ -16,7 +16,7 @@ from hivlp.search.results import Duplicate, Hit
 from hivlp.search.searcher import Page
 from hivlp.search.stages import Query
 from hivlp.store.lookup import Shown
-from hivlp.store.payloads import Columns, Payloads, columns
+from hivlp.store.payloads import Columns, Payloads
 
 
 class Items:
@@ -50,11 +50,24 @@ class Items:
         ids, paths, captions, metadata = zip(*map(self._one, rows), strict=True) if rows else ((),) * 4
         return ids, paths, captions, metadata
 
+    def ids(self, rows: Sequence[int]) -> Sequence[int]:
+        """Ids of the items in some rows.
+
+        Raises:
+            DamagedIndexError: if what one shows is damaged.
+        """
+        if not self._known and self._payloads is not None:
+            with suppress(ValueError):
+                found = self._payloads.ids(rows)
+                if found is not None:
+                    return found
+        return [self._one(row)[0] for row in rows]
+
     def _one(self, row: int) -> tuple[int, str, str | None, dict[str, Any]]:
         shown = self._known.get(row)
         if shown is None and self._payloads is not None and row < self._payloads.rows:
             with suppress(ValueError):
-                (item_id,), (path,), (caption,), (metadata,) = columns([self._payloads.record(row)])
+                (item_id,), (path,), (caption,), (metadata,) = self._payloads.columns([self._payloads.record(row)])
                 return item_id, path, caption, metadata
             shown = self._again(row)
         if shown is None:
@@ -88,6 +101,14 @@ class Found:
     def __len__(self) -> int:
         return len(self._page.rows)
 
+    def ids(self) -> list[int]:
+        """Ids of the hits, best first.
+
+        Raises:
+            DamagedIndexError: if what one shows is not as it was written.
+        """
+        return list(self._items.ids(self._page.rows.tolist()))
+
     def make(self) -> list[Hit]:
         """The hits, best first.
 
@@ -98,13 +119,18 @@ class Found:
         scanners, names = self._collection.scanners, [level.name for level in self._collection.levels]
         by_level = [scanner.rescore(self._query[place], rows).tolist() for place, scanner in enumerate(scanners[:-1])]
         by_level.append(scores.tolist())
-        known = map(dict, map(zip, itertools.repeat(names), zip(*by_level, strict=True)))
+        *coarser, finest = names
+        if coarser:
+            known = list(map(dict, map(zip, itertools.repeat(names), zip(*by_level, strict=True))))
+        else:  # in a third of the time
+            known = [{finest: score} for score in by_level[0]]
         ids, paths, captions, metadata = self._items.of(rows.tolist())
         same: Iterable[list[Duplicate] | None] = itertools.repeat(None)
         if duplicates is not None:
             same = [list(map(Duplicate, *self._items.of(group)[:2])) for group in duplicates]
         # Column by column: as fast again as hit by hit.
-        return list(map(Hit, itertools.count(self._offset + 1), ids, paths, captions, known, metadata, same))
+        ranks = itertools.count(self._offset + 1)
+        return list(map(Hit._make, zip(ranks, ids, paths, captions, known, metadata, same, strict=False)))
 
 
 def rows_of(pages: Sequence[Page], first: int = 0) -> list[int]:

@@ -18,7 +18,7 @@ from hivlp.index.index import DIMS, Index
 from hivlp.search.calibration import Progress
 from hivlp.store.codec import FLOAT16
 from hivlp.store.fields.declared import checked_fields
-from hivlp.store.making import check_free
+from hivlp.store.making import check_free, new_or_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +103,18 @@ def index_embeddings(
     if method != "none":
         fitted = _fit(source, embeddings, column, queries, DIMS if dims is None else dims, method or "distill", on_fit)
         maps = fitted.maps
-    with Index.create_from_embeddings(
-        out, maps, model=model, source=model_source, vectors=vectors or FLOAT16.name, fields=fields
-    ) as index:
-        return EmbeddingsReport(index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune), fitted)
+    codec = vectors or FLOAT16.name
+    with (
+        new_or_nothing(Path(out)),
+        Index.create_from_embeddings(
+            out, maps, model=model, source=model_source, vectors=codec, fields=fields
+        ) as index,
+    ):
+        report = index.add_embeddings(embeddings, on_progress=on_progress, on_tune=on_tune)
+        if report.failed and not report.items:
+            first = report.failed[0]
+            raise DataError(f"none of {len(report.failed)} vectors can be stored: {first.path}: {first.error}")
+    return EmbeddingsReport(report, fitted)
 
 
 def check_codec(index: Index, vectors: str | None) -> None:

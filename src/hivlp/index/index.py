@@ -7,7 +7,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
@@ -24,7 +24,7 @@ from hivlp.index.mixing import Mix, mixed
 from hivlp.index.queries import QueryEncoder, check_width
 from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
-from hivlp.levels import Embeddings, Level, Vectors
+from hivlp.levels import Embeddings, Level, Vectors, check_levels
 from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
 from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
@@ -111,6 +111,7 @@ class Index:
         source: str | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
+        relative: bool = False,
     ) -> Index:
         """Make an empty index for a model.
 
@@ -124,19 +125,23 @@ class Index:
                 float16 and finds about 0.995 of its ten best. An index of float32 vectors is not tuned.
             fields: keys of the items' metadata that conditions (``where``) name like columns, and their types:
                 ``int``, ``float``, ``str`` or ``bool``; see :meth:`declare`.
+            relative: store the paths of pictures below the folder that the index lies in without that folder, so that
+                both can be moved together, as on a disk that is mounted elsewhere. Items have whole paths all the same.
 
         Raises:
             IndexFolderError: if the folder holds something, or cannot be written.
-            ArgumentError: if there is no such codec, or a field cannot be declared.
+            ArgumentError: if there is no such codec, a field cannot be declared, or the model's levels are none.
         """
-        from hivlp.store.making import make_store  # searches do without
-
         model = as_encoder(model)
         if model.name == EMBEDDINGS:
             raise IndexFolderError(f"a model cannot be called {EMBEDDINGS}: that is an index without a model")
-        about = About(model.name, _loaded_from(model, source), model.fingerprint, model.levels)
-        make_store(folder_path(path), about, codec=checked_codec(vectors), fields=checked_fields(fields))
-        return cls(Path(path), model)
+        try:
+            levels = check_levels(model.levels)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ArgumentError(f"the levels of {model.name} are none: {error}") from error
+        about = About(model.name, _loaded_from(model, source), model.fingerprint, levels)
+        codec, declared = checked_codec(vectors), checked_fields(fields)
+        return cls._made(path, model, about, codec=codec, fields=declared, relative=relative)
 
     @classmethod
     def create_from_embeddings(
@@ -165,14 +170,25 @@ class Index:
                 length.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
-        from hivlp.store.making import make_store
-
         encoder = None if model is None else as_encoder(model)
         if encoder is not None:
             check_width(encoder, maps)
         about = About(EMBEDDINGS, _loaded_from(encoder, source) if encoder else "", maps.fingerprint, maps.levels)
-        make_store(folder_path(path), about, maps.arrays(), checked_codec(vectors), checked_fields(fields))
-        return cls(Path(path), encoder)
+        codec, declared = checked_codec(vectors), checked_fields(fields)
+        return cls._made(path, encoder, about, arrays=maps.arrays(), codec=codec, fields=declared)
+
+    @classmethod
+    def _made(cls, path: Path | str, model: Encoder | None, about: About, **options: Any) -> Index:
+        """A new index, opened; none is left where that fails."""
+        from hivlp.store.making import make_store, remove_store  # searches do without
+
+        place = folder_path(path)
+        make_store(place, about, **options)
+        try:
+            return cls(place, model)
+        except BaseException:
+            remove_store(place)
+            raise
 
     @classmethod
     def open(cls, path: Path | str, model: Encoder | str | Path | None = None) -> Index:
@@ -193,6 +209,7 @@ class Index:
         model: Encoder | str | Path | None = None,
         vectors: str = "float16",
         fields: Mapping[str, str] | None = None,
+        relative: bool = False,
     ) -> Index:
         """Open an index, or make an empty one where there is none.
 
@@ -202,17 +219,25 @@ class Index:
                 with the package.
             vectors: codec of the finest level of a new index.
             fields: that are declared if they are not yet; see :meth:`declare`.
+            relative: store paths relative to the folder that the index lies in, see :meth:`create`.
 
         Raises:
-            IndexFolderError: if the index is damaged or was made with another model, or the folder cannot be written.
+            IndexFolderError: if the index is damaged, was made with another model, or stores whole paths where relative
+                ones are wanted, or the folder cannot be written.
             ArgumentError: if there is no such codec, or a field cannot be declared.
         """
         if not cls.exists(folder_path(path)):
             from hivlp.hub.names import SHIPPED
 
-            return cls.create(path, model=SHIPPED if model is None else model, vectors=vectors, fields=fields)
+            model = SHIPPED if model is None else model
+            return cls.create(path, model=model, vectors=vectors, fields=fields, relative=relative)
         index = cls(path, model)
-        index.declare(fields or {})
+        try:
+            index.check_relative(relative)
+            index.declare(fields or {})
+        except BaseException:
+            index.close()
+            raise
         return index
 
     @classmethod
@@ -254,23 +279,31 @@ class Index:
             on_progress: called after each commit with what is stored by then.
 
         Raises:
-            DataError: if these are no vectors, one has no direction, or ids are not all different.
+            DataError: if these are no vectors, one has no direction, or ids are not all different. Whatever is raised,
+                no folder is left.
             IndexFolderError: if the folder holds something, or cannot be written.
             MissingExtraError: if a table is given and pyarrow is not installed.
         """
         from hivlp.data.vectors.given import given_vectors
         from hivlp.index.tables import coarse_maps, temporary_folder
+        from hivlp.store.making import parents_of, remove_store
 
         source = given_vectors(data, ids=ids, captions=captions, metadata=metadata, column=column)
         maps = coarse_maps(source, queries, dims=dims, method=fit)
         place, remove = (path, None) if path is not None else temporary_folder()
-        index = cls.create_from_embeddings(place, maps, model=model, vectors=vectors, fields=fields)
+        with parents_of(folder_path(place)), ExitStack() as undo:
+            if remove is not None:
+                undo.callback(remove)
+            index = cls.create_from_embeddings(place, maps, model=model, vectors=vectors, fields=fields)
+            undo.callback(remove_store, index.path)
+            undo.callback(index.close)
+            report = index.add_embeddings(source, on_progress=on_progress)
+            if report.failed:
+                what = f"{len(report.failed)} of {source.rows} vectors cannot be stored"
+                raise DataError(f"{what}: {report.failed[0].error}")
+            undo.pop_all()
         if remove is not None:
             index._remove = weakref.finalize(index, remove)
-        report = index.add_embeddings(source, on_progress=on_progress)
-        if report.failed:
-            index.close()
-            raise DataError(f"{len(report.failed)} of {source.rows} vectors cannot be stored: {report.failed[0].error}")
         return index
 
     @staticmethod
@@ -317,6 +350,17 @@ class Index:
     def model_source(self) -> str:
         """Name or folder from which the index's model can be loaded again."""
         return self.store.about.source
+
+    def check_relative(self, wanted: bool = True) -> None:
+        """Check that paths are stored relative to the folder that the index lies in, if that is ``wanted``.
+
+        Raises:
+            IndexFolderError: if not.
+        """
+        if wanted and self.store.paths.base is None:
+            raise IndexFolderError(
+                f"{self.path} stores whole paths: make a new index with relative ones, and merge this one into it"
+            )
 
     @property
     def fields(self) -> dict[str, str]:
@@ -744,6 +788,7 @@ class Index:
         with self.store.writer():
             try:
                 self.store.info()  # adding to a damaged index would hide the damage
+                self.store.respell()
                 yield
                 keep_derived(self.store)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:

@@ -19,6 +19,7 @@ class IndexInfo:
     Attributes:
         path: of the folder.
         format: of the folder's files.
+        relative: whether paths are relative to the folder that the index lies in.
         vectors: codec of the stored vectors.
         items: in all.
         missing: items whose files were not there when their folders were last walked; searches leave them out.
@@ -40,6 +41,7 @@ class IndexInfo:
 
     path: str
     format: int
+    relative: bool
     vectors: str
     items: int
     missing: int

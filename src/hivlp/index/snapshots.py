@@ -138,7 +138,7 @@ class Snapshots:
             if before is not None and before.state.payloads == state.payloads and before.payloads is not None:
                 payloads: Payloads | None = before.payloads
             else:
-                payloads = open_payloads(self._store.path, state)
+                payloads = open_payloads(self._store.path, state, self._store.paths)
             snapshot = Snapshot(state, changes, identity, collection, there, filters, payloads=payloads, shown=shown)
             # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
             self._snapshot = snapshot

@@ -1,105 +1,130 @@
-"""Rendered scenes: a synthetic data set of any size with exact captions.
+"""Rendered scenes: a synthetic data set of any size with exact captions, in two levels of difficulty.
 
-"Two small red hearts above a large blue ring": counts, sizes, colours, shapes and relations, which is what models
-trained on clip-art and photographs do not learn. Some combinations of colour and shape occur in the test or validation
-part only, so that recall there asks for words put together anew, not for pictures seen before.
+``scenes:COUNT`` shows one or two groups of equal shapes: "two small red hearts above a large blue ring". In
+``scenes:COUNT:hard`` there are up to three, with textures, written words and things inside others, before a background
+with marks that no caption names; each picture has three captions that say the same in different orders and words.
+
+What a picture shows is counts, sizes, colours, shapes and relations, which is what models trained on clip-art and
+photographs do not learn. Some combinations of colour and shape (or word) occur in the test or validation part only, so
+that recall there asks for words put together anew, not for pictures seen before.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import math
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from hivlp.data.pairs import Pair
 from hivlp.data.readers.reader import Reader
 from hivlp.errors import DataError
+from hivlp.mini.scene_pictures import Placed, draw, place
+from hivlp.mini.scene_words import (
+    COLOURS,
+    HOLLOW,
+    NUMBERS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    WRITTEN,
+    Things,
+    caption,
+    paraphrases,
+)
 
 MOST = 1_000_000
-SIDE = 128
-RADII = {"small": 7, "large": 15}
-NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
-COLOURS = {
-    "red": (214, 40, 40),
-    "orange": (247, 127, 0),
-    "yellow": (240, 210, 30),
-    "green": (42, 157, 60),
-    "blue": (36, 84, 200),
-    "purple": (125, 60, 165),
-    "pink": (250, 150, 190),
-    "brown": (121, 75, 40),
-    "black": (25, 25, 25),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart", "arrow", "hexagon")
-RELATIONS = ("to the left of", "to the right of", "above", "below")
-_OPPOSITE = dict(zip(RELATIONS, (RELATIONS[1], RELATIONS[0], RELATIONS[3], RELATIONS[2]), strict=True))
-_SCALE = 4  # drawn this many times as large, then reduced, for smooth edges
-_HELD_OUT = {0: "test", 1: "val"}  # of ten combinations of colour and shape
-
-
-@dataclass(frozen=True)
-class Things:
-    """One to four equal shapes."""
-
-    count: int
-    size: str
-    colour: str
-    shape: str
-
-    @property
-    def phrase(self) -> str:
-        """Such as "two small red hearts" or "a large blue ring"."""
-        return f"{NUMBERS[self.count]} {self.size} {self.colour} {_plural(self.shape, self.count)}"
-
-    def split(self) -> str:
-        """The part that this combination of colour and shape belongs to: one in ten to test, one in ten to val."""
-        digest = hashlib.sha256(f"{self.colour} {self.shape}".encode()).digest()
-        return _HELD_OUT.get(digest[0] % 10, "train")
+CAPTIONS = 3
+"""Of a hard scene."""
+FACTS = ("colours", "relation", "count", "size", "texture", "word")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Things, alone or in relation to others; ``seed`` decides where exactly they lie and what is behind them."""
+    """Things, alone or in relation to others.
 
-    things: Things
-    relation: str | None = None
-    others: Things | None = None
+    Attributes:
+        things: one to three; the first is in the first relation to all others, the second in the next to the third.
+        relations: one less.
+        seed: decides where exactly the things lie and what is behind them.
+        hard: whether what is behind them distracts, and captions vary.
+    """
+
+    things: tuple[Things, ...]
+    relations: tuple[str, ...] = ()
     seed: int = 0
+    hard: bool = False
 
     @property
     def caption(self) -> str:
-        """The one sentence that is true of the picture."""
-        if self.others is None:
-            return self.things.phrase
-        return f"{self.things.phrase} {self.relation} {self.others.phrase}"
+        """The one sentence that is true of this picture alone."""
+        return caption(self)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The caption, and for a hard scene two that say the same in other words."""
+        if not self.hard:
+            return (self.caption,)
+        return paraphrases(self, CAPTIONS, np.random.default_rng([self.seed, 1]))
 
     def split(self) -> str:
         """The split of its combinations of colour and shape: ``test`` before ``val`` before ``train``."""
-        parts = {self.things.split()} | ({self.others.split()} if self.others else set())
+        parts = {each.split() for each in self.things}
         return next(split for split in ("test", "val", "train") if split in parts)
 
+    def placed(self) -> list[Placed]:
+        """Where each single thing lies."""
+        return place(self.things, self.relations, np.random.default_rng(self.seed))
+
     def read(self) -> bytes:
-        """The picture as a PNG of 128×128 pixels."""
-        rng = np.random.default_rng(self.seed)
-        large = SIDE * _SCALE
-        background = tuple(int(value) for value in rng.integers(225, 256, 3))
-        image = Image.new("RGB", (large, large), background)
-        draw = ImageDraw.Draw(image)
-        for things, box in zip((self.things, self.others), _regions(self.relation), strict=False):
-            if things is not None:
-                for x, y in _places(things, box, rng):
-                    _draw(draw, things, x * _SCALE, y * _SCALE)
+        """The picture as an uncompressed BMP of 128×128 pixels, which is written and read in no time."""
         buffer = io.BytesIO()
-        image.resize((SIDE, SIDE), Image.Resampling.BOX).save(buffer, "PNG")
+        draw(self.placed(), np.random.default_rng([self.seed, 2]), clutter=self.hard).save(buffer, "BMP")
         return buffer.getvalue()
 
+    def twin(self, fact: str) -> Scene | None:
+        """The scene with one fact changed, whose caption is false of this picture; None where that is not possible.
 
-def scenes(count: int, seed: int = 0) -> list[Scene]:
+        Args:
+            fact: one of :data:`FACTS`: ``colours`` exchanges those of the first two groups, ``relation`` turns the
+                first one round; the others change that property of one group.
+        """
+        first, *rest = self.things
+        match fact:
+            case "colours" if rest and first.colour != rest[0].colour:
+                swapped = replace(first, colour=rest[0].colour), replace(rest[0], colour=first.colour)
+                return replace(self, things=(*swapped, *rest[1:]))
+            case "relation" if rest and self.relations[0] in RELATIONS:
+                return replace(self, relations=(OPPOSITE[self.relations[0]], *self.relations[1:]))
+            case "count":
+                return self._changed("count", NUMBERS, lambda it: not it.written and it.size != "huge")
+            case "size":
+                return self._changed("size", SIZES[:2], lambda it: it.size != "huge" and it.texture == "plain")
+            case "texture":
+                return self._changed("texture", TEXTURES, lambda it: not it.written and it.size != "small")
+            case "word":
+                return self._changed("shape", WRITTEN, lambda it: it.written)
+        return None
+
+    def _changed(self, name: str, values: Iterable[Any], possible: Callable[[Things], bool]) -> Scene | None:
+        """With another value of one property in one of the groups for which that is possible."""
+        rng = np.random.default_rng([self.seed, 3])
+        groups = [number for number, each in enumerate(self.things) if possible(each)]
+        if not groups:
+            return None
+        group = _any(rng, groups)
+        others = [value for value in values if value != getattr(self.things[group], name)]
+        things = list(self.things)
+        things[group] = replace(things[group], **{name: _any(rng, others)})
+        return replace(self, things=tuple(things))
+
+
+def scenes(count: int, seed: int = 0, *, hard: bool = False) -> list[Scene]:
     """``count`` scenes with captions that occur once, in a fixed order.
 
     A longer list begins with the shorter one.
@@ -112,116 +137,62 @@ def scenes(count: int, seed: int = 0) -> list[Scene]:
     rng = np.random.default_rng(seed)
     found: dict[str, Scene] = {}
     while len(found) < count:
-        things, others = _random_things(rng), _random_things(rng)
-        relation = None if rng.random() < 0.1 else RELATIONS[rng.integers(len(RELATIONS))]
-        if relation is not None and (things.colour, things.shape) == (others.colour, others.shape):
-            continue  # which of them is meant would be left to their size or count
-        scene = Scene(things, relation, None if relation is None else others, int(rng.integers(2**31)))
-        found.setdefault(scene.caption, scene)
+        scene = _hard_scene(rng) if hard else _easy_scene(rng)
+        combinations = {(each.colour, each.shape) for each in scene.things}
+        if len(combinations) == len(scene.things):  # else it is left to size or count which of them is meant
+            found.setdefault(scene.caption, scene)
     return list(found.values())
 
 
 def read_scenes(name: str) -> list[Pair]:
-    """The pairs of ``scenes:COUNT``.
+    """The pairs of ``scenes:COUNT`` or ``scenes:COUNT:hard``.
 
     Raises:
         DataError: if ``name`` is not a number of scenes.
     """
-    if not name.isdecimal():
-        raise DataError(f"scenes:{name} is no number of scenes: write, for instance, scenes:50000")
-    return [
-        Pair(f"{number:07}", scene, (scene.caption,), scene.split()) for number, scene in enumerate(scenes(int(name)))
-    ]
+    count, colon, level = name.partition(":")
+    if not count.isdecimal() or (colon and level != "hard"):
+        raise DataError(f"scenes:{name} is no number of scenes: write, for instance, scenes:50000 or scenes:50000:hard")
+    made = scenes(int(count), hard=level == "hard")
+    return [Pair(f"{number:07}", scene, scene.captions, scene.split()) for number, scene in enumerate(made)]
 
 
-def _random_things(rng: np.random.Generator) -> Things:
-    sizes, colours = tuple(RADII), tuple(COLOURS)
-    return Things(
-        int(rng.integers(1, len(NUMBERS) + 1)),
-        sizes[rng.integers(len(sizes))],
-        colours[rng.integers(len(colours))],
-        SHAPES[rng.integers(len(SHAPES))],
-    )
+def _any(rng: np.random.Generator, values: Sequence[T]) -> T:
+    return values[int(rng.integers(len(values)))]
 
 
-def _plural(shape: str, count: int) -> str:
-    if count == 1:
-        return shape
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
+def _easy_scene(rng: np.random.Generator) -> Scene:
+    things, others = _easy_things(rng), _easy_things(rng)
+    relations = () if rng.random() < 0.1 else (_any(rng, RELATIONS),)
+    return Scene((things, others)[: 1 + len(relations)], relations, int(rng.integers(2**31)))
 
 
-def _regions(relation: str | None) -> list[tuple[int, int, int, int]]:
-    """Left, top, right, bottom of where the things and the others lie."""
-    half = SIDE // 2
-    left, right = (0, 0, half, SIDE), (half, 0, SIDE, SIDE)
-    top, bottom = (0, 0, SIDE, half), (0, half, SIDE, SIDE)
-    first = {RELATIONS[0]: left, RELATIONS[1]: right, RELATIONS[2]: top, RELATIONS[3]: bottom}
-    if relation is None:
-        return [(0, 0, SIDE, SIDE)]
-    return [first[relation], first[_OPPOSITE[relation]]]
+def _easy_things(rng: np.random.Generator) -> Things:
+    count = int(rng.integers(1, len(NUMBERS) + 1))
+    return Things(count, _any(rng, SIZES[:2]), _any(rng, tuple(COLOURS)), _any(rng, SHAPES))
 
 
-def _places(things: Things, box: tuple[int, int, int, int], rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Centres of the things: in cells of a grid, so that they never touch."""
-    left, top, right, bottom = box
-    columns = 2 if right - left <= bottom - top else (right - left) // (SIDE // 4)
-    width = (right - left) / columns
-    rows = max(1, round((bottom - top) / width))
-    height = (bottom - top) / rows
-    radius = RADII[things.size]
-    places = []
-    for cell in rng.permutation(columns * rows)[: things.count]:
-        slack_x, slack_y = width / 2 - radius - 1, height / 2 - radius - 1
-        x = left + (cell % columns + 0.5) * width + rng.uniform(-1, 1) * max(0.0, slack_x)
-        y = top + (cell // columns + 0.5) * height + rng.uniform(-1, 1) * max(0.0, slack_y)
-        places.append((float(x), float(y)))
-    return places
+def _hard_scene(rng: np.random.Generator) -> Scene:
+    number = 1 + int(np.searchsorted((0.1, 0.5), rng.random()))
+    things = [_hard_things(rng) for _ in range(number)]
+    relations = [_any(rng, RELATIONS) for _ in range(number - 1)]
+    if number == 3:  # the other two lie across, so that each has room
+        across = RELATIONS[2:] if relations[0] in RELATIONS[:2] else RELATIONS[:2]
+        relations[1] = _any(rng, across)
+    if number > 1 and rng.random() < 0.25:
+        relations[-1] = "inside"
+        things[-1] = replace(things[-1], count=1, size="huge", shape=_any(rng, HOLLOW))
+        if things[-2].written or things[-2].count > 1:
+            things[-2] = replace(things[-2], count=min(3, things[-2].count), size="small", texture="plain")
+    return Scene(tuple(things), tuple(relations), int(rng.integers(2**31)), hard=True)
 
 
-def _draw(draw: ImageDraw.ImageDraw, things: Things, x: float, y: float) -> None:
-    radius, colour = RADII[things.size] * _SCALE, COLOURS[things.colour]
-    box = (x - radius, y - radius, x + radius, y + radius)
-    if things.shape == "circle":
-        draw.ellipse(box, fill=colour)
-    elif things.shape == "ring":
-        draw.ellipse(box, outline=colour, width=round(0.35 * radius))
-    else:
-        draw.polygon([(x + radius * u, y + radius * v) for u, v in _outline(things.shape)], fill=colour)
-
-
-@lru_cache
-def _outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """Corners within the unit circle's square, y downwards."""
-    match shape:
-        case "square":
-            return ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85))
-        case "triangle":
-            return ((0, -1), (1, 0.8), (-1, 0.8))
-        case "diamond":
-            return ((0, -1), (0.75, 0), (0, 1), (-0.75, 0))
-        case "hexagon":
-            return _round([1.0] * 6)
-        case "star":
-            return _round([1.0, 0.42] * 5)
-        case "arrow":
-            return ((-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3))
-        case "cross":
-            arm = 0.32
-            corner = ((-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm))
-            return corner + tuple((-u, -v) for u, v in corner)
-        case "heart":
-            curve: list[tuple[float, float]] = []
-            for step in range(60):
-                t = 2 * math.pi * step / 60
-                v = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-                curve.append((math.sin(t) ** 3, -(v + 2.5) / 15))
-            return tuple(curve)
-    raise ValueError(f"no outline for a {shape}")
-
-
-def _round(radii: list[float]) -> tuple[tuple[float, float], ...]:
-    turn = 2 * math.pi / len(radii)
-    return tuple((r * math.sin(turn * number), -r * math.cos(turn * number)) for number, r in enumerate(radii))
+def _hard_things(rng: np.random.Generator) -> Things:
+    size, colour = _any(rng, SIZES[:2]), _any(rng, tuple(COLOURS))
+    if rng.random() < 0.15:
+        return Things(1, size, colour, _any(rng, WRITTEN))
+    texture = _any(rng, TEXTURES) if size == "large" and rng.random() < 0.8 else "plain"  # none that is too fine to see
+    return Things(int(rng.integers(1, len(NUMBERS) + 1)), size, colour, _any(rng, (*SHAPES, "frame")), texture)
 
 
 READER = Reader(lambda source: read_scenes(source.argument), argument="COUNT", family="scenes")

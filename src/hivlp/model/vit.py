@@ -88,9 +88,9 @@ class VisionTransformer(Tower):
     def forward(self, pixels: Tensor, layers: tuple[int, ...]) -> Features:
         """(B, 3, size, size) float -> layer -> (B, width) float."""
         states = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)
-        states = torch.cat([self.cls_token.expand(len(states), -1, -1), states], 1) + self.pos_embed
+        states = torch.cat([self.cls_token.expand(states.shape[0], -1, -1), states], 1) + self.pos_embed
         if self.reg_token is not None:  # between the class token and the patches, without positions
-            states = torch.cat([states[:, :1], self.reg_token.expand(len(states), -1, -1), states[:, 1:]], 1)
+            states = torch.cat([states[:, :1], self.reg_token.expand(states.shape[0], -1, -1), states[:, 1:]], 1)
         features: Features = {}
         for number, block in enumerate(self.blocks[: max(layers)], start=1):
             states = block(states)

@@ -134,6 +134,7 @@ class HierarchicalObjective(nn.Module):
                     if gradient is not None:
                         total += gradient
                 sums += torch.stack([loss.detach(), *values]).to(sums.dtype)
+                del scores, loss, values, found, gradient  # before the next block's are made beside them
         gather.total([*gradients, *found_for_leaves, sums])
         mean = [
             (len(sizes) * gradient[own]).to(vector.dtype) if len(sizes) > 1 else gradient.to(vector.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -32,9 +33,10 @@ class Block:
     biases: Mapping[str, Tensor]
     positives: Tensor
 
-    def logits(self, level: str) -> Tensor:
-        """(Q, N) scores times inverse temperature."""
-        return self.scales[level] * self.scores[level]
+    @cached_property
+    def logits(self) -> dict[str, Tensor]:
+        """Level -> (Q, N) scores times inverse temperature, which all terms of the block share."""
+        return {level: self.scales[level] * scores for level, scores in self.scores.items()}
 
     def of_positives(self, values: Tensor) -> Tensor:
         """(Q,) mean of a query's (Q, N) values over its positives."""
@@ -65,7 +67,7 @@ class InfoNCE:
 
     def __call__(self, block: Block) -> Tensor:
         """Scalar: the sum over the block's queries."""
-        logits = block.logits(self.level)
+        logits = block.logits[self.level]
         return (logits.logsumexp(1) - block.of_positives(logits)).sum()
 
 
@@ -81,7 +83,7 @@ class SigmoidContrastive:
 
     def __call__(self, block: Block) -> Tensor:
         """Scalar: the sum over the block's queries."""
-        logits = block.logits(self.level) + block.biases[self.level]
+        logits = block.logits[self.level] + block.biases[self.level]
         return -F.logsigmoid(torch.where(block.positives, logits, -logits)).sum()
 
 
@@ -99,8 +101,8 @@ class RankingDistillation:
 
     def __call__(self, block: Block) -> Tensor:
         """Scalar: the sum over the block's queries."""
-        target = block.logits(self.teacher).detach().log_softmax(1)
-        return F.kl_div(block.logits(self.level).log_softmax(1), target, reduction="sum", log_target=True)
+        target = block.logits[self.teacher].detach().log_softmax(1)
+        return F.kl_div(block.logits[self.level].log_softmax(1), target, reduction="sum", log_target=True)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class HardNegatives:
         """Scalar: the sum over the block's queries."""
         mined = block.scores[self.miner].detach().masked_fill(block.positives, -torch.inf)
         values, columns = mined.topk(min(self.count, mined.shape[1]), dim=1)
-        logits = block.logits(self.level)
+        logits = block.logits[self.level]
         wrong = logits.gather(1, columns).masked_fill(values.isneginf(), -torch.inf)
         if bool(values[:, 0].isneginf().any()):  # a query whose every candidate is right has nothing to learn
             wrong = torch.cat([wrong, torch.full_like(wrong[:, :1], torch.finfo(wrong.dtype).min)], 1)

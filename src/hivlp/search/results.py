@@ -61,6 +61,9 @@ class Unmade(Protocol):
 
     def __len__(self) -> int: ...
 
+    def ids(self) -> list[int]:
+        """Their ids, best first."""
+
     def make(self) -> list[Hit]:
         """The hits, best first; equal ones however often they are made."""
 
@@ -96,6 +99,14 @@ class SearchResult(Sequence[Hit]):
         if not isinstance(hits, list):
             hits = self._hits = hits.make()
         return hits
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids of the hits, best first: all that a caller needs who keeps paths and metadata elsewhere.
+
+        They take less than half of the time that whole hits take.
+        """
+        return [hit.id for hit in self._hits] if isinstance(self._hits, list) else self._hits.ids()
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -160,4 +171,4 @@ class SearchResult(Sequence[Hit]):
 
 def _printable(path: str) -> str:
     """A name that is no text is shown escaped: a JSON response must be UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")

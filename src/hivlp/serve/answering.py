@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import defaultdict
@@ -22,6 +21,7 @@ from hivlp.serve.browsing import Browsing
 from hivlp.serve.metrics import Metrics
 from hivlp.serve.models import SearchRequest, Term
 from hivlp.serve.parameters import bound
+from hivlp.serve.replies import encoded_json
 from hivlp.serve.served import Served
 from hivlp.serve.vectors import numbers
 
@@ -260,15 +260,11 @@ class Answerer:
 def hit_json(served: Served, hit: Hit) -> dict[str, Any]:
     """A hit as ``hivlp search --json`` prints it, with what a page needs to show it."""
     metadata, place = hit.metadata, f"/indexes/{served.name}/items/{hit.id}"
-    return {
-        **hit.to_json(),
-        "metadata": metadata,
-        "width": metadata.get("width"),
-        "height": metadata.get("height"),
-        "taken": metadata.get("taken"),
-        "thumbnail": f"{place}/thumbnail",
-        "original": f"{place}/original",
-    }
+    told = hit.to_json()
+    told["metadata"] = metadata
+    told["width"], told["height"], told["taken"] = map(metadata.get, ("width", "height", "taken"))
+    told["thumbnail"], told["original"] = f"{place}/thumbnail", f"{place}/original"
+    return told
 
 
 def inspected(search: Search, query: dict[str, Any], where: str | None) -> list[dict[str, Any]]:
@@ -290,14 +286,3 @@ def inspected(search: Search, query: dict[str, Any], where: str | None) -> list[
         before = {hit.id: rank for rank, hit in enumerate(ordered, start=1)}
         stages.append({"name": level.name, "ranks": ranks})
     return stages
-
-
-_ENCODER = msgspec.json.Encoder()
-
-
-def encoded_json(value: Any) -> bytes:
-    """A value as JSON; texts that are no text (half a surrogate pair, as stored metadata may hold) escaped."""
-    try:
-        return _ENCODER.encode(value)
-    except (UnicodeEncodeError, TypeError, OverflowError):
-        return json.dumps(value, default=str).encode()

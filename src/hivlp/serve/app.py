@@ -16,17 +16,16 @@ from starlette.types import Receive, Scope, Send
 import hivlp
 from hivlp.index import Index
 from hivlp.serve import changing, embedding, items, searching
-from hivlp.serve.answering import encoded_json
 from hivlp.serve.asking import service_of
 from hivlp.serve.errors import not_found
 from hivlp.serve.guard import Guard
 from hivlp.serve.metrics import MEDIA_TYPE
 from hivlp.serve.models import K_MOST
 from hivlp.serve.openapi import description
+from hivlp.serve.replies import encoded_json, json_reply
 from hivlp.serve.service import Service
 from hivlp.serve.settings import Settings
 
-JSON = "application/json"
 PAGE = Path(__file__).parent / "page"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -124,14 +123,14 @@ async def page(_: Request) -> Response:
 
 async def healthy(_: Request) -> Response:
     """``GET /healthz``: the service runs."""
-    return Response(b'{"status":"ok"}', media_type=JSON)
+    return json_reply(b'{"status":"ok"}')
 
 
 async def ready(request: Request) -> Response:
     """``GET /readyz``: the models are loaded."""
     if service_of(request).ready:
-        return Response(b'{"status":"ready"}', media_type=JSON)
-    return Response(b'{"status":"loading"}', 503, media_type=JSON)
+        return json_reply(b'{"status":"ready"}')
+    return json_reply(b'{"status":"loading"}', 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -153,12 +152,12 @@ async def state(request: Request) -> Response:
             }
         )
 
-    return Response(await items.in_thread(request, told), media_type=JSON)
+    return json_reply(await items.in_thread(request, told))
 
 
 async def openapi(_: Request) -> Response:
     """``GET /openapi.json``: every route, described."""
-    return Response(encoded_json(description()), media_type=JSON)
+    return json_reply(description())
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:

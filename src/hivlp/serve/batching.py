@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
-from hivlp.serve.errors import busy
+from hivlp.serve.errors import RequestError, busy
 from hivlp.serve.metrics import Metrics
 
 T = TypeVar("T")
@@ -60,15 +60,24 @@ class Batcher(Generic[T, R]):
         Raises:
             RequestError: if too many wait already.
         """
-        if len(self._waiting) >= self._room:
-            self._metrics.refused.add(self.name)
-            raise busy(f"{self._room} {self.name} are waiting already: ask again in a moment")
+        if self.is_full:
+            raise self.refusal()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
         self._waiting.append(_Waiting(task, answer, time.perf_counter()))
         if self._free:
             self._start(loop)
         return await answer
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may wait."""
+        return len(self._waiting) >= self._room
+
+    def refusal(self) -> RequestError:
+        """What one is told that comes while it is full; it is counted."""
+        self._metrics.refused.add(self.name)
+        return busy(f"{self._room} {self.name} are waiting already: ask again in a moment")
 
     @property
     def waiting(self) -> int:

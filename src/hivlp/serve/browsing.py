@@ -70,8 +70,6 @@ class Browsing:
         rows, (taken, ids) = reader.column_values(["metadata ->> '$.taken'", "id"], 0, reader.state.rows)
         wanted = np.isin(rows, np.array(passing, np.int64))
         if not missing:
-            wanted &= ~np.isin(rows, np.array(list(reader.missing_rows()), np.int64))
-        if not missing:
             wanted &= ~np.isin(rows, np.array(reader.missing_rows(), np.int64))
         dates = np.array([date if isinstance(date, bytes) else b"" for date in taken], "S32")[wanted]
         rows, numbers = rows[wanted], np.array(ids, np.int64)[wanted]

@@ -14,15 +14,14 @@ from starlette.responses import Response, StreamingResponse
 
 from hivlp.data.kinds import PICTURE_SUFFIXES, kind_of_content
 from hivlp.files.scratch import write_whole
-from hivlp.serve.answering import encoded_json
 from hivlp.serve.asking import decoded, index_of, is_form, read_form, read_json, service_of
 from hivlp.serve.errors import RequestError, bad_request, forbidden, not_found
 from hivlp.serve.items import in_thread
 from hivlp.serve.models import Ids, NewItems, NewJob, Uploads, decoder
 from hivlp.serve.originals import MEDIA_TYPES, beneath
+from hivlp.serve.replies import json_reply
 from hivlp.serve.served import Served
 
-JSON = "application/json"
 SUFFIXES = {"JPEG": ".jpg", "JPEG XL": ".jxl", "RAW": ".dng", "video": ".mp4", "TIFF": ".tif"}
 ITEMS, JOBS, IDS, UPLOADS = decoder(NewItems), decoder(NewJob), decoder(Ids), decoder(Uploads)
 
@@ -49,9 +48,9 @@ async def add_items(request: Request) -> Response:
             raise bad_request("give either paths or vectors")
         if wanted.vectors:
             vectors = [msgspec.structs.asdict(vector) for vector in wanted.vectors]
-            return Response(encoded_json(await writer.change("vectors", vectors=vectors)), media_type=JSON)
+            return json_reply(await writer.change("vectors", vectors=vectors))
         paths = await in_thread(request, allowed_paths, served, wanted.paths)
-        return Response(encoded_json(await writer.change("add", paths=paths)), media_type=JSON)
+        return json_reply(await writer.change("add", paths=paths))
     asked, files, names = await read_form(request)
     told = decoded(asked, UPLOADS)
     if not files:
@@ -60,7 +59,7 @@ async def add_items(request: Request) -> Response:
     captions = {places[part]: told.captions[name] for part, name in names.items() if name in told.captions}
     metadata = {places[part]: told.metadata[name] for part, name in names.items() if name in told.metadata}
     result = await writer.change("add", paths=list(places.values()), captions=captions, metadata=metadata)
-    return Response(encoded_json(result), media_type=JSON)
+    return json_reply(result)
 
 
 def _stored(served: Served, data: bytes, name: str) -> str:
@@ -118,7 +117,7 @@ async def _removed(request: Request, ids: list[int]) -> Response:
 
     if missing := await in_thread(request, unknown):
         raise not_found(f"{served.name} has no item {missing[0]}")
-    return Response(encoded_json(await service_of(request).writer(served).change("remove", ids=ids)), media_type=JSON)
+    return json_reply(await service_of(request).writer(served).change("remove", ids=ids))
 
 
 async def add_job(request: Request) -> Response:
@@ -129,19 +128,19 @@ async def add_job(request: Request) -> Response:
         raise bad_request(f"{served.name} holds given vectors: folders of pictures cannot be added to it")
     paths = await in_thread(request, allowed_paths, served, wanted.paths)
     job = service_of(request).jobs(served).add(paths, prune=wanted.prune)
-    return Response(encoded_json(job.to_json()), 201, media_type=JSON)
+    return json_reply(job.to_json(), 201)
 
 
 async def list_jobs(request: Request) -> Response:
     """``GET /jobs``."""
     jobs = service_of(request).jobs(index_of(request)).all()
-    return Response(encoded_json({"jobs": [job.to_json() for job in jobs]}), media_type=JSON)
+    return json_reply({"jobs": [job.to_json() for job in jobs]})
 
 
 async def get_job(request: Request) -> Response:
     """``GET /jobs/{job}``."""
     job = service_of(request).jobs(index_of(request)).get(request.path_params["job"])
-    return Response(encoded_json(job.to_json()), media_type=JSON)
+    return json_reply(job.to_json())
 
 
 async def job_events(request: Request) -> Response:
@@ -154,4 +153,4 @@ async def steer_job(request: Request) -> Response:
     """``POST /jobs/{job}/pause``, ``resume`` and ``cancel``."""
     jobs = service_of(request).jobs(changed_index(request))
     job = await jobs.steer(jobs.get(request.path_params["job"]), request.url.path.rpartition("/")[2])
-    return Response(encoded_json(job.to_json()), media_type=JSON)
+    return json_reply(job.to_json())

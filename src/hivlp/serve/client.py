@@ -16,10 +16,11 @@ from hivlp.errors import HivlpError, QueryError
 from hivlp.index.mixing import Mix
 from hivlp.levels import Vectors
 from hivlp.search.results import Duplicate, Hit, SearchResult
+from hivlp.serve.replies import JSON
 from hivlp.serve.vectors import as_base64, numbers
 
 SECONDS = 60.0
-_ENCODED: dict[str, str] = {"content-type": "application/json"}
+_ENCODED: dict[str, str] = {"content-type": JSON}
 
 
 class ServiceError(HivlpError):

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hivlp.levels import Level, Vectors
-from hivlp.serve.answering import encoded_json
 from hivlp.serve.asking import picture_of, read_json, service_of
 from hivlp.serve.errors import bad_request, not_found
 from hivlp.serve.models import MOST_TEXT, EmbeddingsRequest, decoder
+from hivlp.serve.replies import json_reply
 from hivlp.serve.served import Served
 from hivlp.serve.service import Said, Seen, Service
 from hivlp.serve.vectors import as_base64
@@ -51,7 +51,7 @@ async def embeddings(request: Request) -> Response:
         "model": served.index.store.about.model,
         "usage": {"prompt_tokens": 0, "total_tokens": 0},
     }
-    return Response(encoded_json(answer), media_type="application/json")
+    return json_reply(answer)
 
 
 def _served(service: Service, model: str | None) -> Served:

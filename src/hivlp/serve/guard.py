@@ -11,11 +11,12 @@ import time
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hivlp.serve.errors import RequestError, as_request_error, error_body
+from hivlp.serve.replies import JSON
 from hivlp.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,9 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "x-frame-options": "DENY",
+    "cache-control": "no-store",
 }
+_ENCODED = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 OPEN = ("/healthz", "/readyz", "/")
 """Paths that tell nothing, for which no token is needed; the page's own files are others."""
 COOKIE = "hivlp"
@@ -69,14 +72,13 @@ class Guard:
             nonlocal status, begun
             if message["type"] == "http.response.start":
                 begun, status = True, message["status"]
-                own = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    own.setdefault(name, value)
-                own.setdefault("cache-control", "no-store")
+                told = message["headers"] = list(message.get("headers", ()))
+                given = {name.lower() for name, _ in told}
                 if origin is not None and origin in self._settings.origins:
-                    own["access-control-allow-origin"] = origin
-                    own["cross-origin-resource-policy"] = "cross-origin"
-                    own.add_vary_header("origin")
+                    allowed = _allowed(origin)
+                    given |= {name for name, _ in allowed}
+                    told += allowed
+                told += [each for each in _ENCODED if each[0] not in given]
             await send(message)
 
         try:
@@ -188,6 +190,15 @@ def _same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), wanted.encode())
 
 
+def _allowed(origin: str) -> list[tuple[bytes, bytes]]:
+    """Headers that let the page of another origin read the answer."""
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"cross-origin-resource-policy", b"cross-origin"),
+        (b"vary", b"origin"),
+    ]
+
+
 def _cookie(token: str) -> str:
     """What a browser keeps instead of the token."""
     return hashlib.sha256(b"hivlp page\0" + token.encode()).hexdigest()
@@ -218,7 +229,7 @@ def _limited(receive: Receive, most: int) -> Receive:
 
 async def _tell(send: Send, error: RequestError) -> None:
     body = error_body(error)
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    headers = {"content-type": JSON, "content-length": str(len(body)), **error.headers}
     await _send(send, error.status, headers, body)
 
 

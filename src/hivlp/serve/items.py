@@ -13,16 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from hivlp.search.results import Hit
-from hivlp.serve.answering import encoded_json, hit_json
+from hivlp.serve.answering import hit_json
 from hivlp.serve.asking import index_of, number, service_of
 from hivlp.serve.errors import RequestError, bad_request, not_found
 from hivlp.serve.originals import Original, open_original
+from hivlp.serve.replies import encoded_json, json_reply
 from hivlp.serve.served import Served
 from hivlp.serve.thumbnails import etag, side_for
 from hivlp.store.records import Item
 
 T = TypeVar("T")
-JSON = "application/json"
 BLOCK = 1 << 18
 LAST_ID = (1 << 63) - 1
 VALUES = 50
@@ -44,7 +44,7 @@ async def list_items(request: Request) -> Response:
     where = request.query_params.get("where")
     if where is not None and len(where) > 20_000:
         raise bad_request("where is too long")
-    return Response(await in_thread(request, _listed, served, after, limit, where), media_type=JSON)
+    return json_reply(await in_thread(request, _listed, served, after, limit, where))
 
 
 def _listed(served: Served, after: int, limit: int, where: str | None) -> bytes:
@@ -63,7 +63,7 @@ async def get_item(request: Request) -> Response:
     """``GET /items/{id}``."""
     served = index_of(request)
     item = await in_thread(request, _item, request)
-    return Response(encoded_json(item_json(served, item)), media_type=JSON)
+    return json_reply(item_json(served, item))
 
 
 def _item(request: Request) -> Item:
@@ -155,7 +155,7 @@ async def _blocks(opened: Original, start: int, end: int) -> AsyncIterator[bytes
 async def fields(request: Request) -> Response:
     """``GET /fields``."""
     served = index_of(request)
-    return Response(await in_thread(request, _fields, served), media_type=JSON)
+    return json_reply(await in_thread(request, _fields, served))
 
 
 def _fields(served: Served) -> bytes:
@@ -185,7 +185,7 @@ async def collection_map(request: Request) -> Response:
     """``GET /map``: positions of all items in two dimensions; 202 while they are worked out."""
     made = await in_thread(request, service_of(request).maps.of, index_of(request).index)
     if made is None:
-        return Response(b'{"status":"computing"}', 202, media_type=JSON)
+        return json_reply(b'{"status":"computing"}', 202)
     return Response(made, media_type="application/octet-stream")
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 import hivlp
 from hivlp.serve.models import EmbeddingsRequest, Ids, NewItems, NewJob, SearchRequest
+from hivlp.serve.replies import JSON
 
 ERRORS = {
     400: "The request makes no sense.",
@@ -117,11 +118,11 @@ def _operation(
     parameters: list[dict[str, Any]] | None = None,
     *,
     body: dict[str, Any] | None = None,
-    kind: str = "application/json",
+    kind: str = JSON,
     also: dict[int, str] | None = None,
 ) -> dict[str, Any]:
-    schema = {"type": "object"} if kind == "application/json" else {}
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    schema = {"type": "object"} if kind == JSON else {}
+    error = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: dict[str, Any] = {"200": {"description": summary, "content": {kind: {"schema": schema}}}}
     responses |= {str(status): {"description": text} for status, text in (also or {}).items()}
     responses |= {str(status): {"description": text, "content": error} for status, text in ERRORS.items()}
@@ -134,7 +135,7 @@ def _operation(
 def _body(schema: str, examples: dict[str, Any]) -> dict[str, Any]:
     told = {name: {"value": value} for name, value in examples.items()}
     content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": told}
-    return {"required": True, "content": {"application/json": content}}
+    return {"required": True, "content": {JSON: content}}
 
 
 def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:

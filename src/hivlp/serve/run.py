@@ -15,6 +15,7 @@ from hivlp.errors import ArgumentError
 from hivlp.index import Index
 from hivlp.serve.app import create_app
 from hivlp.serve.guard import Guard
+from hivlp.serve.refusing import http_protocol
 from hivlp.serve.settings import Settings
 from hivlp.serve.tracing import traced
 
@@ -48,6 +49,7 @@ def serve(
         traced(app),
         host=host,
         port=port,
+        http=http_protocol(),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -11,10 +11,10 @@ from hivlp.serve.answering import Search
 from hivlp.serve.asking import decoded, index_of, is_form, picture_of, read_form, read_json, service_of
 from hivlp.serve.errors import bad_request
 from hivlp.serve.models import SearchRequest, decoder
+from hivlp.serve.replies import json_reply
 from hivlp.serve.served import Served
 from hivlp.serve.service import Seen, Service
 
-JSON = "application/json"
 SEARCHES = decoder(SearchRequest)
 
 
@@ -28,7 +28,7 @@ async def search(request: Request) -> Response:
     else:
         wanted = await read_json(request, SEARCHES)
     pictures = await _pictures(service, served, wanted, files) if isinstance(wanted.query, list) else {}
-    return Response(await service.search(served, Search(served, wanted, pictures)), media_type=JSON)
+    return json_reply(await service.search(served, Search(served, wanted, pictures)))
 
 
 async def _pictures(service: Service, served: Served, wanted: SearchRequest, files: dict[str, bytes]) -> dict[int, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from hivlp.encode.stream import default_workers
 
 MIB = 1 << 20
 
@@ -55,10 +56,10 @@ class Settings:
 
     @property
     def search_threads(self) -> int:
-        """Threads that search: as many as were asked for, or one a core, eight at most."""
-        return self.threads or min(8, os.cpu_count() or 1)
+        """Threads that search: as many as were asked for, or one a core that may be used, eight at most."""
+        return self.threads or min(8, default_workers())
 
     @property
     def decoder_processes(self) -> int:
-        """Processes that decode: as many as were asked for, or one a core, four at most."""
-        return self.decoders or min(4, os.cpu_count() or 1)
+        """Processes that decode: as many as were asked for, or one a core that may be used, four at most."""
+        return self.decoders or min(4, default_workers())

@@ -15,12 +15,12 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hivlp.errors import DamagedIndexError, IndexFolderError
 from hivlp.store import schema
 from hivlp.store.changes import ChangeCounter
 from hivlp.store.names import composed
-from hivlp.store.records import About
 from hivlp.store.schema import record_crc
 
 FILE = "items.db"
@@ -60,8 +60,8 @@ def connect(file: Path) -> sqlite3.Connection:
     return db
 
 
-def check_own(folder: Path, db: sqlite3.Connection) -> About:
-    """What an index was made with, once nothing is against opening it.
+def check_own(folder: Path, db: sqlite3.Connection) -> dict[str, Any]:
+    """The table ``meta`` of an index, once nothing is against opening it.
 
     Raises:
         IndexFolderError: if it is of another format.
@@ -77,11 +77,11 @@ def check_own(folder: Path, db: sqlite3.Connection) -> About:
         )
     if meta.get("format") not in schema.FORMATS:
         raise IndexFolderError(
-            f"{folder} has index format {meta.get('format')}, this hivlp reads {schema.CODEC_FORMAT}: upgrade"
+            f"{folder} has index format {meta.get('format')}, this hivlp reads {schema.FORMATS[-1]}: upgrade"
         )
     if not schema.meta_is_whole(db):
         raise ValueError(META_DAMAGED)
-    return About.of(meta)
+    return meta
 
 
 def passing(error: Exception) -> bool:

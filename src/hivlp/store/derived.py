@@ -53,7 +53,7 @@ def keep_payloads(store: Store, least: int = payloads.LEAST_ROWS) -> bool:
     """
 
     def write(writer: Writer) -> None:
-        writer.note_payloads(payloads.save(store.path, writer.reader.all_shown(), writer.reader.state))
+        writer.note_payloads(payloads.save(store.path, writer.reader.all_shown(), writer.reader.state, store.paths))
 
     def is_due(state: State) -> bool:
         small = state.rows < least and state.payloads is None

@@ -23,8 +23,9 @@ from hivlp.store.database import FILE, META_DAMAGED, WRITE_CACHE_KIB, Connection
 from hivlp.store.fields.declared import Field, joined
 from hivlp.store.lookup import AT_ONCE, Shown, look_up
 from hivlp.store.names import each_item
+from hivlp.store.path_codec import PathCodec
 from hivlp.store.reader import Reader, Views
-from hivlp.store.records import Item, NewItem, Stamp
+from hivlp.store.records import About, Item, NewItem, Stamp
 from hivlp.store.vectors import Rows, drop_old_files
 from hivlp.store.writer import Writer
 
@@ -41,6 +42,7 @@ class Store:
         path: of the folder.
         about: what the index was made with.
         levels: coarse to fine.
+        paths: how the catalog spells paths.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +63,8 @@ class Store:
             raise DamagedIndexError(f"{file} is damaged: it is shorter than a database's header") from error
         try:
             with self._connections.borrow() as db:
-                self.about = check_own(path, db)
+                meta = check_own(path, db)
+                self.about = About.of(meta)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             self._connections.close()
             if passing(error):
@@ -71,6 +74,8 @@ class Store:
             self._connections.close()
             raise
         self.levels: tuple[Level, ...] = self.about.levels
+        is_relative = meta["format"] == str(schema.RELATIVE_FORMAT)
+        self.paths = PathCodec.beside(self.path) if is_relative else PathCodec()
         self._views = Views()
         self._turn = threading.RLock()
         self._lock = FileLock(self.path / LOCK, thread_local=False)
@@ -120,7 +125,7 @@ class Store:
                 self._connections.check_place()
                 db.execute("BEGIN")
                 try:
-                    self._mine.reader = Reader(self.path, db, self.about, self._views)
+                    self._mine.reader = self._reader(db)
                     yield self._mine.reader
                 finally:
                     self._mine.reader = None
@@ -176,7 +181,7 @@ class Store:
                 if not schema.meta_is_whole(db):  # a new checksum must not vouch for what was damaged before
                     raise DamagedIndexError(f"{self.path / FILE} is damaged: {META_DAMAGED}")
                 schema.part_hashes(db)
-                writer = Writer(Reader(self.path, db, self.about, self._views), db)
+                writer = Writer(self._reader(db), db)
                 # A compaction that was killed may have left some.
                 drop_old_files(self.path, self.levels, writer.reader.state)
                 if upgrade and not writer.reader.state.has_checksums:
@@ -277,6 +282,15 @@ class Store:
                 with self.changing() as writer:
                     writer.declare(fields)
 
+    def respell(self) -> None:
+        """Spell paths as a relative index does that lie beside it only since it was moved there without them."""
+        with self.writer():
+            with self.reading() as reader:
+                moves = reader.misspelled()
+            if moves:
+                with self.changing() as writer:
+                    writer.respell(moves)
+
     def drop_old_files(self) -> None:
         """Remove vector files of other generations than the last commit's; for the only writer."""
         with self.reading() as reader:
@@ -302,7 +316,7 @@ class Store:
         try:
             with self._connections.borrow() as db:
                 for start in range(0, len(rows), AT_ONCE) if rows else (0,):
-                    part = look_up(db, rows[start : start + AT_ONCE])
+                    part = look_up(db, rows[start : start + AT_ONCE], self.paths)
                     if part is None or part[0] != str(commits):
                         return None
                     found.update(part[1])
@@ -334,6 +348,9 @@ class Store:
             return reader.info()
 
     # Inside.
+
+    def _reader(self, db: sqlite3.Connection) -> Reader:
+        return Reader(self.path, db, self.about, self.paths, self._views)
 
     def _tidy(self) -> None:
         """Remove what processes that died have left, and finish what they began; for the only writer."""

@@ -16,16 +16,17 @@ from hivlp.errors import DamagedIndexError
 from hivlp.store import schema
 from hivlp.store.codec import Checksums, row_checksums
 from hivlp.store.database import META_DAMAGED
+from hivlp.store.path_codec import PathCodec
 from hivlp.store.records import Item, State
-from hivlp.store.schema import BLOCK, ITEM, LOST, ItemRecord, LostRecord, record_crc, unpack_path
+from hivlp.store.schema import BLOCK, ITEM, LOST, ItemRecord, LostRecord, record_crc
 from hivlp.store.vectors import VectorFile
 
 
 class Integrity:
     """What can be checked of one commit; the part of :class:`hivlp.store.reader.Reader` that looks for damage."""
 
-    def __init__(self, db: sqlite3.Connection, state: State) -> None:
-        self._db, self._state = db, state
+    def __init__(self, db: sqlite3.Connection, state: State, paths: PathCodec) -> None:
+        self._db, self._state, self._paths = db, state, paths
 
     def faults(self) -> list[str]:
         """What SQLite's own check, and a look at the file's length and the tables' definitions, find wrong."""
@@ -53,7 +54,7 @@ class Integrity:
             column = "crc" if self._state.has_checksums else "NULL"
             for *values, crc in self._db.execute(f"SELECT {ITEM}, {column} FROM items ORDER BY id"):
                 whole = not self._state.has_checksums or crc == record_crc(*values)
-                yield ItemRecord._make(values), whole and _makes_sense(values)
+                yield ItemRecord._make(values), whole and self._makes_sense(values)
 
     def damaged_item(self) -> int | None:
         """The id of an item whose record is not as it was written, if there is one."""
@@ -66,7 +67,11 @@ class Integrity:
         """The path of an item, whatever state its record is in."""
         with self._lenient():
             found = self._db.execute("SELECT path FROM items WHERE id = ?", (item_id,)).fetchone()
-        return "?" if found is None else shown_path(found[0])
+        return "?" if found is None else self.shown_path(found[0])
+
+    def shown_path(self, value: Any) -> str:
+        """A path for people, whatever a damaged record holds in its place."""
+        return self._paths.shown(value if isinstance(value, (str, bytes)) else repr(value))
 
     def lost_count(self) -> int:
         """Number of items set aside because their vectors are damaged."""
@@ -80,8 +85,12 @@ class Integrity:
             with self._lenient():
                 for *values, crc in self._db.execute(f"SELECT {LOST}, crc FROM lost ORDER BY id"):
                     record = LostRecord._make(values)
-                    if crc == record_crc(*record):
-                        whole.append((record.id, unpack_path(record.path)))
+                    try:
+                        path = self._paths.decode(record.path)
+                    except ValueError:
+                        path = None
+                    if path is not None and crc == record_crc(*record):
+                        whole.append((record.id, path))
                     else:
                         damaged.append(record.id)
         return whole, damaged
@@ -156,15 +165,9 @@ class Integrity:
         finally:
             self._db.text_factory = str
 
-
-def shown_path(value: Any) -> str:
-    """A path for people, whatever a damaged record holds in its place."""
-    return unpack_path(value if isinstance(value, (str, bytes)) else repr(value))
-
-
-def _makes_sense(values: list[Any]) -> bool:
-    try:
-        Item.of(values)
-    except ValueError:
-        return False
-    return True
+    def _makes_sense(self, values: list[Any]) -> bool:
+        try:
+            Item.of(values, self._paths)
+        except ValueError:
+            return False
+        return True

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Any, NamedTuple
 
-from hivlp.store.schema import unpack_path
+from hivlp.store.path_codec import PathCodec
 
 decode = json.JSONDecoder().raw_decode
 AT_ONCE = 1000
@@ -56,25 +56,26 @@ class Shown(NamedTuple):
         return known
 
     @classmethod
-    def of(cls, item_id: int, path: str | bytes, caption: str | None, text: str) -> Shown:
-        """From the columns of a record, whoever wrote it.
+    def of(cls, item_id: int, path: str | bytes, caption: str | None, text: str, paths: PathCodec) -> Shown:
+        """From the columns of a record, whoever wrote it, and the codec of its path.
 
         Raises:
             ValueError: if a value is none that it can have.
         """
         if not (isinstance(path, (str, bytes)) and isinstance(caption, (str, NoneType))):
             raise ValueError("a value is of another kind")
-        shown = cls(item_id, unpack_path(path), caption, text)
+        shown = cls(item_id, paths.decode(path), caption, text)
         shown.metadata  # noqa: B018  (raises)
         return shown
 
 
-def look_up(db: sqlite3.Connection, rows: Sequence[int]) -> tuple[str, dict[int, Shown]] | None:
+def look_up(db: sqlite3.Connection, rows: Sequence[int], paths: PathCodec) -> tuple[str, dict[int, Shown]] | None:
     """The items in some rows, and the number of the commit that they are of.
 
     Args:
         db: a connection outside any transaction.
         rows: at most :data:`AT_ONCE`.
+        paths: how the catalog spells paths.
 
     Returns:
         The commit number as the table ``meta`` spells it, and what each row shows; None if an item is missing, or not
@@ -84,7 +85,8 @@ def look_up(db: sqlite3.Connection, rows: Sequence[int]) -> tuple[str, dict[int,
         commits, listed = db.execute(SELECT, (json.dumps(rows),)).fetchone()
         found = {}
         for row, item_id, path, is_bytes, caption, metadata in json.loads(listed):
-            found[row] = Shown.of(item_id, bytes.fromhex(path) if is_bytes else path, caption, metadata)
+            spelled = bytes.fromhex(path) if is_bytes else path
+            found[row] = Shown.of(item_id, spelled, caption, metadata, paths)
     except (sqlite3.OperationalError, ValueError, TypeError):
         return None
     return (commits, found) if len(found) == len(rows) else None

@@ -38,6 +38,7 @@ def merge(store: Store, other: Path | str, on_progress: Progress | None = None) 
         added = seen = last = 0
         total = len(source)
         with store.writer():
+            store.respell()
             while True:
                 with source.reading() as theirs:
                     chunk = list(theirs.all_items(after=last, limit=CHUNK))

@@ -75,7 +75,7 @@ def places(path: str) -> list[str]:
         ArgumentError: if it is no path.
     """
     try:
-        named = isinstance(path, str) and b"\0" not in os.fsencode(path)
+        named = isinstance(path, str) and path != "" and b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
         named = False
     if not named:

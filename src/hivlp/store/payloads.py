@@ -9,8 +9,8 @@ damaged is looked up in the catalog instead.
 
 Layout, all numbers little-endian: :data:`MAGIC`; for each row where its record begins, from the start of the file
 (uint64), and the record's CRC-32, begun with the row (uint32); where the last record ends (uint64); the records. A
-record is what a row shows as JSON, in UTF-8: an array of id, path, caption, and metadata as the catalog has it. A row
-without an item has an empty one.
+record is what a row shows as JSON, in UTF-8: an array of id, path, caption and metadata, as the catalog spells
+them. A row without an item has an empty one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 
 from hivlp.files.scratch import sync_folder
 from hivlp.store.lookup import Shown, decode
+from hivlp.store.path_codec import PathCodec
 from hivlp.store.records import PayloadFile, State
 
 NAME = "payloads"
@@ -56,12 +57,13 @@ BUFFER = 1 << 20
 class Payloads:
     """Payload file, memory-mapped, for any number of threads."""
 
-    def __init__(self, path: Path, rows: int) -> None:
+    def __init__(self, path: Path, rows: int, paths: PathCodec) -> None:
         """Open a file.
 
         Args:
             path: of the file.
             rows: that it knows.
+            paths: how the catalog, and the file, spell the paths of items.
 
         Raises:
             OSError: if it cannot be opened.
@@ -69,7 +71,7 @@ class Payloads:
         """
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        size, self.rows = len(self._map), rows
+        size, self.rows, self._paths = len(self._map), rows, paths
         end = len(MAGIC) + TABLE.itemsize * rows
         if self._map[: len(MAGIC)] != MAGIC or self._map[end : end + 8] != size.to_bytes(8, "little"):
             raise ValueError(f"{path.name} is none, or of another length than it says")
@@ -86,6 +88,19 @@ class Payloads:
         Raises:
             ValueError: if a record with a right checksum is none.
         """
+        records = self._records(rows)
+        return None if records is None else self.columns(records)
+
+    def ids(self, rows: Iterable[int]) -> list[int] | None:
+        """Ids of the items in some rows; None unless all are here, and as they were written.
+
+        Raises:
+            ValueError: if a record with a right checksum is none.
+        """
+        records = self._records(rows)
+        return None if records is None else [int(record[1 : record.index(b",")]) for record in records]
+
+    def _records(self, rows: Iterable[int]) -> list[bytes] | None:
         records, among, entry, first, step = [], self._map, ENTRY.unpack_from, len(MAGIC), TABLE.itemsize
         for row in rows:  # :meth:`record`, in half the time
             if row >= self.rows:
@@ -95,11 +110,22 @@ class Payloads:
             if not record or crc32(record, row & LOW) != crc:
                 return None
             records.append(record)
-        return columns(records)
+        return records
+
+    def columns(self, records: Sequence[bytes]) -> Columns:
+        """What records of this file say.
+
+        Raises:
+            ValueError: if one is none.
+        """
+        ids, paths, captions, metadata = columns(records)
+        if self._paths.base is not None:
+            paths = list(map(self._paths.decode, paths))
+        return ids, paths, captions, metadata
 
 
 def columns(records: Sequence[bytes]) -> Columns:
-    """What records say, decoded together, which takes a third of the time.
+    """What records say, paths as they are spelled, decoded together, which takes a third of the time.
 
     Raises:
         ValueError: if one is none.
@@ -117,13 +143,14 @@ def columns(records: Sequence[bytes]) -> Columns:
     return ids, paths, captions, metadata
 
 
-def save(folder: Path, shown: Iterable[tuple[int, Shown]], state: State) -> PayloadFile:
+def save(folder: Path, shown: Iterable[tuple[int, Shown]], state: State, paths: PathCodec) -> PayloadFile:
     """Write the payload file of a commit into the index folder, beside the one that is there.
 
     Args:
         folder: of the index.
         shown: row, and what it shows, of each item of the commit, by row.
         state: of the commit.
+        paths: how the catalog spells paths.
 
     Returns:
         What the catalog must say of it.
@@ -139,7 +166,7 @@ def save(folder: Path, shown: Iterable[tuple[int, Shown]], state: State) -> Payl
         with place.open("xb", buffering=BUFFER) as file:
             file.seek(header)
             for row, each in shown:
-                record = _record(each)
+                record = _record(each, paths)
                 lengths[row + 1], table["crc"][row] = len(record), crc32(record, row & LOW)
                 file.write(record)
             ends = header + np.cumsum(lengths)
@@ -156,13 +183,13 @@ def save(folder: Path, shown: Iterable[tuple[int, Shown]], state: State) -> Payl
     return made
 
 
-def open_payloads(folder: Path, state: State) -> Payloads | None:
+def open_payloads(folder: Path, state: State, paths: PathCodec) -> Payloads | None:
     """The payload file of a commit; None if there is none, or it is not what the catalog says."""
     made = state.payloads
     if made is None or made.generation != state.generation or made.rows > state.rows:
         return None
     try:
-        return Payloads(folder / made.name, made.rows)
+        return Payloads(folder / made.name, made.rows, paths)
     except (OSError, ValueError):
         return None
 
@@ -178,31 +205,32 @@ def are_due(folder: Path, state: State) -> bool:
     """Whether a commit needs a payload file, another one than there is, or one that knows what came since."""
     if not state.has_checksums:
         return False
-    found = open_payloads(folder, state)
+    found = open_payloads(folder, state, PathCodec())  # only its length is asked for
     return found is None or state.rows - found.rows > max(LEAST_TAIL, state.rows // GROWTH)
 
 
-def damage(folder: Path, state: State, shown: Iterable[tuple[int, Shown]]) -> str | None:
+def damage(folder: Path, state: State, shown: Iterable[tuple[int, Shown]], paths: PathCodec) -> str | None:
     """What is wrong with the payload file that a commit names; None if nothing is.
 
     Args:
         folder: of the index.
         state: of the commit.
         shown: row, and what it shows, of each item of the commit.
+        paths: how the catalog spells paths.
     """
     if state.payloads is None or state.payloads.generation != state.generation:
         return None
-    found = open_payloads(folder, state)
+    found = open_payloads(folder, state, paths)
     if found is None:
         with suppress(OSError), (folder / state.payloads.name).open("rb") as file:
             if file.read(8) == (8 * (state.payloads.rows + 1)).to_bytes(8, "little"):
                 return None  # of the layout before: the next writer replaces it
         return "it is missing, or has another length"
-    wrong = sum(found.record(row) != _record(each) for row, each in shown if row < found.rows)
+    wrong = sum(found.record(row) != _record(each, paths) for row, each in shown if row < found.rows)
     return f"{wrong} of its records are not those of the catalog" if wrong else None
 
 
-def _record(shown: Shown) -> bytes:
-    path = json.dumps(shown.path)  # in ASCII: it need not be UTF-8
+def _record(shown: Shown, paths: PathCodec) -> bytes:
+    path = json.dumps(os.fsdecode(paths.encode(shown.path)))  # in ASCII: it need not be UTF-8
     caption = "null" if shown.caption is None else json.dumps(shown.caption, ensure_ascii=False)
     return f"[{shown.id},{path},{caption},{shown.text}]".encode()

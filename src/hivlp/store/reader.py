@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import operator
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from hivlp.store.database import FILE
 from hivlp.store.integrity import Integrity
 from hivlp.store.lookup import Shown
 from hivlp.store.names import composed, places
+from hivlp.store.path_codec import PathCodec, is_text
 from hivlp.store.records import GONE, About, Item, Stamp, State
 from hivlp.store.schema import (
     ITEM,
@@ -30,11 +31,8 @@ from hivlp.store.schema import (
     can_be_listed,
     last_id,
     marks,
-    pack_path,
-    pack_paths,
     read_meta,
     record_crc,
-    unpack_path,
 )
 from hivlp.store.vectors import VectorFile, vector_files
 from hivlp.store.where import Passing, rows_where
@@ -106,27 +104,28 @@ class Reader:
     Attributes:
         folder: of the store.
         about: what the index was made with.
+        paths: how the catalog spells paths.
         state: of the commit.
         integrity: its checksums.
     """
 
-    def __init__(self, folder: Path, db: sqlite3.Connection, about: About, views: Views) -> None:
+    def __init__(self, folder: Path, db: sqlite3.Connection, about: About, paths: PathCodec, views: Views) -> None:
         """Called inside a transaction.
 
         Raises:
             DamagedIndexError: if the table ``meta`` makes no sense.
         """
         self.folder, self.about = folder, about
-        self._db, self._views = db, views
+        self._db, self.paths, self._views = db, paths, views
         try:
             self.state = State.of(read_meta(db))
         except ValueError as error:
             raise DamagedIndexError(f"{folder / FILE} is damaged: the table meta makes no sense ({error})") from error
-        self.integrity = Integrity(db, self.state)
+        self.integrity = Integrity(db, self.state, paths)
 
     def again(self) -> Reader:
         """A reader of the same transaction, which sees what was declared in it since."""
-        return Reader(self.folder, self._db, self.about, self._views)
+        return Reader(self.folder, self._db, self.about, self.paths, self._views)
 
     # Vectors.
 
@@ -185,11 +184,11 @@ class Reader:
         Raises:
             DamagedIndexError: if its record is not as it was written.
         """
-        return next(self._checked("WHERE path = ?", pack_path(path)), None)
+        return next(self._checked("WHERE path = ?", self.paths.encode(path)), None)
 
     def at_paths(self, paths: Sequence[str]) -> dict[str, Item]:
         """The items that there are at these paths, by path."""
-        packed = pack_paths(paths)
+        packed = self.paths.encode_all(paths)
         listed = [path for path in packed if can_be_listed(path)]
         # In one statement: each of several would wait anew for whatever else Python does meanwhile.
         records = self._db.execute(AT_LISTED, (json.dumps(listed, ensure_ascii=False),)).fetchall()
@@ -215,9 +214,9 @@ class Reader:
             DamagedIndexError: if there is none, or a value is none that it can have.
         """
         found = {}
-        for row, item_id, *values in self._by_row("row, id, path, caption, metadata", rows):
+        for row, item_id, path, caption, text in self._by_row("row, id, path, caption, metadata", rows):
             try:
-                found[row] = Shown.of(item_id, *values)
+                found[row] = Shown.of(item_id, path, caption, text, self.paths)
             except ValueError as error:
                 raise self._damaged(item_id) from error
         return dict(zip(rows, self._each(found, rows), strict=True))
@@ -231,7 +230,7 @@ class Reader:
         for record in self._records("ORDER BY row"):
             known = ItemRecord._make(record)
             try:
-                yield known.row, Shown.of(known.id, known.path, known.caption, known.metadata)
+                yield known.row, Shown.of(known.id, known.path, known.caption, known.metadata, self.paths)
             except ValueError as error:
                 raise self._damaged(known.id) from error
 
@@ -268,6 +267,7 @@ class Reader:
         return {
             "path": str(self.folder),
             "format": state.format,
+            "relative": state.is_relative,
             "vectors": self.files()[-1].codec.name,
             "items": self.count(),
             "missing": self.missing(),
@@ -309,12 +309,31 @@ class Reader:
             return []
         return [row for (row,) in self._db.execute("SELECT row FROM items WHERE size = ?", (GONE,))]
 
+    def disks(self) -> list[str]:
+        """Folders that were on other disks than what is around them when they were last walked, and held items."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'disks'").fetchone()
+        try:
+            return [] if found is None else [self.paths.decode(str(place)) for place in json.loads(found[0])]
+        except (ValueError, TypeError, AttributeError, RecursionError):  # nothing else depends on it
+            return []
+
     def paths_under(self, folder: str) -> Iterator[tuple[int, str, Stamp]]:
         """Id, path and stamp of the item at a path, and of all items in the folder of that name."""
         select = "SELECT id, path, size, mtime, ctime, checked FROM items WHERE"
-        for condition, bounds in _ranges(folder):
+        for condition, bounds in self.paths.ranges(folder):
             for item_id, path, *stamp in self._db.execute(f"{select} {condition}", bounds):
-                yield item_id, unpack_path(path), Stamp(*stamp)
+                yield item_id, self._path(item_id, path), Stamp(*stamp)
+
+    def misspelled(self) -> list[tuple[int, str, Stamp]]:
+        """Id, path and stamp of the items that a relative index spells by absolute paths, though they lie beside it."""
+        found = []
+        for condition, bounds in self.paths.misspelled():
+            select = f"SELECT id, path, size, mtime, ctime, checked FROM items WHERE {condition}"
+            for item_id, spelled, *stamp in self._db.execute(select, bounds):
+                path = self._path(item_id, spelled)
+                if self.paths.encode(path) != spelled:
+                    found.append((item_id, path, Stamp(*stamp)))
+        return found
 
     def keys(self, most: int = 100) -> list[str]:
         """Keys of the items' metadata, by name."""
@@ -340,7 +359,7 @@ class Reader:
 
     def rows_where(self, condition: str) -> Passing:
         """Rows of the items for which an SQL condition holds; see :func:`hivlp.store.where.rows_where`."""
-        return rows_where(self.folder / FILE, condition, self.state.fields)
+        return rows_where(self.folder / FILE, condition, self.state.fields, self.paths)
 
     def column_values(self, expressions: Sequence[str], first: int, last: int) -> tuple[NDArray[np.int64], list[Any]]:
         """Values of SQL expressions over the items in rows from ``first`` to before ``last``; texts as bytes.
@@ -370,16 +389,16 @@ class Reader:
         tried = places(path)
         exact = (self.under(place) for place in tried)
         # SQLite holds a path that is no text as bytes, of which there is no other spelling.
-        alike = (self.alike(place) for place in tried if not place.isascii() and isinstance(pack_path(place), str))
+        alike = (self.alike(place) for place in tried if not place.isascii() and is_text(place))
         return next(filter(None, itertools.chain(exact, alike)), [])
 
     def under(self, path: str) -> list[Item]:
-        """The item at a path, and all items in the folder of that name."""
+        """The item at a path, and all items in the folder of that name, by id."""
         select = f"SELECT {ITEM} FROM items WHERE"
         found: list[Any] = []
-        for condition, bounds in _ranges(path):
+        for condition, bounds in self.paths.ranges(path):
             found += self._db.execute(f"{select} {condition}", bounds).fetchall()
-        return [self._item(record) for record in found]
+        return [self._item(record) for record in sorted(found, key=operator.itemgetter(0))]
 
     def alike(self, path: str) -> list[Item]:
         """The items that :meth:`under` gives of another spelling of a path in Unicode.
@@ -388,7 +407,8 @@ class Reader:
             QueryError: if there are several such spellings.
         """
         wanted = composed(path.rstrip("/"))
-        select = f"SELECT {ITEM} FROM items WHERE typeof(path) = 'text' AND substr(composed(path), 1, ?) = ?"
+        self._db.create_function("located", 1, self.paths.shown, deterministic=True)
+        select = f"SELECT {ITEM} FROM items WHERE typeof(path) = 'text' AND substr(composed(located(path)), 1, ?) = ?"
         depth = wanted.count("/") + 1
         spelt: dict[str, list[Item]] = {}
         for record in self._db.execute(select, (len(wanted), wanted)):
@@ -409,9 +429,15 @@ class Reader:
 
     def _item(self, record: Sequence[Any]) -> Item:
         try:
-            return Item.of(record)
+            return Item.of(record, self.paths)
         except ValueError as error:
             raise self._damaged(record[0]) from error
+
+    def _path(self, item_id: int, spelled: Any) -> str:
+        try:
+            return self.paths.decode(spelled)
+        except ValueError as error:
+            raise self._damaged(item_id) from error
 
     def _checked(self, which: str, *values: object) -> Iterator[Item]:
         """Items whose records are compared with their checksums, of which format 1 has none."""
@@ -440,14 +466,3 @@ class Reader:
             raise DamagedIndexError(
                 f"{self.folder / FILE} is damaged: row {error} belongs to no item; run `hivlp repair`"
             ) from error
-
-
-def _ranges(path: str) -> Iterator[tuple[str, tuple[str | bytes, ...]]]:
-    """Conditions that together hold for the item at a path, and for all in the folder of that name."""
-    yield "path = ?", (pack_path(path),)
-    folder = path.rstrip("/")
-    # "0" is the character after "/". Text sorts before blobs, so each kind has a range of its own in the index; a
-    # folder whose own name is not UTF-8 holds blobs alone.
-    yield "path >= ? AND path < ?", (os.fsencode(folder) + b"/", os.fsencode(folder) + b"0")
-    if isinstance(pack_path(folder), str):
-        yield "path >= ? AND path < ?", (folder + "/", folder + "0")

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 from hivlp.levels import Level, check_levels
 from hivlp.store.codec import BY_DTYPE, FLOAT16, FLOAT32, VectorCodec
 from hivlp.store.fields.declared import Field, checked_fields
-from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, unpack_path
+from hivlp.store.path_codec import PathCodec
+from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, RELATIVE_FORMAT
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
+LAST = (1 << 63) - 1
+"""The largest integer of SQLite."""
 GONE = -1
 """Size in the stamp of an item whose file was not there when its folder was last walked."""
 
@@ -29,7 +32,7 @@ class State:
         generation: of the vector files.
         commits: a number that grows with each.
         format: of the folder.
-        dtype: of the codec of every level; in format 3, of the finest level alone.
+        dtype: of the codec of every level; from format 3 on, of the finest level alone.
         fields: that are declared.
         columns: files of the fields' columns; None where there are none.
         payloads: file of what hits show; None where there is none.
@@ -71,6 +74,11 @@ class State:
     def has_checksums(self) -> bool:
         """Whether records and vectors carry checksums."""
         return self.format > OLD_FORMAT
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether paths are relative to the folder that the index lies in."""
+        return self.format >= RELATIVE_FORMAT
 
     @property
     def compacted_dtype(self) -> str:
@@ -177,8 +185,10 @@ def fields_text(fields: Iterable[Field]) -> str:
     return json.dumps({field.name: field.type for field in fields})
 
 
-def format_of(codec: VectorCodec) -> int:
-    """The format of a new folder with this codec."""
+def format_of(codec: VectorCodec, *, relative: bool) -> int:
+    """The format of a new folder with this codec, and with relative paths or absolute ones."""
+    if relative:
+        return RELATIVE_FORMAT
     return FORMAT if codec is FLOAT16 else CODEC_FORMAT
 
 
@@ -237,8 +247,13 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """From :func:`os.stat`, checked now."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
+        """From :func:`os.stat`, checked now; times that SQLite cannot hold, after 2262, are the last that it can."""
+        times = status.st_mtime_ns, status.st_ctime_ns, time.time_ns()
+        return cls(status.st_size, *(max(-LAST, min(LAST, at)) for at in times))
+
+    def same_file(self, other: Stamp) -> bool:
+        """Whether size and times are those of another stamp, whenever the two were checked."""
+        return self[:3] == other[:3]
 
 
 class Item(NamedTuple):
@@ -258,8 +273,8 @@ class Item(NamedTuple):
         return self.stamp.size == GONE
 
     @classmethod
-    def of(cls, record: Sequence[Any]) -> Item:
-        """From an :class:`hivlp.store.schema.ItemRecord`, whoever wrote it.
+    def of(cls, record: Sequence[Any], paths: PathCodec) -> Item:
+        """From an :class:`hivlp.store.schema.ItemRecord`, whoever wrote it, and the codec of its path.
 
         Raises:
             ValueError: if a value is none that it can have.
@@ -273,7 +288,7 @@ class Item(NamedTuple):
             raise ValueError("a value is of another kind")
         if not isinstance(content, bytes) or {*map(type, stamp)} != {int}:
             raise ValueError("a value is of another kind")
-        return cls(item_id, unpack_path(path), content, caption, known, row, Stamp(*stamp))
+        return cls(item_id, paths.decode(path), content, caption, known, row, Stamp(*stamp))
 
 
 class NewItem(NamedTuple):

@@ -6,11 +6,10 @@ that flips inside a caption is found by the record's own checksum.
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,7 +20,10 @@ OLD_FORMAT = 1
 CODEC_FORMAT = 3
 """As :data:`FORMAT`, with a finest level in another codec than float16; the number makes earlier versions refuse it in
 words, which would take an unknown dtype for damage."""
-FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT)))
+RELATIVE_FORMAT = 4
+"""As :data:`CODEC_FORMAT`, with any codec, and with paths relative to the folder that the index lies in
+(:mod:`hivlp.store.path_codec`)."""
+FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT, RELATIVE_FORMAT)))
 
 
 class ItemRecord(NamedTuple):
@@ -127,29 +129,6 @@ def marks(count: int) -> str:
     return ",".join("?" * count)
 
 
-def pack_path(path: str) -> str | bytes:
-    """A path as SQLite can hold it: text, or bytes if the name is not valid UTF-8."""
-    try:
-        path.encode("utf-8")
-        return path
-    except UnicodeEncodeError:
-        return os.fsencode(path)
-
-
-def pack_paths(paths: Sequence[str]) -> Sequence[str | bytes]:
-    """:func:`pack_path` of each of many."""
-    try:
-        "".join(paths).encode("utf-8")  # at once, which fails if one of them does
-        return paths
-    except UnicodeEncodeError:
-        return [pack_path(path) for path in paths]
-
-
-def unpack_path(value: str | bytes) -> str:
-    """The inverse of :func:`pack_path`."""
-    return os.fsdecode(value) if isinstance(value, bytes) else value
-
-
 def can_be_listed(path: str | bytes) -> bool:
     """Whether a path comes out of SQLite's JSON as it went in: that knows no bytes, and ends a text at a NUL."""
     return isinstance(path, str) and "\0" not in path
@@ -171,7 +150,9 @@ def read_meta(db: sqlite3.Connection) -> dict[str, Any]:
 def meta_is_whole(db: sqlite3.Connection) -> bool:
     """Whether the table ``meta`` is as it was written; of format 1, which has no checksum, it counts as whole."""
     meta = read_meta(db)
-    if meta.get("optional_check") != _optional_crc(meta):
+    optional = _optional_crc(meta)
+    # Earlier versions left the check behind when they removed the last record that it vouched for.
+    if optional is not None and meta.get("optional_check") != optional:
         return False
     return meta.get("format") == str(OLD_FORMAT) or meta.get("check") == _meta_crc(db)
 
@@ -180,7 +161,9 @@ def seal_meta(db: sqlite3.Connection) -> None:
     """Write the checksums of the table ``meta``."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('check', ?)", (_meta_crc(db),))
     check = _optional_crc(read_meta(db))
-    if check is not None:
+    if check is None:
+        db.execute("DELETE FROM meta WHERE key = 'optional_check'")
+    else:
         db.execute("INSERT OR REPLACE INTO meta VALUES ('optional_check', ?)", (check,))
 
 

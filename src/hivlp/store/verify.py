@@ -20,7 +20,6 @@ from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
 from hivlp.store.fields import files as column_files
 from hivlp.store.folder import Store
-from hivlp.store.integrity import shown_path
 from hivlp.store.reader import Reader
 from hivlp.store.vectors import CHUNK, VectorFile
 
@@ -169,7 +168,7 @@ def verify_store(store: Store, on_progress: Progress | None = None) -> VerifyRep
             report.damage += [
                 Damage("fields", name, what) for name, what in column_files.damage(store.path, reader.state).items()
             ]
-            wrong = payloads.damage(store.path, reader.state, reader.all_shown())
+            wrong = payloads.damage(store.path, reader.state, reader.all_shown(), store.paths)
             if wrong is not None and reader.state.payloads is not None:
                 report.damage.append(Damage("payloads", reader.state.payloads.name, wrong))
     except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -196,7 +195,7 @@ def _check_records(reader: Reader, report: VerifyReport, follow: Callable[[int],
         if report.items % CHUNK == 0:
             follow(CHUNK)
         inside = isinstance(record.row, int) and 0 <= record.row < rows
-        item = (record.id, shown_path(record.path))
+        item = (record.id, reader.integrity.shown_path(record.path))
         if not whole:
             damaged.append(Damage("record", FILE, "what is known of an item is not what was written", (), (item,)))
         elif not inside:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from hivlp.errors import ArgumentError, QueryError
 from hivlp.store.fields.declared import Field
 from hivlp.store.names import composed
+from hivlp.store.path_codec import PathCodec
 
 WHERE_SECONDS = 5.0
 WHERE_ITEMS = 1_000_000
@@ -58,8 +59,11 @@ LIMITS = {
 PARTS = re.compile(r"""[()]|'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|(?P<open>['"`\[]|/\*)""", re.DOTALL)
 """Brackets of a condition, and what no bracket counts in: quoted parts, comments, and the beginning of an open one."""
 # What a file is called, and what is said of it, may be spelt in two ways in Unicode; JSON has a third one, \\u00e9.
-COMPOSED = """(SELECT id, composed(path) AS path, hash, composed(caption) AS caption, unescaped(metadata) AS metadata,
+# And a relative index spells its paths otherwise than everybody else.
+COMPOSED = """(SELECT id, composed({path}) AS path, hash, composed(caption) AS caption, unescaped(metadata) AS metadata,
     row, size, mtime, ctime, checked FROM main.items)"""
+LOCATED = """(SELECT id, located(path) AS path, hash, caption, metadata, row, size, mtime, ctime, checked
+    FROM main.items)"""
 
 Value = str | bytes | int | float | None
 
@@ -71,7 +75,7 @@ class Passing(NamedTuple):
     changing: bool
 
 
-def rows_where(file: Path, condition: str, fields: Sequence[Field] = ()) -> Passing:
+def rows_where(file: Path, condition: str, fields: Sequence[Field] = (), paths: PathCodec | None = None) -> Passing:
     """Rows of the items for which an SQL expression over id, path, caption, metadata and declared fields holds.
 
     A condition with letters beyond ASCII sees paths, captions and metadata in composed Unicode (NFC), as itself, so
@@ -81,12 +85,13 @@ def rows_where(file: Path, condition: str, fields: Sequence[Field] = ()) -> Pass
         file: ``items.db``, which the caller holds a read lock of.
         condition: the expression.
         fields: that are declared.
+        paths: how the catalog spells paths; default as they are.
 
     Raises:
         QueryError: if it is not such an expression, does more than read items, or takes too long.
     """
     check_whole(condition)
-    evaluation = _Evaluation(file, condition, fields)
+    evaluation = _Evaluation(file, condition, fields, PathCodec() if paths is None else paths)
     try:
         seconds = WHERE_SECONDS * max(1.0, evaluation.last_row() / WHERE_ITEMS)
         evaluation.start()
@@ -128,7 +133,7 @@ class _Evaluation(threading.Thread):
     The connection takes no locks, so that it cannot wait for a writer who waits for its caller.
     """
 
-    def __init__(self, file: Path, condition: str, fields: Sequence[Field]) -> None:
+    def __init__(self, file: Path, condition: str, fields: Sequence[Field], paths: PathCodec) -> None:
         super().__init__(name="hivlp-where", daemon=True)
         self.ended = threading.Event()
         self._rows: list[int] = []
@@ -138,8 +143,8 @@ class _Evaluation(threading.Thread):
         self._letting_go = threading.Lock()
         self._let_go = False
         self._condition = condition if condition.isascii() else unicodedata.normalize("NFC", condition)
-        self._fields = fields
-        self._items = _items(condition, fields)
+        self._fields, self._paths = fields, paths
+        self._items = _items(condition, fields, relative=paths.base is not None)
         place = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
         self._db = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False)
 
@@ -219,7 +224,7 @@ class _Evaluation(threading.Thread):
     def _prepare(self) -> None:
         self._db.execute("PRAGMA trusted_schema=OFF")
         self._db.execute("PRAGMA query_only=ON")
-        for name, function in (("composed", composed), ("unescaped", _unescaped)):
+        for name, function in (("composed", composed), ("unescaped", _unescaped), ("located", self._located)):
             self._db.create_function(name, 1, function, deterministic=True)
         # SQLite's own take as many steps as the product of both lengths.
         self._db.create_function("instr", 2, _instr, deterministic=True)
@@ -240,7 +245,7 @@ class _Evaluation(threading.Thread):
             if len(self._calls) > CALLS:
                 self._refuse(f"it calls more than {CALLS} functions")
                 return sqlite3.SQLITE_DENY
-            if name in CONSTANT or name in CHANGING or (name == "unescaped" and self._items):
+            if name in CONSTANT or name in CHANGING or (name in ("unescaped", "located") and self._items):
                 return sqlite3.SQLITE_OK
             self._refuse(f"it may not call {second}()")
         elif action == sqlite3.SQLITE_READ:
@@ -251,6 +256,9 @@ class _Evaluation(threading.Thread):
 
     def _refuse(self, reason: str) -> None:
         self._refused = self._refused or reason
+
+    def _located(self, path: Value) -> Value:
+        return self._paths.shown(path) if isinstance(path, (str, bytes)) else path
 
     def _stripping(self, strip: Callable[[str, str], str]) -> Callable[[Value, Value], str | None]:
         def stripped(text: Value, characters: Value) -> str | None:
@@ -265,14 +273,17 @@ class _Evaluation(threading.Thread):
         return stripped
 
 
-def _items(condition: str, fields: Sequence[Field]) -> str:
-    """What a condition sees as ``items``: the fields that it may name as columns, text composed if it is; or ""."""
+def _items(condition: str, fields: Sequence[Field], *, relative: bool) -> str:
+    """What a condition sees as ``items``: declared fields as columns, text composed if it is, whole paths; or ""."""
     words = {word.lower() for word in re.findall(r"\w+", condition)}
     named = [field for field in fields if field.name.lower() in words]
-    if condition.isascii() and not named:
+    located = relative and "path" in words
+    if condition.isascii() and not named and not located:
         return ""
     columns = ", ".join(("id, path, hash, caption, metadata, row, size, mtime, ctime, checked", *map(_column, named)))
-    source = "main.items" if condition.isascii() else COMPOSED
+    source = COMPOSED.format(path="located(path)" if located else "path")
+    if condition.isascii():
+        source = LOCATED if located else "main.items"
     return f"WITH items AS NOT MATERIALIZED (SELECT {columns} FROM {source})"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
 from hivlp.store.records import ColumnFiles, NewItem, PayloadFile, Stamp, fields_text
-from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, pack_path, pack_paths, seal
+from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, seal
 from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
 UPDATE = (
@@ -99,7 +100,7 @@ class Writer:
             How many replaced another.
         """
         given, hashes, captions, metadata, stamps = zip(*items, strict=True)
-        paths = pack_paths(given)
+        paths = self.reader.paths.encode_all(given)
         known = {} if new else {path: (found, row) for path, found, row in self._with_paths("id, row", "items", paths)}
         lost: dict[str | bytes, LostRecord] = {}
         if self.reader.integrity.lost_count():
@@ -169,11 +170,19 @@ class Writer:
         for item_id, path, stamp in moves:
             found = self._db.execute(f"SELECT {ITEM}, crc FROM items WHERE id = ?", (item_id,)).fetchone()
             if found and found[-1] == schema.record_crc(*found[:-1]):
-                packed = pack_path(path)
+                packed = self.reader.paths.encode(path)
                 record = ItemRecord(*found[:-1])._replace(path=packed, **stamp._asdict())
                 self._db.execute("UPDATE items SET path = ? WHERE id = ?", (packed, item_id))
                 self._db.executemany(UPDATE, seal([record]))
                 self._db.execute("DELETE FROM lost WHERE path = ?", (packed,))
+
+    def respell(self, moves: Sequence[tuple[int, str, Stamp]]) -> None:
+        """Spell paths anew, as (id, path, stamp); where another item has one in its right spelling, that is kept."""
+        taken = self.reader.at_paths([path for _, path, _ in moves])
+        double = [item_id for item_id, path, _ in moves if path in taken]
+        if double:
+            self.remove(double)
+        self.move(move for move in moves if move[1] not in taken)
 
     def note_missing(self, there_are: bool) -> None:
         """Note whether there may be items whose files are gone; only where none are told of is none looked for."""
@@ -181,6 +190,14 @@ class Writer:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('missing', '1')")
         else:
             self._db.execute("DELETE FROM meta WHERE key = 'missing'")
+
+    def note_disks(self, folders: Iterable[str]) -> None:
+        """Note which folders of items are on other disks than what is around them: their files may be away together."""
+        spelled = [os.fsdecode(self.reader.paths.encode(folder)) for folder in folders]
+        if spelled:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('disks', ?)", (json.dumps(spelled),))
+        else:
+            self._db.execute("DELETE FROM meta WHERE key = 'disks'")
 
     def forget(self, ids: Iterable[int]) -> None:
         """Drop the records of items, set aside or not, whatever became of their rows."""

@@ -83,7 +83,7 @@ class Run:
         folder = self.folder / product.__name__
         code = own_code() if "hivlp" in product.packages else None
         bench = self.timeout, inspect.getsource(child_process)
-        about = [versions(product), code, machine(*_installed(LIBRARIES)), *bench]
+        about = [versions(product.packages), code, machine(*_installed(LIBRARIES)), *bench]
         kept, engine = Kept(folder / phase, {"about": about}), f"{product.__module__}:{product.__name__}"
         found = kept.read(engine)
         if found is not None and (phase != "build" or (folder / "index").is_dir()):
@@ -160,7 +160,7 @@ def compare(run: Run, products: Sequence[type[Product]], started: float, size: s
     with tqdm(total=len(products) * len(PHASES), desc="products", disable=None) as bar:
         for product in products:
             rows += run.measure(product, bar)
-            about.append({"product": product.name, "versions": versions(product), "how": product.how})
+            about.append({"product": product.name, "versions": versions(product.packages), "how": product.how})
     ours, *others = products
     speedup, best = speedups(rows, ours.name, [other.name for other in others])
     databases = [other.name for other in others if other.keeps_payloads]
@@ -224,10 +224,10 @@ def speedups(
     return speedup, best
 
 
-def versions(product: type[Product]) -> dict[str, str | None]:
-    """Of the packages that a product needs; None for what is not installed."""
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Of packages by their names; None for what is not installed."""
     result: dict[str, str | None] = {}
-    for package in product.packages:
+    for package in packages:
         try:
             result[package] = hivlp.__version__ if package == "hivlp" else metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -27,18 +27,23 @@ class Walked:
         Args:
             store: whose items are looked for.
             roots: folders and files that are walked.
-            given: all that were named, those below others and those that are not there among them: a disk may be
-                mounted at each.
+            given: all that were named, those below others and those that are not there among them. A disk may be
+                mounted at each, as at those folders in which one was at an earlier walk.
         """
         self._store = store
         self._folders = [os.path.realpath(root) for root in roots if root.is_dir()]
         places = [os.path.realpath(root) for root in given if not root.is_file()]
-        self._places = {place: _identity(place) for place in (*self._folders, *places)}
-        self._found = dict.fromkeys(self._places, False)
         self._met = bytearray()
         self._moved: set[int] = set()
+        self._disks: set[str] = set()
         with store.reading() as reader:
-            self._last = reader.last_id()
+            self._last, self._known_disks = reader.last_id(), set(reader.disks())
+        self._walked_disks = {
+            disk for disk in self._known_disks if any(_is_in(disk, folder) for folder in self._folders)
+        }
+        among = (*self._folders, *places, *sorted(self._walked_disks))
+        self._places = {place: _identity(place) for place in among}
+        self._found = dict.fromkeys(self._places, False)
 
     def met(self, item: Item) -> None:
         """An item's file was there."""
@@ -52,6 +57,10 @@ class Walked:
         for folder, before in self._found.items():
             if not before and _is_in(path, folder):
                 self._found[folder] = True
+
+    def disk(self, folder: Path) -> None:
+        """A folder lies on another disk than what is around it."""
+        self._disks.add(os.path.realpath(folder))
 
     def moved_to(self, path: str, copies: Iterable[Item]) -> Item | None:
         """The item, among those of the same content, whose file has moved to a path; None if each is still there.
@@ -103,12 +112,19 @@ class Walked:
                 marked += len(gone)
                 missing += [(item_id, stamp._replace(size=GONE)) for item_id, stamp in gone if stamp.size != GONE]
             before = reader.may_miss()
+            # One in which pictures were found, though it is no other disk any more, is a folder like others.
+            folders = {disk for disk in self._walked_disks if self._found[disk]}
+            disks = self._disks | (self._known_disks - folders)
+            disks = {disk for disk in disks if next(reader.paths_under(disk), None) is not None}
         for start in range(0, len(removed), AT_ONCE):
             self._store.remove(removed[start : start + AT_ONCE])
         for start in range(0, len(missing), AT_ONCE):
             with self._store.changing() as writer:
                 writer.restamp(missing[start : start + AT_ONCE])
                 writer.note_missing(True)
+        if disks != self._known_disks:
+            with self._store.changing() as writer:
+                writer.note_disks(sorted(disks))
         if before and not missing:
             with self._store.reading() as reader:
                 none_left = reader.missing() == 0
@@ -153,6 +169,7 @@ def holds(store: Store, root: Path) -> bool:
 def relocate(store: Store, old: str, new: str) -> tuple[int, int]:
     """The job behind :meth:`hivlp.index.Index.relocate`."""
     target = stored_path(new)
+    store.respell()
     with store.changing() as writer:
         for place in places(old):
             found = sorted(writer.reader.paths_under(place.rstrip("/") or "/"), key=lambda item: item[1])

@@ -40,6 +40,7 @@ HELD_BYTES = 1 << 20
 # A file changed within this time of being read may change again without its time stamp showing it (git's "racy" rule).
 RACY_NS = 2_000_000_000
 CAPTION_CHARACTERS = 1000
+AWAY = "is a disk not connected? If it is gone for good, `hivlp remove` it"
 
 
 @dataclass
@@ -61,12 +62,11 @@ class _Job:
         Raises:
             PictureError: if it has changed.
         """
-        stamp = self.item.stamp
         try:
-            status = os.stat(self.item.path)  # noqa: PTH116
+            now = Stamp.of(os.stat(self.item.path))  # noqa: PTH116
         except OSError as error:
             raise PictureError(f"was changed while it was read: {error.strerror}") from error
-        if (stamp.size, stamp.mtime, stamp.ctime) != (status.st_size, status.st_mtime_ns, status.st_ctime_ns):
+        if not now.same_file(self.item.stamp):
             raise PictureError("was changed while it was read")
 
 
@@ -92,7 +92,7 @@ def add_pictures(
     outermost = _outermost(root for root in given if root in there)
     walked = Walked(store, outermost, given)
     adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), reread, on_progress)
-    jobs = adding.jobs(find_pictures(outermost, left_out))
+    jobs = adding.jobs(find_pictures(outermost, left_out, walked.disk))
 
     def load(job: _Job) -> NDArray[np.uint8]:
         job.item = _with_facts(job.item, job.data, job.sidecar)
@@ -109,10 +109,10 @@ def add_pictures(
     adding.commit()
     adding.report.missing, adding.report.pruned, spared = walked.settle(left_out, prune=prune)
     for folder in spared:
-        adding.fail(folder, "holds no picture any more, so none of it was pruned: is a disk not connected?")
+        adding.fail(folder, f"holds no picture any more, so none of it was pruned: {AWAY}")
     for root in away:
         if os.path.realpath(root) not in spared:
-            adding.fail(os.fspath(root), "is not there, so nothing of it was pruned: is a disk not connected?")
+            adding.fail(os.fspath(root), f"is not there, so nothing of it was pruned: {AWAY}")
     adding.commit()
     adding.report.items = len(store)
     adding.report.seconds = time.perf_counter() - started
@@ -183,8 +183,8 @@ class _Adding:
         if before is not None and caption is None:
             caption = before.caption  # what is known of a picture outlives its content
         reread = before is not None and (self._reread or _sidecar_changed(before, sidecar))
-        unchanged = before is not None and _unchanged(before, status)
         stamp = Stamp.of(status)
+        unchanged = before is not None and _unchanged(before.stamp, stamp)
         if before is not None and unchanged and not reread:
             stamp, data, content = before.stamp, None, before.hash
         else:
@@ -310,11 +310,8 @@ def _sidecar_changed(item: Item, sidecar: Sidecar | None) -> bool:
     return known != os.path.basename(sidecar.path) or sidecar.changed > item.stamp.checked - RACY_NS  # noqa: PTH119
 
 
-def _unchanged(item: Item, status: os.stat_result) -> bool:
-    stamp = item.stamp
-    if (stamp.size, stamp.mtime, stamp.ctime) != (status.st_size, status.st_mtime_ns, status.st_ctime_ns):
-        return False
-    return stamp.checked - max(stamp.mtime, stamp.ctime) > RACY_NS
+def _unchanged(before: Stamp, now: Stamp) -> bool:
+    return now.same_file(before) and before.checked - max(before.mtime, before.ctime) > RACY_NS
 
 
 def _outermost(roots: Iterable[Path]) -> list[Path]:

@@ -167,7 +167,7 @@ def _check_towers(recipe: Recipe) -> None:
         options = getattr(known.get(tower.kind), "options", None)
         if options is not None:
             build(options, tower.options, f"{side}.options")
-        elif side == "text_tower" and tower.kind == recipe.image_tower.kind:
+        elif side == "text_tower" and tower.kind == recipe.image_tower.kind == DUAL_ENCODER:
             if tower.options and tower.options != recipe.image_tower.options:
                 raise RecipeError("text_tower.options: a dual_encoder's are those of image_tower, or none")
         elif tower.kind in ("bert", "transformers", DUAL_ENCODER):

@@ -1,0 +1,149 @@
+"""A service that is asked for more than it can do, and one that is asked for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from hivlp.bench.products.rivals.base import Payload
+from hivlp.bench.serve.load import Load, run_load
+from hivlp.bench.serve.running import Running
+from hivlp.index import Index
+from hivlp.levels import Vectors
+
+TIMES = 4.0
+CLIENTS = 64
+MANY = 800
+"""Connections of an overload, fewer than a service takes by default."""
+POSTED = 10  # items of one request
+PAUSE = 0.2  # seconds between two of them
+PROBES = 20.0  # lone requests a second, which tell how long an overload is felt
+AFTER = 10.0  # seconds for which they go on
+CALM = 3.0  # times the calm p99 that a probe may take for the service to have recovered
+POLLS = 50  # readings of memory
+
+
+def overload(
+    service: Running,
+    folder: Path,
+    requests: Sequence[bytes],
+    items: Vectors,
+    payloads: Sequence[Payload],
+    seconds: float,
+) -> dict[str, Any]:
+    """Goodput while four times the capacity is asked for and items are posted, and what became of those items.
+
+    Capacity is what 64 clients get, each of which waits for its answers. The overload is an open loop: requests come
+    whether or not earlier ones are answered, and who is told to come again does not.
+
+    Args:
+        service: hivlp's, which is killed in the end.
+        folder: of its index.
+        requests: searches.
+        items: (n, d) vectors that it does not hold yet.
+        payloads: of them.
+        seconds: of the overload, and of the measurement of capacity before it at most.
+
+    Returns:
+        ``capacity`` and ``goodput``, requests answered a second, their ratio ``share``; ``refused`` (429) and
+        ``failed`` (anything else) requests; ``unsent`` ones, that found no connection; ``p50_ms`` and ``p99_ms`` of
+        those answered; ``posted`` items that were acknowledged, ``lost`` ones of them that the index does not hold
+        after a kill; ``recovery_s``, from the end of the overload until lone requests take what they take without it.
+    """
+    run_load(service.port, requests, clients=CLIENTS, seconds=seconds / 10)
+    capacity = run_load(service.port, requests, clients=CLIENTS, seconds=min(10.0, seconds)).throughput
+    calm = run_load(service.port, requests, rate=PROBES, clients=CLIENTS, seconds=min(10.0, seconds))
+    limit = CALM * float(np.percentile(calm.took, 99))
+    stop = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        posting = pool.submit(_post, service.port, items, payloads, stop)
+        probing = pool.submit(
+            run_load, service.port, requests, rate=PROBES, clients=CLIENTS, seconds=seconds + AFTER, keep=False
+        )
+        time.sleep(1)  # until both have begun
+        load = run_load(service.port, requests, rate=TIMES * capacity, clients=MANY, seconds=seconds)
+        stop.set()
+        acknowledged, probes = posting.result(), probing.result()
+    service.kill()
+    with Index.open(folder) as index:
+        lost = [path for path in acknowledged if index.get(path) is None]
+    refused = load.status == 429
+    took = 1000 * load.took[load.good]
+    return {
+        "capacity": round(capacity, 1),
+        "goodput": round(load.throughput, 1),
+        "share": round(load.throughput / capacity, 3),
+        "seconds": round(load.seconds, 1),
+        "asked": round(TIMES * capacity, 1),
+        "refused": int(refused.sum()),
+        "failed": int((~load.good & ~refused).sum()),
+        "unsent": load.unsent,
+        "p50_ms": round(float(np.percentile(took, 50)), 2),
+        "p99_ms": round(float(np.percentile(took, 99)), 2),
+        "load_cpu": round(load.cpu_seconds / load.seconds, 3),
+        "posted": len(acknowledged),
+        "lost": len(lost),
+        "recovery_s": recovery_seconds(probes, load, limit),
+    }
+
+
+def recovery_seconds(probes: Load, load: Load, limit: float) -> float:
+    """Seconds from the end of a load until the last probe that was not answered within ``limit`` seconds."""
+    end = load.started + load.seconds
+    due = probes.started + probes.began
+    bad = ~probes.good | (probes.took > limit)
+    late = (due + probes.took)[bad & (due + probes.took > end)]
+    return round(max(0.0, float(late.max()) - end), 2) if len(late) else 0.0
+
+
+def _post(port: int, items: Vectors, payloads: Sequence[Payload], stop: threading.Event) -> list[str]:
+    """Post items until told to stop; gives the paths of those that were acknowledged."""
+    acknowledged: list[str] = []
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        for start in range(0, len(items), POSTED):
+            if stop.is_set():
+                break
+            some = payloads[start : start + POSTED]
+            told = [
+                {"path": payload.path, "vector": vector.tolist(), "caption": payload.caption, "metadata": {}}
+                for vector, payload in zip(items[start : start + POSTED], some, strict=True)
+            ]
+            try:
+                answer = client.post("/items", content=msgspec.json.encode({"vectors": told}))
+            except httpx.HTTPError:
+                continue
+            if answer.status_code == 200 and not answer.json()["failed"]:
+                acknowledged += [payload.path for payload in some]
+            stop.wait(PAUSE)
+    return acknowledged
+
+
+def drift(service: Running, requests: Sequence[bytes], count: int) -> dict[str, Any]:
+    """How much more memory a service has after many requests than after the first tenth of them.
+
+    Returns:
+        ``requests``; ``before_mb`` and ``after_mb``, memory that is no file's; ``most_mb``, the most of all readings
+        between them; ``drift``, the growth as a share.
+    """
+    readings = []
+    part = max(1, count // POLLS)
+    for _ in tqdm(range(POLLS), desc="memory", disable=None):
+        run_load(service.port, requests, clients=8, seconds=600, count=part)
+        readings.append(service.memory() / 2**20)
+    before, after = readings[POLLS // 10 - 1], readings[-1]
+    return {
+        "requests": part * POLLS,
+        "before_mb": round(before, 1),
+        "after_mb": round(after, 1),
+        "most_mb": round(max(readings[POLLS // 10 :]), 1),
+        "drift": round(after / before - 1, 4) if before else 0.0,
+    }

@@ -1,0 +1,71 @@
+"""Refusing searches on their connection, before a task is made of them: so an overload costs those answered little."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from hivlp.serve.errors import error_body
+from hivlp.serve.guard import HEADERS
+from hivlp.serve.replies import JSON
+from hivlp.serve.service import Service
+
+
+def http_protocol() -> Any:
+    """The class of uvicorn's connections; its own choice where httptools is not installed."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return "auto"
+
+    class Protocol(HttpToolsProtocol):
+        """A connection whose searches are refused while too many wait; all else goes the usual way."""
+
+        _refused = False
+
+        def on_message_begin(self) -> None:
+            self._refused = False
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            idle = self.cycle is None or self.cycle.response_complete
+            refusal = refused(self.app_state["service"], self.url, self.headers) if idle else None
+            if refusal is None:
+                super().on_headers_complete()
+                return
+            self._refused = True
+            self.transport.write(refusal)
+            if not self.parser.should_keep_alive():
+                self.transport.close()
+
+        def on_body(self, body: bytes) -> None:
+            if not self._refused:
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            if self._refused:
+                self.on_response_complete()  # which waits for the connection's next request
+            else:
+                super().on_message_complete()
+
+    return Protocol
+
+
+def refused(service: Service, url: bytes, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """The whole answer to a request that is refused; None for one that is not, or that the guard has to look at first.
+
+    Args:
+        service: that is asked.
+        url: path and query.
+        headers: by their names in lower case.
+    """
+    if not (url.endswith(b"/search") and service.searches.is_full) or service.settings.token is not None:
+        return None
+    if any(name in (b"origin", b"transfer-encoding") for name, _ in headers):
+        return None
+    error = service.searches.refusal()
+    service.metrics.requests.add("search", "POST", str(error.status))
+    body = error_body(error)
+    told = {**HEADERS, **error.headers, "content-type": JSON, "content-length": str(len(body))}
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{name}: {told[name]}" for name in told)]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

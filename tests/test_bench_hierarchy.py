@@ -1,0 +1,98 @@
+"""The ablation of the hierarchy: runs that are kept, and what a row says of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+from hivlp.bench import hierarchy
+from hivlp.bench.hierarchy import ALONE, OURS, kept_run, recipes, run
+from hivlp.bench.scenes import hard_recipe
+from hivlp.data.load import load_pairs
+from hivlp.evaluate.results import Evaluation, Recalls, Scores
+from hivlp.mini.scenes import FACTS
+from hivlp.train.publish import TrainResult
+from hivlp.train.recipe.schema import load_recipe
+
+pytestmark = pytest.mark.train
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIVLP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bench" / "hierarchy"
+
+
+def small(names=(ALONE, OURS)):
+    """Ways that train and are measured in two seconds."""
+    sets = {"validation": "scenes:300:hard:val", "test": "scenes:300:hard:test", "shortlist": 5}
+    ways = recipes(scenes=250, epochs=1)
+    return {name: replace(ways[name], **sets) for name in names}
+
+
+def test_a_second_level_costs_the_finest_nothing_at_all(cache, tmp_path):
+    """Nothing of a coarser level reaches the towers, so that the finest is the one of a run without it, bit for bit."""
+    result = run(seeds=1, ways=small(), plot=tmp_path / "plot.png")
+    alone, ours = result.rows
+    assert alone["test"]["fine"] == ours["test"]["fine"] and alone["twins"] == ours["twins"]
+    assert result.cost["points"] == 0.0 and result.chosen == OURS
+    assert "coarse" not in alone["test"] and set(hierarchy.COLUMNS) == set(ours["test"]) == set(ours["validation"])
+    assert set(ours["twins"]) == set(FACTS) and all(0 <= cell["mean"] <= 100 for cell in ours["twins"].values())
+    assert (tmp_path / "plot.png").stat().st_size > 5_000
+    assert "costs the fine one +0.0 points" in result.to_text() and "validation chooses: early" in result.to_text()
+    # What is finished is kept, without its weights and pictures, and read back.
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".json"]
+    again = run(seeds=1, ways=small())
+    assert again.rows == result.rows and again.seconds < result.seconds
+
+
+def test_what_was_stopped_goes_on_and_what_was_finished_is_not_done_again(monkeypatch, cache):
+    asked = []
+
+    def stopped_at_the_third(recipe, folder, *, resume):
+        assert resume and folder.parent == cache
+        folder.mkdir(parents=True, exist_ok=True)
+        asked.append((recipe.seed, len(recipe.levels)))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        recalls = Recalls.of_ranks(np.arange(20), np.arange(20))
+        scores = Scores({level.name: recalls for level in recipe.levels}, recalls, 5)
+        found = Evaluation("m", 20, 20, 0, scores)
+        return TrainResult(folder, {"validation": found, "test": found}, 0.0, 1, None, {})
+
+    monkeypatch.setattr(hierarchy, "train_on_scenes", stopped_at_the_third)
+    monkeypatch.setattr(hierarchy, "told_from_twins", lambda *_: {"count": 50.0})
+    monkeypatch.setattr(hierarchy.HiVLP, "from_pretrained", lambda folder: None)
+    with pytest.raises(KeyboardInterrupt):
+        run(seeds=2, ways=small())
+    assert asked == [(0, 1), (0, 2), (1, 1)]
+    result = run(seeds=2, ways=small())
+    assert asked[3:] == [(1, 1), (1, 2)] and [row["seeds"] for row in result.rows] == [2, 2]
+    assert result.rows[1]["test"]["text_to_image"] == {"mean": 5.0, "spread": 0.0}
+    assert result.rows[1]["test"]["kept"] == {"mean": 100.0, "spread": 0.0}
+    kept_run(small()[ALONE], fresh=True)
+    assert asked[5:] == [(0, 1)]
+
+
+def test_the_ways_have_the_towers_and_settings_of_the_recipe():
+    recipe = load_recipe(RECIPES / "scenes_hard_cpu.yaml")
+    ours = hard_recipe(30_000, 5)
+    for name in ("levels", "image_tower", "text_tower", "text", "picture", "train", "validation", "test", "shortlist"):
+        assert getattr(recipe, name) == getattr(ours, name), name
+    assert recipe.optim == ours.optim and recipe.objective == ours.objective and recipe.augment == ours.augment
+    assert len(load_pairs("scenes:4600:hard", "test")) * 0.05 >= recipe.shortlist
+
+
+def test_the_ways_differ_in_what_they_are_named_for():
+    ways = recipes(scenes=250, epochs=1)
+    early, late = ways[OURS], ways["late coarse level"]
+    depth = early.levels[-1].image_layer
+    assert early.levels[0].image_layer <= depth / 2 and late.levels[0].image_layer == depth
+    assert early.levels[0].dim == late.levels[0].dim and early.levels[1] == late.levels[1] == ways[ALONE].levels[0]
+    assert replace(early, levels=late.levels) == late
+    untaught, through = ways["early, no distillation"], ways["early, trains the towers"]
+    assert untaught.objective.distillation == 0 and replace(untaught, objective=early.objective) == early
+    assert through.optim.tower_gradient == {"coarse": 1.0} and replace(through, optim=early.optim) == early

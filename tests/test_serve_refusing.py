@@ -1,0 +1,97 @@
+"""Searches that are refused on their connection while too many wait, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+import h11
+import httpx
+import pytest
+import uvicorn
+
+from hivlp.index import Index
+from hivlp.serve.app import create_app
+from hivlp.serve.batching import Batcher
+from hivlp.serve.guard import HEADERS
+from hivlp.serve.metrics import Metrics
+from hivlp.serve.refusing import http_protocol, refused
+from hivlp.serve.settings import Settings
+from serving import answers, free_port, until
+from synthetic import FakeEncoder, write_pictures
+
+HOST = [(b"host", b"localhost")]
+
+
+def service(room=0, token=None):
+    metrics = Metrics()
+    searches = Batcher("searches", lambda tasks: tasks, metrics, room=room)
+    return SimpleNamespace(searches=searches, metrics=metrics, settings=Settings(token=token))
+
+
+def test_a_refusal_is_a_whole_answer_with_what_the_guard_adds():
+    full = service()
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="POST", target="/search", headers=[("Host", "x"), ("Content-Length", "0")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(refused(full, b"/indexes/photos/search", HOST))
+    head, body, end = (connection.next_event() for _ in range(3))
+    told = {name.decode(): value.decode() for name, value in head.headers}
+    assert head.status_code == 429 and told.items() >= {**HEADERS, "retry-after": "1"}.items()
+    assert b'"busy"' in body.data and type(end) is h11.EndOfMessage
+    assert 'hivlp_refused_total{queue="searches"} 1' in full.metrics.text()
+
+
+@pytest.mark.parametrize(
+    ("url", "headers", "options"),
+    [
+        (b"/search", HOST, {"room": 1}),
+        (b"/items", HOST, {}),
+        (b"/search", HOST, {"token": "secret"}),
+        (b"/search", [*HOST, (b"origin", b"http://elsewhere")], {}),
+        (b"/search", [*HOST, (b"transfer-encoding", b"chunked")], {}),
+    ],
+)
+def test_the_guard_looks_first_at_what_it_may_answer_otherwise(url, headers, options):
+    assert refused(service(**options), url, headers) is None
+
+
+class Slow(FakeEncoder):
+    def encode_text(self, texts, *, levels=None):
+        time.sleep(0.02)
+        return super().encode_text(texts, levels=levels)
+
+
+@pytest.fixture
+def port(tmp_path):
+    write_pictures(tmp_path / "pictures", 4)
+    with Index.create(tmp_path / "index", model=FakeEncoder()) as index:
+        index.add(tmp_path / "pictures")
+    app = create_app(
+        {"index": Index.open(tmp_path / "index", Slow())}, Settings(queue=3, batch=1, threads=1, decoders=1)
+    )
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, http=http_protocol(), log_level="critical", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: answers(port))
+    yield port
+    server.should_exit = True
+    thread.join()
+
+
+def test_connections_that_were_refused_go_on(port):
+    async def ask():
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            many = [client.post("/search", json={"query": f"text {n} {'word ' * 800}"}) for n in range(40)]
+            found = await asyncio.gather(*many)
+            after = [await client.post("/search", json={"query": "after"}) for _ in range(40)]
+            metrics = (await client.get("/metrics")).text
+        return [each.status_code for each in found], [each.status_code for each in after], metrics
+
+    found, after, metrics = asyncio.run(ask())
+    assert set(found) == {200, 429} and found.count(200) >= 4
+    assert set(after) == {200}
+    assert f'status="429"}} {found.count(429)}' in metrics
