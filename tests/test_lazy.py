@@ -112,8 +112,8 @@ def test_without_a_budget_the_coarsest_level_ranks(tmp_path, pictures, encoder):
 def test_what_is_pending_comes_last_and_pages_are_parts_of_one_list(tmp_path, pictures, encoder):
     lazy = make(tmp_path / "lazy", pictures, encoder, lazy=True)
     lazy.search("a red car", fill=7, shortlist=7)
-    whole = [hit.id for hit in lazy.search("two dogs", k=30, fill=0)]
-    assert len({*whole}) == 30
+    whole = lazy.search("two dogs", k=30, fill=0).ids
+    assert len({*whole}) == 30 and whole == [hit.id for hit in lazy.search("two dogs", k=30, fill=0)]
     for group in (False, True):
         pages = [
             hit.id for at in range(0, 30, 4) for hit in lazy.search("two dogs", k=4, offset=at, fill=0, group=group)

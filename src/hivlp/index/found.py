@@ -144,6 +144,10 @@ class Joined:
     def __len__(self) -> int:
         return len(self._first) + len(self._rest)
 
+    def ids(self) -> list[int]:
+        """Their ids, best first."""
+        return [*self._first.ids(), *self._rest.ids()]
+
     def make(self) -> list[Hit]:
         """The hits, best first."""
         return [*self._first.make(), *self._rest.make()]
