@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -75,6 +76,18 @@ def test_a_job_is_paused_resumed_and_cancelled(made, run):
     assert '"state": "cancelled"' in events
     assert httpx.post(f"{url}/{job}/resume").status_code == 409
     assert len_of(made / "index") < 1505
+
+
+def test_an_upload_goes_with_its_item_and_other_pictures_stay(made, run):
+    _, client = run()
+    mine = next((made / "first").iterdir())
+    with mine.open("rb") as file:
+        form = {"files": ("mine.png", file.read() + b"more")}
+    added = httpx.post(f"{client.url}/items", files=form, timeout=30).json()
+    ((path, number),) = added["ids"].items()
+    assert Path(path).exists()
+    assert client.remove([number, 1])["removed"] == 2
+    assert not Path(path).parent.exists() and len(list((made / "first").iterdir())) == 6
 
 
 def test_two_services_of_one_index_see_each_other_s_changes(made, run):

@@ -19,6 +19,11 @@ PAGES_FOLDER = "serve"
 """Folder in an index's own where the service keeps uploads and jobs."""
 
 
+def uploads_of(index: Path) -> Path:
+    """The folder of pictures that were uploaded to an index, each in a folder of its content's name."""
+    return index / PAGES_FOLDER / "uploads"
+
+
 class Served:
     """An index as it is served.
 
@@ -46,7 +51,7 @@ class Served:
     @property
     def uploads(self) -> Path:
         """Folder of pictures that were uploaded."""
-        return self.home / "uploads"
+        return uploads_of(self.index.path)
 
     @property
     def writable(self) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 from hivlp.data.vectors.given import given_vectors
 from hivlp.errors import DataError, HivlpError
 from hivlp.index import AddReport, Index, watch
+from hivlp.serve.served import uploads_of
 from hivlp.serve.vectors import numbers
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Worker:
         index = self._index
         match command["do"]:
             case "remove":
-                return {"removed": index.remove(command["ids"]), "items": len(index)}
+                return {"removed": self._remove(command["ids"]), "items": len(index)}
             case "watch":
                 return self._watch(command)
             case "vectors":
@@ -120,6 +121,18 @@ class Worker:
             metadata=[each["metadata"] for each in vectors],
         )
         return self._index.add_embeddings(source).to_json()
+
+    def _remove(self, ids: list[int]) -> int:
+        """Remove items, and with them the files of those that were uploaded; says how many items there were."""
+        index, uploads = self._index, Path(os.path.realpath(uploads_of(self._index.path)))
+        paths = [Path(item.path) for each in ids if (item := index.get(each)) is not None]
+        removed = index.remove(ids)
+        for path in paths:
+            if path.parent.parent == uploads and index.get(os.fspath(path)) is None:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    path.parent.rmdir()
+        return removed
 
     def _watch(self, command: dict[str, Any]) -> dict[str, Any]:
         """Keep the index in step with folders, in a thread of its own, for as long as this process lives."""

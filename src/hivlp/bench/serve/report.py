@@ -9,7 +9,14 @@ from typing import Any
 from hivlp.bench.report import Report
 
 Row = Mapping[str, Any]
-FIGURES = {"qps": "qps", "p50_ms": "p50 ms", "p99_ms": "p99 ms", "p999_ms": "p99.9 ms", "recall": "recall"}
+FIGURES = {
+    "qps": "qps",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "p999_ms": "p99.9 ms",
+    "cpu_ms": "cpu ms",
+    "recall": "recall",
+}
 MEMORY = {"memory_before_mb": "MB before", "memory_after_mb": "MB after"}
 
 
@@ -24,7 +31,8 @@ class ServeReport(Report):
         shared_core: whether services and the load generator had one core together.
         services: ``service``, ``versions``, and ``how`` it is made.
         rows: an object for every ``service``, ``kind``, ``recall_wanted`` and number of ``clients``, with ``status``
-            ("ok", or why there are no figures).
+            ("ok", or why there are no figures). ``cpu_ms`` is what the service computes for a request, which other
+            programs on its core change little.
         ceiling: by number of clients, what the load generator gets from a server that does nothing: ``qps``, and
             ``us``, microseconds of its own a request.
         ahead: for every kind, recall and number of clients, our throughput over that of the best other service and its

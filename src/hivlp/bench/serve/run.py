@@ -170,14 +170,17 @@ class Run:
         for clients in CLIENTS:
             before = service.memory()
             run_load(service.port, requests, clients=clients, seconds=self.plan.seconds / 2)
+            computed = service.cpu_seconds()
             loads = [
                 run_load(service.port, requests, clients=clients, seconds=self.plan.seconds, keep=kind != EMBED)
                 for _ in range(self.plan.rounds)
             ]
+            computed = (service.cpu_seconds() - computed) / max(1, sum(len(load.took) for load in loads))
             best = max(loads, key=lambda load: load.throughput)
             figures: dict[str, Any] = {} if kind == EMBED else {"recall": self.questions.recall(which(), best)}
             figures |= {
                 **spread(best),
+                "cpu_ms": round(1000 * computed, 3),
                 "failed": int((~best.good).sum()),
                 "memory_before_mb": round(before / 2**20, 1),
                 "memory_after_mb": round(service.memory() / 2**20, 1),
