@@ -110,10 +110,12 @@ class FakeEncoder:
         self._maps = {level.name: rng.normal(size=(SIZE * SIZE * 3, level.dim)) for level in self.levels}
         self.encoded = 0
 
-    def encode_pixels(self, pixels):
+    def encode_pixels(self, pixels, *, levels=None):
         self.encoded += len(pixels)
-        flat = pixels.reshape(len(pixels), SIZE * SIZE * 3) / 255.0 - 0.5
-        return self._unit({name: flat @ matrix for name, matrix in self._maps.items()})
+        flat = pixels.reshape(len(pixels), 1, SIZE * SIZE * 3) / 255.0 - 0.5
+        maps = {name: matrix for name, matrix in self._maps.items() if levels is None or name in levels}
+        # Row by row, so that no rounding depends on the rows beside.
+        return self._unit({name: (flat @ matrix)[:, 0] for name, matrix in maps.items()})
 
     def encode_image(self, pictures):
         return self.encode_pixels(np.stack([load_pixels(picture, self.picture) for picture in pictures]))

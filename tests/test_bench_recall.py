@@ -73,6 +73,18 @@ def test_ranks_of_an_index_that_is_read_whole_are_those_of_sorting(seed):
         assert abs(ranks[number] - np.count_nonzero(others >= best)) <= np.count_nonzero(np.abs(others - best) < 1e-3)
 
 
+def test_an_index_can_be_tuned_with_the_other_half_of_the_queries():
+    rng = np.random.default_rng(0)
+    items = random_unit(rng, 1_100, 16)
+    queries = items[:60] + 0.1 * random_unit(rng, 60, 16)
+    encoded = encoded_at_random(rng, list(range(60)))
+    exact = approximate_ranks(items, queries, np.arange(60)[:, None])
+    halves = approximate_ranks(items, queries[::2], np.arange(60)[::2, None], queries[1::2])
+    assert (halves == exact[::2]).mean() > 0.9
+    whole = bench.approximate(encoded, with_queries=True)
+    assert whole.text_to_image == bench.approximate(encoded).text_to_image, "few items are read whole either way"
+
+
 def test_every_way_of_searching_has_a_row(tmp_path):
     write_benchmark(tmp_path / "coco", "coco", [("test", 5)] * 12)
     from hivlp.data.benchmarks.retrieval import read_benchmark
@@ -135,7 +147,7 @@ def test_the_command_measures_what_is_here_and_says_what_is_not(tmp_path, capsys
                str(tmp_path / "table.csv"), "--model", "one", "--model", "two"]  # fmt: skip
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found["datasets"]) == {"coco", pairs} and found["datasets"]["coco"]["complete"] is False
+    assert set(found["datasets"]) == {"coco", "coco 1k", pairs} and found["datasets"]["coco"]["complete"] is False
     assert found["datasets"]["coco"]["captions"] == 50 and "flickr30k" in found["absent"][0]
     measured = [row for row in found["rows"] if row["kind"] == "measured"]
     assert {row["model"] for row in measured} == {"one", "two"} and len(measured) == 2 * 3 * 4

@@ -90,3 +90,10 @@ def test_batches_of_texts_are_full_or_end_where_padding_costs_more_than_a_call(l
         assert end - start <= most and (padding is None or padded(start, end) <= padding)
         # It could not have been longer.
         assert end in (len(lengths), start + most) or padded(start, end + 1) > padding
+
+
+def test_a_level_alone_is_bit_equal_to_what_it_is_beside_the_others(encoder):
+    images = pixels(encoder, 9)
+    whole = encoder.encode_pixels(images)
+    coarse = encoder.encode_pixels(images, levels=["coarse"])
+    assert list(coarse) == ["coarse"] and (coarse["coarse"] == whole["coarse"]).all()

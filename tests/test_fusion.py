@@ -340,3 +340,22 @@ def test_without_torch_the_command_says_what_to_install(monkeypatch, capsys, tmp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="--rerank needs more than is installed"):
         load_fusion(Namespace(rerank=tmp_path, rerank_depth=None, rerank_keep=None))
+
+
+@pytest.mark.parametrize("config", [{"num_hidden_layers": 10**7}, {"text_config": {"num_hidden_layers": 10**7}}])
+def test_a_network_of_millions_of_layers_is_refused_before_it_is_built(tmp_path, config):
+    write_fusion(tmp_path / "vilt", "vilt")
+    told = json.loads((tmp_path / "vilt" / "config.json").read_text())
+    settings(tmp_path / "vilt", **(told | config))
+    with pytest.raises(ModelError, match="num_hidden_layers"):
+        load_reranker(tmp_path / "vilt")
+
+
+def test_a_folder_of_another_family_is_refused_in_one_line(tmp_path, capfd):
+    write_fusion(tmp_path / "bridgetower", "bridgetower")
+    told = json.loads((tmp_path / "bridgetower" / "config.json").read_text())
+    settings(tmp_path / "bridgetower", **(told | {"model_type": "vilt"}))
+    capfd.readouterr()
+    with pytest.raises(ModelError, match=r"(lacks|cannot be loaded)") as refused:
+        load_reranker(tmp_path / "bridgetower")
+    assert len(str(refused.value).splitlines()) == 1 and capfd.readouterr() == ("", "")

@@ -438,3 +438,24 @@ def test_types_that_are_no_numbers_are_refused(tmp_path, kind):
     write_lmdb(tmp_path, "all", {NAME: msgpack.packb({"features": held}, use_bin_type=True)})
     with pytest.raises(DataError, match="not a readable record"):
         RegionLmdb(tmp_path)[NAME]
+
+
+@pytest.mark.parametrize("name", ["99999999", "9" * 5000])
+def test_a_layer_of_any_number_is_unknown_and_none_is_made_for_it(tmp_path, name):
+    state = random_state(uniter_ranker(*SMALL))
+    state[f"uniter.encoder.layer.{name}.output.dense.bias"] = np.ones(1, "f4")
+    with pytest.raises(ModelError, match=r"lacks|unknown"):
+        load_uniter(save(tmp_path / "uniter.pt", state))
+
+
+@pytest.mark.parametrize("shape", [(1, 200_000), (0, 1 << 40)])
+def test_a_size_that_the_rest_does_not_have_is_refused_before_it_is_allocated(tmp_path, shape):
+    state = random_state(uniter_ranker(*SMALL)) | {"uniter.embeddings.word_embeddings.weight": np.zeros(shape, "f2")}
+    with pytest.raises(ModelError):
+        load_uniter(save(tmp_path / "uniter.pt", state))
+
+
+def test_a_tensor_of_more_values_than_the_file_holds_is_refused(tmp_path):
+    torch.save({"uniter.pooler.dense.weight": torch.zeros(1, 1).expand(1 << 20, 1 << 20)}, tmp_path / "uniter.pt")
+    with pytest.raises(ModelError, match="more values than the file holds"):
+        load_uniter(tmp_path / "uniter.pt")

@@ -168,7 +168,8 @@ def _recalls(rows: list[dict[str, Any]]) -> str:
         sides = ("not published" if side is None else " / ".join(f"{value:.1f}" for value in side.values())
                  for side in (row["text_to_image"], row["image_to_text"]))  # fmt: skip
         kept = "" if row["retained"] is None else f"{100 * row['retained']:.1f}%"
-        cells = (row["model"], row["way"], *sides, f"{row['AR']:.1f}", kept, row["kind"], row["note"])
+        spread = f" ± {row['spread']['AR']:.1f}" if row.get("spread") else ""
+        cells = (row["model"], row["way"], *sides, f"{row['AR']:.1f}{spread}", kept, row["kind"], row["note"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

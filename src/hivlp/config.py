@@ -27,6 +27,11 @@ RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 RESIZES: tuple[set[str], ...] = (set(), {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 
+def image_graph(level: str) -> str:
+    """File of the image graph that stops at a level."""
+    return f"image.{level}.onnx"
+
+
 def text_graph(level: str) -> str:
     """File of the text graph that stops at a level."""
     return f"text.{level}.onnx"

@@ -27,6 +27,10 @@ class IndexFolderError(HivlpError):
     """An index folder is missing, damaged, of another model, or cannot be written."""
 
 
+class BusyIndexError(IndexFolderError):
+    """Somebody else is writing to an index folder: try again when they are done."""
+
+
 class DamagedIndexError(IndexFolderError):
     """What an index folder holds is not what was written: `hivlp info --verify` says where, `hivlp repair` mends it."""
 

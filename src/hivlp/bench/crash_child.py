@@ -49,11 +49,11 @@ class NumberEncoder:
         pixels = [np.random.default_rng(content).integers(0, 256, (4, 4, 3), np.uint8) for content in contents]
         return self.encode_pixels(np.array(pixels, np.uint8).reshape(len(contents), 4, 4, 3))
 
-    def encode_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
+    def encode_pixels(self, pixels: NDArray[np.uint8], *, levels: Sequence[str] | None = None) -> Embeddings:
         """Unit vectors of (N, 4, 4, 3) pictures, through whole numbers, so that no rounding depends on N."""
         flat = pixels.reshape(len(pixels), 48).astype(np.int64) - 128
         vectors = {}
-        for level in self.levels:
+        for level in (level for level in self.levels if levels is None or level.name in levels):
             product = flat @ np.random.default_rng(level.dim).integers(-9, 10, (48, level.dim))
             lengths = np.sqrt((product**2).sum(axis=1, keepdims=True).astype(np.float64))
             vectors[level.name] = (product / lengths).astype(np.float32)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BENCHES = {
     "models": "text queries and pictures of usual architectures, beside plain PyTorch",
     "index": "pictures a second, and where the time goes",
+    "lazy": "when pictures are searchable that are indexed lazily, and what searches and the completed index keep",
     "objective": "what each way of making a coarse level keeps of its fine level's first hits",
     "hierarchy": "one level, early and late coarse levels, with distillation and without, trained on scenes",
     "training": "memory and speed of the objective beside a plain one",
@@ -48,7 +49,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "queries": (None, ("threads",)),
     "size": (
         "small",
-        ("models", "objective", "hierarchy", "paper", "recall", "ann", "products", "serve", "stream"),
+        ("lazy", "models", "objective", "hierarchy", "paper", "recall", "ann", "products", "serve", "stream"),
     ),
     "plot": (None, ("objective", "hierarchy", "paper", "ann", "products")),
     "seeds": (3, ("hierarchy",)),

@@ -16,6 +16,7 @@ from hivlp.errors import ArgumentError, HivlpError
 
 if TYPE_CHECKING:
     from hivlp.index import AddReport, Index
+    from hivlp.index.filling import FillReport
     from hivlp.store.fields.declared import FieldCounts
 
 
@@ -30,6 +31,8 @@ def run_index(arguments: argparse.Namespace) -> int:
         return usage("index", "--relative goes with PATH: vectors keep the paths that they came with")
     if fitting and arguments.embeddings is None:
         return usage("index", f"--{fitting[0]} goes with --embeddings")
+    if arguments.lazy and arguments.embeddings is not None:
+        return usage("index", "--lazy goes with pictures, not with --embeddings")
     try:
         fields = _fields(arguments.field)
     except ArgumentError as error:
@@ -56,19 +59,49 @@ def run_index(arguments: argparse.Namespace) -> int:
             exclude=arguments.exclude,
             prune=arguments.prune,
             reread=arguments.reread,
+            lazy=arguments.lazy,
             on_progress=lambda done: bar.update(done.seen - bar.n),
             on_tune=follow,
         )
-        counts = index.info().fields
         bar.close()
+        filled = _complete(arguments, index, report)
+        counts = index.info().fields
         print_result(
             arguments,
-            lambda: report.to_json() | _counted(counts),
-            lambda: "\n".join([_added(report, arguments.out), *map(str, counts.values())]),
+            lambda: report.to_json() | ({} if filled is None else {"lazy": filled.to_json()}) | _counted(counts),
+            lambda: "\n".join([_added(report, arguments.out), *_filled(filled), *map(str, counts.values())]),
         )
         if report.useless:
             raise HivlpError("nothing could be read")
     return 0
+
+
+def _complete(arguments: argparse.Namespace, index: Index, report: AddReport) -> FillReport | None:
+    """Compute the finer levels of pending pictures, now or earlier added with ``--lazy``; None where there are none."""
+    from tqdm import tqdm
+
+    if arguments.lazy and index.model is not None and (why := index.why_not_lazy) is not None:
+        sys.stderr.write(f"hivlp: --lazy gains nothing: {why}\n")
+    if not report.pending:
+        return None
+    sys.stderr.write(
+        f"hivlp: all pictures are searchable after {report.seconds:.1f} s; {report.pending} of {report.items} by the "
+        "coarsest level alone, until their finer levels are computed (Ctrl-C ends it, `hivlp index` goes on)\n"
+    )
+    with tqdm(desc="finer levels", unit="", total=report.pending, disable=None) as bar, stages() as follow:
+        filled = index.complete(on_progress=lambda done: bar.update(done.filled - bar.n), on_tune=follow)
+    if filled.busy:
+        sys.stderr.write("hivlp: another process is computing them\n")
+    report.pending = filled.pending
+    return filled
+
+
+def _filled(report: FillReport | None) -> list[str]:
+    """What became of pending pictures, in lines."""
+    if report is None:
+        return []
+    lines = [f"pending: {failure.path}: {failure.error}" for failure in report.failed]
+    return [*lines, f"{report.filled} completed, {report.pending} pending ({report.seconds:.1f} s)"]
 
 
 def _known_below(out: Path, path: Path) -> str:

@@ -122,6 +122,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_library_options(sub)
     sub.add_argument("--reread", action="store_true", help="read dates, places, keywords of unchanged files once more")
     sub.add_argument(
+        "--lazy",
+        action="store_true",
+        help="make all pictures searchable by the model's early layers first, then compute the finer levels",
+    )
+    sub.add_argument(
         "--field",
         action="append",
         default=[],
@@ -187,6 +192,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--offset", type=int, default=0, metavar="N", help="skip the first N hits")
     sub.add_argument("--threshold", type=float, metavar="X", help="drop hits whose fine score is below X")
+    sub.add_argument("--fill", type=int, metavar="N", help="pending pictures that are completed first (default 200)")
+    sub.add_argument("--fill-seconds", type=float, metavar="S", help="after which no other one is begun (default 2)")
     sub.add_argument(
         "--group",
         type=float,

@@ -73,7 +73,7 @@ def _search_one(arguments: argparse.Namespace, seen: list[int], beside: ThreadPo
     from hivlp.index import Index, find
 
     options = {name: getattr(arguments, name) for name in ("shortlist", "exact", "threshold", "recall")}
-    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
+    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth, **_budget(arguments)}
     with Index.open(arguments.index) as index:
         beside.submit(index.snapshot)  # while the model is loaded; the search says what is wrong with it
         query, how = _query(arguments, index)
@@ -134,6 +134,11 @@ def _filter(arguments: argparse.Namespace) -> PhotoFilter | None:
     return PhotoFilter(**{**words, "keywords": tuple(words["keywords"])}) if any(words.values()) else None
 
 
+def _budget(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a search may spend on pending pictures, as far as it is given."""
+    return {name: value for name in ("fill", "fill_seconds") if (value := getattr(arguments, name)) is not None}
+
+
 def _group(arguments: argparse.Namespace, index: Index) -> bool | float:
     """How hits are folded: equal files by themselves, unless somebody says otherwise."""
     if arguments.group is not None:
@@ -147,7 +152,7 @@ def _search_many(arguments: argparse.Namespace) -> int:
 
     names = ("shortlist", "exact", "offset", "threshold", "recall", "missing")
     options = {name: getattr(arguments, name) for name in names}
-    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth}
+    options |= {"rerank": load_fusion(arguments), "rerank_depth": arguments.rerank_depth, **_budget(arguments)}
     options["k"] = 10 if arguments.k is None else arguments.k
     photo_filter = _filter(arguments)
     options["where"] = joined(None if photo_filter is None else photo_filter.where, arguments.where)

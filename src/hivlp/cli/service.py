@@ -12,7 +12,8 @@ from typing import Any
 from hivlp.cli.output import print_result, usage
 from hivlp.errors import HivlpError
 
-HERE_ONLY = ("queries", "model", "device", "rerank", "rerank_depth", "rerank_keep", "page", "open", "show", "next")
+HERE_ONLY = ("queries", "model", "device", "rerank", "rerank_depth", "rerank_keep", "page", "open", "show", "next",
+             "fill", "fill_seconds")  # fmt: skip
 """Options of `search` that need the index itself."""
 FILTER = ("after", "before", "camera", "lens", "near", "folder", "format", "rating", "keywords", "orientation")
 VECTOR_LIMIT = 1 << 24

@@ -97,8 +97,12 @@ class Encoder(Protocol):
         (N, dim) a level; a ``str`` is one text, N = 1.
         """
 
-    def encode_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB."""
+    def encode_pixels(self, pixels: NDArray[np.uint8], *, levels: Sequence[str] | None = None) -> Embeddings:
+        """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB, at the named levels (default: all).
+
+        A picture's vectors do not depend on those beside it, nor on which levels are asked for. Only
+        ``Index.add(lazy=True)`` asks for some.
+        """
 
     def encode_image(self, pictures: Sequence[Picture]) -> Embeddings:
         """Unit vectors of pictures given as files, bytes or PIL images, (N, dim) a level.

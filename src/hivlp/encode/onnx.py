@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,8 @@ class OnnxEncoder:
         providers(device)  # what is not there is said before pictures are decoded
         self.device, self.source = device, ""
         self._text_sessions: dict[str, Session] = {}
+        self._early_sessions: dict[str, Session] = {}
+        self._opening = threading.Lock()
         self._text_batch, self._image_batch = text_batch, image_batch
 
     @property
@@ -73,8 +76,14 @@ class OnnxEncoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is opened when it is needed: a copy, in another process too, opens its own."""
-        opened = ("_image_session", "_tokenizer")
-        return {**{name: value for name, value in vars(self).items() if name not in opened}, "_text_sessions": {}}
+        opened = ("_image_session", "_tokenizer", "_opening")
+        kept = {name: value for name, value in vars(self).items() if name not in opened}
+        return {**kept, "_text_sessions": {}, "_early_sessions": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        vars(self).update(state)
+        self._opening = threading.Lock()
 
     def encode_text(self, texts: str | Iterable[str], *, levels: str | Iterable[str] | None = None) -> Embeddings:
         """Unit vectors of the texts at the named levels (default all).
@@ -114,15 +123,22 @@ class OnnxEncoder:
         back[order] = np.arange(len(texts))
         return Embeddings.concatenate(parts).rows(back)
 
-    def encode_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB."""
-        names = self._names(None)
+    def encode_pixels(self, pixels: NDArray[np.uint8], *, levels: str | Iterable[str] | None = None) -> Embeddings:
+        """Unit vectors of prepared pictures, (N, size, size, 3) uint8 RGB, at the named levels (default all).
+
+        Layers above those that the named levels read are not computed: a graph that stops there is used.
+
+        Raises:
+            ArgumentError: if the pixels are of another shape or type.
+            ModelError: if a level is not one of the model's, or there is no graph that stops at it.
+        """
+        names = self._names(levels)
         shape = self.picture.shape
         pixels = np.asarray(pixels)
         if pixels.shape[1:] != shape or pixels.dtype != np.uint8:
             wanted = ", ".join(map(str, ("N", *shape)))
             raise ArgumentError(f"pixels must be ({wanted}) uint8, not {pixels.shape} {pixels.dtype}")
-        session = self._image_session
+        session = self._image_session if names[-1] not in self.files.early else self._early_session(names[-1])
         parts = [
             self._run(session, names, self._image_feed(session, pixels[start : start + self._image_batch]))
             for start in range(0, len(pixels), self._image_batch)
@@ -268,6 +284,28 @@ class OnnxEncoder:
     @cached_property
     def _image_session(self) -> Session:
         return Session(self.files.image, self.device)
+
+    def _early_session(self, level: str) -> Session:
+        """The image graph that stops at a level, once it is known to give what the whole graph gives.
+
+        Raises:
+            ModelError: if there is none, or it is of other weights.
+        """
+        with self._opening:
+            if level not in self._early_sessions:
+                path = self.files.early[level]
+                again = f"`hivlp export {path.parent}` makes it"
+                if not path.is_file():
+                    raise ModelError(f"{path.parent} has no {path.name}, which stops at level {level}: {again}")
+                session = Session(path, self.device)
+                noise = np.random.default_rng(0).integers(0, 256, (1, *self.picture.shape), np.uint8)
+                early, whole = (
+                    self._run(each, [level], self._image_feed(each, noise)) for each in (session, self._image_session)
+                )
+                if not np.array_equal(early[level], whole[level]):
+                    raise ModelError(f"{path} does not give the vectors of {self.files.image.name}: {again} anew")
+                self._early_sessions[level] = session
+            return self._early_sessions[level]
 
 
 def batches_of(lengths: NDArray[np.int64], most: int, padding: int | None) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -49,6 +49,7 @@ def encode_stream(
     *,
     batch_size: int = 8,
     workers: int | None = None,
+    levels: Sequence[str] | None = None,
 ) -> Iterator[Batch[T]]:
     """Load and encode jobs in parallel, in order, with a bounded number of pictures in memory.
 
@@ -62,6 +63,7 @@ def encode_stream(
         load: gives the (size, size, 3) uint8 pixels of one job; runs in worker threads.
         batch_size: pictures in one run of the graph.
         workers: threads; default one a core.
+        levels: names of those that are computed; default all.
 
     Yields:
         One :class:`Batch` per ``batch_size`` jobs. Only :class:`HivlpError` from ``load`` counts as a failed job;
@@ -80,9 +82,11 @@ def encode_stream(
             except HivlpError as error:
                 failures.append((job, error))
         if pixels:
-            embeddings = encoder.encode_pixels(np.stack(pixels))
+            stacked = np.stack(pixels)
+            embeddings = encoder.encode_pixels(stacked, levels=levels) if levels else encoder.encode_pixels(stacked)
         else:
-            embeddings = Embeddings({level.name: np.empty((0, level.dim), np.float32) for level in encoder.levels})
+            wanted = [level for level in encoder.levels if levels is None or level.name in levels]
+            embeddings = Embeddings({level.name: np.empty((0, level.dim), np.float32) for level in wanted})
         return Batch(done, embeddings, failures)
 
     pending: deque[Future[Batch[T]]] = deque()

@@ -24,6 +24,7 @@ from hivlp.config import (
     TOKENIZER,
     PictureConfig,
     TextConfig,
+    image_graph,
     text_graph,
 )
 from hivlp.data.texts import TextTokenizer
@@ -34,6 +35,7 @@ from hivlp.export.quantize import compress_tables, quantize_image
 from hivlp.export.weights_first import put_weights_first
 from hivlp.files.scratch import scratch_folder
 from hivlp.levels import ONLY_LEVEL as LEVEL
+from hivlp.levels import Level
 from hivlp.model.hivlp_model import HiVLPModel
 
 OPSET = 17
@@ -61,7 +63,8 @@ def export(
     """Write a model folder's graphs, beside its weights.
 
     ``text.onnx`` computes every level. Beside it, ``text.LEVEL.onnx`` stops at a coarser level, for each level but
-    the last; all of them share the weights in ``text.bin``, so an early stop costs a few kilobytes.
+    the last; all of them share the weights in ``text.bin``, so an early stop costs a few kilobytes. Beside
+    ``image.onnx``, ``image.LEVEL.onnx`` stops at a level that reads an earlier layer than the finest.
 
     Args:
         folder: a model folder with ``config.json`` and ``model.safetensors``.
@@ -105,6 +108,7 @@ def export(
             text, cosine = reduce_text(text, *TextTokenizer(folder / TOKENIZER, model.config.text)(list(texts)))
             progress.update()
         image.replace(folder / IMAGE_GRAPH)
+        _write_early_image_graphs(folder, model.config.levels)
         _write_text_graphs(text, folder, names)
     return cosine
 
@@ -227,6 +231,22 @@ def _write_text_graphs(path: Path, folder: Path, levels: list[str]) -> None:
     for count in range(1, len(levels)):
         cut = Extractor(whole).extract_model(inputs, levels[:count])
         onnx.save(cut, str(folder / text_graph(levels[count - 1])))
+
+
+def _write_early_image_graphs(folder: Path, levels: Sequence[Level]) -> None:
+    """The image graph cut after each level that reads an earlier layer than the finest, with weights of its own.
+
+    ONNX Runtime runs a graph as a whole, whichever outputs are asked for.
+    """
+    from onnx.utils import Extractor
+
+    for old in folder.glob(image_graph("*")):
+        old.unlink()
+    early = [level.name for level in levels if level.image_layer < levels[-1].image_layer]
+    whole = Extractor(onnx.load(str(folder / IMAGE_GRAPH))) if early else None
+    for count, name in enumerate(early, start=1):
+        assert whole is not None
+        onnx.save(whole.extract_model(["pixels"], early[:count]), str(folder / image_graph(name)))
 
 
 @contextlib.contextmanager

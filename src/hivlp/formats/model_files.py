@@ -23,6 +23,7 @@ class ModelFiles:
     Attributes:
         config: levels, preparation and name; ``config.name`` is what people call the model.
         image: the image graph.
+        early: level that reads an earlier layer than the finest -> image graph that stops there.
         text: deepest level that is computed -> text graph.
         tokenizer: a ``tokenizer.json``.
         outputs: level -> names that its output may have in a graph of another library, whose vectors are brought to
@@ -36,6 +37,7 @@ class ModelFiles:
     image: Path
     text: Mapping[str, Path]
     tokenizer: Path
+    early: Mapping[str, Path] = field(default_factory=dict)
     outputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     hashed: tuple[Path, ...] = ()
     origin: str | None = None

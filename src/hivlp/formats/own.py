@@ -6,7 +6,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hivlp.config import IMAGE_GRAPH, IMAGE_WEIGHTS, TEXT_GRAPH, TEXT_WEIGHTS, TOKENIZER, HiVLPConfig, text_graph
+from hivlp.config import (
+    IMAGE_GRAPH,
+    IMAGE_WEIGHTS,
+    TEXT_GRAPH,
+    TEXT_WEIGHTS,
+    TOKENIZER,
+    HiVLPConfig,
+    image_graph,
+    text_graph,
+)
 from hivlp.errors import ModelError
 from hivlp.files.reading import read_json
 from hivlp.formats.format import present
@@ -25,7 +34,8 @@ class OwnFormat:
         """See :meth:`Format.wanted`: without the weights that only training reads."""
         if not {"config.json", IMAGE_GRAPH, TEXT_GRAPH} <= set(names):
             return []
-        graphs = [name for name in names if name.startswith("text.") and name.endswith((".onnx", ".bin"))]
+        graphs = [name for name in names if name.startswith(("text.", "image.")) and name.endswith((".onnx", ".bin"))]
+        graphs = [name for name in graphs if name not in (IMAGE_GRAPH, IMAGE_WEIGHTS)]
         files = ["config.json", IMAGE_GRAPH, IMAGE_WEIGHTS, *graphs, TOKENIZER, ORIGIN, "README.md"]
         return present(files, names)
 
@@ -63,6 +73,11 @@ def open_own(folder: Path) -> ModelFiles:
     return ModelFiles(
         config=config,
         image=folder / IMAGE_GRAPH,
+        early={
+            level.name: folder / image_graph(level.name)
+            for level in config.levels[:-1]
+            if level.image_layer < config.levels[-1].image_layer
+        },
         text={**{level: folder / text_graph(level) for level in coarser}, finest: folder / TEXT_GRAPH},
         tokenizer=folder / TOKENIZER,
         hashed=tuple(folder / name for name in ("config.json", *needed)),

@@ -27,3 +27,5 @@ class SearchOptions(TypedDict, total=False):
     missing: bool
     rerank: Reranker | None
     rerank_depth: int | None
+    fill: int
+    fill_seconds: float

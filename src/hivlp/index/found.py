@@ -12,7 +12,7 @@ import numpy as np
 from hivlp.errors import DamagedIndexError
 from hivlp.search.collection import Collection
 from hivlp.search.filters import Rows
-from hivlp.search.results import Duplicate, Hit
+from hivlp.search.results import Duplicate, Hit, Unmade
 from hivlp.search.searcher import Page
 from hivlp.search.stages import Query
 from hivlp.store.lookup import Shown
@@ -131,6 +131,26 @@ class Found:
         # Column by column: as fast again as hit by hit.
         ranks = itertools.count(self._offset + 1)
         return list(map(Hit._make, zip(ranks, ids, paths, captions, known, metadata, same, strict=False)))
+
+
+class Joined:
+    """Hits of one list after those of another, whose ranks go on from there."""
+
+    __slots__ = ("_first", "_rest")
+
+    def __init__(self, first: Unmade, rest: Unmade) -> None:
+        self._first, self._rest = first, rest
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._rest)
+
+    def ids(self) -> list[int]:
+        """Their ids, best first."""
+        return [*self._first.ids(), *self._rest.ids()]
+
+    def make(self) -> list[Hit]:
+        """The hits, best first."""
+        return [*self._first.make(), *self._rest.make()]
 
 
 def rows_of(pages: Sequence[Page], first: int = 0) -> list[int]:

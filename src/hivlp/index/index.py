@@ -17,7 +17,7 @@ import numpy as np
 from hivlp.coarse.maps import EMBEDDINGS, CoarseMaps, NoCoarseLevel, load_maps
 from hivlp.encode import as_encoder
 from hivlp.encode.base import Encoder, Picture, as_texts
-from hivlp.errors import ArgumentError, DataError, IndexFolderError, NoItemError, QueryError
+from hivlp.errors import ArgumentError, DataError, IndexFolderError, NoItemError, PictureError, QueryError
 from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
 from hivlp.index.mixing import Mix, mixed
@@ -28,7 +28,7 @@ from hivlp.levels import Embeddings, Level, Vectors, check_levels
 from hivlp.search.fusion import Reranker
 from hivlp.search.opened import stored_bytes
 from hivlp.search.operating_points import DEFAULT_RECALL, Tuned
-from hivlp.search.options import Options, real_number, whole_number
+from hivlp.search.options import FILL, FILL_SECONDS, Options, real_number, whole_number
 from hivlp.search.results import SearchResult
 from hivlp.search.stages import Query
 from hivlp.search.timing import Stopwatch
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from hivlp.data.vectors.source import EmbeddingSource
     from hivlp.index.adding.report import AddReport
     from hivlp.index.asking import SearchOptions
+    from hivlp.index.filling import Filler, FillReport
     from hivlp.index.repair import RepairReport
     from hivlp.index.tuning.jobs import Renumbering
     from hivlp.index.tuning.report import TuneReport
@@ -90,7 +91,8 @@ class Index:
         loaded = None if model is None else as_encoder(model)
         self.store = Store(folder_path(path))
         self._remove: weakref.finalize[[], Index] | None = None
-        self._answering = Answering(self.store)
+        self._answering = Answering(self.store, self._filler)
+        self._fills: Filler | None = None
         try:
             about = self.store.about
             given = about.model == EMBEDDINGS
@@ -456,6 +458,7 @@ class Index:
         exclude: Iterable[str] = (),
         prune: bool = False,
         reread: bool = False,
+        lazy: bool = False,
         on_progress: Callable[[AddReport], None] | None = None,
         on_tune: TuneProgress | None = None,
         workers: int | None = None,
@@ -478,6 +481,9 @@ class Index:
             prune: remove items whose files are gone, and those that a pattern excludes, instead of marking them; not
                 from one of ``paths`` that is not there, or in which no picture is left: its disk may not be connected.
             reread: read what unchanged files say once more, as for an index of an earlier version.
+            lazy: compute the coarsest level alone, by the model's early layers: pictures are found sooner, and are
+                pending until :meth:`complete` computes the others. For a model whose coarsest level is no cheaper,
+                all levels are computed at once.
             on_progress: called after each commit with what is stored by then.
             on_tune: called while the approximate index of a tuned index takes in what was added, as :meth:`tune` calls.
             workers: threads that decode and encode; default one a core.
@@ -486,6 +492,7 @@ class Index:
             IndexFolderError: if another process is writing, the index is damaged, or the folder cannot be written; what
                 was reported is kept.
             DataError: if a path does not exist, or metadata is not JSON.
+            ModelError: if the model has no graph that stops at the coarsest level (``lazy``).
         """
         from hivlp.index.adding.pictures import add_pictures
 
@@ -496,10 +503,70 @@ class Index:
         with self._adding():
             report = add_pictures(
                 self.store, model, roots, captions=captions, metadata=metadata, exclude=exclude, prune=prune,
-                reread=reread, on_progress=on_progress, workers=workers,
+                reread=reread, lazy=lazy, on_progress=on_progress, workers=workers,
             )  # fmt: skip
             self._keep_up(on_tune, first=True)
         return report
+
+    def complete(
+        self,
+        on_progress: Callable[[FillReport], None] | None = None,
+        on_tune: TuneProgress | None = None,
+        workers: int | None = None,
+    ) -> FillReport:
+        """Compute the finer levels of pending pictures, those first that searches want; see ``lazy`` of :meth:`add`.
+
+        Other threads may search and write meanwhile: it writes for a moment every few seconds. Whatever it has
+        reported is stored; stopped at any point, another call goes on. Pictures that are gone or have changed are
+        reported, and stay pending until :meth:`add` looks at their files again.
+
+        Args:
+            on_progress: called after each commit with what is done by then.
+            on_tune: called while the approximate index of a tuned index takes them in, as :meth:`tune` calls.
+            workers: threads that decode and encode; default one a core.
+
+        Returns:
+            What was filled, what failed, and what is pending still; with ``busy`` set if another process is at it.
+
+        Raises:
+            QueryError: if the model cannot be loaded.
+            IndexFolderError: if the folder cannot be written.
+        """
+        report = self._filler().complete(on_progress, workers)
+        if report.filled:
+            self._keep_up(on_tune)
+        return report
+
+    @property
+    def why_not_lazy(self) -> str | None:
+        """Why ``lazy`` of :meth:`add` computes all levels at once with this index's model; None where it does not."""
+        from hivlp.index.adding.pictures import why_not_lazy
+
+        return why_not_lazy(self._queries.need_model())
+
+    def _filler(self) -> Filler:
+        if self._fills is None:
+            from hivlp.index.filling import Filler  # searches of a whole index do without
+
+            self._fills = Filler(self.store, self._queries)
+        return self._fills
+
+    def _whole(self, items: Iterable[Any], name: str = "item") -> None:
+        """Compute the finer levels of those of some items that are pending.
+
+        Raises:
+            QueryError: if there is no such item, or it cannot be.
+        """
+        with self.store.reading() as reader:
+            if reader.pending() is None:
+                return
+            found = [self._item(reader, name, item) for item in items]
+            waiting = [item for item in found if reader.are_pending([item.row])[0]]
+        if waiting:
+            try:
+                self._filler().now(waiting)
+            except PictureError as error:
+                raise QueryError(str(error)) from error
 
     def info(self) -> IndexInfo:
         """What the index holds, and whether its files are as long as they must be.
@@ -554,8 +621,10 @@ class Index:
             QueryError: if there is no such item.
             DamagedIndexError: if they are not as they were written.
         """
+        items = list(each_item(items))
+        self._whole(items)
         with self.store.reading() as reader:
-            rows = [self._item(reader, "item", item).row for item in each_item(items)]
+            rows = [self._item(reader, "item", item).row for item in items]
             return reader.embeddings(rows, check=True)
 
     def to_arrow(self, levels: str | Sequence[str] | None = None, *, where: str | None = None) -> pa.Table:
@@ -818,6 +887,8 @@ class Index:
         missing: bool = False,
         rerank: Reranker | None = None,
         rerank_depth: int | None = None,
+        fill: int = FILL,
+        fill_seconds: float = FILL_SECONDS,
     ) -> SearchResult | list[SearchResult]:
         """The items closest to a text, a picture, another item, a vector, or a mix of them.
 
@@ -849,6 +920,10 @@ class Index:
             rerank: a fusion model (:mod:`hivlp.systems.fusion`) that orders the first ranks again by what it makes of
                 the text and each picture together; ``threshold`` and ``group`` still go by the finest level.
             rerank_depth: how many ranks it orders (default: as many as the model is made for).
+            fill: pending pictures (see ``lazy`` of :meth:`add`) on the coarsest level's shortlist whose finer levels
+                are computed now, at most. What is pending still comes after everything else, by the coarsest level's
+                score alone, and not at all with a ``threshold``; the result's ``plan`` says how many there are.
+            fill_seconds: after which no other picture is begun.
 
         Raises:
             QueryError: if the query or an option makes no sense.
@@ -859,11 +934,12 @@ class Index:
                 raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
             return self.search_many(
                 query, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-                group=group, recall=recall, missing=missing, rerank=rerank, rerank_depth=rerank_depth,
+                group=group, recall=recall, missing=missing, rerank=rerank, rerank_depth=rerank_depth, fill=fill,
+                fill_seconds=fill_seconds,
             )  # fmt: skip
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall, missing=missing,
+            group=group, recall=recall, missing=missing, fill=fill, fill_seconds=fill_seconds,
         )  # fmt: skip
         if sum(given is not None for given in (query, image, like, vector)) != 1:
             raise QueryError("give exactly one of a text, an image, an item (like) or a vector")
@@ -872,7 +948,8 @@ class Index:
                 raise QueryError("a fusion model compares one text with pictures: it cannot be given a mix")
             return search_reranked(
                 self.search_many, query, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing, fill=fill,
+                fill_seconds=fill_seconds,
             )[0]  # fmt: skip
         watch = Stopwatch()
         encoded = None
@@ -884,10 +961,17 @@ class Index:
         if encoded is not None:
             plan, ((hits, steps),) = self._answering.answer([encoded], options, watch)
         else:
+            self._whole([like], "like")
             with self.store.reading() as reader:
                 row = self._item(reader, "like", like).row
                 encoded = self._queries.of_vectors(reader.embeddings([row]))
-                plan, ((hits, steps),) = self._answering.answer_in(reader, [encoded], options, watch, row)
+                if reader.pending() is None:
+                    plan, ((hits, steps),) = self._answering.answer_in(reader, [encoded], options, watch, row)
+                    return SearchResult(hits, watch.finish(), steps, plan)
+            filled = self._answering.fill([encoded], options, watch) or ()
+            with self.store.reading() as reader:
+                row = self._item(reader, "like", like).row
+                plan, ((hits, steps),) = self._answering.answer_in(reader, [encoded], options, watch, row, filled)
         return SearchResult(hits, watch.finish(), steps, plan)
 
     async def asearch(self, query: str | Mix | None = None, **options: Unpack[SearchOptions]) -> SearchResult:
@@ -912,6 +996,8 @@ class Index:
         missing: bool = False,
         rerank: Reranker | None = None,
         rerank_depth: int | None = None,
+        fill: int = FILL,
+        fill_seconds: float = FILL_SECONDS,
     ) -> list[SearchResult]:
         """What :meth:`search` finds for each of many texts or vectors, in less time than one by one.
 
@@ -933,6 +1019,8 @@ class Index:
             missing: find items whose files are gone, too.
             rerank: a fusion model that orders the first ranks of each text again.
             rerank_depth: how many ranks it orders.
+            fill: pending pictures whose finer levels are computed now, at most, for all queries together.
+            fill_seconds: after which no other picture is begun.
 
         Returns:
             One result a query, in their order; its timings are its share of the whole batch's.
@@ -942,14 +1030,15 @@ class Index:
         """
         options = Options.of(
             self.levels, k=k, shortlist=shortlist, exact=exact, where=where, offset=offset, threshold=threshold,
-            group=group, recall=recall, missing=missing,
+            group=group, recall=recall, missing=missing, fill=fill, fill_seconds=fill_seconds,
         )  # fmt: skip
         if (queries is None) == (vectors is None):
             raise QueryError("give either texts or vectors")
         if rerank is not None:
             return search_reranked(
                 self.search_many, queries, rerank, rerank_depth, k=k, shortlist=shortlist, exact=exact, where=where,
-                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing,
+                offset=offset, threshold=threshold, group=group, recall=recall, missing=missing, fill=fill,
+                fill_seconds=fill_seconds,
             )  # fmt: skip
         watch = Stopwatch()
         encoded = self._queries.of_many(queries, vectors)
@@ -972,6 +1061,7 @@ class Index:
         elif like is None:
             encoded = self._queries.of_one(query, image, vector)
         else:
+            self._whole([like], "like")
             with self.store.reading() as reader:
                 encoded = self._queries.of_vectors(reader.embeddings([self._item(reader, "like", like).row]))
         return dict(zip((level.name for level in self.levels), encoded, strict=True))
@@ -982,6 +1072,7 @@ class Index:
         for place, part in enumerate(mix.parts):
             if part.item is None:
                 known[place] = self._queries.of_one(part.text, part.image, part.vectors)
+        self._whole([part.item for part in mix.parts if part.item is not None])
         with self.store.reading() as reader:
             for place, part in enumerate(mix.parts):
                 if part.item is not None:

@@ -23,6 +23,7 @@ class IndexInfo:
         vectors: codec of the stored vectors.
         items: in all.
         missing: items whose files were not there when their folders were last walked; searches leave them out.
+        pending: items that have the coarsest level's vector alone, until `hivlp index` computes the others.
         lost: items whose vectors were damaged and set aside.
         rows: of each vector file, those of tombstones included.
         dead: tombstones, which `hivlp compact` gives back.
@@ -45,6 +46,7 @@ class IndexInfo:
     vectors: str
     items: int
     missing: int
+    pending: int
     lost: int
     rows: int
     dead: int

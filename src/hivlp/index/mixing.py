@@ -223,7 +223,8 @@ def mixed(parts: Sequence[tuple[float, Sequence[Vectors]]], reader: Reader) -> l
 
 
 def sample_rows(reader: Reader, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Rows of items, so many at most, spread evenly over a collection."""
-    alive = reader.alive()
-    rows = np.arange(reader.state.rows) if alive is None else np.flatnonzero(alive)
+    """Rows of whole items, so many at most, spread evenly over a collection."""
+    alive, pending = reader.alive(), reader.pending()
+    kept = np.ones(reader.state.rows, bool) if alive is None else alive
+    rows = np.flatnonzero(kept if pending is None else kept & ~pending)
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]

@@ -45,8 +45,10 @@ class Snapshot:
         state: of the commit.
         changes: change counter of the catalog in that commit.
         ann: which approximate index it is searched with.
-        collection: of its rows.
+        collection: of its rows; pending ones count as tombstones.
         there: filter that leaves tombstones and the items out whose files are gone; None if there are none.
+        waiting: its pending rows, with the coarsest level alone; None if there are none.
+        lends: of the store when it was made.
         filters: of the conditions that were asked last, the least recently asked first.
         plans: of the searches that were asked for lately, and how many rows passed.
         payloads: what hits show of the first rows; None without a payload file.
@@ -58,6 +60,8 @@ class Snapshot:
     ann: Identity | None
     collection: Collection
     there: Filter | None = None
+    waiting: Snapshot | None = None
+    lends: int = 0
     filters: OrderedDict[Asked, Filter] = field(default_factory=OrderedDict)
     plans: dict[tuple[Options, int], Plan] = field(default_factory=dict)
     payloads: Payloads | None = None
@@ -108,14 +112,14 @@ class Snapshots:
         snapshot, changes = self._snapshot, self._store.changes()
         if snapshot is None or snapshot.changes != changes or snapshot.ann != self._ann.identity():
             return None
-        return snapshot
+        return snapshot if snapshot.lends == self._store.lends else None
 
     def of(self, reader: Reader) -> Snapshot:
         """The snapshot of the commit that a reader sees."""
-        snapshot, changes = self._snapshot, self._store.changes()
+        snapshot, changes, lends = self._snapshot, self._store.changes(), self._store.lends
         if (
             snapshot is not None
-            and (snapshot.state, snapshot.changes) == (reader.state, changes)
+            and (snapshot.state, snapshot.changes, snapshot.lends) == (reader.state, changes, lends)
             and snapshot.ann == self._ann.identity()
         ):
             return snapshot
@@ -125,21 +129,29 @@ class Snapshots:
             identity, ann = self._ann.open(vectors[-1], state)
             filters: OrderedDict[Asked, Filter] = OrderedDict()
             shown: dict[int, Shown] = {}
+            waiting: Snapshot | None = None
             # As many commits after a backup was put back may have the same numbers: the counter tells them apart.
-            if before is not None and (before.state, before.changes) == (state, changes):
-                alive, there = before.collection.alive, before.there
+            if before is not None and (before.state, before.changes, before.lends) == (state, changes, lends):
+                alive, there, waiting = before.collection.alive, before.there, before.waiting
                 filters, shown = before.filters, before.shown
             else:
-                mask = reader.alive()
+                gone, mask, pending = reader.missing_rows(), reader.alive(), reader.pending()
+                if pending is not None:
+                    kept = np.ones(state.rows, bool) if mask is None else mask
+                    mask, late = kept & ~pending, Filter(kept & pending)
+                    coarsest = Collection.of(reader.about.levels[:1], vectors[:1], late)
+                    late = self._filter(state.rows, gone, late, passing=False) if gone else late
+                    waiting = Snapshot(state, changes, None, coarsest, late) if late.count else None
                 alive = None if mask is None else Filter(mask)
-                gone = reader.missing_rows()
                 there = self._filter(len(vectors[-1]), gone, alive, passing=False) if gone else alive
             collection = Collection.of(reader.about.levels, vectors, alive, ann)
             if before is not None and before.state.payloads == state.payloads and before.payloads is not None:
                 payloads: Payloads | None = before.payloads
             else:
                 payloads = open_payloads(self._store.path, state, self._store.paths)
-            snapshot = Snapshot(state, changes, identity, collection, there, filters, payloads=payloads, shown=shown)
+            snapshot = Snapshot(
+                state, changes, identity, collection, there, waiting, lends, filters, payloads=payloads, shown=shown
+            )
             # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
             self._snapshot = snapshot
             return snapshot

@@ -14,6 +14,7 @@ from hivlp.coarse.maps import CoarseMaps, NoCoarseLevel
 from hivlp.errors import ArgumentError, MissingExtraError
 from hivlp.levels import Embeddings
 from hivlp.store.folder import Store
+from hivlp.store.reader import Reader
 from hivlp.store.records import Item
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ def to_arrow(store: Store, levels: Sequence[str] | None, *, where: str | None = 
             if passing is None or item.row in passing:
                 page.append(item)
             if len(page) == PAGE:
-                parts.append(reader.embeddings([each.row for each in page], check=True))
+                parts.append(_vectors(reader, page, names, known[1:]))
                 items += page
                 page = []
-        parts.append(reader.embeddings([each.row for each in page], check=True))
+        parts.append(_vectors(reader, page, names, known[1:]))
         items += page
     columns: dict[str, Any] = {
         "id": pa.array([item.id for item in items], pa.int64()),
@@ -95,6 +96,11 @@ def to_arrow(store: Store, levels: Sequence[str] | None, *, where: str | None = 
         column = COLUMN if name == known[-1] else name
         columns[column] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
     return pa.table(columns)
+
+
+def _vectors(reader: Reader, items: Sequence[Item], names: Sequence[str], finer: Sequence[str]) -> Embeddings:
+    """The vectors of some items; pending ones are refused only where a finer level is asked for."""
+    return reader.embeddings([item.row for item in items], check=True, whole=bool({*names} & {*finer}))
 
 
 def _column(values: list[Any]) -> Any:

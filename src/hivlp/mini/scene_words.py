@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -66,18 +65,6 @@ _SYNONYMS = {
 }
 
 
-class Described(Protocol):
-    """Things and how they lie: the first in the first relation to all others, the second in the next to the third."""
-
-    @property
-    def things(self) -> tuple[Things, ...]:
-        """One to three."""
-
-    @property
-    def relations(self) -> tuple[str, ...]:
-        """One less."""
-
-
 @dataclass(frozen=True)
 class Things:
     """One to four equal shapes, or one written word (a ``shape`` of :data:`WRITTEN`)."""
@@ -117,40 +104,48 @@ class Things:
         return " ".join(words)
 
 
-def caption(scene: Described) -> str:
-    """The sentence that is true of a scene and of no other."""
-    return _sentences(scene, {})[0]
+def caption(things: Sequence[Things], relations: Sequence[str]) -> str:
+    """The sentence that is true of a scene and of no other.
+
+    Args:
+        things: one to three groups; the first is in the first relation to all others, the second in the next to the
+            third.
+        relations: one less, of :data:`OPPOSITE`.
+    """
+    return _sentences(things, relations, {})[0]
 
 
-def paraphrases(scene: Described, count: int, rng: np.random.Generator) -> tuple[str, ...]:
+def paraphrases(
+    things: Sequence[Things], relations: Sequence[str], count: int, rng: np.random.Generator
+) -> tuple[str, ...]:
     """``count`` different sentences that say the same: :func:`caption` first, then other orders and other words."""
-    found = {caption(scene): None}
+    found = {caption(things, relations): None}
     for _ in range(20):
         if len(found) == count:
             break
         said = {word: other for word, other in _SYNONYMS.items() if rng.random() < 0.5}
-        sentences = _sentences(scene, said)
+        sentences = _sentences(things, relations, said)
         found.setdefault(sentences[rng.integers(len(sentences))])
     return tuple(found)
 
 
-def _sentences(scene: Described, said: dict[str, str]) -> list[str]:
+def _sentences(things: Sequence[Things], relations: Sequence[str], said: dict[str, str]) -> list[str]:
     """Ways of saying all of a scene, with some words replaced."""
-    phrases = [things.worded(said) for things in scene.things]
+    phrases = [each.worded(said) for each in things]
     first = phrases[0]
     if len(phrases) == 1:
-        return [first, f"a picture of {first}", f"there {_are(scene.things[0])} {first}"]
-    relation = scene.relations[0]
+        return [first, f"a picture of {first}", f"there {_are(things[0])} {first}"]
+    relation = relations[0]
     if len(phrases) == 2:
         return _two(phrases, relation, said)
-    rest = _two(phrases[1:], scene.relations[1], said)
-    mine, theirs = _SIDE[relation]
     second, third = phrases[1:]
-    forward = said.get(scene.relations[1], scene.relations[1])
+    mine, theirs = _SIDE[relation]
+    others = _two([second, third], relations[1], said)[:2]
+    forward = said.get(relations[1], relations[1])
     return [
-        f"{first} {said.get(relation, relation)} {second} which {_are(scene.things[1])} {forward} {third}",
-        *(f"{mine} {first}, {theirs} {each}" for each in rest[:2]),
-        *(f"{each}, and {mine} {first}" for each in rest[:2]),
+        f"{first} {said.get(relation, relation)} {second} which {_are(things[1])} {forward} {third}",
+        *(f"{mine} {first}, {theirs} {each}" for each in others),
+        *(f"{each}, and {mine} {first}" for each in others),
     ]
 
 

@@ -63,14 +63,14 @@ class Scene:
     @property
     def caption(self) -> str:
         """The one sentence that is true of this picture alone."""
-        return caption(self)
+        return caption(self.things, self.relations)
 
     @property
     def captions(self) -> tuple[str, ...]:
         """The caption, and for a hard scene two that say the same in other words."""
         if not self.hard:
             return (self.caption,)
-        return paraphrases(self, CAPTIONS, np.random.default_rng([self.seed, 1]))
+        return paraphrases(self.things, self.relations, CAPTIONS, np.random.default_rng([self.seed, 1]))
 
     def split(self) -> str:
         """The split of its combinations of colour and shape: ``test`` before ``val`` before ``train``."""

@@ -14,6 +14,8 @@ import numpy as np
 from hivlp.errors import ArgumentError, QueryError
 from hivlp.levels import DEFAULT_SHORTLIST, Level
 
+FILL, FILL_SECONDS = 200, 2.0
+"""Pending pictures of a shortlist that a search computes the finer levels of, at most, and seconds that it takes."""
 FARTHEST = 1 << 40  # offset; no index has so many items
 
 
@@ -32,6 +34,8 @@ class Options:
         group: fold hits of the same content (True), or within a cosine.
         recall: share of the ten best to find, if one was asked for.
         own_shortlist: whether the caller gave the shortlists.
+        fill: pending pictures of the shortlist whose finer levels are computed now, at most.
+        fill_seconds: after which no other one is begun.
     """
 
     k: int = 10
@@ -44,14 +48,18 @@ class Options:
     recall: float | None = None
     own_shortlist: bool = False
     missing: bool = False
+    fill: int = FILL
+    fill_seconds: float = FILL_SECONDS
 
     def __post_init__(self) -> None:
         sizes = (("shortlist", size, 1) for size in self.shortlists)
-        for name, value, least in (("k", self.k, 1), ("offset", self.offset, 0), *sizes):
+        for name, value, least in (("k", self.k, 1), ("offset", self.offset, 0), ("fill", self.fill, 0), *sizes):
             if value < least:
                 raise QueryError(f"{name} must be at least {least}, not {value}")
         if self.recall is not None and not 0 < self.recall <= 1:
             raise QueryError(f"recall must be above 0 and at most 1, not {self.recall}")
+        if not self.fill_seconds >= 0:
+            raise QueryError(f"fill_seconds must be at least 0, not {self.fill_seconds}")
         if self.threshold is not None and math.isnan(self.threshold):
             raise QueryError("threshold must be a number, not NaN")
         if not isinstance(self.group, bool) and not 0 < self.group <= 1:
@@ -76,6 +84,8 @@ class Options:
         group: bool | float,
         recall: float | None,
         missing: bool = False,
+        fill: int = FILL,
+        fill_seconds: float = FILL_SECONDS,
     ) -> Options:
         """The options of a search of these levels, as a caller gave them.
 
@@ -83,7 +93,7 @@ class Options:
             QueryError: if a value is out of its range, or two contradict each other.
             ArgumentError: if one is of another type.
         """
-        given = (k, exact, where, offset, threshold, group, recall, missing)
+        given = (k, exact, where, offset, threshold, group, recall, missing, fill, fill_seconds)
         if shortlist is None and {*map(type, given)} <= PLAIN:
             return _checked(len(levels), None, *given)
         return _check(len(levels), shortlist, *given)
@@ -104,6 +114,8 @@ def _check(
     group: bool | float,
     recall: float | None,
     missing: bool,
+    fill: int,
+    fill_seconds: float,
 ) -> Options:
     if recall is not None and (exact or shortlist is not None):
         raise QueryError("recall chooses how to search: it cannot be given with exact or a shortlist")
@@ -120,6 +132,8 @@ def _check(
         recall=None if recall is None else real_number("recall", recall),
         own_shortlist=shortlist is not None,
         missing=yes_or_no("missing", missing),
+        fill=whole_number("fill", fill),
+        fill_seconds=real_number("fill_seconds", fill_seconds),
     )
 
 

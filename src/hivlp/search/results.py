@@ -166,6 +166,11 @@ class SearchResult(Sequence[Hit]):
             lines += [f"     = [{duplicate.id}] {duplicate.path!r}" for duplicate in hit.duplicates or []]
         timings = ", ".join(f"{name} {value:.2f}" for name, value in self.timings_ms.items())
         notes = [f"searched wider: the query is {step['widened']}" for step in self.plan if "widened" in step]
+        notes += [
+            f"of {step['pending']} pending pictures {step['left']} are ranked by the coarsest level: {step['why']}"
+            for step in self.plan
+            if step["stage"] == "fill" and "left" in step
+        ]
         return "\n".join([*(lines or ["nothing found"]), *notes, f"ms: {timings}"])
 
 

@@ -68,9 +68,10 @@ class Maps:
 
 
 def drawn(index: Index) -> bytes:
-    """The map of an index's last commit: positions by the finest level."""
+    """The map of an index's last commit: positions by the finest level, of those that have it."""
     with index.store.reading() as reader:
         live = reader.live()
+        live = live[~reader.are_pending(live[:, 0])]
         finest, stored = reader.files()[-1], reader.vectors()[-1]
         positions = project(lambda numbers: finest.codec.decode(stored[live[numbers, 0]]), len(live))
     head = json.dumps({"count": len(live), "dtype": "float32"}).encode() + b"\n"

@@ -12,9 +12,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
-from hivlp.errors import DamagedIndexError, IndexFolderError
+from hivlp.errors import BusyIndexError, DamagedIndexError, IndexFolderError
 from hivlp.files.scratch import settle, sweep
 from hivlp.levels import Embeddings, Level
 from hivlp.store import schema
@@ -74,7 +76,7 @@ class Store:
             self._connections.close()
             raise
         self.levels: tuple[Level, ...] = self.about.levels
-        is_relative = meta["format"] == str(schema.RELATIVE_FORMAT)
+        is_relative = meta["format"] in schema.RELATIVE_FORMATS
         self.paths = PathCodec.beside(self.path) if is_relative else PathCodec()
         self._views = Views()
         self._turn = threading.RLock()
@@ -102,6 +104,15 @@ class Store:
     def __len__(self) -> int:
         with self.reading() as reader:
             return reader.count()
+
+    @property
+    def lends(self) -> int:
+        """Grows whenever pending rows were filled for this process alone (:meth:`lend`)."""
+        return self._views.lends
+
+    def lend(self, contents: Sequence[bytes], embeddings: Embeddings) -> None:
+        """Fill pending rows for this process alone, where they cannot be stored; see :meth:`fill`."""
+        self._views.lend([level.name for level in self.levels[1:]], contents, embeddings)
 
     # Transactions.
 
@@ -136,20 +147,25 @@ class Store:
             raise kind(f"{self.path / FILE} cannot be read: {error}") from error
 
     @contextmanager
-    def writer(self) -> Iterator[None]:
+    def writer(self, *, wait: bool = True) -> Iterator[None]:
         """Be the only writer: other threads wait, other processes are refused; nests in one thread.
+
+        Args:
+            wait: for another thread that is writing; otherwise this one is refused, too.
 
         Raises:
             IndexFolderError: if another process is writing, or the folder cannot be written.
         """
         self._connections.check()
-        with self._turn:
+        if not self._turn.acquire(blocking=wait):
+            raise BusyIndexError(f"{self.path} is being written by another thread")
+        try:
             self._connections.check()  # perhaps closed while it waited
             self._connections.check_place()  # the lock would be made in any folder of this name, and the folder too
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
-                raise IndexFolderError(
+                raise BusyIndexError(
                     f"{self.path} is being written by another process: try again when it is done"
                 ) from error
             except OSError as error:
@@ -160,20 +176,23 @@ class Store:
                 yield
             finally:
                 self._lock.release()
+        finally:
+            self._turn.release()
 
     @contextmanager
-    def changing(self, *, upgrade: bool = True) -> Iterator[Writer]:
+    def changing(self, *, upgrade: bool = True, wait: bool = True) -> Iterator[Writer]:
         """One transaction: the block's changes are committed and on disk when it ends, or never were.
 
         Args:
             upgrade: bring an index of format 1 to format 2.
+            wait: for another thread that is writing.
 
         Raises:
             IndexFolderError: if another process is writing, or the disk is full, read-only or failing.
         """
         self._connections.check()
         assert not getattr(self._mine, "reader", None), "a commit would wait for its own thread, which is reading"
-        with self.writer(), self._guard(), self._connections.borrow() as db:
+        with self.writer(wait=wait), self._guard(), self._connections.borrow() as db:
             db.execute(f"PRAGMA cache_size=-{WRITE_CACHE_KIB}")
             self._connections.check_place()
             db.execute("BEGIN IMMEDIATE")
@@ -204,6 +223,7 @@ class Store:
         restamp: Iterable[tuple[int, Stamp]] = (),
         moves: Iterable[tuple[int, str, Stamp]] = (),
         new: bool = False,
+        pending: NDArray[np.bool_] | None = None,
     ) -> int:
         """Commit items with their vectors: vectors to disk first, the catalog last.
 
@@ -213,6 +233,7 @@ class Store:
             restamp: items whose files were read again and found unchanged.
             moves: items whose files have other paths now, as (id, path, stamp); done first.
             new: whether the caller, who is the only writer, has seen that no item has any of these paths.
+            pending: (n,) whether an item has the coarsest level's vector alone, and zeros in the others; None if none.
 
         Returns:
             How many of the items replaced another.
@@ -223,9 +244,37 @@ class Store:
         """
         with self.changing() as writer:
             writer.move(moves)
-            updated = writer.append(items, embeddings, new=new) if items and embeddings is not None else 0
+            updated = 0
+            if items and embeddings is not None:
+                updated = writer.append(items, embeddings, new=new, pending=pending)
             writer.restamp(restamp)
         return updated
+
+    def fill(self, contents: Sequence[bytes], embeddings: Embeddings, *, wait: bool = True) -> int:
+        """Commit the finer levels' vectors of pending pictures, wherever items of the same content lie.
+
+        Args:
+            contents: SHA-256 of each picture.
+            embeddings: (n, dim) float unit vectors of every level; the coarsest's are there already.
+            wait: for another thread that is writing.
+
+        Returns:
+            How many rows were filled; those that are not pending any more are passed over.
+
+        Raises:
+            BusyIndexError: if another process is writing, or with ``wait`` False another thread.
+            IndexFolderError: if the disk is full or fails; the rows are pending still.
+        """
+        with self.changing(wait=wait) as writer:
+            pending = writer.reader.integrity.pending()
+            found: dict[int, int] = {}
+            for place, content in enumerate(contents):
+                found.update((item.row, place) for item in writer.reader.copies(content))
+            rows = np.intersect1d(np.array([*found], np.int64), pending)
+            if len(rows):
+                places = [found[row] for row in rows.tolist()]
+                writer.fill(rows, embeddings.rows(places))
+        return len(rows)
 
     def remove(self, items: int | str | Path | Iterable[int | str | Path]) -> int:
         """Remove items by id or path; a folder's path removes everything in it.
@@ -242,6 +291,15 @@ class Store:
         """
         with self.changing() as writer:
             return writer.remove(each_item(items))
+
+    def settle_pending(self) -> int:
+        """How many items are pending; where only tombstones are left of them, the index is whole again."""
+        with self.reading() as reader:
+            count, has_pending = reader.pending_count(), reader.state.has_pending
+        if not count and has_pending:
+            with self.changing() as writer:
+                writer.end_pending(writer.reader.integrity.pending())
+        return count
 
     def compact(self, on_progress: Progress | None = None) -> int:
         """Rewrite the vector files without the rows of removed and replaced items.
@@ -284,6 +342,8 @@ class Store:
 
     def respell(self) -> None:
         """Spell paths as a relative index does that lie beside it only since it was moved there without them."""
+        if self.paths.base is None:
+            return
         with self.writer():
             with self.reading() as reader:
                 moves = reader.misspelled()
@@ -330,13 +390,17 @@ class Store:
             return reader.named(path)
 
     def embeddings(self, row: int) -> Embeddings:
-        """The stored vectors of one row, (1, dim) float32 a level.
+        """The stored vectors of one row, (1, dim) float32 a level; of a pending row the coarsest level's alone.
 
         Raises:
             DamagedIndexError: if they are not as they were written.
         """
         with self.reading() as reader:
-            return reader.embeddings([row], check=True)
+            found = reader.embeddings([row], check=True, whole=False)
+            if reader.are_pending([row])[0]:
+                name = self.levels[0].name
+                return Embeddings({name: found[name]})
+            return found
 
     def info(self) -> dict[str, Any]:
         """What the index holds, and whether its files are as long as they must be.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,31 @@ class Integrity:
 
     # Vectors.
 
+    def pending(self, *, lenient: bool = False) -> NDArray[np.int64]:
+        """Rows that have the coarsest level's vector alone, ascending; those of tombstones among them.
+
+        Args:
+            lenient: pass over a damaged record, whose rows then count as filled, with wrong checksums.
+
+        Raises:
+            DamagedIndexError: if a record is not as it was written.
+        """
+        parts: list[NDArray[np.int64]] = []
+        if self._state.has_pending:
+            select = f"SELECT {BLOCK}, crc FROM blocks WHERE level = ? ORDER BY first"
+            for *values, crc in self._db.execute(select, (schema.PENDING,)):
+                rows = _pending_rows(values, self._state.rows) if crc == record_crc(*values) else None
+                if rows is not None:
+                    parts.append(rows)
+                elif not lenient:
+                    raise DamagedIndexError("the index is damaged: which pictures are pending; run `hivlp repair`")
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
     def checksums(self, level: str, first: int, last: int) -> tuple[Checksums, NDArray[np.bool_]]:
         """Checksums of a level's rows from ``first`` to before ``last``, and whether each is known.
 
-        One is known if the record that holds it is as it was written.
+        One is known if the record that holds it is as it was written, and the row was; a pending one's is 0 in the
+        finer levels.
         """
         crcs, known = np.zeros(last - first, np.uint32), np.zeros(last - first, bool)
         if not self._state.has_checksums:
@@ -119,6 +140,9 @@ class Integrity:
                     if begin < end:
                         crcs[begin - first : end - first] = np.frombuffer(data, "<u4")[begin - start : end - start]
                         known[begin - first : end - first] = True
+        pending = self.pending(lenient=True)
+        rows = pending[(pending >= first) & (pending < last)] - first
+        known[rows[crcs[rows] == 0]] = False
         return crcs, known
 
     def check(self, file: VectorFile, rows: NDArray[np.int64], stored: Stored) -> Checksums:
@@ -171,3 +195,13 @@ class Integrity:
         except ValueError:
             return False
         return True
+
+
+def _pending_rows(values: Sequence[Any], rows: int) -> NDArray[np.int64] | None:
+    """Pending rows of a block's record; None if it makes no sense."""
+    _, first, count, bits = values
+    if type(first) is not int or type(count) is not int or not isinstance(bits, bytes):
+        return None
+    if not (0 <= first <= first + count <= rows and len(bits) == -(-count // 8)):
+        return None
+    return first + np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=count, bitorder="little"))

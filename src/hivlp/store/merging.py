@@ -45,11 +45,13 @@ def merge(store: Store, other: Path | str, on_progress: Progress | None = None) 
                     with store.reading() as reader:
                         known = reader.at_paths([item.path for item in chunk])
                     new = [item for item in chunk if item.path not in known]
-                    vectors = theirs.embeddings([item.row for item in new], check=True)
+                    rows = [item.row for item in new]
+                    vectors, pending = theirs.embeddings(rows, check=True, whole=False), theirs.are_pending(rows)
                 if not chunk:
                     return added
                 if new:
-                    store.append([NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new], vectors)
+                    items = [NewItem(i.path, i.hash, i.caption, i.metadata, i.stamp) for i in new]
+                    store.append(items, vectors, pending=pending)
                     if any(item.missing for item in new):
                         with store.changing() as writer:
                             writer.note_missing(True)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError, QueryError
-from hivlp.levels import Embeddings
+from hivlp.levels import Embeddings, Vectors
+from hivlp.store.codec import codec_of
 from hivlp.store.database import FILE
 from hivlp.store.integrity import Integrity
 from hivlp.store.lookup import Shown
@@ -38,6 +39,8 @@ from hivlp.store.vectors import VectorFile, vector_files
 from hivlp.store.where import Passing, rows_where
 
 T = TypeVar("T")
+MOST_LENT = 20_000
+"""Pending pictures that a process fills for itself, at most: some tens of megabytes."""
 MOST_MARKS = 500  # placeholders in one statement
 
 AT_LISTED = (
@@ -54,18 +57,26 @@ class View:
         state: of the commit.
         vectors: stored rows of each level, memory-mapped, coarse to fine.
         alive: (rows,) whether a row is an item's; None if all are.
+        pending: (rows,) whether a row has the coarsest level's vector alone; None if all are whole.
     """
 
     state: State
     vectors: tuple[Stored, ...]
     alive: NDArray[np.bool_] | None
+    pending: NDArray[np.bool_] | None = None
 
 
 class Views:
-    """Cache of the view of the newest commit that was read: made by its first reader, kept until the next commit."""
+    """Cache of the view of the newest commit that was read: made by its first reader, kept until the next commit.
+
+    Attributes:
+        lends: grows whenever pending rows were filled for this process alone; the view of a commit is another then.
+    """
 
     def __init__(self) -> None:
+        self.lends = 0
         self._newest: View | None = None
+        self._lent: dict[bytes, tuple[Vectors, ...]] = {}
         self._lock = threading.Lock()
 
     def of(self, reader: Reader) -> View:
@@ -82,16 +93,49 @@ class Views:
             newest, state = self._newest, reader.state
             if newest is not None and newest.state == state:
                 return newest
-            vectors = tuple(file.map(state.rows) for file in reader.files())
+            waiting, pending = reader.integrity.pending(), None
+            # Where rows are pending, those that are filled here and could not be stored are written to private maps.
+            coarsest, *finer = reader.files()
+            vectors = (coarsest.map(state.rows), *(file.map(state.rows, private=len(waiting) > 0) for file in finer))
             reader.integrity.check_rows()
             dead, alive = reader.dead(), None
             if dead:
                 alive = np.ones(state.rows, bool)
                 alive[dead] = False
-            view = View(state, vectors, alive)
+            if len(waiting):
+                pending = np.zeros(state.rows, bool)
+                pending[waiting] = True
+                self._put(reader, vectors[1:], pending)
+            view = View(state, vectors, alive, pending)
             # Nothing is committed while a reader reads: this is the last commit, also where a backup was put back.
             self._newest = view
         return view
+
+    def lend(self, finer: Sequence[str], contents: Sequence[bytes], embeddings: Embeddings) -> None:
+        """Fill pending rows for this process alone, where they cannot be stored.
+
+        Args:
+            finer: names of all levels but the coarsest.
+            contents: SHA-256 of each picture.
+            embeddings: (n, dim) float unit vectors of every level.
+        """
+        with self._lock:
+            if len(self._lent) + len(contents) > MOST_LENT:
+                self._lent.clear()
+            for place, content in enumerate(contents):
+                self._lent[content] = tuple(embeddings[name][place] for name in finer)
+            self._newest = None
+            self.lends += 1
+
+    def _put(self, reader: Reader, finer: Sequence[Stored], pending: NDArray[np.bool_]) -> None:
+        """Write what was lent into the private maps of the finer levels, and mark those rows as whole."""
+        for content, vectors in list(self._lent.items()):
+            rows = [item.row for item in reader.copies(content) if pending[item.row]]
+            if not rows:  # stored meanwhile, or gone
+                del self._lent[content]
+            for stored, vector in zip(finer, vectors, strict=True):
+                stored[rows] = codec_of(stored).encode(vector[None])[0]
+            pending[rows] = False
 
     def clear(self) -> None:
         """Let go of the files."""
@@ -145,23 +189,49 @@ class Reader:
         """(rows,) whether a row belongs to an item; None if all do. Errors are those of :meth:`Views.of`."""
         return self._views.of(self).alive
 
-    def embeddings(self, rows: Sequence[int] | NDArray[np.int64], *, check: bool = False) -> Embeddings:
+    def pending(self) -> NDArray[np.bool_] | None:
+        """(rows,) whether a row has the coarsest level's vector alone; None if all are whole; see :class:`Views`."""
+        return self._views.of(self).pending
+
+    def are_pending(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether each of some rows has the coarsest level's vector alone."""
+        pending = self.pending()
+        return np.zeros(len(rows), bool) if pending is None else pending[np.asarray(rows, np.int64)]
+
+    def pending_count(self) -> int:
+        """How many items have the coarsest level's vector alone."""
+        pending = self.integrity.pending()
+        return len(pending) - int(np.isin(pending, self.dead()).sum()) if len(pending) else 0
+
+    def embeddings(
+        self, rows: Sequence[int] | NDArray[np.int64], *, check: bool = False, whole: bool = True
+    ) -> Embeddings:
         """The vectors of some rows, (n, dim) float32 a level.
 
         Args:
             rows: of any order.
             check: compare them with their checksums first.
+            whole: refuse pending rows, instead of giving zeros for their finer levels.
 
         Raises:
             DamagedIndexError: if one is not as it was written.
+            QueryError: if one is pending.
         """
         chosen = np.asarray(rows, np.int64)
+        pending = self.are_pending(chosen)
+        if whole and pending.any():
+            raise QueryError(
+                f"{pending.sum()} of {len(chosen)} pictures are pending, of the coarsest level alone: "
+                f"`hivlp index` computes the others of {self.folder}"
+            )
         found = {}
         for file, stored in zip(self.files(), self.vectors(), strict=True):
             part = stored[chosen]
             if check:
                 self.integrity.check(file, chosen, part)
             found[file.level.name] = file.codec.decode(part)
+            if pending.any() and len(found) > 1:
+                found[file.level.name][pending] = 0
         return Embeddings(found)
 
     # Items.
@@ -234,6 +304,15 @@ class Reader:
             except ValueError as error:
                 raise self._damaged(known.id) from error
 
+    def in_rows(self, rows: Sequence[int]) -> list[Item]:
+        """The items in these rows, in this order.
+
+        Raises:
+            DamagedIndexError: if there is none, or a value is none that it can have.
+        """
+        found = {item.row: item for item in map(self._item, self._by_row(ITEM, rows))}
+        return self._each(found, rows)
+
     def hashes(self, rows: Sequence[int]) -> list[bytes]:
         """The content hashes of the items in these rows, in this order."""
         return self._each(dict(self._by_row("row, hash", rows)), rows)
@@ -271,6 +350,7 @@ class Reader:
             "vectors": self.files()[-1].codec.name,
             "items": self.count(),
             "missing": self.missing(),
+            "pending": self.pending_count(),
             "lost": self.integrity.lost_count(),
             "rows": state.rows,
             "dead": len(self.dead()),

@@ -14,7 +14,15 @@ from hivlp.levels import Level, check_levels
 from hivlp.store.codec import BY_DTYPE, FLOAT16, FLOAT32, VectorCodec
 from hivlp.store.fields.declared import Field, checked_fields
 from hivlp.store.path_codec import PathCodec
-from hivlp.store.schema import CODEC_FORMAT, FORMAT, OLD_FORMAT, RELATIVE_FORMAT
+from hivlp.store.schema import (
+    CODEC_FORMAT,
+    FORMAT,
+    OLD_FORMAT,
+    PENDING_FORMAT,
+    PENDING_RELATIVE_FORMAT,
+    RELATIVE_FORMAT,
+    RELATIVE_FORMATS,
+)
 
 MOST = 1 << 62  # one more commit must still fit SQLite's integers
 LAST = (1 << 63) - 1
@@ -78,7 +86,12 @@ class State:
     @property
     def is_relative(self) -> bool:
         """Whether paths are relative to the folder that the index lies in."""
-        return self.format >= RELATIVE_FORMAT
+        return str(self.format) in RELATIVE_FORMATS
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether rows may be pending, of the coarsest level alone."""
+        return self.format >= PENDING_FORMAT
 
     @property
     def compacted_dtype(self) -> str:
@@ -185,8 +198,10 @@ def fields_text(fields: Iterable[Field]) -> str:
     return json.dumps({field.name: field.type for field in fields})
 
 
-def format_of(codec: VectorCodec, *, relative: bool) -> int:
-    """The format of a new folder with this codec, and with relative paths or absolute ones."""
+def format_of(codec: VectorCodec, *, relative: bool, pending: bool = False) -> int:
+    """The format of a folder with this codec, with relative paths or absolute ones, and perhaps with pending rows."""
+    if pending:
+        return PENDING_RELATIVE_FORMAT if relative else PENDING_FORMAT
     if relative:
         return RELATIVE_FORMAT
     return FORMAT if codec is FLOAT16 else CODEC_FORMAT

@@ -23,7 +23,12 @@ words, which would take an unknown dtype for damage."""
 RELATIVE_FORMAT = 4
 """As :data:`CODEC_FORMAT`, with any codec, and with paths relative to the folder that the index lies in
 (:mod:`hivlp.store.path_codec`)."""
-FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT, RELATIVE_FORMAT)))
+PENDING_FORMAT, PENDING_RELATIVE_FORMAT = 5, 6
+"""As those of absolute and of relative paths, with pending rows: of the coarsest level alone."""
+RELATIVE_FORMATS = tuple(map(str, (RELATIVE_FORMAT, PENDING_RELATIVE_FORMAT)))
+FORMATS = tuple(map(str, (OLD_FORMAT, FORMAT, CODEC_FORMAT, RELATIVE_FORMAT, PENDING_FORMAT, PENDING_RELATIVE_FORMAT)))
+PENDING = "(pending)"
+"""In place of a level's name in the table ``blocks``: which rows of a block are pending. No level can be called so."""
 
 
 class ItemRecord(NamedTuple):
@@ -42,7 +47,10 @@ class ItemRecord(NamedTuple):
 
 
 class BlockRecord(NamedTuple):
-    """A record of the table ``blocks``: checksums of rows written together, little-endian uint32 end to end."""
+    """A record of the table ``blocks``: checksums of rows written together, little-endian uint32 end to end.
+
+    Under the level :data:`PENDING` a bitmap instead, a bit a row, least significant first.
+    """
 
     level: str
     first: int

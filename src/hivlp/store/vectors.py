@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hivlp.ann.rows import Stored
 from hivlp.errors import DamagedIndexError, IndexFolderError, VectorError
@@ -92,8 +93,12 @@ class VectorFile:
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
 
-    def map(self, rows: int) -> Stored:
+    def map(self, rows: int, *, private: bool = False) -> Stored:
         """Memory map of the first rows, read-only; no row is read until it is used.
+
+        Args:
+            rows: how many.
+            private: may be written to instead, which neither the file nor anybody else sees.
 
         Raises:
             IndexFolderError: if the file is missing or holds fewer rows.
@@ -106,7 +111,7 @@ class VectorFile:
         if rows == 0:
             return self.codec.empty(0, self.level.dim)
         try:
-            return np.memmap(self.path, self.row, "r", shape=(rows,))
+            return np.memmap(self.path, self.row, "c" if private else "r", shape=(rows,))
         except OSError as error:
             raise IndexFolderError(f"{self.path} cannot be read: {error.strerror}") from error
 
@@ -151,6 +156,25 @@ class VectorFile:
             os.close(handle)
         return sums
 
+    def fill(self, rows: NDArray[np.int64], vectors: Rows) -> None:
+        """Write pending rows in place, and wait until they are on disk; nobody reads them before the commit.
+
+        Args:
+            rows: (n,) ascending.
+            vectors: n rows of this file's codec.
+
+        Raises:
+            OSError: if the disk fails; the rows then hold anything, and are pending still.
+        """
+        handle = os.open(self.path, os.O_WRONLY)
+        try:
+            for row, stored in zip(rows.tolist(), vectors.stored, strict=True):
+                if os.pwrite(handle, stored.tobytes(), row * self.row.itemsize) != self.row.itemsize:
+                    raise OSError(f"{self.path} was written in part")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
 
 def vector_files(folder: Path, levels: Sequence[Level], state: State) -> tuple[VectorFile, ...]:
     """The files of a commit, coarse to fine."""
@@ -171,13 +195,14 @@ def drop_old_files(folder: Path, levels: Sequence[Level], state: State) -> None:
                         path.unlink()
 
 
-def check_vectors(level: Level, vectors: Any, paths: Sequence[str]) -> None:
+def check_vectors(level: Level, vectors: Any, paths: Sequence[str], pending: NDArray[np.bool_] | None = None) -> None:
     """Refuse what cannot be stored.
 
     Args:
         level: that the vectors belong to.
         vectors: (len(paths), dim) float, rows of unit length; or :class:`Rows`, whose length is not looked at again.
         paths: of the items, to name the culprit by.
+        pending: (len(paths),) whether a row has no vector of this level yet.
 
     Raises:
         VectorError: naming the first row that is wrong, and its path.
@@ -198,6 +223,8 @@ def check_vectors(level: Level, vectors: Any, paths: Sequence[str]) -> None:
     if array.dtype.kind != "f":
         raise _refusal(level, 0, paths, f"is of {array.dtype}, not of floating-point numbers")
     for row in not_unit(array):
+        if pending is not None and pending[row]:
+            continue
         norm = float(np.linalg.norm(array[row].astype(np.float64)))
         what = f"of length {norm:.4g}, not 1" if np.isfinite(norm) else "not finite"
         raise _refusal(level, int(row), paths, "is zero" if norm == 0 else f"is {what}")

@@ -158,6 +158,10 @@ def verify_store(store: Store, on_progress: Progress | None = None) -> VerifyRep
                 report.damage.append(Damage("structure", FILE, what))
                 return report
             owners = _check_records(reader, report, follow)
+            try:
+                reader.integrity.pending()
+            except DamagedIndexError as error:
+                report.damage.append(Damage("checksums", FILE, str(error)))
             checks = [_LevelCheck.of(reader, file) for file in reader.files()]
         # Committed rows never change, so that they can be read without keeping writers waiting.
         found = [damage for check in checks for damage in check.damage(follow)]
@@ -236,6 +240,7 @@ class _LevelCheck:
     sealed: bool
     crcs: Checksums
     known: NDArray[np.bool_]
+    pending: NDArray[np.bool_]
     vectors: Stored | None
 
     @classmethod
@@ -245,13 +250,17 @@ class _LevelCheck:
             # A later compaction may delete the file, but not what is mapped.
             vectors = file.map(min(file.held(), rows))
         sums = reader.integrity.checksums(file.level.name, 0, rows)
-        return cls(file, rows, reader.state.has_checksums, *sums, vectors)
+        pending = np.zeros(rows, bool)
+        if file.level != reader.about.levels[0]:
+            pending[reader.integrity.pending(lenient=True)] = True
+        return cls(file, rows, reader.state.has_checksums, *sums, pending, vectors)
 
     def damage(self, follow: Callable[[int], None]) -> Iterator[tuple[Kind, str, str, list[int], str]]:
         """What is wrong: kind, file, words, rows, level; ``follow`` is told of each block of vectors."""
         name, level = self.file.path.name, self.file.level.name
-        if self.sealed and not self.known.all():
-            rows = np.flatnonzero(~self.known).tolist()
+        checked = self.known | self.pending
+        if self.sealed and not checked.all():
+            rows = np.flatnonzero(~checked).tolist()
             yield "checksums", FILE, f"the checksums of {name} are not what was written", rows, level
         if self.vectors is None:
             yield "vectors", name, "the file is missing", list(range(self.rows)), level
@@ -264,7 +273,7 @@ class _LevelCheck:
             known, crcs = self.known[start : start + len(block)], self.crcs[start : start + len(block)]
             differing += (start + np.flatnonzero(known & (row_checksums(block) != crcs))).tolist()
             odd = self.file.codec.not_unit(block)
-            impossible += (start + odd[~known[odd]]).tolist()
+            impossible += (start + odd[~checked[start + odd]]).tolist()
             follow(len(block))
         for what, rows in (
             (f"the file ends after {held} of {self.rows} vectors", list(range(held, self.rows))),

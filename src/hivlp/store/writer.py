@@ -10,16 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hivlp.errors import QueryError
-from hivlp.levels import Embeddings
+import numpy as np
+from numpy.typing import NDArray
+
+from hivlp.errors import DamagedIndexError, IndexFolderError, QueryError
+from hivlp.levels import Embeddings, Vectors
 from hivlp.store import schema
-from hivlp.store.codec import Checksums, row_checksums
+from hivlp.store.codec import BY_DTYPE, FLOAT32, Checksums, row_checksums
 from hivlp.store.fields.declared import Field, joined
 from hivlp.store.inserting import insert, insert_alike
 from hivlp.store.names import composed, places
 from hivlp.store.reader import MOST_MARKS, Reader
-from hivlp.store.records import ColumnFiles, NewItem, PayloadFile, Stamp, fields_text
-from hivlp.store.schema import ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, seal
+from hivlp.store.records import ColumnFiles, NewItem, PayloadFile, Stamp, fields_text, format_of
+from hivlp.store.schema import BLOCK, ITEM, LOST, BlockRecord, ItemRecord, LostRecord, marks, seal
 from hivlp.store.vectors import CHUNK, Rows, check_vectors
 
 UPDATE = (
@@ -41,11 +44,28 @@ class Writer:
 
     # Items.
 
-    def append(self, items: Sequence[NewItem], embeddings: Embeddings | Mapping[str, Rows], *, new: bool) -> int:
-        """Write vectors behind those that there are, and :meth:`put` their items."""
+    def append(
+        self,
+        items: Sequence[NewItem],
+        embeddings: Embeddings | Mapping[str, Rows],
+        *,
+        new: bool,
+        pending: NDArray[np.bool_] | None = None,
+    ) -> int:
+        """Write vectors behind those that there are, and :meth:`put` their items.
+
+        Args:
+            items: one for each row of ``embeddings``.
+            embeddings: level name -> vectors; of the finer levels of ``pending`` rows zeros.
+            new: see :meth:`put`.
+            pending: (len(items),) whether an item has the coarsest level's vector alone; None if all are whole.
+
+        Raises:
+            IndexFolderError: if there are pending rows, and the index's format cannot have them.
+        """
         paths, first, files = [item.path for item in items], self.reader.state.rows, self.reader.files()
         for file in files:
-            check_vectors(file.level, embeddings.get(file.level.name), paths)
+            check_vectors(file.level, embeddings.get(file.level.name), paths, None if file is files[0] else pending)
         for file in files:
             file.map(first)  # refuses to build on a damaged file
         with ThreadPoolExecutor(1, "hivlp-write") as pool:
@@ -53,9 +73,85 @@ class Writer:
             # Meanwhile; what counts is that all vectors are on disk before the commit.
             updated = self.put(items, first, new=new)
         for file, write in zip(files, writes, strict=True):
-            self.add_block(file.level.name, first, write.result())
+            sums = write.result()
+            if pending is not None and file is not files[0]:
+                sums[pending] = 0
+            self.add_block(file.level.name, first, sums)
         self.set_rows(first + len(items))
+        if pending is not None and pending.any():
+            self.add_pending(first, pending)
         return updated
+
+    def fill(self, rows: NDArray[np.int64], embeddings: Mapping[str, Vectors]) -> None:
+        """Give pending rows the vectors of their finer levels; the last one makes the index whole.
+
+        Args:
+            rows: (n,) pending, ascending, each once.
+            embeddings: level name -> (n, dim) float unit vectors, of every level but the coarsest.
+
+        Raises:
+            OSError: if the disk is full or fails; the rows are pending still.
+            VectorError: if a vector is none that can be stored.
+            DamagedIndexError: if the checksums that lie beside these rows' are not what was written.
+        """
+        paths = [f"row {row}" for row in rows.tolist()]
+        for file in self.reader.files()[1:]:
+            vectors = embeddings[file.level.name]
+            check_vectors(file.level, vectors, paths)
+            encoded = Rows.of(vectors, file.codec)
+            file.fill(rows, encoded)
+            self._note_sums(file.level.name, rows, encoded.sums)
+        pending = np.setdiff1d(self.reader.integrity.pending(), rows, assume_unique=True)
+        for first, count, bits in self._blocks(schema.PENDING, rows):
+            mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=count, bitorder="little").astype(bool)
+            mask[rows[(rows >= first) & (rows < first + count)] - first] = False
+            self._db.execute("DELETE FROM blocks WHERE level = ? AND first = ?", (schema.PENDING, first))
+            if mask.any():
+                self.add_pending(first, mask)
+        dead = np.array(self.reader.dead(), np.int64)
+        if np.isin(pending, dead).all():
+            self.end_pending(pending)
+
+    def end_pending(self, dead: Sequence[int] | NDArray[np.int64] = ()) -> None:
+        """Note that no row is pending any more.
+
+        Args:
+            dead: those that were, and are tombstones now; they get the checksums of what is there.
+        """
+        if not self.reader.state.has_pending:
+            return
+        for file in self.reader.files()[1:] if len(dead) else ():
+            stored = np.asarray(file.map(self.reader.state.rows)[dead])
+            self._note_sums(file.level.name, np.asarray(dead), row_checksums(stored))
+        self.forget_blocks(schema.PENDING)
+        whole = format_of(BY_DTYPE[self.reader.state.dtype], relative=self.reader.state.is_relative)
+        self._db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(whole),))
+
+    def _note_sums(self, level: str, rows: NDArray[np.int64], sums: Checksums) -> None:
+        """Write the checksums of some rows into the blocks that they belong to."""
+        for first, count, data in self._blocks(level, rows):
+            inside = (rows >= first) & (rows < first + count)
+            known = np.frombuffer(data, "<u4").copy()
+            known[rows[inside] - first] = sums[inside]
+            self.add_block(level, first, known)
+
+    def _blocks(self, level: str, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, bytes]]:
+        """First row, number of rows and data of each block of a level that holds some of ``rows``, ascending.
+
+        Raises:
+            DamagedIndexError: if one is not as it was written: a new checksum must not vouch for it.
+        """
+        select = f"SELECT {BLOCK}, crc FROM blocks WHERE level = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+        left = rows
+        while len(left):
+            found = self._db.execute(select, (level, int(left[0]))).fetchone()
+            if found is None or found[-1] != schema.record_crc(*found[:-1]) or left[0] >= found[1] + found[2]:
+                raise DamagedIndexError(
+                    f"the index is damaged: the checksums of level {level}, row {left[0]}; run `hivlp repair`"
+                )
+            _, first, count, data, _ = found
+            left = left[left >= first + count]
+            yield first, count, data
 
     def remove(self, wanted: Iterable[int | str]) -> int:
         """Remove items by id, or by a path that a person calls them or their folder; items set aside, too.
@@ -229,6 +325,22 @@ class Writer:
     def add_block(self, level: str, first: int, crcs: Checksums) -> None:
         """Note the checksums of rows that were written together."""
         self._insert("blocks", BlockRecord(level, first, len(crcs), crcs.astype("<u4").tobytes()))
+
+    def add_pending(self, first: int, mask: NDArray[np.bool_]) -> None:
+        """Note which of the rows from ``first`` on are pending; the index then is of the format that knows such rows.
+
+        Raises:
+            IndexFolderError: if its vectors are of format 1, which has other codecs.
+        """
+        state = self.reader.state
+        if not state.has_pending:
+            codec = BY_DTYPE[state.dtype]
+            if codec is FLOAT32 and state.format < schema.CODEC_FORMAT:
+                raise IndexFolderError(f"{self.reader.folder} is of an old format: `hivlp compact` it first")
+            known = format_of(codec, relative=state.is_relative, pending=True)
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(known),))
+        bits = np.packbits(mask, bitorder="little").tobytes()
+        self._insert("blocks", BlockRecord(schema.PENDING, first, len(mask), bits))
 
     def forget_blocks(self, level: str) -> None:
         """Drop the checksums of a level, whose file is about to be replaced."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hivlp.systems.blocks import HEAD, Mlp, bert_config, bert_part, states_of
-from hivlp.systems.checkpoints import State, count_layers, fill, modern, read_checkpoint, renamed, width_of
+from hivlp.systems.checkpoints import State, build, count_layers, modern, patch_of, read_checkpoint, renamed, width_of
 from hivlp.systems.clip_vit import resize_positions
 
 LEFT_OVER = r".*_m\.|.*_queue$|queue_ptr$|temp$|text_encoder\.cls\.|.*position_ids$"
@@ -183,13 +183,15 @@ def load_albef(path: Path, size: int = 384) -> Albef:
         ModelError: if the file cannot be read, or lacks a tensor.
     """
     state = renamed(read_checkpoint(path, "model"), lambda name: modern(name.replace("bert.", "")))
-    model = Albef(_config(state, size, path))
-    rows = state.get("visual_encoder.pos_embed")
-    if rows is not None and rows.ndim == 3:
-        wanted = model.visual_encoder.pos_embed.shape[1]
-        state["visual_encoder.pos_embed"] = resize_positions(rows[0], wanted)[None]
-    fill(model, state, path, LEFT_OVER)
-    return model.eval()
+    config = _config(state, size, path)
+
+    def resized(wanted: State) -> State:
+        rows, name = state.get("visual_encoder.pos_embed"), "visual_encoder.pos_embed"
+        if rows is None or rows.ndim != 3:
+            return state
+        return {**state, name: resize_positions(rows[0], wanted[name].shape[1])[None]}
+
+    return build(lambda: Albef(config), state, path, LEFT_OVER, resized)
 
 
 def _config(state: State, size: int, path: Path) -> AlbefConfig:
@@ -197,11 +199,11 @@ def _config(state: State, size: int, path: Path) -> AlbefConfig:
     positions, _ = width_of(state, "text_encoder.embeddings.position_embeddings.weight", path)
     feed_forward, _ = width_of(state, "text_encoder.encoder.layer.0.intermediate.dense.weight", path)
     dim, vision_width = width_of(state, "vision_proj.weight", path)
-    kernel = state.get("visual_encoder.patch_embed.proj.weight")
+    kernel = "visual_encoder.patch_embed.proj.weight"
     layers = count_layers(state, r"text_encoder\.encoder\.layer\.(\d+)\.")
     fused = sum(f"text_encoder.encoder.layer.{n}.crossattention.self.query.weight" in state for n in range(layers))
     return AlbefConfig(
-        size=size, patch=16 if kernel is None else int(kernel.shape[-1]), vision_width=vision_width,
+        size=size, patch=patch_of(state, kernel, path) if kernel in state else 16, vision_width=vision_width,
         vision_layers=count_layers(state, r"visual_encoder\.blocks\.(\d+)\."), width=width, layers=layers,
         fusion_layer=layers - fused, feed_forward=feed_forward, vocabulary=vocabulary, positions=positions, dim=dim,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from hivlp.errors import ModelError
 from hivlp.levels import Vectors
-from hivlp.systems.checkpoints import State, count_layers, fill, modern, read_checkpoint, renamed, width_of
+from hivlp.systems.checkpoints import State, build, count_layers, modern, read_checkpoint, renamed, width_of
 from hivlp.systems.uniter import BASE, Regions, Uniter, UniterConfig, uniter_config
 
 CLS = 101
@@ -117,10 +117,8 @@ def load_lightningdot(path: Path) -> LightningDot:
     state = renamed(read_checkpoint(path, "model_dict"), modern)
     if not any(name.startswith("txt_model.") for name in state) and any(n.startswith(_PRETRAINED) for n in state):
         raise ModelError(f"{path} is a pre-trained image tower: hivlp.systems.lightningdot.load_image_tower reads it")
-    images = uniter_config(state, "img_model.bert.", path)
-    model = LightningDot(images, _text_config(state, path))
-    fill(model, state, path, LEFT_OVER)
-    return model.eval()
+    images, texts = uniter_config(state, "img_model.bert.", path), _text_config(state, path)
+    return build(lambda: LightningDot(images, texts), state, path, LEFT_OVER)
 
 
 def load_image_tower(path: Path) -> Uniter:
@@ -131,9 +129,8 @@ def load_image_tower(path: Path) -> Uniter:
     """
     held = renamed(read_checkpoint(path, "state_dict"), modern)
     state = {name.removeprefix(_PRETRAINED): part for name, part in held.items() if name.startswith(_PRETRAINED)}
-    tower = Uniter(uniter_config(state, "", path))
-    fill(tower, state, path)
-    return tower.eval()
+    config = uniter_config(state, "", path)
+    return build(lambda: Uniter(config), state, path)
 
 
 def _text_config(state: State, path: Path) -> UniterConfig:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hivlp.errors import ModelError
 from hivlp.systems.blocks import HEAD, bert_config, bert_part, states_of
-from hivlp.systems.checkpoints import State, count_layers, fill, modern, read_checkpoint, renamed, width_of
+from hivlp.systems.checkpoints import State, build, count_layers, modern, patch_of, read_checkpoint, renamed, width_of
 from hivlp.systems.clip_vit import ClipVisual, resize_positions
 from hivlp.systems.swin import Swin, resize_bias
 
@@ -189,15 +189,18 @@ def load_meter(path: Path, size: int = 384) -> Meter:
         state["rank_output.weight"], state["rank_output.bias"] = (
             state[f"itm_score.fc.{part}"][1:2].clone() for part in ("weight", "bias")
         )
-    model = Meter(_config(state, size, path))
-    wanted = model.state_dict()
-    for name, value in state.items():
-        if name == "vit_model.visual.positional_embedding":
-            state[name] = resize_positions(value, len(wanted[name]))
-        elif name.endswith("relative_position_bias_table") and name in wanted:
-            state[name] = resize_bias(value, len(wanted[name]))
-    fill(model, state, path, LEFT_OVER)
-    return model.eval()
+    config = _config(state, size, path)
+
+    def resized(wanted: State) -> State:
+        found = dict(state)
+        for name, value in state.items():
+            if name == "vit_model.visual.positional_embedding" and name in wanted:
+                found[name] = resize_positions(value, len(wanted[name]))
+            elif name.endswith("relative_position_bias_table") and name in wanted:
+                found[name] = resize_bias(value, len(wanted[name]))
+        return found
+
+    return build(lambda: Meter(config), state, path, LEFT_OVER, resized)
 
 
 def _config(state: State, size: int, path: Path) -> MeterConfig:
@@ -215,11 +218,11 @@ def _config(state: State, size: int, path: Path) -> MeterConfig:
         "positions": positions,
     }
     if "vit_model.visual.conv1.weight" in state:
-        patch = int(state["vit_model.visual.conv1.weight"].shape[-1])
+        patch = patch_of(state, "vit_model.visual.conv1.weight", path)
         blocks = count_layers(state, r"vit_model\.visual\.transformer\.resblocks\.(\d+)\.")
         return MeterConfig("clip", patch=patch, vision_width=image_width, vision_depths=(blocks,), **common)
     if "vit_model.patch_embed.proj.weight" in state:
-        patch = int(state["vit_model.patch_embed.proj.weight"].shape[-1])
+        patch = patch_of(state, "vit_model.patch_embed.proj.weight", path)
         stages = count_layers(state, r"vit_model\.layers\.(\d+)\.")
         depths = tuple(count_layers(state, rf"vit_model\.layers\.{n}\.blocks\.(\d+)\.") for n in range(stages))
         if stages:

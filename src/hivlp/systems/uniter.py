@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hivlp.systems.blocks import bert_config, bert_part, states_of
-from hivlp.systems.checkpoints import State, count_layers, fill, modern, read_checkpoint, renamed, width_of
+from hivlp.systems.checkpoints import State, build, count_layers, modern, read_checkpoint, renamed, width_of
 
 PRETRAINING = r"(cls|feat_regress|region_classifier)\."
 """Names of the heads that only pre-training uses."""
@@ -182,9 +182,7 @@ def load_uniter(path: Path) -> UniterRanker:
             state[f"itm_output.{part}"][1:2].clone() for part in ("weight", "bias")
         )
     config = uniter_config(state, "uniter.", path)
-    ranker = UniterRanker(config)
-    fill(ranker, state, path, PRETRAINING)
-    return ranker.eval()
+    return build(lambda: UniterRanker(config), state, path, PRETRAINING)
 
 
 def uniter_config(state: State, prefix: str, path: Path) -> UniterConfig:

@@ -44,8 +44,8 @@ AWAY = "is a disk not connected? If it is gone for good, `hivlp remove` it"
 
 
 @dataclass
-class _Job:
-    """A picture whose content is new to the index."""
+class PictureJob:
+    """A picture to encode, whose content is known."""
 
     item: NewItem
     data: bytes | None  # None for a large file, which is opened again
@@ -80,10 +80,12 @@ def add_pictures(
     exclude: Iterable[str] = (),
     prune: bool = False,
     reread: bool = False,
+    lazy: bool = False,
     on_progress: Callable[[AddReport], None] | None = None,
     workers: int | None = None,
 ) -> AddReport:
     """The job behind :meth:`hivlp.index.Index.add`."""
+    levels = [encoder.levels[0].name] if lazy and why_not_lazy(encoder) is None else None
     started = time.perf_counter()
     left_out = Exclude(exclude)
     given = dict.fromkeys(roots)
@@ -94,7 +96,7 @@ def add_pictures(
     adding = _Adding(store, walked, told_captions(captions), told_metadata(metadata), reread, on_progress)
     jobs = adding.jobs(find_pictures(outermost, left_out, walked.disk))
 
-    def load(job: _Job) -> NDArray[np.uint8]:
+    def load(job: PictureJob) -> NDArray[np.uint8]:
         job.item = _with_facts(job.item, job.data, job.sidecar)
         data = job.take()
         pixels = load_pixels(data, encoder.picture)
@@ -102,7 +104,7 @@ def add_pictures(
             job.check()
         return pixels
 
-    for batch in encode_stream(encoder, jobs, load, workers=workers):
+    for batch in encode_stream(encoder, jobs, load, workers=workers, levels=levels):
         for job, error in batch.failures:
             adding.fail(job.item.path, str(error))
         adding.store([job.item for job in batch.jobs], batch.embeddings)
@@ -114,7 +116,7 @@ def add_pictures(
         if os.path.realpath(root) not in spared:
             adding.fail(os.fspath(root), f"is not there, so nothing of it was pruned: {AWAY}")
     adding.commit()
-    adding.report.items = len(store)
+    adding.report.items, adding.report.pending = len(store), store.settle_pending()
     adding.report.seconds = time.perf_counter() - started
     return adding.report
 
@@ -144,7 +146,7 @@ class _Adding:
         self._failed: list[Failure] = []
         self._committed = time.monotonic()
 
-    def jobs(self, pictures: Iterable[Found | Unreadable | NotRead]) -> Iterator[_Job]:
+    def jobs(self, pictures: Iterable[Found | Unreadable | NotRead]) -> Iterator[PictureJob]:
         """Pictures to encode. Those known by their path or content are dealt with here, without decoding them."""
         for found in pictures:
             if time.monotonic() - self._committed > COMMIT_SECONDS:
@@ -167,13 +169,9 @@ class _Adding:
             if job is not None:
                 yield job
 
-    def _job(self, path: str) -> _Job | None:
+    def _job(self, path: str) -> PictureJob | None:
         """What is left to do for one picture; None if nothing is."""
-        status = os.stat(path)  # noqa: PTH116 (a Path for every file is slow)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("is not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
+        status = check_file(path)
         self._walked.found(path)
         with self._store.reading() as reader:
             before = reader.at(path)
@@ -188,7 +186,7 @@ class _Adding:
         if before is not None and unchanged and not reread:
             stamp, data, content = before.stamp, None, before.hash
         else:
-            data, content = _read(path)
+            data, content = read_content(path)
         if before is not None and before.hash == content:
             known = {**_facts(path, data, sidecar), **_of_people(before)} if reread else before.metadata
             item = NewItem(path, content, caption, {**known, **told}, stamp)
@@ -209,7 +207,7 @@ class _Adding:
             return None
         row = copies[0].row if copies else self._replaced.get(content)
         if row is None:
-            return _Job(item, data, sidecar)
+            return PictureJob(item, data, sidecar)
         self.store([_with_facts(item, data, sidecar)], self._store.embeddings(row))
         return None
 
@@ -246,8 +244,10 @@ class _Adding:
         """Make all that was noted durable, then report it."""
         updated = 0
         if self._items or self._restamp or self._moves:
-            vectors = Embeddings.concatenate(self._vectors) if self._vectors else None
-            updated = self._store.append(self._items, vectors, restamp=self._restamp, moves=self._moves)
+            vectors, pending = self._joined()
+            updated = self._store.append(
+                self._items, vectors, restamp=self._restamp, moves=self._moves, pending=pending
+            )
         moved = {path for _, path, _ in self._moves}
         self.report.added += len(self._items) - updated
         self.report.updated += updated - sum(item.path in moved for item in self._items)
@@ -259,6 +259,20 @@ class _Adding:
         self._committed = time.monotonic()
         if self._on_progress is not None:
             self._on_progress(self.report)
+
+    def _joined(self) -> tuple[Embeddings | None, NDArray[np.bool_] | None]:
+        """The vectors of all noted items, and which have the coarsest level's alone, and zeros in place of others."""
+        if not self._vectors:
+            return None, None
+        levels = self._store.levels
+        if all(len(part) == len(levels) for part in self._vectors):
+            return Embeddings.concatenate(self._vectors), None
+        whole = [
+            {level.name: part.get(level.name, np.zeros((part.count, level.dim), np.float32)) for level in levels}
+            for part in self._vectors
+        ]
+        pending = np.concatenate([np.full(part.count, len(part) < len(levels)) for part in self._vectors])
+        return Embeddings.concatenate([Embeddings(part) for part in whole]), pending
 
     def _caption(self, path: str) -> str | None:
         """The given caption, or the first line of a text file beside the picture."""
@@ -276,7 +290,31 @@ class _Adding:
             return None
 
 
-def _read(path: str) -> tuple[bytes | None, bytes]:
+def why_not_lazy(encoder: Encoder) -> str | None:
+    """Why a model's coarsest level costs as much as all levels do; None if it is cheaper."""
+    levels = encoder.levels
+    if len(levels) == 1:
+        return f"{encoder.name} has one level, and no coarser one to search by meanwhile"
+    if levels[0].image_layer == levels[-1].image_layer:
+        return f"all levels of {encoder.name} read layer {levels[0].image_layer}, the last: none of them is cheaper"
+    return None
+
+
+def check_file(path: str) -> os.stat_result:
+    """Status of a picture file.
+
+    Raises:
+        OSError: if it is none, or too large.
+    """
+    status = os.stat(path)  # noqa: PTH116 (a Path for every file is slow)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("is not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise OSError(f"is larger than {MAX_FILE_BYTES >> 20} MB")
+    return status
+
+
+def read_content(path: str) -> tuple[bytes | None, bytes]:
     """A file's content, None if it is too large to be kept, and its SHA-256."""
     with open_file(Path(path)) as file:
         start = file.read(HELD_BYTES + 1)

@@ -39,6 +39,7 @@ class AddReport:
         failed: files and folders that could not be read.
         not_read: what was passed over because of its kind or name: videos, linked and hidden folders, pictures that
             need an extra, what is excluded.
+        pending: items of the index that have the coarsest level's vector alone (``lazy``).
         items: the size of the index afterwards.
         seconds: how long it took.
     """
@@ -51,6 +52,7 @@ class AddReport:
     pruned: int = 0
     failed: list[Failure] = field(default_factory=list)
     not_read: dict[str, NotReadKind] = field(default_factory=dict)
+    pending: int = 0
     items: int = 0
     seconds: float = 0.0
 
@@ -77,6 +79,7 @@ class AddReport:
             "pruned": self.pruned,
             "failed": failed,
             "not_read": {kind: asdict(passed) for kind, passed in self.not_read.items()},
+            **({"pending": self.pending} if self.pending else {}),
             "items": self.items,
             "seconds": round(self.seconds, 3),
         }

@@ -233,7 +233,7 @@ def _kept_up(
 
 
 def finest(store: Store) -> Rows:
-    """Stored vectors of the finest level, which of them are alive, and the generation of their file.
+    """Stored vectors of the finest level up to the first pending one, which are alive, and their file's generation.
 
     Raises:
         IndexFolderError: if no approximate index can be built over such vectors.
@@ -247,7 +247,11 @@ def finest(store: Store) -> Rows:
             raise IndexFolderError(
                 f"{store.path} stores float32 vectors: an approximate index re-ranks float16 or int8 ones"
             )
-        return Rows(vectors, reader.alive(), reader.state.generation)
+        alive, pending = reader.alive(), reader.integrity.pending()
+        if len(pending):  # what comes behind is scanned, as all rows are that an approximate index does not know
+            vectors = vectors[: pending[0]]
+            alive = None if alive is None else alive[: pending[0]]
+        return Rows(vectors, alive, reader.state.generation)
 
 
 def _silent(what: str, done: int, total: int) -> None:

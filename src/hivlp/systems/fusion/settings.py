@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from hivlp.config import LARGEST_INPUT
 from hivlp.errors import ModelError
 from hivlp.files.reading import one_line, printable
+
+MOST_LAYERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,41 @@ class Settings:
         Raises:
             ModelError: if it cannot be loaded, or weights are missing.
         """
+        if (key := _too_deep(self.config)) is not None:
+            raise ModelError(f"{printable(self.folder)}: config.json asks for more than {MOST_LAYERS} {key:.40}")
         try:
-            network, found = cls.from_pretrained(self.folder, use_safetensors=True, output_loading_info=True)
+            with _quiet():
+                network, found = cls.from_pretrained(self.folder, use_safetensors=True, output_loading_info=True)
         except Exception as error:  # of files, of safetensors, of torch
             raise ModelError(f"{printable(self.folder)} cannot be loaded: {one_line(error, 300)}") from error
         if missing := sorted(found["missing_keys"]):
             raise ModelError(f"{printable(self.folder)} lacks {len(missing)} weights, the first of them {missing[0]}")
         return network.float().eval()
+
+
+def _too_deep(config: Mapping[str, Any]) -> str | None:
+    """The name of a number of layers, in a configuration or a part of it, that would take hours to build."""
+    for key, value in config.items():
+        if isinstance(value, dict) and (found := _too_deep(value)) is not None:
+            return found
+        if "layers" in key and isinstance(value, (int, float)) and value > MOST_LAYERS:
+            return key
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report, a line a tensor, of what the error says in one."""
+    from logging import CRITICAL
+
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(CRITICAL)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
