@@ -288,6 +288,11 @@ def test_a_tuned_index_scans_pending_rows_until_they_are_filled(tmp_path, pictur
     assert len(jobs.finest(lazy.store).vectors) == 30
 
 
+def test_tuning_an_index_whose_pictures_are_pending_says_to_complete_it(tmp_path, pictures, encoder):
+    with pytest.raises(IndexFolderError, match=r"has 30 pending pictures.*: `hivlp index` completes them"):
+        make(tmp_path / "lazy", pictures, encoder, lazy=True).tune()
+
+
 def test_a_damaged_record_of_pending_rows_is_found_and_repaired(tmp_path, pictures, encoder):
     import sqlite3
 

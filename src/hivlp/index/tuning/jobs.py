@@ -77,6 +77,13 @@ def tune(
         rows = finest(store)
         count, width = len(rows.vectors), dim(rows.vectors)
         if count < LEAST_ROWS:
+            with store.reading() as reader:
+                waiting = reader.pending_count()
+            if waiting:
+                raise IndexFolderError(
+                    f"{store.path} has {waiting} pending pictures, and fewer than {LEAST_ROWS} before the first of "
+                    "them: `hivlp index` completes them, and then it can be tuned"
+                )
             raise IndexFolderError(
                 f"{store.path} has {count} items: below {LEAST_ROWS} all are read, and there is nothing to tune"
             )
