@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -282,15 +283,35 @@ def test_a_tuned_index_scans_pending_rows_until_they_are_filled(tmp_path, pictur
     lazy = make(tmp_path / "lazy", pictures, encoder, lazy=True)
     rows = jobs.finest(lazy.store)
     assert len(rows.vectors) == 0
-    with pytest.raises(IndexFolderError, match="0 items"):
+    with pytest.raises(IndexFolderError, match=r"has 30 pending pictures.*: `hivlp index` completes them"):
         lazy.tune()
     lazy.complete()
     assert len(jobs.finest(lazy.store).vectors) == 30
 
 
-def test_tuning_an_index_whose_pictures_are_pending_says_to_complete_it(tmp_path, pictures, encoder):
-    with pytest.raises(IndexFolderError, match=r"has 30 pending pictures.*: `hivlp index` completes them"):
-        make(tmp_path / "lazy", pictures, encoder, lazy=True).tune()
+@pytest.mark.parametrize("name", ["wanted", "fine.0.f16"])
+def test_a_search_writes_through_no_link(tmp_path, pictures, encoder, name):
+    """In an index of a stranger, in which a file is a link to one of mine."""
+    lazy = make(tmp_path / "lazy", pictures, encoder, lazy=True)
+    mine = tmp_path / "mine"
+    mine.write_bytes(bytes(30 * 64 * 2))
+    (lazy.path / name).unlink(missing_ok=True)
+    (lazy.path / name).symlink_to(mine)
+    lazy.close()
+    with Index.open(lazy.path, encoder) as opened:
+        assert len(opened.search("a red car", fill=3, k=30)) == 30
+        if name == "wanted":
+            assert opened.complete().pending == 0
+        else:
+            with pytest.raises(IndexFolderError):
+                opened.complete()
+    assert mine.read_bytes() == bytes(30 * 64 * 2)
+
+
+def test_a_pipe_in_place_of_the_wanted_ids_is_passed_over(tmp_path, pictures, encoder):
+    lazy = make(tmp_path / "lazy", pictures, encoder, lazy=True)
+    os.mkfifo(lazy.path / WANTED)
+    assert len(lazy.search("a red car", fill=3, k=30)) == 30 and lazy.complete().pending == 0
 
 
 def test_a_damaged_record_of_pending_rows_is_found_and_repaired(tmp_path, pictures, encoder):

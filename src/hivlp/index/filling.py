@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -282,26 +283,35 @@ def _pixels(item: Item, model: Encoder) -> NDArray[np.uint8]:
 
 def note_wanted(folder: Path, ids: Sequence[int]) -> None:
     """Ask whoever fills pending rows to begin with these items; a hint, which may be lost."""
-    with suppress(OSError):
-        handle = os.open(folder / WANTED, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            if os.fstat(handle).st_size < MOST_WANTED:
-                os.write(handle, np.array(ids, "<i8").tobytes())
-        finally:
-            os.close(handle)
+    with suppress(OSError), _open_wanted(folder, os.O_APPEND | os.O_CREAT) as file:
+        if os.fstat(file.fileno()).st_size < MOST_WANTED:
+            file.write(np.array(ids, "<i8").tobytes())
 
 
 def take_wanted(folder: Path) -> list[int]:
     """Ids that searches have asked for since the last time, the latest first, each once."""
-    place = folder / WANTED
     try:
-        with place.open("r+b") as file:
+        with _open_wanted(folder) as file:
             data = file.read(MOST_WANTED + 8)
             file.truncate(0)
     except OSError:
         return []
     ids = np.frombuffer(data[: len(data) // 8 * 8], "<i8")
     return list(dict.fromkeys(ids[ids > 0][::-1].tolist()))
+
+
+def _open_wanted(folder: Path, flags: int = 0) -> BinaryIO:
+    """The file of wanted ids, unbuffered; in a stranger's index it may be a link to any file, or a pipe.
+
+    Raises:
+        OSError: if it cannot be opened, or is no file of the folder's own.
+    """
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(folder / WANTED, os.O_RDWR | safe | flags, 0o666), "r+b", buffering=0)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{WANTED} is no file")
+    return file
 
 
 def _printable(path: str) -> str:

@@ -23,6 +23,8 @@ CHUNK = 4096
 
 PIECE = 256
 """Rows that are encoded and written at once: few enough to stay in the processor's cache from one step to the next."""
+FOR_WRITING = os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+"""A link in a stranger's index may lead to any file, and where rows are pending, even a search writes."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class VectorFile:
             raise ValueError(f"rows of {vectors.codec.name} for a file of {self.codec.name}")
         offset = first * self.row.itemsize
         sums = np.empty(len(vectors), np.uint32)
-        handle = os.open(self.path, os.O_WRONLY)
+        handle = os.open(self.path, FOR_WRITING)
         try:
             os.ftruncate(handle, offset)
             for start in range(0, len(vectors), PIECE):
@@ -166,7 +168,7 @@ class VectorFile:
         Raises:
             OSError: if the disk fails; the rows then hold anything, and are pending still.
         """
-        handle = os.open(self.path, os.O_WRONLY)
+        handle = os.open(self.path, FOR_WRITING)
         try:
             for row, stored in zip(rows.tolist(), vectors.stored, strict=True):
                 if os.pwrite(handle, stored.tobytes(), row * self.row.itemsize) != self.row.itemsize:
