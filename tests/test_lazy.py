@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -244,6 +245,17 @@ def test_beside_another_writer_a_search_fills_for_itself_and_asks_for_the_rest(t
         file.write(b"odd")
     lazy.complete()
     assert_equal(lazy, eager)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_lies_in_place_of_the_wanted_is_neither_followed_nor_written(tmp_path, kind):
+    """An index folder is somebody else's."""
+    other = tmp_path / "other"
+    other.write_bytes(b"12345678")
+    place = tmp_path / WANTED
+    place.symlink_to(other) if kind == "link" else os.mkfifo(place) if kind == "pipe" else place.mkdir()
+    note_wanted(tmp_path, [1, 2])
+    assert take_wanted(tmp_path) == [] and other.read_bytes() == b"12345678"
 
 
 def test_the_wanted_are_filled_first(tmp_path, pictures, encoder):
