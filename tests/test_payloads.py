@@ -208,6 +208,16 @@ def test_a_damaged_record_is_looked_up_in_the_catalog_and_repaired(index, where)
         assert opened.search(vector=vector, k=75).hits == known
 
 
+def test_an_item_that_the_catalog_lost_is_forgotten_and_all_others_are_kept(index):
+    """A record of the catalog that is damaged is no damage of the payload file, and can be repaired beside one."""
+    assert file_of(index).exists()
+    Stored(index).sql("UPDATE items SET caption = 'another' WHERE id = 7")
+    with Index.open(index.path, model=FakeEncoder()) as opened:
+        assert [damage.kind for damage in opened.verify().damage] == ["record"]
+        assert [item_id for item_id, _ in opened.repair().forgotten] == [7]
+        assert opened.verify().ok and 7 not in opened.search(vector=queries(index)[0], k=75).ids
+
+
 @pytest.mark.parametrize("what", ["missing", "short", "long", "empty", "another", "offsets", "folder"])
 def test_a_file_that_is_not_the_catalogs_is_not_used(index, what):
     file, vector = file_of(index), queries(index)[0]

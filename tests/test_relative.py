@@ -236,8 +236,10 @@ def test_pictures_that_the_index_alone_was_moved_to_are_its_own(tmp_path, encode
     write_pictures(photos, 4)
     with Index.create(tmp_path / "home" / "x", model=encoder, relative=True) as index:
         index.add(photos)
+        keep_payloads(index.store, least=1)
     shutil.move(tmp_path / "home" / "x", tmp_path / "disk" / "x")
     with Index.open(tmp_path / "disk" / "x", encoder) as index:
+        assert index.verify().ok and len(index.search("x", where=f"path LIKE '{photos}/%'")) == 4
         assert len(index.named(str(photos))) == 4
         report = index.add(photos)
         assert (report.skipped, report.added, report.moved, len(index)) == (4, 0, 0, 4)

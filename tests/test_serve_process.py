@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,19 @@ def test_an_upload_goes_with_its_item_and_other_pictures_stay(made, run):
     assert Path(path).exists()
     assert client.remove([number, 1])["removed"] == 2
     assert not Path(path).parent.exists() and len(list((made / "first").iterdir())) == 6
+
+
+def test_a_picture_elsewhere_that_an_index_calls_an_upload_stays(made, run):
+    uploads = made / "index" / "serve" / "uploads"
+    uploads.mkdir(parents=True)
+    (uploads / "link").symlink_to(made / "first")
+    with Index.open(made / "index") as index:
+        index.relocate(made / "first", uploads / "link")
+        index.relocate(uploads / "link" / "00001.png", uploads / ".." / "00001.png")
+    shutil.copy(made / "first" / "00001.png", uploads.parent)
+    _, client = run()
+    assert client.remove([1, 2])["removed"] == 2
+    assert (made / "first" / "00000.png").exists() and (uploads.parent / "00001.png").exists()
 
 
 def test_two_services_of_one_index_see_each_other_s_changes(made, run):

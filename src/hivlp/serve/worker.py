@@ -128,7 +128,9 @@ class Worker:
         paths = [Path(item.path) for each in ids if (item := index.get(each)) is not None]
         removed = index.remove(ids)
         for path in paths:
-            if path.parent.parent == uploads and index.get(os.fspath(path)) is None:
+            # A stranger's index may have a link there, or a path with "..": what lies elsewhere was not uploaded.
+            uploaded = path.parent.parent == uploads and os.path.realpath(path) == os.fspath(path)
+            if uploaded and index.get(os.fspath(path)) is None:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
                     path.parent.rmdir()

@@ -226,8 +226,15 @@ def damage(folder: Path, state: State, shown: Iterable[tuple[int, Shown]], paths
             if file.read(8) == (8 * (state.payloads.rows + 1)).to_bytes(8, "little"):
                 return None  # of the layout before: the next writer replaces it
         return "it is missing, or has another length"
-    wrong = sum(found.record(row) != _record(each, paths) for row, each in shown if row < found.rows)
+    wrong = sum(not _says(found.record(row), each, paths) for row, each in shown if row < found.rows)
     return f"{wrong} of its records are not those of the catalog" if wrong else None
+
+
+def _says(record: bytes, shown: Shown, paths: PathCodec) -> bool:
+    if record == _record(shown, paths):
+        return True
+    # Written where the picture lay elsewhere; since then the index was moved beside it.
+    return shown.path.startswith("/") and record == _record(shown, PathCodec())
 
 
 def _record(shown: Shown, paths: PathCodec) -> bytes:

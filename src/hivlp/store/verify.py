@@ -20,6 +20,7 @@ from hivlp.store.compacting import Progress
 from hivlp.store.database import FILE
 from hivlp.store.fields import files as column_files
 from hivlp.store.folder import Store
+from hivlp.store.lookup import Shown
 from hivlp.store.reader import Reader
 from hivlp.store.vectors import CHUNK, VectorFile
 
@@ -172,7 +173,7 @@ def verify_store(store: Store, on_progress: Progress | None = None) -> VerifyRep
             report.damage += [
                 Damage("fields", name, what) for name, what in column_files.damage(store.path, reader.state).items()
             ]
-            wrong = payloads.damage(store.path, reader.state, reader.all_shown(), store.paths)
+            wrong = payloads.damage(store.path, reader.state, _whole_shown(reader), store.paths)
             if wrong is not None and reader.state.payloads is not None:
                 report.damage.append(Damage("payloads", reader.state.payloads.name, wrong))
     except (DamagedIndexError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -224,6 +225,13 @@ def _check_records(reader: Reader, report: VerifyReport, follow: Callable[[int],
     damaged += [Damage("record", FILE, what, (), ((item_id, "?"),)) for item_id in unknown]
     report.damage += damaged
     return owners
+
+
+def _whole_shown(reader: Reader) -> Iterator[tuple[int, Shown]]:
+    """Row, and what hits show of it, of each item whose record is as it was written; the others are named already."""
+    for record, whole in reader.integrity.records():
+        if whole and isinstance(record.row, int) and 0 <= record.row < reader.state.rows:
+            yield record.row, Shown.of(record.id, record.path, record.caption, record.metadata, reader.paths)
 
 
 def _known(reader: Reader, ids: NDArray[np.int64]) -> tuple[tuple[int, str], ...]:
