@@ -505,7 +505,7 @@ def test_command_line(tmp_path, capfd, caplog):
         (("tune", out, "--queries", asked, "--model", "hivlp-mini"), 2, "not with vectors"),
         (("bench", "crash", "--pictures", 3), 2, "--pictures goes with index, not with crash"),
         (("bench", "hierarchy", "--model", "x"), 2, "--model goes with index, objective, living"),
-        (("bench", "fuzz", "--fresh"), 2, "--fresh goes with ann"),
+        (("bench", "fuzz", "--fresh"), 2, "--fresh goes with hierarchy, ann"),
         (("search", out, "a text"), 1, "made of embeddings alone"),
         (("search", out, "--vector", tmp_path / "none.npy"), 1, "not a readable .npy"),
         (("search", out, "--vector", source), 1, "shape (700, 24)"),

@@ -68,6 +68,7 @@ EXTRAS = {
     "open_clip": f"open_clip_torch timm {_TRAIN}",
     "bench": "faiss-cpu hnswlib usearch scann rabitqlib pyvsag matplotlib",
     "bench-products": "chromadb faiss-cpu lancedb pyarrow pysqlite3 qdrant-edge-py sqlite-vec usearch zvec matplotlib",
+    "bench-serve": "pyarrow faiss-cpu flask qdrant-edge-py",
 }
 """Extra -> the libraries that it stands for: hivlp itself cannot be named to pip, as it is in no package index."""
 PACKAGES = {

@@ -61,6 +61,7 @@ class Answering:
             if filled is not None:
                 with self._store.reading() as reader:
                     return self.answer_in(reader, queries, options, watch, filled=filled)
+            snapshot = self.snapshots.newest()  # nothing is pending
         allowed = None
         if snapshot is not None:
             where, missing = options.where, options.missing

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -39,6 +40,7 @@ AHEAD = 8
 TOGETHER = 2
 """Pictures that a search computes at once: few, so that it ends in time."""
 RETRY_SECONDS = 0.1
+_NO_LINK = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
 
 
 @dataclass
@@ -283,31 +285,24 @@ def _pixels(item: Item, model: Encoder) -> NDArray[np.uint8]:
 
 def note_wanted(folder: Path, ids: Sequence[int]) -> None:
     """Ask whoever fills pending rows to begin with these items; a hint, which may be lost."""
-    with suppress(OSError), _open_wanted(folder, os.O_APPEND | os.O_CREAT) as file:
+    with suppress(OSError), _open_wanted(folder, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
         if os.fstat(file.fileno()).st_size < MOST_WANTED:
             file.write(np.array(ids, "<i8").tobytes())
 
 
 def take_wanted(folder: Path) -> list[int]:
     """Ids that searches have asked for since the last time, the latest first, each once."""
-    try:
-        with _open_wanted(folder) as file:
-            data = file.read(MOST_WANTED + 8)
-            file.truncate(0)
-    except OSError:
-        return []
+    data = b""
+    with suppress(OSError), _open_wanted(folder, os.O_RDWR) as file:
+        data = file.read(MOST_WANTED + 8)
+        file.truncate(0)
     ids = np.frombuffer(data[: len(data) // 8 * 8], "<i8")
     return list(dict.fromkeys(ids[ids > 0][::-1].tolist()))
 
 
-def _open_wanted(folder: Path, flags: int = 0) -> BinaryIO:
-    """The file of wanted ids, unbuffered; in a stranger's index it may be a link to any file, or a pipe.
-
-    Raises:
-        OSError: if it cannot be opened, or is no file of the folder's own.
-    """
-    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(folder / WANTED, os.O_RDWR | safe | flags, 0o666), "r+b", buffering=0)
+def _open_wanted(folder: Path, flags: int) -> FileIO:
+    """The file of wanted ids; raises OSError for a link, which may lead out of the folder, a pipe, and so on."""
+    file = FileIO(os.open(folder / WANTED, flags | _NO_LINK, 0o666), "r+")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(f"{WANTED} is no file")

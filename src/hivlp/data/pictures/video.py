@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -29,7 +30,7 @@ def open_video(source: Source) -> Opened:
         raise PictureError(f"is a video, which {kinds.NEEDS_EXTRA}")
     import av
 
-    with av.open(source.whole()) as container:
+    with av.open(source.whole(), "r") as container:
         if not container.streams.video:
             raise PictureError("is a video without pictures")
         about = container.streams.video[0].codec_context
@@ -42,7 +43,7 @@ def open_video(source: Source) -> Opened:
 def _key_frame(source: Source) -> Image.Image:
     import av
 
-    with av.open(source.whole()) as container:
+    with av.open(source.whole(), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.skip_frame = "NONKEY"
         stream.thread_type = "NONE"
@@ -51,7 +52,8 @@ def _key_frame(source: Source) -> Image.Image:
         for count, packet in enumerate(container.demux(stream)):
             if count > _MOST_PACKETS:
                 break
-            for frame in packet.decode():
+            frames: Sequence[Any] = packet.decode()  # of which parts are typed
+            for frame in frames:
                 check_size(frame.width, frame.height)
                 image: Image.Image = frame.to_image()
                 turned = round(getattr(frame, "rotation", 0) or 0)
