@@ -109,7 +109,7 @@ def test_fields_are_declared_counted_and_asked_for(photos, tmp_path):
 def test_what_is_not_read_is_told_and_nothing_at_all_is_a_failure(photos, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
-    for name in ("a.mp4", "b.mov", "c.psd"):
+    for name in ("a.pdf", "b.pdf", "c.psd"):
         (folder / name).write_bytes(b"whatever")
     (folder / "album").symlink_to(photos)
     place = tmp_path / "x.hivlp"
@@ -117,7 +117,7 @@ def test_what_is_not_read_is_told_and_nothing_at_all_is_a_failure(photos, tmp_pa
     report = json.loads(nothing.stdout)
     assert nothing.returncode == 1 and b"nothing could be read" in nothing.stderr
     assert {kind: passed["count"] for kind, passed in report["not_read"].items()} == {
-        "video": 2,
+        "PDF": 2,
         "Photoshop": 1,
         "linked folder": 1,
     }
@@ -125,7 +125,7 @@ def test_what_is_not_read_is_told_and_nothing_at_all_is_a_failure(photos, tmp_pa
     result = hivlp("index", folder, "-o", place)
     text = result.stdout.decode()
     assert result.returncode == 0 and "1 added" in text
-    assert "not read: 2 × video" in text and "not read: 1 × linked folder" in text
+    assert "not read: 2 × PDF" in text and "not read: 1 × linked folder" in text
     (folder / "photo.jpg").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isommp41")
     assert hivlp("index", folder, "-o", place).returncode == 1
     empty = tmp_path / "empty"

@@ -74,8 +74,8 @@ def in_memory(wanted: bool) -> None:
 MAP_FILE, MAP = npy.map_file, VectorFile.map
 
 
-def _copied(file: VectorFile, rows: int) -> Stored:
-    return np.array(MAP(file, rows))
+def _copied(file: VectorFile, rows: int, *, private: bool = False) -> Stored:
+    return np.array(MAP(file, rows, private=private))
 
 
 def attempt(base: Path, copy: Path, mutation: Mutation) -> dict[str, Any]:
