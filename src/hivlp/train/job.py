@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -236,8 +235,6 @@ def start(recipe: Recipe, run: Path) -> Accelerator:
     Raises:
         RecipeError: if a tracker is not installed, or precision and device do not fit.
     """
-    # Accelerate keeps the first precision for as long as the process lives; a notebook may train twice.
-    AcceleratorState._reset_state()
     try:
         return Accelerator(
             mixed_precision=recipe.compute.precision,
