@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -235,6 +236,8 @@ def start(recipe: Recipe, run: Path) -> Accelerator:
     Raises:
         RecipeError: if a tracker is not installed, or precision and device do not fit.
     """
+    # Accelerate keeps the first precision for as long as the process lives; a notebook may train twice.
+    getattr(AcceleratorState, "_reset_state")()  # noqa: B009  (its one way to forget, though not public)
     try:
         return Accelerator(
             mixed_precision=recipe.compute.precision,
