@@ -39,11 +39,11 @@ DEFAULTS = {
 
 
 def items(first: int, count: int) -> list[NewItem]:
-    """Items of which every fifth has another one's content, every seventh no file any more, every eleventh no fields."""
+    """Items: every fifth of another one's content, every seventh without a file, every eleventh without fields."""
     return [
         NewItem(
             f"/p/{n % 7}/{n}.jpg", (n - n % 5 if n % 5 == 1 else n).to_bytes(32), (None, "a dog", "a cat")[n % 3],
-            {} if n % 11 == 0 else {"year": 2000 + n % 20, "shelf": "abü"[n % 3], "kept": n % 2 == 0, "note": f"x{n % 50}"},
+            {"year": 2000 + n % 20, "shelf": "abü"[n % 3], "kept": n % 2 == 0, "note": f"x{n % 50}"} if n % 11 else {},
             Stamp(GONE if n % 7 == 0 else 1, 2, 3, 4),
         )
         for n in range(first, first + count)
@@ -60,7 +60,7 @@ def levels(first: int, count: int) -> Embeddings:
 
 @pytest.fixture(scope="module", params=["tuned", "tuned, pending", "scanned", "scanned, pending"])
 def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
-    """Rows in lists, columns and the payload file, rows that came since, tombstones, missing files, pending pictures."""
+    """Rows in lists, columns and a payload file, rows that came since, tombstones, missing files, pending rows."""
     place = tmp_path_factory.mktemp("thin") / "index"
     fields = {"year": "int", "shelf": "str", "kept": "bool"}
     with pytest.MonkeyPatch.context() as patch, Index.create(place, model=ENCODER, fields=fields) as made:
