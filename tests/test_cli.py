@@ -327,6 +327,16 @@ def test_the_core_runs_without_torch(index):
 
 
 @pytest.mark.train
+def test_the_verbs_are_listed_on_one_screen_and_the_benches_by_their_verb(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) < 60
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name:10} {what}\n" in shown for name, what in BENCHES.items())
+
+
 @pytest.mark.parametrize("name", BENCHES)
 def test_a_bench_takes_the_options_that_go_with_it(name, monkeypatch):
     from hivlp.cli import bench

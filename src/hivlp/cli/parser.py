@@ -163,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("watch", run_watch, "Keep an index in step with folders of pictures, until interrupted.")
     sub.add_argument("paths", type=_path, nargs="+", metavar="DIR", help="folders of pictures")
     sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
-    sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own, or {DEFAULT_MODEL})")
     _add_device(sub)
     _add_library_options(sub)
     sub.set_defaults(vectors=None)
@@ -324,8 +324,11 @@ def build_parser() -> argparse.ArgumentParser:
         "float32): int8 is three times as fast, and refused where its vectors differ (cosine below 0.99)",
     )  # fmt: skip
 
-    sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
-    sub.add_argument("name", choices=list(BENCHES))
+    sub = verb("bench", run_bench, "Measure speed, recall or safety, much of it beside other libraries.")
+    sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    names = "\n".join(f"  {name:10} {what}" for name, what in BENCHES.items())
+    sub.epilog = f"what NAME may be:\n{names}"
+    sub.add_argument("name", choices=list(BENCHES), metavar="NAME", help="what is measured, see below")
     sub.add_argument("--pictures", type=_count, metavar="N", help="index: how many (default 400)")
     sub.add_argument("--rounds", type=_count, metavar="N", help="crash: how many (default 500)")
     sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
