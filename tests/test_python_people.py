@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 import re
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def test_what_does_not_belong_to_the_vectors_is_refused_by_name(vectors, options
 def test_what_is_no_array_of_vectors_is_refused(wrong):
     with pytest.raises((DataError, ArgumentError)):
         Index.from_vectors(wrong)
+
+
+def test_what_is_missing_in_metadata_breaks_no_condition(vectors):
+    values = [math.nan, None, np.float32("nan"), *range(len(vectors) - 3)]
+    for metadata in ({"a": values}, [{"a": value} for value in values]):
+        with Index.from_vectors(vectors, metadata=metadata) as index:
+            assert [item.metadata for item in index][:4] == [{}, {}, {}, {"a": 0}]
+            assert len(index.search(vector=vectors[0], where="metadata ->> 'a' >= 2", k=99)) == len(vectors) - 5
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()], ids=str)
+def test_what_json_cannot_hold_is_named(vectors, value):
+    with pytest.raises(DataError, match=r"^metadata 0: a"):
+        Index.from_vectors(vectors, metadata=[{"a": value}] * len(vectors))
 
 
 def test_a_vector_without_a_direction_is_refused_and_leaves_no_folder(vectors, tmp_path):

@@ -270,7 +270,8 @@ class Index:
             ids: n texts or whole numbers. They become the items' paths, as text: ``index["7"]`` is the item of the id
                 7, while ``index[7]`` is the item that hivlp itself numbered so. Default the row's number.
             captions: n texts.
-            metadata: n mappings, a mapping of name -> n values, or a table of n rows; for ``where`` to ask about.
+            metadata: n mappings, a mapping of name -> n values, or a table of n rows; for ``where`` to ask about. What
+                is missing (None, NaN) is left out.
             column: of a table that holds the vectors; default ``embedding``, or the only one that can.
             model: that made the vectors, if texts and pictures shall be searched for.
             queries: (m, d) vectors as they will be asked for, to fit the coarse level to; default the items.
@@ -281,8 +282,8 @@ class Index:
             on_progress: called after each commit with what is stored by then.
 
         Raises:
-            DataError: if these are no vectors, one has no direction, or ids are not all different. Whatever is raised,
-                no folder is left.
+            DataError: if these are no vectors, one has no direction, ids are not all different, or metadata are not
+                JSON. Whatever is raised, no folder is left.
             IndexFolderError: if the folder holds something, or cannot be written.
             MissingExtraError: if a table is given and pyarrow is not installed.
         """
