@@ -282,6 +282,7 @@ class Index:
             on_progress: called after each commit with what is stored by then.
 
         Raises:
+            ArgumentError: if ``dims`` or ``fit`` is none.
             DataError: if these are no vectors, one has no direction, ids are not all different, or metadata are not
                 JSON. Whatever is raised, no folder is left.
             IndexFolderError: if the folder holds something, or cannot be written.
@@ -311,8 +312,12 @@ class Index:
 
     @staticmethod
     def exists(path: Path | str) -> bool:
-        """Whether there is an index in this folder."""
-        return Store.exists(path)
+        """Whether there is an index in this folder.
+
+        Raises:
+            ArgumentError: if it is no path.
+        """
+        return Store.exists(folder_path(path))
 
     def attach(self, model: Encoder | str | Path) -> None:
         """Use this model, given loaded or by its name or folder, for queries and new pictures.
@@ -731,7 +736,7 @@ class Index:
         from hivlp.store.merging import merge
 
         with self.store.writer():
-            added = merge(self.store, other, on_progress)
+            added = merge(self.store, folder_path(other), on_progress)
             self._keep_up(on_tune)
             keep_derived(self.store)
         return added

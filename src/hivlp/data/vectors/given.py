@@ -141,6 +141,7 @@ def _arrow(given: Any) -> Any:
 def _matrix(given: Any) -> Raw:
     if hasattr(given, "detach"):  # a tensor, perhaps with a gradient or on a GPU
         given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given  # numpy has no bfloat16
     try:
         array = np.asarray(given)
         if array.dtype.kind in "iu":
