@@ -13,7 +13,7 @@ from hivlp.index import Mix
 def program(folder: Path) -> None:
     """What the README and docs/python.md show."""
     index = Index.open_or_create("photos.hivlp", model=HiVLP.from_pretrained("hivlp-mini"), fields={"year": "int"})
-    report = index.add(folder, captions={"a.png": "a dog"}, on_progress=lambda done: print(done.added))  # noqa: T201
+    report = index.add(folder, captions={"a.png": "a dog"}, on_progress=lambda done: print(done.added))
     added: int = report.added
     for hit in index.search("a dog", k=added, where="year > 2000"):
         path, score = str(hit.path), float(hit.scores["fine"])
