@@ -156,7 +156,7 @@ class _Adding:
                 self._pass_over(found)
                 continue
             if not isinstance(found, Found):
-                self.fail(os.fspath(found.path), found.error)
+                self.fail(stored_path(found.path), found.error)
                 if found.replaced:
                     self._walked.replaced(stored_path(found.path))
                 continue
