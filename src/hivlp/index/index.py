@@ -7,7 +7,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
@@ -437,7 +437,9 @@ class Index:
     def _repr_html_(self) -> str:
         from hivlp.search.html import card, cards
 
-        shown = [card("", item.path, item.caption, {}) for item in self.items(limit=SHOWN)]
+        shown: list[str] = []
+        with suppress(IndexFolderError):  # closed
+            shown = [card("", item.path, item.caption, {}) for item in self.items(limit=SHOWN)]
         return cards(shown, 0, repr(self))
 
     def __reduce__(self) -> NoReturn:
