@@ -30,7 +30,7 @@ from hivlp.files.scratch import write_whole
 from hivlp.mini.scenes import FACTS, Scene
 from hivlp.train.recipe.schema import Recipe, split_of
 
-SIZES = {"small": (6_000, 8), "full": (30_000, 5)}
+SIZES = {"small": (6_000, 8), "full": (20_000, 5)}
 """Scenes, all splits together, and epochs."""
 ALONE, OURS, APART = "one level", "early coarse level", "early, towers apart"
 LEVELS = ("fine", "coarse", "cascade")
