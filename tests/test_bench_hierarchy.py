@@ -93,7 +93,7 @@ def test_who_reads_all_of_a_scene_finds_it_and_who_misses_a_fact_guesses_among_e
 
 def test_the_ways_have_the_towers_and_settings_of_the_recipe():
     recipe = load_recipe(RECIPES / "scenes_hard_cpu.yaml")
-    ours = hard_recipe(30_000, 10)
+    ours = hard_recipe(60_000, 5)
     for name in ("levels", "image_tower", "text_tower", "text", "picture", "train", "validation", "test", "shortlist"):
         assert getattr(recipe, name) == getattr(ours, name), name
     assert recipe.optim == ours.optim and recipe.objective == ours.objective and recipe.augment == ours.augment
