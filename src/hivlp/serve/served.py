@@ -32,17 +32,18 @@ class Served:
         index: that is open now.
         home: folder for uploads and jobs.
         roots: folders below which originals may be shown and pictures may be indexed by their paths.
-        read_only: whether requests may change nothing.
         seconds: that a request may take.
         told_fields: what was told of the fields of the last commit, and which that was.
     """
 
     def __init__(self, name: str, index: Index, settings: Settings) -> None:
-        """An index that is open."""
+        """An index that is open; one that is to be served read-only is opened so in its place, if it was not."""
         self.name, self.index = name, index
+        if settings.read_only and not index.store.read_only:
+            self.index = Index.open(index.path, index.model, read_only=True)
+            index.close()
         self.home = index.path / PAGES_FOLDER
         self.roots = tuple(Path(os.path.realpath(root)) for root in (*settings.roots, *settings.watch, self.uploads))
-        self.read_only = settings.read_only
         self._lock = threading.Lock()
         self._counted: tuple[Index, bytes, int] | None = None
         self.seconds = settings.seconds
@@ -56,7 +57,7 @@ class Served:
     @property
     def writable(self) -> bool:
         """Whether items may be added and removed."""
-        return not self.read_only and os.access(self.index.path, os.W_OK)
+        return not self.index.store.read_only and os.access(self.index.path, os.W_OK)
 
     @property
     def has_model(self) -> bool:
@@ -114,11 +115,11 @@ class Served:
             IndexFolderError: if there is no index, or it is damaged; the one that is open stays.
         """
         before = self.index
-        model = before.model
+        model, read_only = before.model, before.store.read_only
         try:
-            after = Index.open(before.path, model)
+            after = Index.open(before.path, model, read_only=read_only)
         except Exception:
-            after = Index.open(before.path)
+            after = Index.open(before.path, read_only=read_only)
         self.index = after
         return before
 
