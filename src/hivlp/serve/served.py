@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -10,18 +11,13 @@ from typing import Any
 
 from hivlp.coarse.maps import FINE
 from hivlp.encode.base import Encoder
-from hivlp.errors import QueryError
+from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Vectors
 from hivlp.serve.settings import Settings
+from hivlp.serve.uploads import HOME, follow_uploads, uploads_of
 
-PAGES_FOLDER = "serve"
-"""Folder in an index's own where the service keeps uploads and jobs."""
-
-
-def uploads_of(index: Path) -> Path:
-    """The folder of pictures that were uploaded to an index, each in a folder of its content's name."""
-    return index / PAGES_FOLDER / "uploads"
+logger = logging.getLogger(__name__)
 
 
 class Served:
@@ -42,7 +38,7 @@ class Served:
         if settings.read_only and not index.store.read_only:
             self.index = Index.open(index.path, index.model, read_only=True)
             index.close()
-        self.home = index.path / PAGES_FOLDER
+        self.home = index.path / HOME
         self.roots = tuple(Path(os.path.realpath(root)) for root in (*settings.roots, *settings.watch, self.uploads))
         self._lock = threading.Lock()
         self._counted: tuple[Index, bytes, int] | None = None
@@ -79,6 +75,15 @@ class Served:
                     index.attach(index.model_source)
         assert index.model is not None
         return index.model
+
+    def follow_uploads(self) -> None:
+        """Give uploaded pictures their paths of now, where the index folder was renamed and may be written."""
+        if self.writable:
+            try:
+                if moved := follow_uploads(self.index):
+                    logger.warning("%s was renamed: %d uploads have their new paths", self.index.path, moved)
+            except IndexFolderError as error:  # another process writes it: the next start does
+                logger.warning("%s: its uploads were not looked at: %s", self.name, error)
 
     def text_vectors(self, texts: list[str]) -> list[Mapping[str, Vectors]]:
         """The vectors of texts as :meth:`hivlp.index.Index.search` takes them, encoded as one batch."""

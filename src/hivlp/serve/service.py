@@ -137,6 +137,7 @@ class Service:
         """Load the models and the last commits, so that the first search does not wait for them."""
         for served in self.indexes.values():
             try:
+                served.follow_uploads()
                 if served.has_model:
                     served.text_vectors(["a photo"])
                 served.count()
@@ -150,6 +151,7 @@ class Service:
         for served in self.indexes.values():
             try:
                 before = await asyncio.to_thread(served.reopen)
+                await asyncio.to_thread(served.follow_uploads)
             except Exception as error:
                 logger.error("%s stays as it was: %s", served.name, error)
                 continue
