@@ -98,6 +98,15 @@ class Store:
         self._connections.close()
         self._views.clear()
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the folder is the one that was opened, not another one that was put into its place."""
+        try:
+            self._connections.check_place()
+        except IndexFolderError:
+            return False
+        return True
+
     def changes(self) -> bytes:
         """Change counter of the catalog: another one after a commit, whoever made it; read without a lock.
 
