@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -115,6 +116,31 @@ def test_browsing_gives_every_item_once_by_date(service):
     assert dates == sorted(dates, reverse=True)
     oldest = [hit["taken"] for hit in service.search(k=30, order="oldest").json()["hits"]]
     assert oldest == sorted(dates)
+
+
+@pytest.mark.parametrize("query", [{"query": "red"}, {"query": [{"item": 3}], "cut": True}, {}])
+def test_an_order_by_date_is_of_the_whole_answer(service, query):
+    whole = service.search(k=30, order="newest", **query).json()
+    assert whole["total"] == len(whole["hits"]) and whole["next_offset"] is None
+    dates = [hit["taken"] for hit in whole["hits"]]
+    assert dates == sorted(dates, reverse=True)
+    pages, offset = [], 0
+    while offset is not None:
+        found = service.search(k=4, offset=offset, order="newest", **query).json()
+        pages, offset = pages + found["hits"], found["next_offset"]
+    assert [hit["id"] for hit in pages] == [hit["id"] for hit in whole["hits"]]
+
+
+def test_searches_that_are_answered_together_keep_their_orders(service):
+    async def ask():
+        requests = [{"query": word, "k": 30, "order": order}
+                    for word in ("red", "blue") for order in ("relevance", "newest") * 4]  # fmt: skip
+        work = [service._client.request("POST", "/search", json=request) for request in requests]
+        return requests, await asyncio.gather(*work)
+
+    for request, response in zip(*service.run(ask()), strict=True):
+        dates = [hit["taken"] for hit in response.json()["hits"]]
+        assert (dates == sorted(dates, reverse=True)) == (request["order"] == "newest")
 
 
 def test_an_inspected_search_says_how_ranks_moved(service):

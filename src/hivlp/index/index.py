@@ -77,9 +77,7 @@ class Index:
         store: the folder on disk, for whoever stores and reads items by other ways than these.
     """
 
-    def __init__(
-        self, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False
-    ) -> None:
+    def __init__(self, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False) -> None:
         """Open an existing index.
 
         Args:
@@ -197,9 +195,7 @@ class Index:
             raise
 
     @classmethod
-    def open(
-        cls, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False
-    ) -> Index:
+    def open(cls, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False) -> Index:
         """Open an existing index: ``Index(path)`` by another name.
 
         Without a model, the one that it was made with is loaded when a text or a picture needs it.

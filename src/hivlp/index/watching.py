@@ -35,7 +35,7 @@ def watch(
     every: float | None = None,
     stop: threading.Event | None = None,
     on_report: Callable[[AddReport], None] | None = None,
-    on_complete: Callable[[FillReport], None] | None = None,
+    on_complete: Callable[[FillReport], object] | None = None,
     on_error: Callable[[str], object] | None = None,
 ) -> None:
     """Keep an index in step with folders: :meth:`hivlp.index.Index.add` now, and again after each change.
@@ -102,7 +102,7 @@ class _Completing:
     def __init__(
         self,
         index: Index,
-        on_complete: Callable[[FillReport], None] | None,
+        on_complete: Callable[[FillReport], object] | None,
         on_error: Callable[[str], object] | None,
     ) -> None:
         """Nothing is completed yet; see :func:`watch`."""
