@@ -87,7 +87,7 @@ class Filler:
         self._without: str | None = None  # why there is no model
 
     def for_search(self, items: Sequence[Item], most: int, seconds: float) -> Step:
-        """Fill pending items of a shortlist, within a budget; stored if that is possible at once, else for this process.
+        """Fill pending items of a shortlist, within a budget; stored if that is possible at once, else in memory alone.
 
         Args:
             items: pending ones, most wanted first.

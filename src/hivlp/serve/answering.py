@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from hivlp.errors import QueryError
-from hivlp.index import Found, Hit, Mix, PhotoFilter, SearchResult, find
+from hivlp.index import Found, Hit, Mix, PhotoFilter, find
 from hivlp.index.mixing import Part
 from hivlp.index.photo_filter import joined
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
