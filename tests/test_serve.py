@@ -231,6 +231,14 @@ def test_the_page_and_its_files_are_sent_with_a_strict_policy(service):
     assert service.get("/indexes/photos/items").status_code == 200
 
 
+def test_the_page_s_files_are_compressed_and_asked_after_by_their_tags(service):
+    script = service.get("/static/js/app.js", headers={"accept-encoding": "gzip"})
+    assert script.headers["content-encoding"] == "gzip" and b"export function change" in script.content
+    assert script.headers["cache-control"] == "no-cache"
+    again = service.get("/static/js/app.js", headers={"if-none-match": script.headers["etag"]})
+    assert again.status_code == 304 and not again.content
+
+
 def test_the_client_gives_what_the_index_gives(service, index):
     import httpx
 
