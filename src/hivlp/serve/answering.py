@@ -58,6 +58,12 @@ class Search:
         slow = asked.where or asked.filter or asked.seen or asked.cut or asked.exact or asked.inspect or asked.missing
         return bool(asked.query) and not slow and asked.k <= 200 and asked.offset <= 1000
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether its query is vectors alone, so that no model has to run."""
+        query = self.request.query
+        return isinstance(query, list) and all(term.vector is not None for term in query)
+
     def condition(self) -> str | None:
         """What the hits must meet, in SQL, the photo filter left out."""
         where, params = self.request.where, self.request.params
