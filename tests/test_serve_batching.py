@@ -34,7 +34,8 @@ def test_a_lone_task_runs_in_the_loop_s_thread_where_it_may():
     assert 'hivlp_batch_size_count{queue="searches"} 2' in queue._metrics.text()
 
 
-def test_a_task_waits_for_its_turn_where_a_worker_is_busy():
+@pytest.mark.parametrize("inline", [False, True])
+def test_what_comes_in_one_round_or_while_workers_are_busy_is_one_batch(inline):
     free, sizes = threading.Event(), []
 
     def run(tasks):
@@ -42,18 +43,20 @@ def test_a_task_waits_for_its_turn_where_a_worker_is_busy():
         free.wait(10)
         return threads_of(tasks)
 
-    queue = batcher(run)
+    queue = batcher(run, most=3)
 
     async def ask():
-        first = asyncio.create_task(queue.do(1))
-        await asyncio.sleep(0)
-        others = [asyncio.create_task(queue.do(n, inline=True)) for n in (2, 3)]
+        first = [asyncio.create_task(queue.do(n)) for n in range(2)]
+        while queue._free:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(queue.do(n, inline=inline)) for n in range(5)]
         await asyncio.sleep(0)
         free.set()
-        return await asyncio.gather(first, *others)
+        return await asyncio.gather(*first), await asyncio.gather(*others)
 
-    assert all(name.startswith("hivlp-searches") for name in asyncio.run(ask()))
-    assert sizes == [1, 2]  # what queued is one batch
+    first, others = asyncio.run(ask())
+    assert sizes == [2, 3, 2] and {name.startswith("hivlp-searches") for name in first} == {True}
+    assert {name.startswith("hivlp-searches") for name in others} == {not inline}
 
 
 def test_an_inline_task_that_fails_is_told_so_and_a_full_queue_refuses_it():

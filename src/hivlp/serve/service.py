@@ -135,9 +135,16 @@ class Service:
         """The answer to a search as JSON."""
         if not search.plain:
             return await self.slow.do(search)
-        # A lone vector takes half a millisecond. A lone text takes some, in which one thread can answer nobody else.
-        brief = search.is_vector or self.settings.search_threads == 1
-        return await self.searches.do(search, inline=brief and self.ready and len(self.requests) == 1)
+        return await self.searches.do(search, inline=self.inline(brief=search.is_vector))
+
+    def inline(self, *, brief: bool) -> bool:
+        """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
+
+        Args:
+            brief: whether it takes some tenths of a millisecond, as vectors do; a text takes some milliseconds.
+        """
+        lone, one = len(self.requests) == 1, self.settings.search_threads == 1
+        return self.ready and (lone or one if brief else lone and one)
 
     def warm_up(self) -> None:
         """Load the models and the last commits, so that the first search does not wait for them."""
