@@ -96,7 +96,7 @@ def test_connections_that_were_refused_go_on(port):
         return [each.status_code for each in found], [each.status_code for each in after], metrics
 
     found, after, metrics = asyncio.run(ask())
-    assert set(found) == {200, 429} and found.count(200) >= 4
+    assert set(found) == {200, 429} and found.count(200) >= 3
     assert set(after) == {200}
     assert f'status="429"}} {found.count(429)}' in metrics
 
