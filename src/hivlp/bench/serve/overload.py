@@ -77,9 +77,9 @@ def overload(
             run_load(service.port, requests, clients=CLIENTS, seconds=1)  # the first item starts the writer
             capacity = run_load(service.port, requests, clients=CLIENTS, seconds=some).throughput
             probing = pool.submit(_probe, service.port, requests, max(0.0, seconds - BEFORE))
-            computed = _computed(service)
+            before = _computed(service)
             load = run_load(service.port, requests, rate=TIMES * capacity, clients=MANY, seconds=seconds)
-            computed = [after - before for after, before in zip(_computed(service), computed, strict=True)]
+            computed = [after - start for after, start in zip(_computed(service), before, strict=True)]
         finally:
             stop.set()
         acknowledged, probes = posting.result(), probing.result()
