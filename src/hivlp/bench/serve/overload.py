@@ -26,9 +26,10 @@ CLIENTS = 64
 MANY = 800
 """Connections of an overload, fewer than a service takes by default."""
 POSTED = 10  # items of one request
-PAUSE = 0.2  # seconds between two of them
+PAUSE = 0.2  # seconds from one to the next, more where the items would not last
 PROBES = 20.0  # lone requests a second, which tell how long an overload is felt
 BEFORE, AFTER = 2.0, 10.0  # seconds from the first of them to the overload's end, and from there to the last
+WARM = 1.0  # seconds before what is measured while items are posted
 CALM = 3.0  # times the calm p99 that a probe may take for the service to have recovered
 POLLS = 50  # readings of memory
 
@@ -72,9 +73,10 @@ def overload(
     alone = run_load(service.port, requests, clients=CLIENTS, seconds=some).throughput
     stop = threading.Event()
     with ThreadPoolExecutor(2) as pool:
-        posting = pool.submit(_post, service.port, items, payloads, stop)
+        pause = max(PAUSE, (WARM + some + seconds) * POSTED / len(items))
+        posting = pool.submit(_post, service.port, items, payloads, pause, stop)
         try:
-            run_load(service.port, requests, clients=CLIENTS, seconds=1)  # the first item starts the writer
+            run_load(service.port, requests, clients=CLIENTS, seconds=WARM)  # the first item starts the writer
             capacity = run_load(service.port, requests, clients=CLIENTS, seconds=some).throughput
             probing = pool.submit(_probe, service.port, requests, max(0.0, seconds - BEFORE))
             before = _computed(service)
@@ -143,13 +145,15 @@ def recovery_seconds(probes: Load, load: Load, limit: float) -> float:
     return round(max(0.0, float(late.max()) - end), 2) if len(late) else 0.0
 
 
-def _post(port: int, items: Vectors, payloads: Sequence[Payload], stop: threading.Event) -> list[str]:
-    """Post items until told to stop; gives the paths of those that were acknowledged."""
+def _post(port: int, items: Vectors, payloads: Sequence[Payload], pause: float, stop: threading.Event) -> list[str]:
+    """Post some items every ``pause`` seconds until told to stop; gives the paths of those that were acknowledged."""
     acknowledged: list[str] = []
+    due = time.perf_counter()
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         for start in range(0, len(items), POSTED):
             if stop.is_set():
                 break
+            due += pause
             some = payloads[start : start + POSTED]
             told = [
                 {"path": payload.path, "vector": vector.tolist(), "caption": payload.caption, "metadata": {}}
@@ -161,7 +165,7 @@ def _post(port: int, items: Vectors, payloads: Sequence[Payload], stop: threadin
                 continue
             if answer.status_code == 200 and not answer.json()["failed"]:
                 acknowledged += [payload.path for payload in some]
-            stop.wait(PAUSE)
+            stop.wait(max(0.0, due - time.perf_counter()))
     return acknowledged
 
 
