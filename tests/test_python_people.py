@@ -148,7 +148,9 @@ def test_what_is_missing_in_metadata_breaks_no_condition(vectors):
 
 
 @pytest.mark.parametrize(
-    "value", [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()], ids=["set", "bytes", "complex", "inf", "nan", "any"]
+    "value",
+    [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()],
+    ids=["set", "bytes", "complex", "inf", "nan", "any"],
 )
 def test_what_json_cannot_hold_is_named(vectors, value):
     with pytest.raises(DataError, match=r"^metadata 0: a"):
