@@ -150,6 +150,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
             watch(
                 index, arguments.paths, exclude=arguments.exclude, prune=arguments.prune, every=arguments.every,
                 on_report=show, on_error=lambda message: sys.stderr.write(f"hivlp: {message}; trying again\n"),
+                on_complete=lambda report: sys.stderr.write(f"hivlp: {_filled(report)[-1]}\n"),
             )  # fmt: skip
         except KeyboardInterrupt:
             return 0

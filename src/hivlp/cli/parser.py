@@ -413,7 +413,11 @@ def _add_photo_options(sub: argparse.ArgumentParser) -> None:
     words.add_argument("--keyword", action="append", default=[], dest="keywords", metavar="WORD", help="tagged so")
     words.add_argument("--orientation", choices=("landscape", "portrait", "square"))
     pages = sub.add_argument_group("what is shown")
-    pages.add_argument("--order", choices=("score", "newest", "oldest"), help="of what is shown (default: score)")
+    pages.add_argument(
+        "--order",
+        choices=("score", "newest", "oldest"),
+        help="of the 1,000 best, or with --cut of those above it (default: score)",
+    )
     pages.add_argument("--cut", action="store_true", help="end where scores fall off")
     pages.add_argument("--next", action="store_true", help="go on with the last search: what was not shown yet")
     pages.add_argument("--missing", action="store_true", help="show pictures whose files are gone, too")

@@ -77,19 +77,21 @@ class Index:
         store: the folder on disk, for whoever stores and reads items by other ways than these.
     """
 
-    def __init__(self, path: Path | str, model: Encoder | str | Path | None = None) -> None:
+    def __init__(self, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False) -> None:
         """Open an existing index.
 
         Args:
             path: of its folder.
             model: that it was made with, loaded or by its name or folder; without, it is loaded when a text or a
                 picture needs it.
+            read_only: write nothing into the folder: changes are refused, and the finer levels of pending pictures that
+                a search computes are kept in memory alone.
 
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
         loaded = None if model is None else as_encoder(model)
-        self.store = Store(folder_path(path))
+        self.store = Store(folder_path(path), read_only=read_only)
         self._remove: weakref.finalize[[], Index] | None = None
         self._answering = Answering(self.store, self._filler)
         self._fills: Filler | None = None
@@ -193,7 +195,7 @@ class Index:
             raise
 
     @classmethod
-    def open(cls, path: Path | str, model: Encoder | str | Path | None = None) -> Index:
+    def open(cls, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False) -> Index:
         """Open an existing index: ``Index(path)`` by another name.
 
         Without a model, the one that it was made with is loaded when a text or a picture needs it.
@@ -201,7 +203,7 @@ class Index:
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(path, model)
+        return cls(path, model, read_only=read_only)
 
     @classmethod
     def open_or_create(
