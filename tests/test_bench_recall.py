@@ -111,7 +111,7 @@ def test_larger_collections_have_an_index_with_the_model_one_of_vectors_alone_an
     rows = {row.way: row for row in measure("d", "m", encoded, words=words)}
     ways = ["approximate index", "approximate index, vectors alone", "approximate index, tuned with queries"]
     assert list(rows)[-3:] == ways and asked == [(True, False), (False, False), (False, True)]
-    assert "vocabulary" in rows[ways[0]].note and "pairs of items" in rows[ways[1]].note
+    assert "vocabulary" in rows[ways[0]].note and "by the items" in rows[ways[1]].note
     assert ways[0] not in [row.way for row in measure("d", "m", encoded)], "a model that does not tell its words"
 
 

@@ -125,6 +125,12 @@ def test_without_queries_and_model_it_learns_from_sums_of_two_different_items(se
     assert np.all((asked @ allowed.T).max(1) > 0.999)
 
 
+def test_a_large_index_without_queries_and_model_learns_from_its_items():
+    items = random_unit(np.random.default_rng(0), 5_000, 8).astype(np.float16)
+    asked, source = tuning_queries.queries_to_learn(None, SimpleNamespace(model=None), None, items, lambda *told: None)
+    assert source == "the items themselves" and asked == pytest.approx(unit(items.astype(np.float32)), abs=1e-6)
+
+
 def test_the_recall_that_was_asked_for(made, queries):
     fresh = queries[1300:]
     with Index.open(made / "index") as index:

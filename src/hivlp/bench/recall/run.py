@@ -137,7 +137,7 @@ def run(
     """Measure.
 
     Args:
-        size: ``small``, a minute; ``full``, ten times as many scenes. Other data sets are measured whole.
+        size: ``small``, five minutes; ``full``, ten times as many scenes. Other data sets are measured whole.
         model: the models, each by itself.
         data: further pairs, as :func:`hivlp.data.load.load_pairs` takes them; of splits, ``test`` is measured.
         root: folder with ``flickr30k/`` and ``coco/`` as published (default: the current one).
@@ -223,7 +223,7 @@ def measure(
             rows.append(row("approximate index", approximate(encoded, words),
                             note="tuned without queries, by words of the model's vocabulary"))  # fmt: skip
         rows.append(row("approximate index, vectors alone", approximate(encoded),
-                        note="tuned without queries and without the model, by pairs of items"))  # fmt: skip
+                        note="tuned without queries and without the model, by the items"))  # fmt: skip
         rows.append(row("approximate index, tuned with queries", approximate(encoded, with_queries=True),
                         note="each half of the queries asks an index that was tuned with the other half"))  # fmt: skip
     if scores.reranked is not None:
