@@ -1123,7 +1123,7 @@ class Index:
         Args:
             queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
                 finest level, or a ``.npy`` of them. By default those of the last time, or else captions of the index,
-                words that the model knows, or the items themselves.
+                words that the model knows, or the items, up to 5,000 of them sums of pairs.
             recall: what searches shall find that ask for nothing else.
             on_progress: called with what is done, how much of it, and of how much.
 
