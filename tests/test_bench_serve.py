@@ -88,6 +88,10 @@ def test_an_open_loop_counts_what_a_request_waited_for_a_client():
         load = run_load(port, REQUESTS, clients=1, seconds=1, rate=40)
     assert load.unsent > 5 and load.took.max() > 0.2
     assert load.began.tolist() == pytest.approx([n / 40 for n in range(len(load.began))])
+    with answering(lambda asked: http(200, "x")) as port:  # several of which are sent in a round
+        load = run_load(port, REQUESTS, clients=50, seconds=0.5, rate=2000)
+    assert np.sort(load.began).tolist() == pytest.approx([n / 2000 for n in range(len(load.began))])
+    assert 100 < len(load.began) <= 1000
 
 
 def test_a_load_without_a_server_is_a_line():
@@ -227,5 +231,6 @@ def test_hivlp_s_service_finds_what_it_should_and_loses_nothing_under_an_overloa
         rows = run._cells(ours, service, "vector", 0.99, {"recall": 0.99})
         told = run._lasting(ours(), service, {"recall": 0.99})
     assert all(row["recall"] > 0.95 and not row["failed"] for row in rows)
+    assert 0 < told["overload"]["bare_share"] < 1 and told["overload"]["cpu"]["writer"] > 0
     assert told["overload"]["lost"] == 0 and told["overload"]["failed"] == 0 and told["overload"]["posted"] > 0
     assert told["drift"]["requests"] == 100

@@ -15,6 +15,7 @@ import pytest
 
 from hivlp import Client
 from hivlp.index import Index
+from hivlp.serve.client import ServiceError
 from serving import start, until
 from synthetic import write_pictures
 
@@ -132,10 +133,19 @@ def test_a_service_opens_its_index_anew_when_hung_up_on_and_ends_when_told_to(ma
         write_pictures(made / "others", 3, start=90)
         index.add(made / "others")
     process.send_signal(signal.SIGHUP)
-    until(lambda: len(client.search("red", k=20)) == 3)
+    until(lambda: found(client) == 3)
     assert client.remove([1]) == {"removed": 1, "items": 2}, "in the new folder"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+def found(client):
+    """How many a search finds, or None while the index that the service still holds is not in its place."""
+    try:
+        return len(client.search("red", k=20))
+    except ServiceError as refused:
+        assert refused.status == 503 and "open it again" in str(refused)
+        return None
 
 
 def test_a_service_that_ends_lets_those_go_who_follow_a_job(made, run):

@@ -258,9 +258,9 @@ class OnnxEncoder:
         length = session.fixed(1) or ids.shape[1]
         if ids.shape[1] > length:
             raise ModelError(f"{session.path} takes {length} tokens, {ids.shape[1]} were given")
-        room = ((0, 0), (0, length - ids.shape[1]))
-        ids = np.pad(ids, room, constant_values=self.config.text.pad_id)
-        mask = np.pad(mask, room)
+        if ids.shape[1] < length:
+            room = ((0, 0), (0, length - ids.shape[1]))
+            ids, mask = np.pad(ids, room, constant_values=self.config.text.pad_id), np.pad(mask, room)
         return {"input_ids": ids, "text": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
     def _image_feed(self, session: Session, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

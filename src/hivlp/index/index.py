@@ -272,7 +272,8 @@ class Index:
             ids: n texts or whole numbers. They become the items' paths, as text: ``index["7"]`` is the item of the id
                 7, while ``index[7]`` is the item that hivlp itself numbered so. Default the row's number.
             captions: n texts.
-            metadata: n mappings, a mapping of name -> n values, or a table of n rows; for ``where`` to ask about.
+            metadata: n mappings, a mapping of name -> n values, or a table of n rows; for ``where`` to ask about. What
+                is missing (None, NaN) is left out.
             column: of a table that holds the vectors; default ``embedding``, or the only one that can.
             model: that made the vectors, if texts and pictures shall be searched for.
             queries: (m, d) vectors as they will be asked for, to fit the coarse level to; default the items.
@@ -283,8 +284,9 @@ class Index:
             on_progress: called after each commit with what is stored by then.
 
         Raises:
-            DataError: if these are no vectors, one has no direction, or ids are not all different. Whatever is raised,
-                no folder is left.
+            ArgumentError: if ``dims`` or ``fit`` is none.
+            DataError: if these are no vectors, one has no direction, ids are not all different, or metadata are not
+                JSON. Whatever is raised, no folder is left.
             IndexFolderError: if the folder holds something, or cannot be written.
             MissingExtraError: if a table is given and pyarrow is not installed.
         """
@@ -312,8 +314,12 @@ class Index:
 
     @staticmethod
     def exists(path: Path | str) -> bool:
-        """Whether there is an index in this folder."""
-        return Store.exists(path)
+        """Whether there is an index in this folder.
+
+        Raises:
+            ArgumentError: if it is no path.
+        """
+        return Store.exists(folder_path(path))
 
     def attach(self, model: Encoder | str | Path) -> None:
         """Use this model, given loaded or by its name or folder, for queries and new pictures.
@@ -732,7 +738,7 @@ class Index:
         from hivlp.store.merging import merge
 
         with self.store.writer():
-            added = merge(self.store, other, on_progress)
+            added = merge(self.store, folder_path(other), on_progress)
             self._keep_up(on_tune)
             keep_derived(self.store)
         return added

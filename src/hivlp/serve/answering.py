@@ -59,6 +59,12 @@ class Search:
         near = asked.order == "relevance" and asked.k <= 200 and asked.offset <= 1000
         return bool(asked.query) and not slow and near
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether its query is vectors alone, so that no model has to run."""
+        query = self.request.query
+        return isinstance(query, list) and all(term.vector is not None for term in query)
+
     def condition(self) -> str | None:
         """What the hits must meet, in SQL, the photo filter left out."""
         where, params = self.request.where, self.request.params

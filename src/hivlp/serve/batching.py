@@ -1,11 +1,12 @@
 """Dynamic batching: a lone task starts at once; what queues while others run is run together.
 
-Nothing waits for a batch to fill: a batch is what came in while every worker was busy.
+Nothing waits for a batch to fill: a batch is what came in one round of the event loop, or while every worker was busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,12 +18,15 @@ from hivlp.serve.metrics import Metrics
 
 T = TypeVar("T")
 R = TypeVar("R")
+REST_SECONDS = 0.005
+"""Seconds that a loop which refuses may sleep."""
 
 
 class _Waiting(NamedTuple, Generic[T, R]):
     task: T
     answer: asyncio.Future[R]
     since: float
+    inline: bool
 
 
 class Batcher(Generic[T, R]):
@@ -53,9 +57,16 @@ class Batcher(Generic[T, R]):
         self._free = workers
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix=f"hivlp-{name}")
+        self._called = self._resting = False
+        self._done = threading.Event()
 
-    async def do(self, task: T) -> R:
+    async def do(self, task: T, *, inline: bool = False) -> R:
         """The answer to a task.
+
+        Args:
+            task: that is run together with those that arrive in the same round of the event loop.
+            inline: whether it may run in the event loop's own thread if a worker is idle, which saves two hops between
+                threads (some 0.1 ms) and holds up whatever arrives meanwhile.
 
         Raises:
             RequestError: if too many wait already.
@@ -64,9 +75,8 @@ class Batcher(Generic[T, R]):
             raise self.refusal()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
-        self._waiting.append(_Waiting(task, answer, time.perf_counter()))
-        if self._free:
-            self._start(loop)
+        self._waiting.append(_Waiting(task, answer, time.perf_counter(), inline))
+        self._call(loop)
         return await answer
 
     @property
@@ -84,46 +94,93 @@ class Batcher(Generic[T, R]):
         """Tasks that no worker has taken yet."""
         return len(self._waiting)
 
+    def rest(self) -> None:
+        """Have the event loop sleep at the end of its round, until a worker is done or for some milliseconds.
+
+        For a loop that refuses: waking for each request takes more from workers on the same core than the refusal does,
+        so that those which come meanwhile are refused in one go (as network cards moderate their interrupts).
+        """
+        if not self._resting:
+            self._resting = True
+            asyncio.get_running_loop().call_soon(self._rest)
+
     def close(self) -> None:
         """End the threads when they are done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give a free worker what has queued."""
+    def _rest(self) -> None:
+        self._resting = False
+        if not self._free:
+            self._done.wait(REST_SECONDS)
+
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the next batch begin at the end of this round."""
+        if self._waiting and self._free and not self._called:
+            self._called = True
+            loop.call_soon(self._begin, loop)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run what this round of the event loop has brought."""
+        self._called = False
+        while self._waiting and self._free:
+            inline = all(waiting.inline for waiting in self._waiting)
+            batch = self._taken()
+            if inline:
+                _settle(batch, self._answers(batch))
+                self._call(loop)  # for the rest, when these have been told
+                return
+            if batch:
+                self._start(loop, batch)
+
+    def _taken(self) -> list[_Waiting[T, R]]:
+        """The next batch."""
         batch: list[_Waiting[T, R]] = []
         while self._waiting and len(batch) < self._most:
             waiting = self._waiting.popleft()
             if not waiting.answer.done():  # whoever asked may have gone
                 batch.append(waiting)
-        if not batch:
-            return
+        return batch
+
+    def _start(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting[T, R]]) -> None:
+        """Give a batch to a free worker."""
         self._free -= 1
-        now = time.perf_counter()
-        self._metrics.batch.observe(len(batch), self.name)
-        for waiting in batch:
-            self._metrics.queue.observe(now - waiting.since, self.name)
         self._threads.submit(self._work, loop, batch)
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting[T, R]]) -> None:
-        try:
-            answers: Sequence[R | Exception] = self._run([waiting.task for waiting in batch])
-        except Exception as error:
-            answers = [error] * len(batch)
+        answers = self._answers(batch)
+        self._done.set()
         try:
             loop.call_soon_threadsafe(self._finish, loop, batch, answers)
         except RuntimeError:  # the loop has ended: nobody waits any more
             return
 
+    def _answers(self, batch: list[_Waiting[T, R]]) -> Sequence[R | Exception]:
+        if not batch:
+            return []
+        now = time.perf_counter()
+        self._metrics.batch.observe(len(batch), self.name)
+        for waiting in batch:
+            self._metrics.queue.observe(now - waiting.since, self.name)
+        try:
+            return self._run([waiting.task for waiting in batch])
+        except Exception as error:
+            return [error] * len(batch)
+
     def _finish(
         self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting[T, R]], answers: Sequence[R | Exception]
     ) -> None:
         self._free += 1
-        if self._waiting:
-            self._start(loop)
-        for waiting, answer in zip(batch, answers, strict=True):
-            if waiting.answer.done():
-                continue
-            if isinstance(answer, Exception):
-                waiting.answer.set_exception(answer)
-            else:
-                waiting.answer.set_result(answer)
+        self._done.clear()
+        _settle(batch, answers)
+        self._begin(loop)
+
+
+def _settle(batch: Sequence[_Waiting[T, R]], answers: Sequence[R | Exception]) -> None:
+    """Give each of those that wait its answer."""
+    for waiting, answer in zip(batch, answers, strict=True):
+        if waiting.answer.done():
+            continue
+        if isinstance(answer, Exception):
+            waiting.answer.set_exception(answer)
+        else:
+            waiting.answer.set_result(answer)

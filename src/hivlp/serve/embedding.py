@@ -36,10 +36,12 @@ async def embeddings(request: Request) -> Response:
             if kind == "image":
                 known = await service.pictures.do(Seen(served, await picture_of(service, value)))
             else:
-                known = await service.texts.do(Said(served, value))
+                known = await service.texts.do(Said(served, value), inline=single and service.inline(brief=False))
         return np.asarray(known[level.name], np.float32).reshape(-1)
 
-    rows = await asyncio.gather(*(encode(*each) for each in _inputs(wanted)))
+    inputs = _inputs(wanted)
+    single = len(inputs) == 1
+    rows = await asyncio.gather(*(encode(*each) for each in inputs))
     packed = wanted.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": place, "embedding": as_base64(row) if packed else row.tolist()}

@@ -23,6 +23,10 @@ def http_protocol() -> Any:
 
         _refused = False
 
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.app_state["service"].requests = self.tasks
+
         def on_message_begin(self) -> None:
             self._refused = False
             super().on_message_begin()
@@ -35,6 +39,7 @@ def http_protocol() -> Any:
                 return
             self._refused = True
             self.transport.write(refusal)
+            self.app_state["service"].searches.rest()
             if not self.parser.should_keep_alive():
                 self.transport.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,7 @@ class Service:
         maps: of the collections.
         threads: for what waits for the disk.
         ready: whether every index's model is loaded.
+        requests: that are being answered; empty where the server does not tell.
     """
 
     def __init__(self, indexes: Mapping[str, Index], settings: Settings) -> None:
@@ -84,6 +85,7 @@ class Service:
         self.threads = ThreadPoolExecutor(4 + 2 * threads, thread_name_prefix="hivlp-io")
         self.maps = Maps()
         self.ready = False
+        self.requests: Sized = ()
         self._writers: dict[str, Writer] = {}
         self._jobs: dict[str, Jobs] = {}
         queues = (self.searches, self.slow, self.texts, self.pictures)
@@ -131,7 +133,18 @@ class Service:
 
     async def search(self, served: Served, search: Search) -> bytes:
         """The answer to a search as JSON."""
-        return await (self.searches if search.plain else self.slow).do(search)
+        if not search.plain:
+            return await self.slow.do(search)
+        return await self.searches.do(search, inline=self.inline(brief=search.is_vector))
+
+    def inline(self, *, brief: bool) -> bool:
+        """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
+
+        Args:
+            brief: whether it takes some tenths of a millisecond, as vectors do; a text takes some milliseconds.
+        """
+        lone, one = len(self.requests) == 1, self.settings.search_threads == 1
+        return self.ready and (lone or one if brief else lone and one)
 
     def warm_up(self) -> None:
         """Load the models and the last commits, so that the first search does not wait for them."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.serve.errors import RequestError
+from hivlp.serve.replies import encoded_json
 
 LINE_BYTES = 64 << 20
 """Of an answer: a report of many failures is long."""
@@ -137,7 +138,7 @@ class Writer:
 
     def _write(self, command: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        self._process.stdin.write(encoded_json(command) + b"\n")
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from hivlp.errors import HivlpError
 
-BLOCK = 1 << 18
+BLOCK = 1 << 16
+TICK = 0.005
+"""Seconds between rounds of an open loop in which several requests are due."""
 PATIENCE = 60.0
 """Seconds that an answer may take beyond the end of the load."""
 BODYLESS = 204, 304
@@ -174,6 +176,9 @@ class _Generator:
                     wait = due - now
                     break
                 self._send(self._free.popleft(), due if asked.rate else now)
+            if asked.rate * TICK > 1:  # else this process would wake for each request, at the expense of the service
+                time.sleep(max(0.0, min(TICK, end - now)))
+                wait = 0.0
             self._receive(wait)
         seconds = time.perf_counter() - self._zero
         if asked.count:  # a load of so many requests lasts until they are answered

@@ -62,7 +62,7 @@ class Plan:
 
 
 PLANS = {
-    "small": Plan(0.5, 1, WANTED[:1], 6.0, 5_000, 120.0),
+    "small": Plan(1.0, 1, WANTED[:1], 60.0, 100_000, 120.0),
     "real": Plan(2.0, 2, WANTED, 60.0, 100_000, 3600.0),
 }
 

@@ -35,9 +35,9 @@ class Running:
         """Resident bytes that are no file's, of it and of its children (Linux; 0 elsewhere)."""
         return sum(_anonymous(pid) for pid in _family(self.process.pid))
 
-    def cpu_seconds(self) -> float:
-        """Seconds that it and its children have computed, in hundredths (Linux; 0 elsewhere)."""
-        return sum(_computed(pid) for pid in _family(self.process.pid))
+    def cpu_seconds(self, *, children: bool = True) -> float:
+        """Seconds that it, and its children where they count, have computed, in hundredths (Linux; 0 elsewhere)."""
+        return sum(_computed(pid) for pid in _family(self.process.pid)[: None if children else 1])
 
     def kill(self) -> None:
         """End it as a crash would."""
