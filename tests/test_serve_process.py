@@ -58,7 +58,7 @@ def test_a_job_goes_on_after_a_kill(made, run):
     stored = len_of(made / "index")
     assert 6 < stored < 1206
     _, client = run()
-    done = until(lambda: (now := client.job(job["id"]))["state"] == "done" and now, 60)
+    done = until(lambda: (now := client.job(job["id"]))["state"] == "done" and now)
     assert done["result"]["added"] + done["result"]["skipped"] == 1200
     assert len_of(made / "index") == 1206
 
