@@ -204,8 +204,8 @@ class Handler(BaseHTTPRequestHandler):
                             if name == "request")  # fmt: skip
         if route == "/search":
             asked = json.loads(body)
+            stub.uploaded += files  # before what tells a test that the search has come
             stub.asked.append(asked)
-            stub.uploaded += files
             if stub.busy:
                 stub.busy -= 1
                 return self.error(429, "busy", Retry_After="1")

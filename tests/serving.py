@@ -104,7 +104,7 @@ def answers(port, path="/readyz"):
         return False
 
 
-def until(holds, seconds=30):
+def until(holds, seconds=120):
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not (found := holds()):

@@ -1,5 +1,8 @@
 """The paper's speed table: what its rows and ratios say."""
 
+import time
+from dataclasses import asdict
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,10 +15,10 @@ from hivlp.bench.paper.plot import draw  # noqa: E402
 from hivlp.bench.paper.pools import Pool  # noqa: E402
 from hivlp.bench.paper.published import POOLS, PUBLISHED  # noqa: E402
 from hivlp.bench.paper.searching import Flat, measure, own_index  # noqa: E402
-from hivlp.bench.paper.systems import BEST, FEW, INT8, LIGHTNINGDOT, SAME, SHIPPED, TO_IMAGE, TO_TEXT, UNITER  # noqa: E402
-from hivlp.bench.paper.table import Row, headline, ratios  # noqa: E402
+from hivlp.bench.paper.systems import ALBEF, BEST, FEW, INT8, LIGHTNINGDOT, SAME, SHIPPED, TO_IMAGE, TO_TEXT, UNITER  # noqa: E402
+from hivlp.bench.paper.table import PaperReport, Row, headline, ratios  # noqa: E402
 from hivlp.bench.paper.towers import CAPTIONS, Published, flops  # noqa: E402
-from hivlp.bench.report import medians_in_turns  # noqa: E402
+from hivlp.bench.report import measured, medians_in_turns  # noqa: E402
 from hivlp.cli.bench import BENCHES  # noqa: E402
 from hivlp.encode import HiVLP  # noqa: E402
 from hivlp.systems.uniter import UniterConfig, UniterRanker  # noqa: E402
@@ -56,6 +59,25 @@ def test_the_headline_is_of_int8_only_if_its_vectors_agree(cosine, system, ratio
     told = headline(ROWS, {"cosine": cosine})
     assert told["system"] == system and told["ratio_lightningdot"] == {"1000": ratio}
     assert told["aims"] == {"1000": 2.0} and told["met"] == {"1000": True} and str(cosine) in told["why"]
+
+
+def test_the_report_says_what_is_published_and_what_kept_tokens_save():
+    int8 = {"cosine": 0.995, "lowest_cosine": 0.99, "agreement_at_10": 0.95, "apart": 0.9}
+    kept = {"model": ALBEF, "candidates": 100, "aim": 5.0, "pictures": 1, "without_ms": 1420.0, "kept_ms": 110.0,
+            "ratio": 12.9, "item_bytes": 886_272}  # fmt: skip
+    report = PaperReport(
+        rows=[asdict(row) for row in ROWS], headline=headline(ROWS, int8), ratio_uniter=ratios(ROWS, UNITER),
+        ratio_lightningdot=ratios(ROWS, LIGHTNINGDOT), ratio_lightningdot_ten=ratios(ROWS, LIGHTNINGDOT, FEW),
+        published=PUBLISHED, reranking=kept, left_out=[123_287], flat="FAISS", int8=int8,
+        **measured(time.perf_counter()),
+    )  # fmt: skip
+    text = report.to_text()
+    assert f"re-ranking 100 candidates by {ALBEF}: 1420 ms (scaled from 1 pictures), 110 ms with kept tokens" in text
+    assert (
+        "12.9 times faster, and aimed at: 5" in text and "'123287': 120649" in text and "scaled from 64 pairs" in text
+    )
+    assert "no time for pools of 123287" in text and "aimed at: 1000: 5.2 of 2" in text
+    assert {"rows", "ratio_uniter", "ratio_lightningdot", "published", "reranking"} <= report.to_json().keys()
 
 
 def test_actions_are_timed_in_turns():

@@ -19,6 +19,8 @@ from hivlp.bench.products.report import ProductsReport, draw
 from hivlp.bench.products.rivals import PRODUCTS, Product
 from hivlp.bench.products.rivals.base import YEARS, geometric, payloads_of, rows_of
 from hivlp.cli import main
+from hivlp.errors import HivlpError
+from hivlp.files.scratch import hold
 from synthetic import cloud, quick_tuning
 
 ITEMS, LATER, DIM = 1300, 130, 96
@@ -324,6 +326,19 @@ def test_a_run_goes_on_where_it_was_killed(started, monkeypatch):
     asked.clear()
     bench.compare(run, [Exact, Other], time.perf_counter())
     assert asked == [("Other", "build")]
+
+
+def test_a_run_beside_another_is_refused_and_leaves_what_that_builds(started, monkeypatch, tmp_path):
+    _, asked, _ = started
+    collection = Collection(tmp_path / "words")
+    monkeypatch.setattr(bench, "collection_of", lambda *_: collection)
+    kept = tmp_path / "words-run" / "Exact"
+    kept.mkdir(parents=True)
+    with hold(tmp_path / "words-run") as alone:
+        assert alone
+        with pytest.raises(HivlpError, match="another `hivlp bench products --size small` is under way"):
+            bench.run("small", None)
+    assert kept.is_dir() and not asked
 
 
 def test_what_has_no_time_left_says_so(started):

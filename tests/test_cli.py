@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,14 +43,10 @@ def answer(*arguments: object) -> dict:
 def refusal(*arguments: object, code: int = 1) -> str:
     """What is said of a call that fails, made in this process: starting one takes longer than most calls."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            status = end.code
+        status = main([str(argument) for argument in arguments])
     text = said.getvalue()
     assert status == code, text
-    if code == 1:
-        assert text.count("\n") == 1 and text.startswith("hivlp: error: "), text
+    assert text.count("\n") == 1 and re.match(r"hivlp: error: " if code == 1 else r"hivlp( \w+)?: error: ", text), text
     return text
 
 
@@ -244,6 +241,21 @@ def test_wrong_usage_exits_with_two(index, line):
     refusal(*(part.format(index=index) for part in line.split()), code=2)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "search {new} x", "search {index}", "search {index} x --where z", "search {index} x -k a", "nosuch", "",
+        "index {new} -o {new}", "index {index} -o {new} --field a", "info {new}", "remove {index} 777",
+        "evaluate {new}", "bench nosuch", "serve {index} --port 99999", "search {index} {new}\udcff --model \udcff",
+    ],
+)  # fmt: skip
+def test_a_failure_is_json_where_results_are(index, tmp_path, capsys, line):
+    places = {"index": index, "new": tmp_path / "new"}
+    assert main([part.format(**places) for part in f"{line} --json".split()]) in (1, 2)
+    shown, said = capsys.readouterr()
+    assert said == f"{said.partition(':')[0]}: error: {json.loads(shown)['error']}\n"
+
+
 @pytest.mark.slow
 def test_options_stand_anywhere_among_the_arguments(index, photos, tmp_path):
     last = answer("search", index, "a red car", "-k", 1)["hits"]
@@ -315,6 +327,16 @@ def test_the_core_runs_without_torch(index):
 
 
 @pytest.mark.train
+def test_the_verbs_are_listed_on_one_screen_and_the_benches_by_their_verb(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) < 60
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name:10} {what}\n" in shown for name, what in BENCHES.items())
+
+
 @pytest.mark.parametrize("name", BENCHES)
 def test_a_bench_takes_the_options_that_go_with_it(name, monkeypatch):
     from hivlp.cli import bench

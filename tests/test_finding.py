@@ -253,7 +253,7 @@ def test_words_are_values_and_never_conditions(index, text):
 # Orders, cuts and pages.
 
 
-def test_hits_of_a_page_come_by_date_on_request_and_undated_ones_last(index):
+def test_hits_come_by_date_on_request_and_undated_ones_last(index):
     by_score = find(index, "x", k=13)
     newest, oldest = find(index, "x", k=13, order="newest"), find(index, "x", k=13, order="oldest")
     dates = [hit.metadata.get("taken") for hit in newest.result]
@@ -262,6 +262,26 @@ def test_hits_of_a_page_come_by_date_on_request_and_undated_ones_last(index):
     assert sorted(hit.rank for hit in newest.result) == [hit.rank for hit in by_score.result]
     with pytest.raises(QueryError, match="order is"):
         find(index, "x", order="size")
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.0}, {"cut": True}, {"group": True}, {"where": "id > 4"}])
+def test_pages_by_date_are_parts_of_one_list_of_the_hits_that_there_are_by_score(index, order, options):
+    whole = find(index, "x", k=50, order=order, **options)
+    dates = [hit.metadata.get("taken") for hit in whole.result]
+    assert dates == sorted(filter(None, dates), reverse=order == "newest") + [None] * dates.count(None)
+    assert {*ids(whole)} == {*ids(find(index, "x", k=50, **options))} and whole.total == len(ids(whole))
+    pages, at = [], 0
+    while at < whole.total:
+        page = find(index, "x", k=3, offset=at, order=order, **options)
+        assert page.total == whole.total and page.next_offset == at + len(page.result)
+        pages, at = pages + ids(page), page.next_offset
+    assert pages == ids(whole) and not find(index, "x", k=3, offset=at, order=order, **options).result
+    seen = ids(whole)[:3]
+    assert ids(find(index, "x", k=50, order=order, seen=seen, **options)) == ids(whole)[3:]
+    for wrong in ({"k": 0}, {"k": 3, "offset": -1}):
+        with pytest.raises(QueryError, match="must be at least"):
+            find(index, "x", order=order, **wrong)
 
 
 def test_without_a_query_photos_that_pass_come_by_date(index):

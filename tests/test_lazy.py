@@ -19,7 +19,8 @@ from hivlp.cli import main
 from hivlp.config import image_graph
 from hivlp.errors import IndexFolderError, ModelError, QueryError
 from hivlp.index import Index
-from hivlp.index.filling import WANTED, note_wanted, take_wanted
+from hivlp.index.filling import WANTED, FillReport, note_wanted, take_wanted
+from hivlp.index.watching import watch
 from hivlp.levels import Embeddings, Level
 from hivlp.store.folder import Store, reading
 from hivlp.store.making import make_store
@@ -245,6 +246,52 @@ def test_beside_another_writer_a_search_fills_for_itself_and_asks_for_the_rest(t
         file.write(b"odd")
     lazy.complete()
     assert_equal(lazy, eager)
+
+
+def content_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file of a folder: its bytes, and when they were written."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+def test_an_index_that_is_opened_read_only_fills_in_memory_and_writes_nothing(tmp_path, pictures, encoder):
+    eager = make(tmp_path / "eager", pictures, encoder, lazy=False)
+    make(tmp_path / "lazy", pictures, encoder, lazy=True).close()
+    before = content_of(tmp_path / "lazy")
+    with Index.open(tmp_path / "lazy", encoder, read_only=True) as lazy:
+        assert lazy.search("a red car", k=3, fill=0).plan[0]["left"] == 30
+        assert lazy.search("a red car", k=3, fill=2, shortlist=4).plan[0]["left"] == 2
+        assert lazy.search(like=9, k=3).ids == eager.search(like=9, k=3).ids
+        assert lazy.search_many(["two dogs"], k=5)[0].ids == eager.search("two dogs", k=5).ids
+        assert (lazy.vectors(4).fine == eager.vectors(4).fine).all()
+        for change in (lambda: lazy.add(pictures), lazy.complete, lambda: lazy.remove(1), lazy.compact, lazy.repair):
+            with pytest.raises(IndexFolderError, match="opened read-only"):
+                change()
+    assert content_of(tmp_path / "lazy") == before
+
+
+def test_a_plan_says_that_everything_is_pending(tmp_path, pictures, encoder):
+    lazy = make(tmp_path / "lazy", pictures, encoder, lazy=True)
+    assert "plan: what passes is pending: the coarsest level ranks it" in lazy.search("x", fill=0).explain()
+    lazy.complete()
+    assert "plan: no item passes" in lazy.search("x", where="id > 99").explain()
+
+
+def test_a_watch_completes_what_is_pending_and_stops_in_between(tmp_path, pictures, encoder):
+    eager = make(tmp_path / "eager", pictures, encoder, lazy=False)
+    lazy = make(tmp_path / "lazy", pictures, encoder, lazy=True)
+    stop, reports = threading.Event(), []
+
+    def filled(report: FillReport) -> None:
+        reports.append(report)
+        stop.set()
+
+    watch(lazy, [pictures], every=0.01, stop=stop, on_complete=filled, on_error=reports.append)
+    assert [report.filled for report in reports] == [30] and pending(lazy) == 0
+    assert_equal(lazy, eager)
+    stopped = make(tmp_path / "stopped", pictures, encoder, lazy=True)
+    watch(stopped, [pictures], every=0.01, stop=stop, on_report=lambda _: stop.set())
+    assert stopped.verify().ok
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 import re
 from pathlib import Path
 
@@ -108,6 +109,48 @@ def test_what_does_not_belong_to_the_vectors_is_refused_by_name(vectors, options
 def test_what_is_no_array_of_vectors_is_refused(wrong):
     with pytest.raises((DataError, ArgumentError)):
         Index.from_vectors(wrong)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda index, rows: index.search_many(vectors=rows[0]), r"a \(queries, dim\) array with a row for each query"),
+        (lambda index, rows: index.to_arrow(5), "levels are called by their names, not 5"),
+        (lambda index, rows: index.merge(None), "an index is a folder's path, not None"),
+        (lambda index, rows: Index.exists(None), "an index is a folder's path, not None"),
+        (lambda index, rows: Index.from_vectors(rows, dims=2.5), "dims must be a whole number, not 2.5"),
+        (lambda index, rows: Index.from_vectors(rows, fit="best"), "made by distill, pca, lean, prefix, not 'best'"),
+        (lambda index, rows: fit_coarse(rows, dims=8, method="best"), "made by distill, pca, lean, prefix, not 'best'"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(vectors, use, message):
+    with Index.from_vectors(vectors, dims=8) as index, pytest.raises((ArgumentError, QueryError), match=message):
+        use(index, vectors)
+
+
+@pytest.mark.train
+def test_a_tensor_is_a_vector_whatever_its_precision_and_gradient(vectors):
+    import torch
+
+    query = torch.from_numpy(vectors[3])
+    for tensor in (query.bfloat16(), query.double(), query.clone().requires_grad_(), query.half()):
+        with Index.from_vectors(torch.stack([tensor, -tensor]), dims=8) as index:
+            assert index.search(vector=tensor, k=1).ids == [1]
+            assert index.search_many(vectors=tensor[None], k=1)[0].ids == [1]
+
+
+def test_what_is_missing_in_metadata_breaks_no_condition(vectors):
+    values = [math.nan, None, np.float32("nan"), *range(len(vectors) - 3)]
+    for metadata in ({"a": values}, [{"a": value} for value in values]):
+        with Index.from_vectors(vectors, metadata=metadata) as index:
+            assert [item.metadata for item in index][:4] == [{}, {}, {}, {"a": 0}]
+            assert len(index.search(vector=vectors[0], where="metadata ->> 'a' >= 2", k=99)) == len(vectors) - 5
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()], ids=str)
+def test_what_json_cannot_hold_is_named(vectors, value):
+    with pytest.raises(DataError, match=r"^metadata 0: a"):
+        Index.from_vectors(vectors, metadata=[{"a": value}] * len(vectors))
 
 
 def test_a_vector_without_a_direction_is_refused_and_leaves_no_folder(vectors, tmp_path):

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from hivlp.data.load import load_pairs
 from hivlp.data.pairs import Pair
-from hivlp.data.same_picture import excluding, looks_of, same_as
+from hivlp.data.pictures import decode
+from hivlp.data.same_picture import KnownPictures, excluding, joined, looks_of, same_as
 from hivlp.mini import flashcards, openclipart, stamps
 
 HERE = stamps.DEFAULT_ROOT.is_dir()
@@ -93,6 +94,24 @@ def test_a_copy_is_found_and_nothing_else(change, make, colours):
     copies = [pair(f"copy {seed}", COPIES[change](make(seed))) for seed in (3, 8)]
     others = [pair(f"other {seed}", COPIES[change](make(seed))) for seed in range(20, 32)]
     assert same_as([*others, *copies], held_out, colours=colours).tolist() == [-1] * 12 + [3, 8]
+    known = KnownPictures(held_out)
+    assert [known.find(decode(each.read())) for each in (*others, *copies)] == [-1] * 12 + [3, 8]
+
+
+def test_one_by_one_the_same_copies_are_found_as_all_at_once():
+    made = [photograph(seed) for seed in range(10)] + [on(drawing(seed), "white") for seed in range(10)]
+    made += [shape("ellipse", colour) for colour in ("red", "darkred", "blue")] + [Image.new("RGB", (50, 50), "navy")]
+    held_out = looks_of(pair(str(number), encoded(image)) for number, image in enumerate(made))
+    known = KnownPictures(joined([held_out.rows(np.arange(7)), held_out.rows(np.arange(7, len(made)))]))
+    changes = [COPIES[name] for name in ("smaller", "JPEG of poor quality", "mirrored")]
+    asked = [pair("", changes[number % 3](image)) for number, image in enumerate(made)]
+    asked += [
+        pair("", encoded(image)) for image in (shape("ellipse", "green"), photograph(50), Image.new("RGB", (9, 9)))
+    ]
+    expected = same_as(asked, held_out, colours=True).tolist()
+    assert [known.find(decode(each.read())) for each in asked] == expected
+    assert expected[:20] == list(range(20)) and expected[23:] == [23, -1, -1, -1]
+    assert KnownPictures(looks_of([])).find(made[0]) == -1
 
 
 @pytest.mark.parametrize("turn", [20, 85, 150])

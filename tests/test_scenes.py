@@ -163,6 +163,29 @@ def test_a_twin_differs_in_one_fact_alone():
     assert min(made[fact] for fact in FACTS) > 50
 
 
+def test_twins_mean_the_same_but_for_the_fact_in_which_they_differ():
+    for scene in scenes(300, hard=True):
+        for fact in FACTS:
+            if (twin := scene.twin(fact)) is not None:
+                assert twin.meaning(fact) == scene.meaning(fact) and twin.meaning() != scene.meaning()
+
+
+def test_a_scene_told_the_other_way_round_means_the_same():
+    fox, stars, ring = (
+        Things(1, "small", "red", "fox"),
+        Things(2, "large", "pink", "star"),
+        Things(1, "huge", "blue", "ring"),
+    )
+    above = Scene((fox, stars), ("above",))
+    assert (
+        above.meaning()
+        == Scene((stars, fox), ("below",), seed=5).meaning()
+        != Scene((stars, fox), ("above",)).meaning()
+    )
+    inside = Scene((fox, stars, ring), ("above", "inside")).meaning()
+    assert inside != Scene((stars, fox, ring), ("above", "inside")).meaning()
+
+
 @pytest.mark.parametrize("name", ["scenes:3000", "scenes:3000:hard"])
 def test_what_is_held_out_is_never_trained_on(name):
     pairs = load_pairs(name)

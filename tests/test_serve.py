@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -117,6 +118,31 @@ def test_browsing_gives_every_item_once_by_date(service):
     assert oldest == sorted(dates)
 
 
+@pytest.mark.parametrize("query", [{"query": "red"}, {"query": [{"item": 3}], "cut": True}, {}])
+def test_an_order_by_date_is_of_the_whole_answer(service, query):
+    whole = service.search(k=30, order="newest", **query).json()
+    assert whole["total"] == len(whole["hits"]) and whole["next_offset"] is None
+    dates = [hit["taken"] for hit in whole["hits"]]
+    assert dates == sorted(dates, reverse=True)
+    pages, offset = [], 0
+    while offset is not None:
+        found = service.search(k=4, offset=offset, order="newest", **query).json()
+        pages, offset = pages + found["hits"], found["next_offset"]
+    assert [hit["id"] for hit in pages] == [hit["id"] for hit in whole["hits"]]
+
+
+def test_searches_that_are_answered_together_keep_their_orders(service):
+    async def ask():
+        requests = [{"query": word, "k": 30, "order": order}
+                    for word in ("red", "blue") for order in ("relevance", "newest") * 4]  # fmt: skip
+        work = [service._client.request("POST", "/search", json=request) for request in requests]
+        return requests, await asyncio.gather(*work)
+
+    for request, response in zip(*service.run(ask()), strict=True):
+        dates = [hit["taken"] for hit in response.json()["hits"]]
+        assert (dates == sorted(dates, reverse=True)) == (request["order"] == "newest")
+
+
 def test_an_inspected_search_says_how_ranks_moved(service):
     stages = service.search(query="red", k=3, inspect=True, explain=True).json()["inspect"]["stages"]
     assert [stage["name"] for stage in stages] == ["coarse", "fine"]
@@ -203,6 +229,14 @@ def test_the_page_and_its_files_are_sent_with_a_strict_policy(service):
     assert error(service("PUT", "/items")) == (405, "method_not_allowed")
     assert error(service.get("/indexes/other/items")) == (404, "not_found")
     assert service.get("/indexes/photos/items").status_code == 200
+
+
+def test_the_page_s_files_are_compressed_and_asked_after_by_their_tags(service):
+    script = service.get("/static/js/app.js", headers={"accept-encoding": "gzip"})
+    assert script.headers["content-encoding"] == "gzip" and b"export function change" in script.content
+    assert script.headers["cache-control"] == "no-cache"
+    again = service.get("/static/js/app.js", headers={"if-none-match": script.headers["etag"]})
+    assert again.status_code == 304 and not again.content
 
 
 def test_the_client_gives_what_the_index_gives(service, index):

@@ -127,13 +127,14 @@ def test_two_services_of_one_index_see_each_other_s_changes(made, run):
 
 def test_a_service_opens_its_index_anew_when_hung_up_on_and_ends_when_told_to(made, run):
     process, client = run()
-    assert len(client.search("red", k=20)) == 6
+    assert len(client.search("red", k=20)) == 6 and client.remove([1])["removed"] == 1
     (made / "index").rename(made / "old")
     with Index.create(made / "index", model=MINI) as index:
         write_pictures(made / "others", 3, start=90)
         index.add(made / "others")
     process.send_signal(signal.SIGHUP)
     until(lambda: found(client) == 3)
+    assert client.remove([1]) == {"removed": 1, "items": 2}, "in the new folder"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) in (0, -signal.SIGTERM)
 
@@ -145,6 +146,19 @@ def found(client):
     except ServiceError as refused:
         assert refused.status == 503 and "open it again" in str(refused)
         return None
+
+
+def test_a_service_that_ends_answers_what_was_asked_and_keeps_nobody_waiting(made, run):
+    write_pictures(made / "more", 1500)
+    process, client = run()
+    job = client.index([made / "more"])["id"]
+    with httpx.stream("GET", f"{client.url}/jobs/{job}/events", timeout=60) as events:
+        lines = events.iter_lines()
+        assert next(lines).startswith("data: ")
+        process.send_signal(signal.SIGTERM)
+        assert not any('"state": "done"' in line for line in lines), "its listeners are let go, whatever is left to do"
+    assert process.wait(20) in (0, -signal.SIGTERM), "well before requests are cut off"
+    assert 6 <= len_of(made / "index") < 1506
 
 
 def test_a_watched_folder_is_kept_in_step(made, run):

@@ -167,6 +167,19 @@ def test_a_read_only_service_changes_nothing(path):
         assert service.get("/api/state").json()["indexes"][0]["writable"] is False
 
 
+def test_a_read_only_service_of_an_index_with_pending_pictures_writes_nothing(tmp_path):
+    write_pictures(tmp_path / "pictures", 6)
+    with Index.create(tmp_path / "index", model=FakeEncoder()) as index:
+        index.add(tmp_path / "pictures", lazy=True)
+        assert index.info().pending == 6
+    before = {file: file.read_bytes() for file in (tmp_path / "index").rglob("*") if file.is_file()}
+    with asked(opened(tmp_path / "index"), Settings(read_only=True)) as service:
+        assert len(service.search(query="red").json()["hits"]) == 6
+        found = service.search(query=[{"item": 1}, {"text": "red"}], inspect=True).json()
+        assert {*found["hits"][0]["scores"]} == {"coarse", "fine"}, "what was computed is used from memory"
+    assert before == {file: file.read_bytes() for file in (tmp_path / "index").rglob("*") if file.is_file()}
+
+
 def bomb():
     """A PNG that claims 2.5 gigapixels."""
     data = bytearray(picture())

@@ -24,6 +24,8 @@ yaml = pytest.importorskip("yaml")
 from hivlp.cli import main  # noqa: E402
 from hivlp.errors import DataError, RecipeError  # noqa: E402
 from hivlp.train.inputs.corpus import CorpusBatches, Inputs  # noqa: E402
+from hivlp.train.inputs.held_out import HeldOut  # noqa: E402
+from hivlp.train.inputs.prepared import same_number  # noqa: E402
 from hivlp.train.inputs.stream import SKIPPED, StreamBatches  # noqa: E402
 from hivlp.train.recipe.check import check_data, check_recipe  # noqa: E402
 from hivlp.train.recipe.schema import Recipe  # noqa: E402
@@ -161,6 +163,53 @@ def test_shards_that_vanish_end_the_run_which_goes_on_when_they_are_back(tmp_pat
     (tmp_path / "away").rename(tmp_path / "shards")
     again, _, _ = batches(tmp_path, recipe, len(found), 40, json.loads(json.dumps(reader.state())))
     assert_equal_batches(found + again, whole)
+
+
+def held_out_photographs(folder: Path) -> dict:
+    """A recipe whose shards hold, scaled and in another format, three of the four pictures that it is validated on."""
+    recipe = streamed(folder)
+    rng, members = np.random.default_rng(0), {}
+    (folder / "seen").mkdir()
+    for number in range(12):
+        noise = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        noise.resize((200, 150), 3).save(buffer, "JPEG")
+        members |= {f"{number:06}.jpg": buffer.getvalue(), f"{number:06}.txt": f"noise {number}".encode()}
+        if number < 3:
+            noise.resize((320, 240), 3).save(folder / "seen" / f"copy{number}.png")
+            (folder / "seen" / f"copy{number}.txt").write_text("some noise")
+    Image.new("RGB", (40, 40), "red").save(folder / "seen" / "other.png")
+    (folder / "seen" / "other.txt").write_text("red")
+    write_tar(folder / "photos" / "0.tar", members)
+    recipe["stream"]["sources"] = [{"source": str(folder / "photos")}]
+    return recipe | {"validation": str(folder / "seen")}
+
+
+def test_what_a_recipe_is_validated_on_is_passed_over_in_its_stream_by_what_pictures_show(tmp_path):
+    recipe = build(Recipe, held_out_photographs(tmp_path))
+    held_out = HeldOut.of(recipe)
+    assert held_out is not None and held_out.contents.ids == ("copy0.png", "copy1.png", "copy2.png", "other.png")
+    reader = StreamBatches(recipe, tmp_path / "tokenizer" / "tokenizer.json", process(), tmp_path, held_out)
+    seen = [batch.ids for _, batch in reader.batches(0, 4)]
+    assert [len(ids) for ids in seen] == [10] * 4
+    ids = {same_number(f"noise {number}") for number in range(3, 12)}
+    assert set(torch.cat(seen).tolist()) == ids
+    told = {json.loads(line)["skipped"] for line in (tmp_path / SKIPPED).read_text().splitlines()}
+    source = recipe.validation
+    assert told == {f"0/{n:06}: is copy{n}.png of {source}, which is not to be trained on" for n in range(3)}
+
+
+def test_a_stream_of_nothing_but_what_is_tested_on_is_refused_and_one_validated_on_itself_is_meant(
+    tmp_path, monkeypatch
+):
+    data = held_out_photographs(tmp_path)
+    monkeypatch.setattr("hivlp.train.inputs.stream.MOST_BROKEN", 30)
+    recipe = build(Recipe, data | {"test": f"{tmp_path}/photos/0.tar"})
+    reader = StreamBatches(recipe, tmp_path / "tokenizer" / "tokenizer.json", process(), tmp_path, HeldOut.of(recipe))
+    with pytest.raises(DataError, match=r"the last 30 pictures .*0.tar, which is not to be trained on; .*--resume"):
+        next(iter(reader.batches(0, 4)))
+    assert HeldOut.of(build(Recipe, data | {"validation": f"{tmp_path}/photos"})) is None
+    assert HeldOut.of(build(Recipe, data | {"validation": None})) is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.models import DEFAULT_MODEL, load_fusion, load_model
-from hivlp.cli.output import fail, print_result, usage
+from hivlp.cli.output import UsageError, fail, print_result
 
 if TYPE_CHECKING:
     from hivlp.bench.report import Report
@@ -75,15 +75,15 @@ def run_bench(arguments: argparse.Namespace) -> int:
         if arguments.name in benches:
             taken[option] = default if given is None else given
         elif given is not None:
-            return usage("bench", f"--{option} goes with {', '.join(benches)}, not with {arguments.name}")
+            raise UsageError("bench", f"--{option} goes with {', '.join(benches)}, not with {arguments.name}")
     larger = "real" if arguments.name in ("products", "serve") else "full"
     if taken.get("size") not in (None, "small", larger):
-        return usage("bench", f"the sizes of {arguments.name} are small and {larger}, not {taken['size']}")
+        raise UsageError("bench", f"the sizes of {arguments.name} are small and {larger}, not {taken['size']}")
     module = import_module(f"hivlp.bench.{MODULES.get(arguments.name, arguments.name)}")
     if "model" in taken:
         names = [taken["model"]] if isinstance(taken["model"], str) else taken["model"]
         if len(names) > 1 and arguments.name != "recall":
-            return usage("bench", f"--model is given once with {arguments.name}: only recall takes several")
+            raise UsageError("bench", f"--model is given once with {arguments.name}: only recall takes several")
         loads = [partial(load_model, name) for name in names]
         one = loads[0] if arguments.name == "threads" else loads[0]()  # by need where vectors may be given
         taken["model"] = [one, *(load() for load in loads[1:])] if arguments.name == "recall" else one

@@ -48,7 +48,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         lambda: {"ok": not wrong, "findings": [asdict(finding) for finding in found]},
         lambda: "\n".join(f"{marks[finding.state]}  {finding.what}: {finding.text}" for finding in found),
     )
-    return fail(f"{len(wrong)} things are wrong") if wrong else 0
+    return fail("one thing is wrong" if len(wrong) == 1 else f"{len(wrong)} things are wrong") if wrong else 0
 
 
 def _each(looks: list[Callable[[], Finding]]) -> Iterator[Finding]:

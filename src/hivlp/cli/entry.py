@@ -9,8 +9,9 @@ import sqlite3
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from hivlp.cli.output import fail
+from hivlp.cli.output import FailedResultError, UsageError, fail
 from hivlp.cli.parser import build_parser
 from hivlp.errors import HivlpError, MissingExtraError, missing_module
 
@@ -20,20 +21,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    given = [*(sys.argv[1:] if argv is None else argv)]
+    failed = partial(fail, to_json="--json" in given)
     # Pillow warns of odd tags in pictures that it then reads well enough; what it cannot read is reported by name.
     warnings.filterwarnings("ignore", module="PIL")
     logging.basicConfig(level=logging.WARNING, format="hivlp: %(message)s", stream=sys.stderr)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        arguments = build_parser().parse_args(given)
+        run: Callable[[argparse.Namespace], int] = arguments.run
         code = run(arguments)
         sys.stdout.flush()
         return code
-    except HivlpError as error:
+    except UsageError as error:
+        return failed(str(error), 2, verb=error.verb)
+    except FailedResultError as error:
         return fail(str(error))
+    except HivlpError as error:
+        return failed(str(error))
     except KeyboardInterrupt:
-        return fail("interrupted; what was reported is stored", code=130)
+        return failed("interrupted; what was reported is stored", 130)
     except BrokenPipeError:
         # The reader of our output (such as `head`) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] == "hivlp":
             raise
         if arguments.verb in ("train", "adapt", "export"):
-            return fail(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
-        return fail(missing_module(error.name))
+            return failed(str(MissingExtraError(f"`hivlp {arguments.verb}`", "train")))
+        return failed(missing_module(error.name))
     except MemoryError:
-        return fail("there is not enough memory for this")
+        return failed("there is not enough memory for this")
     except (OSError, sqlite3.Error) as error:
-        return fail(str(error))
+        return failed(str(error))

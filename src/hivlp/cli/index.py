@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.models import DEFAULT_MODEL, index_model, load_model
-from hivlp.cli.output import fail, print_result, progress, stages, usage
+from hivlp.cli.output import FailedResultError, UsageError, fail, print_result, progress, stages
 from hivlp.errors import ArgumentError, HivlpError
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ def run_index(arguments: argparse.Namespace) -> int:
 
     fitting = [name for name in ("column", "queries", "dims", "fit") if getattr(arguments, name) is not None]
     if bool(arguments.paths) == (arguments.embeddings is not None):
-        return usage("index", "give either PATH or --embeddings SOURCE")
+        raise UsageError("index", "give either PATH or --embeddings SOURCE")
     if arguments.relative and arguments.embeddings is not None:
-        return usage("index", "--relative goes with PATH: vectors keep the paths that they came with")
+        raise UsageError("index", "--relative goes with PATH: vectors keep the paths that they came with")
     if fitting and arguments.embeddings is None:
-        return usage("index", f"--{fitting[0]} goes with --embeddings")
+        raise UsageError("index", f"--{fitting[0]} goes with --embeddings")
     if arguments.lazy and arguments.embeddings is not None:
-        return usage("index", "--lazy goes with pictures, not with --embeddings")
+        raise UsageError("index", "--lazy goes with pictures, not with --embeddings")
     try:
         fields = _fields(arguments.field)
     except ArgumentError as error:
-        return usage("index", str(error))
+        raise UsageError("index", str(error)) from error
     if arguments.embeddings is not None:
         return _index_embeddings(arguments, fields)
     from hivlp.store.making import new_or_nothing
@@ -72,7 +72,7 @@ def run_index(arguments: argparse.Namespace) -> int:
             lambda: "\n".join([_added(report, arguments.out), *_filled(filled), *map(str, counts.values())]),
         )
         if report.useless:
-            raise HivlpError("nothing could be read")
+            raise FailedResultError("nothing could be read")
     return 0
 
 
@@ -150,6 +150,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
             watch(
                 index, arguments.paths, exclude=arguments.exclude, prune=arguments.prune, every=arguments.every,
                 on_report=show, on_error=lambda message: sys.stderr.write(f"hivlp: {message}; trying again\n"),
+                on_complete=lambda report: sys.stderr.write(f"hivlp: {_filled(report)[-1]}\n"),
             )  # fmt: skip
         except KeyboardInterrupt:
             return 0
@@ -281,7 +282,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
     with Index.open(arguments.index) as index:
         vectors = arguments.queries is not None and arguments.queries.suffix == ".npy"
         if vectors and arguments.model is not None:
-            return usage("tune", "--model goes with what it encodes, not with vectors")
+            raise UsageError("tune", "--model goes with what it encodes, not with vectors")
         if not vectors and (arguments.model or index.model_source):
             index.attach(index_model(index, arguments.model))
         with stages() as follow:
@@ -298,7 +299,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
     from hivlp.store.names import existing
 
     if arguments.id and not all(map(_is_id, arguments.items)):
-        return usage("remove", "--id goes with whole numbers")
+        raise UsageError("remove", "--id goes with whole numbers")
     with Index.open(arguments.index) as index:
         wanted: list[int | str] = []
         for item in arguments.items:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,39 @@ def print_result(arguments: argparse.Namespace, data: Callable[[], Any], text: C
     sys.stdout.buffer.write(output.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def fail(message: str, code: int = 1) -> int:
-    """Say why a verb failed; gives its exit code."""
+class UsageError(Exception):
+    """Wrong usage: what is wrong with how a verb was called.
+
+    Attributes:
+        verb: that was called; "" where none was.
+    """
+
+    def __init__(self, verb: str, message: str) -> None:
+        super().__init__(message)
+        self.verb = verb
+
+
+class FailedResultError(Exception):
+    """Failure that is told by a result which is printed already."""
+
+
+def fail(message: str, code: int = 1, *, verb: str = "", to_json: bool = False) -> int:
+    """Say why a verb failed; gives its exit code.
+
+    Args:
+        message: why.
+        code: the exit code.
+        verb: that was called wrongly.
+        to_json: say it on stdout, too, as ``{"error": message}``: for whoever reads results there, and has none yet.
+    """
     # One line whatever a path in it may contain, and printable whatever the terminal's encoding.
-    line = " ".join(message.split())
-    sys.stderr.write(f"hivlp: error: {line.encode('utf-8', 'backslashreplace').decode('utf-8')}\n")
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    sys.stderr.write(f"hivlp{verb and ' '}{verb}: error: {line}\n")
+    if to_json:
+        with suppress(OSError):  # it may be what has failed
+            sys.stdout.write(json.dumps({"error": line}) + "\n")
+            sys.stdout.flush()
     return code
-
-
-def usage(verb: str, message: str) -> int:
-    """Say what is wrong with how a verb was called; gives its exit code."""
-    sys.stderr.write(f"hivlp {verb}: error: {message}\n")
-    return 2
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hivlp
 from hivlp.cli.bench import BENCHES, run_bench
@@ -22,6 +22,7 @@ from hivlp.cli.index import (
     run_watch,
 )
 from hivlp.cli.models import DEFAULT_MODEL, run_models
+from hivlp.cli.output import UsageError
 from hivlp.cli.search import run_demo, run_search
 from hivlp.cli.serve import run_serve
 from hivlp.cli.training import run_adapt, run_evaluate, run_export, run_train
@@ -74,7 +75,19 @@ _path.__name__, _name.__name__, _count.__name__ = "path", "name", "whole number"
 _seconds.__name__, _place.__name__ = "number of seconds", "LAT,LON,KM"
 
 
-class _VerbParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse what was given.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(self.prog.removeprefix("hivlp").strip(), f"{message}; see `{self.prog} --help`")
+
+
+class _VerbParser(_Parser):
     """A verb's parser. Its options may stand anywhere, as between INDEX and TEXT, where argparse's own may not."""
 
     _mixing = False
@@ -95,7 +108,7 @@ class _VerbParser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
-    parser = argparse.ArgumentParser(prog="hivlp", description=hivlp.__doc__)
+    parser = _Parser(prog="hivlp", description=hivlp.__doc__)
     parser.add_argument("--version", action="version", version=f"hivlp {hivlp.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
 
@@ -150,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("watch", run_watch, "Keep an index in step with folders of pictures, until interrupted.")
     sub.add_argument("paths", type=_path, nargs="+", metavar="DIR", help="folders of pictures")
     sub.add_argument("-o", "--out", type=_path, required=True, metavar="INDEX", help="index folder")
-    sub.add_argument("--model", type=_name, help=f"model name or folder (default: the index's own, or {DEFAULT_MODEL})")
+    sub.add_argument("--model", type=_name, help=f"{MODEL} (default: the index's own, or {DEFAULT_MODEL})")
     _add_device(sub)
     _add_library_options(sub)
     sub.set_defaults(vectors=None)
@@ -311,8 +324,11 @@ def build_parser() -> argparse.ArgumentParser:
         "float32): int8 is three times as fast, and refused where its vectors differ (cosine below 0.99)",
     )  # fmt: skip
 
-    sub = verb("bench", run_bench, "Measure: " + "; ".join(f"{name}, {what}" for name, what in BENCHES.items()) + ".")
-    sub.add_argument("name", choices=list(BENCHES))
+    sub = verb("bench", run_bench, "Measure speed, recall or safety, much of it beside other libraries.")
+    sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    names = "\n".join(f"  {name:10} {what}" for name, what in BENCHES.items())
+    sub.epilog = f"what NAME may be:\n{names}"
+    sub.add_argument("name", choices=list(BENCHES), metavar="NAME", help="what is measured, see below")
     sub.add_argument("--pictures", type=_count, metavar="N", help="index: how many (default 400)")
     sub.add_argument("--rounds", type=_count, metavar="N", help="crash: how many (default 500)")
     sub.add_argument("--cases", type=_count, metavar="N", help="fuzz: how many (default 2000)")
@@ -397,7 +413,11 @@ def _add_photo_options(sub: argparse.ArgumentParser) -> None:
     words.add_argument("--keyword", action="append", default=[], dest="keywords", metavar="WORD", help="tagged so")
     words.add_argument("--orientation", choices=("landscape", "portrait", "square"))
     pages = sub.add_argument_group("what is shown")
-    pages.add_argument("--order", choices=("score", "newest", "oldest"), help="of what is shown (default: score)")
+    pages.add_argument(
+        "--order",
+        choices=("score", "newest", "oldest"),
+        help="of the 1,000 best, or with --cut of those above it (default: score)",
+    )
     pages.add_argument("--cut", action="store_true", help="end where scores fall off")
     pages.add_argument("--next", action="store_true", help="go on with the last search: what was not shown yet")
     pages.add_argument("--missing", action="store_true", help="show pictures whose files are gone, too")

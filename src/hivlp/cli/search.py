@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hivlp.cli.last_search import recall, remember
 from hivlp.cli.models import early_model, index_model, load_fusion, load_model
-from hivlp.cli.output import print_result, usage
+from hivlp.cli.output import UsageError, print_result
 from hivlp.cli.service import VECTOR_LIMIT, search_service, service_url
 from hivlp.errors import HivlpError
 
@@ -44,20 +44,20 @@ def run_search(arguments: argparse.Namespace) -> int:
     seen: list[int] = []
     if arguments.next and service_url(arguments.index) is None:
         if _asked(arguments):
-            return usage("search", "--next goes on with the last search: it takes no query of its own")
+            raise UsageError("search", "--next goes on with the last search: it takes no query of its own")
         kept, seen = recall(arguments.index)
         vars(arguments).update({name: value for name, value in kept.items() if name in KEPT})
     given = _asked(arguments)
     filtered = any(getattr(arguments, name) for name in WORDS) or arguments.where is not None
     if len(given) > 1 or not (given or filtered or arguments.order):
         queries = "TEXT, --image FILE, --like ID|PATH, --queries FILE, --vector FILE.npy"
-        return usage("search", f"give exactly one of {queries}, or something to filter by")
+        raise UsageError("search", f"give exactly one of {queries}, or something to filter by")
     if arguments.model is not None and given and given[0] in ("like", "vector"):
-        return usage("search", f"--model goes with what it encodes, not with --{given[0]}")
+        raise UsageError("search", f"--model goes with what it encodes, not with --{given[0]}")
     if arguments.exact and arguments.shortlist is not None:
-        return usage("search", "--exact ranks everything: it cannot be given with --shortlist")
+        raise UsageError("search", "--exact ranks everything: it cannot be given with --shortlist")
     if arguments.rerank is not None and given not in (["text"], ["queries"]):
-        return usage("search", "a fusion model compares texts with pictures: --rerank goes with TEXT or --queries")
+        raise UsageError("search", "a fusion model compares texts with pictures: --rerank goes with TEXT or --queries")
     if (url := service_url(arguments.index)) is not None:
         return search_service(arguments, url)
     if arguments.queries is not None:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from hivlp.cli.output import usage
+from hivlp.cli.output import UsageError
 from hivlp.errors import HivlpError
 
 
@@ -36,9 +36,10 @@ def run_serve(arguments: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise HivlpError(f"{folder} is no folder")
     if not 0 <= arguments.port < 1 << 16:
-        return usage("serve", f"a port is 0 to 65535, not {arguments.port}")
+        raise UsageError("serve", f"a port is 0 to 65535, not {arguments.port}")
     check_exposure(arguments.host, settings, insecure=arguments.insecure)
-    indexes = {name: Index.open(path) for name, path in names_of(arguments.indexes).items()}
+    named = names_of(arguments.indexes)
+    indexes = {name: Index.open(path, read_only=settings.read_only) for name, path in named.items()}
     where = f"http://{f'[{arguments.host}]' if ':' in arguments.host else arguments.host}:{arguments.port}/"
     told = {"url": where, "indexes": {name: str(index.path) for name, index in indexes.items()}}
     if arguments.json:

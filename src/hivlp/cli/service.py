@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hivlp.cli.output import print_result, usage
+from hivlp.cli.output import UsageError, print_result
 from hivlp.errors import HivlpError
 
 HERE_ONLY = ("queries", "model", "device", "rerank", "rerank_depth", "rerank_keep", "page", "open", "show", "next",
@@ -33,7 +33,8 @@ def search_service(arguments: argparse.Namespace, url: str) -> int:
 
     for name in HERE_ONLY:
         if getattr(arguments, name, None):
-            return usage("search", f"--{name.replace('_', '-')} goes with an index on this machine, not with a service")
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError("search", f"{option} goes with an index on this machine, not with a service")
     options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) not in (None, False)}
     options["offset"] = arguments.offset
     words = {name: value for name in FILTER if (value := getattr(arguments, name))}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hivlp.evaluate.results import Evaluation
 
 from hivlp.cli.models import DEFAULT_MODEL, load_fusion, load_model
-from hivlp.cli.output import benchmark_table, composition_table, print_result, recall_table, usage
+from hivlp.cli.output import UsageError, benchmark_table, composition_table, print_result, recall_table
 from hivlp.errors import HivlpError
 
 BENCHMARKS = ("flickr30k", "coco", "sugarcrepe")
@@ -29,7 +29,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.data in BENCHMARKS:
         return _run_benchmark(arguments)
     if arguments.root is not None or arguments.protocol is not None:
-        return usage("evaluate", f"--root and --protocol are for {', '.join(BENCHMARKS)}")
+        raise UsageError("evaluate", f"--root and --protocol are for {', '.join(BENCHMARKS)}")
     # The stamps are known to have a test part, and the others need not be compared with it by picture.
     pairs = load_pairs(arguments.data, arguments.split or ("test" if arguments.data == "stamps" else None))
     if arguments.split is None and any(pair.split == "test" for pair in pairs):
@@ -48,12 +48,12 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
     root = arguments.root or Path(arguments.data)
     if arguments.data == "sugarcrepe":
         if arguments.protocol or arguments.split or arguments.rerank or arguments.trec:
-            return usage("evaluate", "sugarcrepe has no splits, one protocol and no ranking")
+            raise UsageError("evaluate", "sugarcrepe has no splits, one protocol and no ranking")
         cases = evaluate_sugarcrepe(root, load_model(arguments.model, arguments.device))
         print_result(arguments, cases.to_json, lambda: composition_table(cases))
         return 0
     if arguments.trec and arguments.protocol == "1k" and arguments.data == "coco":
-        return usage("evaluate", "--trec goes with one ranking of all pictures, and the 1k protocol has five")
+        raise UsageError("evaluate", "--trec goes with one ranking of all pictures, and the 1k protocol has five")
     data = read_benchmark(arguments.data, root, arguments.split or "test")
     options = {"protocol": arguments.protocol, "shortlist": arguments.shortlist, "rerank": _reranking(arguments),
                "trec": arguments.trec}  # fmt: skip
@@ -78,7 +78,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         return _run_finetune(arguments)
     recipe = load_recipe(arguments.recipe, tiny=arguments.tiny)
     if arguments.plan and arguments.resume:
-        return usage("train", "--plan says what a run would do from its beginning: it cannot be given with --resume")
+        raise UsageError("train", "--plan is about a run from its beginning: it cannot be given with --resume")
     out = arguments.out or Path("runs") / recipe.name
     if arguments.plan:
         from hivlp.train.recipe.plan import plan
@@ -106,7 +106,7 @@ def _run_finetune(arguments: argparse.Namespace) -> int:
 
     recipe = load_finetune(arguments.recipe, tiny=arguments.tiny)
     if arguments.plan:
-        return usage("train", f"--plan is for recipes of levels, not for those of {recipe.system}")
+        raise UsageError("train", f"--plan is for recipes of levels, not for those of {recipe.system}")
     result = finetune(recipe, arguments.out or Path("runs") / recipe.name, resume=arguments.resume)
 
     def text() -> str:

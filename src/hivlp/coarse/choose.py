@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hivlp.coarse.closed import lean, prefix, principal, second_moment
 from hivlp.coarse.distill import HITS, Progress, distill
 from hivlp.coarse.maps import CoarseMaps, unit_or_flat
-from hivlp.errors import DataError
+from hivlp.errors import ArgumentError, DataError
 from hivlp.levels import Vectors
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,16 @@ class Fitted:
         }
 
 
+def check_method(name: str) -> None:
+    """Whether there is a method of this name.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    if name not in METHODS:
+        raise ArgumentError(f"a coarse level is made by {', '.join(METHODS)}, not {name!r:.40}")
+
+
 def fit_coarse(
     items: Vectors,
     queries: Vectors | None = None,
@@ -95,8 +105,10 @@ def fit_coarse(
         on_progress: called with how much of the learning is done, and of how much.
 
     Raises:
+        ArgumentError: if there is no such method.
         DataError: if there are too few vectors, they differ in length, or ``dims`` does not fit.
     """
+    check_method(method)
     started = time.perf_counter()
     width = items.shape[1]
     if not 0 < dims < width:

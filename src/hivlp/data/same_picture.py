@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from hivlp.data.pairs import Pair
 from hivlp.data.pictures import decode
@@ -38,6 +39,8 @@ _SIDE, _RIM, _CELLS, _BINS = 64, 2, 24, 6
 _COLOURS = 16
 _INSET = 0.03
 _FAINT = 0.05  # less than this in every cell is no edge
+_EMPTY = np.float32(1e-6)  # makes two pictures without colours agree
+_ROUNDING = 1e-3
 _FLOOR = 0.2  # cells with fewer edges than this share of the busiest count less
 
 
@@ -73,6 +76,43 @@ class Looks:
         colours = self.colours.reshape(-1, _COLOURS, _COLOURS, 3)[:, :, ::-1].reshape(len(self), -1)
         return Looks(np.concatenate([turned, self.edges[:, -1:]], 1), colours, self.aspect)
 
+    def rows(self, rows: NDArray[np.int64]) -> Looks:
+        """Looks of some of the pictures."""
+        return Looks(self.edges[rows], self.colours[rows], self.aspect[rows])
+
+
+class KnownPictures:
+    """M pictures to find again among others that come one by one, in other colours not: as :func:`nearest`.
+
+    Most are ruled out by a few mean colours: two pictures differ in these by no more than in all of their colours.
+    """
+
+    def __init__(self, looks: Looks) -> None:
+        self._looks = looks
+        self._means, self._lengths = _means(looks.colours), (looks.colours**2).sum(1)
+
+    def find(self, image: Image.Image) -> int:
+        """The number of the picture that shows the same; -1 if none does.
+
+        Args:
+            image: RGB, decoded.
+        """
+        edges, colours, aspect = _look(_small(image.copy()))
+        look = Looks(edges[None], colours[None], np.array([aspect], np.float32))
+        near = np.flatnonzero(
+            (np.abs(self._looks.aspect - aspect) <= ASPECT) & (self._near(look) | self._near(look.mirrored()))
+        )
+        found = nearest(look, self._looks.rows(near), colours=True) if len(near) else np.full(1, -1)
+        return int(near[found[0]]) if found[0] >= 0 else -1
+
+    def _near(self, look: Looks) -> NDArray[np.bool_]:
+        """(M,) whose mean colours agree so far that all their colours may."""
+        distance = ((self._means - _means(look.colours)) ** 2).sum(1)
+        near: NDArray[np.bool_] = (
+            distance <= (1 - COLOURS) * (self._lengths + (look.colours**2).sum() + _EMPTY) + _ROUNDING
+        )
+        return near
+
 
 def excluding(pairs: Sequence[Pair], held_out: Looks, *, colours: bool = False) -> list[Pair]:
     """The pairs whose picture shows nothing that is held out. Pictures that cannot be read are kept.
@@ -87,7 +127,9 @@ def excluding(pairs: Sequence[Pair], held_out: Looks, *, colours: bool = False) 
 
 def same_as(pairs: Sequence[Pair], held_out: Looks, *, colours: bool = False) -> NDArray[np.int64]:
     """(N,) for each pair, which of the held-out pictures its own shows, as :func:`nearest`."""
-    blocks = (looks_of(pairs[start : start + BLOCK]) for start in range(0, len(pairs), BLOCK) if len(held_out))
+    starts = range(0, len(pairs) if len(held_out) else 0, BLOCK)
+    bar = tqdm(starts, "compare pictures", unit_scale=BLOCK, unit="", delay=2, disable=None)
+    blocks = (looks_of(pairs[start : start + BLOCK]) for start in bar)
     found = [nearest(looks, held_out, colours=colours) for looks in blocks]
     return np.concatenate(found) if found else np.full(len(pairs), -1)
 
@@ -102,10 +144,10 @@ def nearest(looks: Looks, held_out: Looks, *, colours: bool = False) -> NDArray[
             one. Of clip-art, a drawing comes in several.
     """
     best, found = np.full(len(looks), -np.inf), np.full(len(looks), -1)
-    for side in (held_out, held_out.mirrored()):
-        edges = looks.edges @ side.edges.T
-        same = (edges >= EDGES) & (np.abs(looks.aspect[:, None] - side.aspect) <= ASPECT)
-        same &= (_agreement(looks, side) >= COLOURS) | (not colours and looks.edges[:, -1:] == 0)
+    for side in (looks, looks.mirrored()):
+        edges = side.edges @ held_out.edges.T
+        same = (edges >= EDGES) & (np.abs(side.aspect[:, None] - held_out.aspect) <= ASPECT)
+        same &= (_agreement(side, held_out) >= COLOURS) | (not colours and side.edges[:, -1:] == 0)
         edges = np.where(same, edges, -np.inf)
         first = edges.argmax(1)
         score = edges[np.arange(len(looks)), first]
@@ -126,20 +168,37 @@ def looks_of(pairs: Iterable[Pair]) -> Looks:
     )
 
 
+def joined(parts: Sequence[Looks]) -> Looks:
+    """Looks of all pictures of one or more parts, in their order."""
+    return Looks(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("edges", "colours", "aspect")))
+
+
 def _look_of(pair: Pair) -> tuple[Floats, Floats, float]:
     try:
         image = decode(pair.read(), target=_DECODED)
     except PictureError:
         return np.zeros(_BINS * _CELLS**2 + 1, np.float32), np.zeros(3 * _COLOURS**2, np.float32), np.nan
+    return _look(_small(image))
+
+
+def _small(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) of an image, which is made smaller in place."""
     image.thumbnail((_DECODED, _DECODED))
-    return _look(np.asarray(image))
+    return np.asarray(image)
 
 
 def _agreement(looks: Looks, held_out: Looks) -> Floats:
     """(N, M) how far colours agree: twice the inner product by the sum of both lengths (1 for two empty pictures)."""
-    lengths = (looks.colours**2).sum(1)[:, None] + (held_out.colours**2).sum(1) + np.float32(1e-6)
-    agreement: Floats = (2 * looks.colours @ held_out.colours.T + np.float32(1e-6)) / lengths
+    lengths = (looks.colours**2).sum(1)[:, None] + (held_out.colours**2).sum(1) + _EMPTY
+    agreement: Floats = (2 * looks.colours @ held_out.colours.T + _EMPTY) / lengths
     return agreement
+
+
+def _means(colours: Floats) -> Floats:
+    """(N, 48) the (N, 768) colours in 4 × 4 cells, so scaled that distances are at most as large."""
+    cells = colours.reshape(-1, 4, _COLOURS // 4, 4, _COLOURS // 4, 3)
+    means: Floats = cells.mean((2, 4)).reshape(-1, 48) * np.float32(_COLOURS // 4)
+    return means
 
 
 def _look(pixels: NDArray[np.uint8]) -> tuple[Floats, Floats, float]:

@@ -47,6 +47,18 @@ def scratch_folder(target: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextmanager
+def hold(folder: Path) -> Iterator[bool]:
+    """Keep a folder, made if it is not there, to this process; False where another one, or this one already, has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        yield lock is not None or fcntl is None
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file aside and put it into place, so that what is there is whole.
 

@@ -87,7 +87,7 @@ class Filler:
         self._without: str | None = None  # why there is no model
 
     def for_search(self, items: Sequence[Item], most: int, seconds: float) -> Step:
-        """Fill pending items of a shortlist, within a budget; stored if nobody else is writing, else for this process.
+        """Fill pending items of a shortlist, within a budget; stored if that is possible at once, else in memory alone.
 
         Args:
             items: pending ones, most wanted first.
@@ -110,7 +110,7 @@ class Filler:
         filled = sum(item.hash in contents for item in items)
         left = len(items) - filled
         later = [item.id for item in wanted if item.hash not in self._failed and not (stored and item.hash in contents)]
-        if later:
+        if later and not self._store.read_only:
             note_wanted(self._store.path, later)
         step = {"stage": "fill", "level": self._store.levels[-1].name, "pending": len(items), "filled": filled}
         if not left:
@@ -141,6 +141,7 @@ class Filler:
     ) -> FillReport:
         """The job behind :meth:`hivlp.index.Index.complete`."""
         started = time.perf_counter()
+        self._store.check_writable()
         report = FillReport(pending=self._store.settle_pending())
         if not report.pending:
             return report

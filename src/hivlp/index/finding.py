@@ -5,17 +5,18 @@ Filters by words, hits whose files are there, an end where scores fall off, in t
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hivlp.errors import QueryError
 from hivlp.index.index import Index
 from hivlp.index.mixing import sample_rows
 from hivlp.index.photo_filter import PhotoFilter, joined, why_nothing
-from hivlp.search.options import whole_number
+from hivlp.search.options import Options, whole_number
 from hivlp.search.results import Hit, SearchResult
 from hivlp.store.lookup import Shown
 
@@ -24,6 +25,8 @@ MOST_GONE = 200
 """Hits whose files are gone after which no others are looked for."""
 CUT_MOST = 200
 """Hits among which the cut is made where nobody says how many are wanted."""
+DATED_MOST = 1000
+"""Hits, the best by score, that an order by date puts in order."""
 CUT_SAMPLE = 1024
 _BLOCK = 1000
 CUT_SHARE, CUT_SPREADS = 0.6, 2.0
@@ -41,6 +44,7 @@ class Found:
         cut: score below which hits were left out; None without a cut.
         hint: what to know where nothing was found.
         next_offset: ``offset`` of the next page.
+        total: hits on all pages, where they come by date; None by score, which has no end but the collection's.
     """
 
     result: SearchResult
@@ -48,6 +52,7 @@ class Found:
     cut: float | None = None
     hint: str | None = None
     next_offset: int = 0
+    total: int | None = None
 
     def to_json(self, *, explain: bool = False) -> dict[str, Any]:
         """The shape that ``hivlp search --json`` prints."""
@@ -56,6 +61,8 @@ class Found:
             data["gone"] = list(self.gone)
         if self.cut is not None:
             data["cut"] = round(self.cut, 4)
+        if self.total is not None:
+            data["total"] = self.total
         return data if self.hint is None else {**data, "hint": self.hint}
 
 
@@ -83,7 +90,9 @@ def find(
         where: a condition in SQL that they must meet besides.
         k: how many at most; default 10, with ``cut`` 200.
         offset: hits to skip.
-        order: ``score``, or of the hits of this page ``newest`` or ``oldest`` first, those without a date last.
+        order: ``score``; or by date, ``newest`` or ``oldest`` first and those without a date last. By date come the
+            1,000 best hits, or with ``cut`` or a ``threshold`` those of them that are above it, of which ``k`` and
+            ``offset`` give a page.
         cut: leave out hits whose scores have fallen off: those less than 0.6 of the way from the mean score of the
             collection to the best hit's, or within two standard deviations of it.
         seen: ids of items that were shown already, which are left out.
@@ -95,38 +104,80 @@ def find(
     """
     if order not in ORDERS:
         raise QueryError(f"order is {', '.join(ORDERS)}, not {order!r:.40}")
-    count = whole_number("k", k) if k is not None else CUT_MOST if cut else 10
+    wanted = Options(
+        k=whole_number("k", k) if k is not None else CUT_MOST if cut else 10, offset=whole_number("offset", offset)
+    )
     shown = sorted({whole_number("seen", item) for item in seen})
     unseen = f"id NOT IN ({', '.join(map(str, shown))})" if shown else None
     filtered = joined(None if photo_filter is None else photo_filter.where, where)
     options = {**options, "where": joined(filtered, unseen), "missing": missing}
     if query is None and all(options.get(name) is None for name in ("image", "like", "vector")):
-        result = _browsed(index, options["where"], count, offset, missing, order)
+        result = _browsed(index, options["where"], wanted.k, offset, missing, order)
         hint = why_nothing(index, photo_filter) if not result and photo_filter is not None and not offset else None
         return Found(result, hint=hint, next_offset=offset + len(result))
-    result = index.search(query, k=count, offset=offset, **options)
-    hits, gone, place = list[Hit](), list[int](), offset
+    if order != "score":
+        return _by_date(index, query, {**options, "where": filtered}, photo_filter, order, cut, wanted, {*shown})
+    found = _ranked(index, query, options, wanted)
+    least = _cut(index, query, {**options, "where": filtered}) if cut and found.result else None
+    return _ended(index, found, least, photo_filter if not offset else None)
+
+
+def _ranked(index: Index, query: Any, options: dict[str, Any], wanted: Options) -> Found:
+    """A page by score of the hits whose files are there."""
+    result = index.search(query, k=wanted.k, offset=wanted.offset, **options)
+    hits, gone, place = list[Hit](), list[int](), wanted.offset
     page = result
     while True:
         place += len(page)
-        checked = list(page) if missing or index.maps is not None else [_there(hit) for hit in page]
+        checked = list(page) if options["missing"] or index.maps is not None else [_there(hit) for hit in page]
         there = [hit for hit in checked if hit is not None]
         hits += there
         gone += [hit.id for hit, found in zip(page, checked, strict=True) if found is None]
         # Files that went since the last walk: others take their places, as many as are on the same disk, or none.
-        if len(hits) >= count or len(page) < count - len(hits) + len(there) or len(gone) >= MOST_GONE:
+        if len(hits) >= wanted.k or len(page) < wanted.k - len(hits) + len(there) or len(gone) >= MOST_GONE:
             break
-        page = index.search(query, k=count - len(hits), offset=place, **options)
-    least = _cut(index, query, {**options, "where": filtered}) if cut and hits else None
+        page = index.search(query, k=wanted.k - len(hits), offset=place, **options)
+    found = SearchResult(hits, result.timings_ms, result.plan, result.chosen)
+    return Found(found, tuple(gone), next_offset=place)
+
+
+def _ended(index: Index, found: Found, least: float | None, photo_filter: PhotoFilter | None) -> Found:
+    """The hits that the cut leaves, and what to know where there are none."""
+    result, hint = found.result, None
     if least is not None:
-        hits = [hit for hit in hits if hit.scores[index.levels[-1].name] >= least]
-    hint = None
-    if not hits and not gone and photo_filter is not None and offset == 0:
+        level = index.levels[-1].name
+        result = _with_hits(result, [hit for hit in result if hit.scores.get(level, -math.inf) >= least])
+    if not result and not found.gone and photo_filter is not None:
         hint = why_nothing(index, photo_filter)
-    elif gone and not hits:
+    elif found.gone and not result:
         hint = "the files of all hits are gone: `hivlp relocate` tells the index where they are now"
-    found = SearchResult(_ordered(hits, order), result.timings_ms, result.plan, result.chosen)
-    return Found(found, tuple(gone), least, hint, place)
+    return replace(found, result=result, cut=least, hint=hint)
+
+
+def _by_date(
+    index: Index,
+    query: Any,
+    options: dict[str, Any],
+    photo_filter: PhotoFilter | None,
+    order: str,
+    cut: bool,
+    wanted: Options,
+    shown: set[int],
+) -> Found:
+    """A page by date of the best hits, all of which are looked for, so that pages are parts of one list."""
+    found = _ranked(index, query, options, Options(k=DATED_MOST))
+    least = _cut(index, query, options) if cut and found.result else None
+    found = _ended(index, found, least, photo_filter)
+    hits = [hit for hit in found.result if hit.id not in shown]
+    undated = [hit for hit in hits if not isinstance(hit.metadata.get("taken"), str)]
+    dated = [hit for hit in hits if isinstance(hit.metadata.get("taken"), str)]
+    dated.sort(key=lambda hit: hit.metadata["taken"], reverse=order == "newest")
+    page = [*dated, *undated][wanted.offset : wanted.offset + wanted.k]
+    return replace(found, result=_with_hits(found.result, page), next_offset=wanted.offset + len(page), total=len(hits))
+
+
+def _with_hits(result: SearchResult, hits: list[Hit]) -> SearchResult:
+    return SearchResult(hits, result.timings_ms, result.plan, result.chosen)
 
 
 def _there(hit: Hit) -> Hit | None:
@@ -137,22 +188,16 @@ def _there(hit: Hit) -> Hit | None:
     return hit._replace(id=same[0].id, path=same[0].path, duplicates=same[1:]) if same else None
 
 
-def _ordered(hits: list[Hit], order: str) -> list[Hit]:
-    if order == "score":
-        return hits
-    dated = [hit for hit in hits if isinstance(hit.metadata.get("taken"), str)]
-    dated.sort(key=lambda hit: hit.metadata["taken"], reverse=order == "newest")
-    return dated + [hit for hit in hits if hit not in dated]
-
-
-def _cut(index: Index, query: Any, options: dict[str, Any]) -> float:
-    """The finest score at which hits end, whatever was shown before."""
+def _cut(index: Index, query: Any, options: dict[str, Any]) -> float | None:
+    """The finest score at which hits end, whatever was shown before; None where all items are pending."""
     level = index.levels[-1].name
     vector = index.query_vectors(query, **{name: options.get(name) for name in ("image", "like", "vector")})[level]
     with index.store.reading() as reader:
         scores = reader.embeddings(sample_rows(reader, CUT_SAMPLE))[level] @ vector
+    if not len(scores):
+        return None
     best = index.search(query, k=1, **options)
-    top, mean, spread = best[0].scores[level] if len(best) else 1.0, float(scores.mean()), float(scores.std())
+    top, mean, spread = best[0].scores.get(level, 1.0) if len(best) else 1.0, float(scores.mean()), float(scores.std())
     # As few items as have no spread to speak of are all shown that lie above the share.
     return max(mean + CUT_SHARE * (top - mean), min(mean + CUT_SPREADS * spread, top))
 

@@ -77,19 +77,21 @@ class Index:
         store: the folder on disk, for whoever stores and reads items by other ways than these.
     """
 
-    def __init__(self, path: Path | str, model: Encoder | str | Path | None = None) -> None:
+    def __init__(self, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False) -> None:
         """Open an existing index.
 
         Args:
             path: of its folder.
             model: that it was made with, loaded or by its name or folder; without, it is loaded when a text or a
                 picture needs it.
+            read_only: write nothing into the folder: changes are refused, and the finer levels of pending pictures that
+                a search computes are kept in memory alone.
 
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
         loaded = None if model is None else as_encoder(model)
-        self.store = Store(folder_path(path))
+        self.store = Store(folder_path(path), read_only=read_only)
         self._remove: weakref.finalize[[], Index] | None = None
         self._answering = Answering(self.store, self._filler)
         self._fills: Filler | None = None
@@ -193,7 +195,7 @@ class Index:
             raise
 
     @classmethod
-    def open(cls, path: Path | str, model: Encoder | str | Path | None = None) -> Index:
+    def open(cls, path: Path | str, model: Encoder | str | Path | None = None, *, read_only: bool = False) -> Index:
         """Open an existing index: ``Index(path)`` by another name.
 
         Without a model, the one that it was made with is loaded when a text or a picture needs it.
@@ -201,7 +203,7 @@ class Index:
         Raises:
             IndexFolderError: if there is no index, it is damaged, or it was made with another model.
         """
-        return cls(path, model)
+        return cls(path, model, read_only=read_only)
 
     @classmethod
     def open_or_create(
@@ -270,7 +272,8 @@ class Index:
             ids: n texts or whole numbers. They become the items' paths, as text: ``index["7"]`` is the item of the id
                 7, while ``index[7]`` is the item that hivlp itself numbered so. Default the row's number.
             captions: n texts.
-            metadata: n mappings, a mapping of name -> n values, or a table of n rows; for ``where`` to ask about.
+            metadata: n mappings, a mapping of name -> n values, or a table of n rows; for ``where`` to ask about. What
+                is missing (None, NaN) is left out.
             column: of a table that holds the vectors; default ``embedding``, or the only one that can.
             model: that made the vectors, if texts and pictures shall be searched for.
             queries: (m, d) vectors as they will be asked for, to fit the coarse level to; default the items.
@@ -281,8 +284,9 @@ class Index:
             on_progress: called after each commit with what is stored by then.
 
         Raises:
-            DataError: if these are no vectors, one has no direction, or ids are not all different. Whatever is raised,
-                no folder is left.
+            ArgumentError: if ``dims`` or ``fit`` is none.
+            DataError: if these are no vectors, one has no direction, ids are not all different, or metadata are not
+                JSON. Whatever is raised, no folder is left.
             IndexFolderError: if the folder holds something, or cannot be written.
             MissingExtraError: if a table is given and pyarrow is not installed.
         """
@@ -310,8 +314,12 @@ class Index:
 
     @staticmethod
     def exists(path: Path | str) -> bool:
-        """Whether there is an index in this folder."""
-        return Store.exists(path)
+        """Whether there is an index in this folder.
+
+        Raises:
+            ArgumentError: if it is no path.
+        """
+        return Store.exists(folder_path(path))
 
     def attach(self, model: Encoder | str | Path) -> None:
         """Use this model, given loaded or by its name or folder, for queries and new pictures.
@@ -730,7 +738,7 @@ class Index:
         from hivlp.store.merging import merge
 
         with self.store.writer():
-            added = merge(self.store, other, on_progress)
+            added = merge(self.store, folder_path(other), on_progress)
             self._keep_up(on_tune)
             keep_derived(self.store)
         return added

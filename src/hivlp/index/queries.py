@@ -122,8 +122,8 @@ class QueryEncoder:
         except (TypeError, ValueError, RuntimeError) as error:
             raise QueryError("vectors must be (queries, dim) arrays of numbers") from error
         sizes = {shapes[level.name][:1] for level in levels if level.name in shapes}
-        if len(sizes) != 1 or sizes == {()}:
-            raise QueryError(f"every level needs a row for each query, not {shapes}")
+        if len(sizes) != 1 or any(len(shape) < 2 for shape in shapes.values()):
+            raise QueryError(f"every level needs a (queries, dim) array with a row for each query, not {shapes}")
         ((count,),) = sizes
         if self._tells_coarse(vectors):
             return [_FromFine(fine, self._coarse) for fine in unit_rows(vectors, levels[-1], count)]
@@ -236,12 +236,16 @@ def _numbers(vectors: Mapping[str, Any], level: Level) -> Vectors:
     if level.name not in vectors:
         raise QueryError(f"the query has no vector for level {level.name}")
     try:
-        given = np.asarray(vectors[level.name])
+        given = vectors[level.name]
+        if hasattr(given, "detach"):  # a tensor, perhaps with a gradient, on a GPU, or in bfloat16
+            given = given.detach().cpu()
+            given = given.float() if given.is_floating_point() else given
+        given = np.asarray(given)
         if given.dtype.kind not in "fiu":
             raise TypeError(given.dtype)
         if given.dtype == np.float32 and given.flags.c_contiguous:
             return given
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(given, np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with a gradient
+    except (TypeError, ValueError, RuntimeError) as error:
         raise QueryError(f"level {level.name}: not a vector of numbers") from error

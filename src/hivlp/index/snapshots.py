@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -81,6 +81,8 @@ class Snapshot:
         plan = self.plans.get(kind)
         if plan is None:
             plan = choose(self.collection, *kind)
+            if self.waiting is not None and not kind[1]:
+                plan = replace(plan, why="what passes is pending: the coarsest level ranks it")
             if len(self.plans) >= PLANS:
                 self.plans.clear()
             self.plans[kind] = plan

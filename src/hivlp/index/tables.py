@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 from hivlp.coarse.maps import CoarseMaps, NoCoarseLevel
 from hivlp.errors import ArgumentError, MissingExtraError
 from hivlp.levels import Embeddings
+from hivlp.search.options import whole_number
 from hivlp.store.folder import Store
 from hivlp.store.reader import Reader
 from hivlp.store.records import Item
@@ -41,11 +42,17 @@ def coarse_maps(
         queries: (m, d) vectors as they will be asked for; default the items themselves.
         dims: of the coarse level.
         method: see :func:`hivlp.coarse.fit_coarse`; ``none`` makes no coarse level.
+
+    Raises:
+        ArgumentError: if there is no such method, or ``dims`` is no whole number.
+        DataError: if queries or ``dims`` do not fit the vectors.
     """
-    from hivlp.coarse.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, fit_coarse
+    from hivlp.coarse.choose import SAMPLE_ITEMS, SAMPLE_QUERIES, check_method, fit_coarse
     from hivlp.data.vectors.given import given_vectors
 
-    if method == "none" or source.dim <= dims:
+    if method != "none":
+        check_method(method)
+    if method == "none" or source.dim <= whole_number("dims", dims):
         return NoCoarseLevel(source.dim)
     asked = None if queries is None else given_vectors(queries).sample(SAMPLE_QUERIES)
     return fit_coarse(source.sample(SAMPLE_ITEMS), asked, dims=dims, method=method).maps
@@ -64,6 +71,8 @@ def to_arrow(store: Store, levels: Sequence[str] | None, *, where: str | None = 
     except ImportError as error:
         raise MissingExtraError("to_arrow", "data") from error
     known = [level.name for level in store.levels]
+    if not isinstance(levels, Iterable | None):
+        raise ArgumentError(f"levels are called by their names, not {levels!r:.40}")
     names = known[-1:] if levels is None else [levels] if isinstance(levels, str) else list(levels)
     for name in names:
         if name not in known:

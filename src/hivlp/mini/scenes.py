@@ -111,6 +111,35 @@ class Scene:
                 return self._changed("shape", WRITTEN, lambda it: it.written)
         return None
 
+    def meaning(self, unseen: str | None = None) -> tuple[Any, ...]:
+        """What its captions say, equal for two scenes that every caption of the one fits as well as of the other.
+
+        Args:
+            unseen: one of :data:`FACTS` that is left out, so that a scene and its twin in that fact mean the same.
+        """
+        things, relations = self.things, self.relations
+        colours: tuple[str, ...] = ()
+        match unseen:
+            case "colours":
+                colours = tuple(sorted(each.colour for each in things))
+                things = tuple(replace(each, colour="") for each in things)
+            case "relation":
+                relations = tuple(min(each, OPPOSITE[each]) for each in relations)
+            case "count":
+                things = tuple(replace(each, count=1) for each in things)
+            case "size":
+                things = tuple(replace(each, size="") for each in things)
+            case "texture":
+                things = tuple(replace(each, texture="") for each in things)
+            case "word":
+                things = tuple(replace(each, shape=WRITTEN[0]) if each.written else each for each in things)
+        if not relations:
+            return (colours, things)
+        *before, one, other = things
+        way = relations[-1]
+        back = way if unseen == "relation" else OPPOSITE[way]
+        return (colours, tuple(before), relations[:-1], min((one, way, other), (other, back, one), key=repr))
+
     def _changed(self, name: str, values: Iterable[Any], possible: Callable[[Things], bool]) -> Scene | None:
         """With another value of one property in one of the groups for which that is possible."""
         rng = np.random.default_rng([self.seed, 3])

@@ -27,13 +27,20 @@ class Computed(torch.autograd.Function):
             inputs: all that has a gradient.
         """
         values, gradients = compute(inputs[:vectors], inputs[vectors:])
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients  # not saved for backward, which would keep them beside the copies that leaves get
         ctx.mark_non_differentiable(*values[1:])
         return tuple(values)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients that were computed, times the first value's own; without a copy where that is 1."""
+        """The gradients that were computed, times the first value's own: handed over, so once and without a copy.
+
+        Raises:
+            RuntimeError: the second time.
+        """
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of this loss have been handed over: it goes backward once")
         if bool(outer[0] == 1):
-            return None, None, *ctx.saved_tensors
-        return None, None, *(outer[0] * gradient for gradient in ctx.saved_tensors)
+            return None, None, *gradients
+        return None, None, *(outer[0] * gradient for gradient in gradients)

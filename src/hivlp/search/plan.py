@@ -114,6 +114,8 @@ def choose(collection: Collection, options: Options, passing: int) -> Plan:
     exact = Look((Exact(levels[-1].name, "fine" if len(levels) > 1 else "coarse"),), None)
     if options.exact:
         return Plan((exact,), "the exact ranking was asked for")
+    if not passing:
+        return Plan((exact,), "no item passes")
     if options.k >= passing:
         return Plan((exact,), f"all {passing} items that pass were asked for")
     free = not options.own_shortlist

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from hivlp.errors import QueryError
-from hivlp.index import Hit, Mix, PhotoFilter, SearchResult, find
+from hivlp.index import Found, Hit, Mix, PhotoFilter, find
 from hivlp.index.mixing import Part
 from hivlp.index.photo_filter import joined
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
@@ -56,7 +56,8 @@ class Search:
         """Whether it takes a millisecond or two, as most do; the others have threads of their own."""
         asked = self.request
         slow = asked.where or asked.filter or asked.seen or asked.cut or asked.exact or asked.inspect or asked.missing
-        return bool(asked.query) and not slow and asked.k <= 200 and asked.offset <= 1000
+        near = asked.order == "relevance" and asked.k <= 200 and asked.offset <= 1000
+        return bool(asked.query) and not slow and near
 
     @property
     def is_vector(self) -> bool:
@@ -201,7 +202,7 @@ class Answerer:
         for place, result in zip(places, results, strict=True):
             if given or all(os.path.lexists(hit.path) for hit in result):
                 try:
-                    answers[place] = self._told(searches[place], result, encode_ms, None, {})
+                    answers[place] = self._told(searches[place], Found(result), encode_ms, {})
                 except Exception as error:
                     answers[place] = error
 
@@ -222,7 +223,7 @@ class Answerer:
         if asked.inspect:
             where = joined(None if (words := search.photo_filter()) is None else words.where, condition)
             more["inspect"] = {"stages": inspected(search, query, where)}
-        return self._told(search, found.result, encode_ms, found.next_offset, more)
+        return self._told(search, found, encode_ms, more)
 
     def _browsed(self, search: Search, condition: str | None) -> bytes:
         asked = search.request
@@ -242,10 +243,8 @@ class Answerer:
             }
         )
 
-    def _told(
-        self, search: Search, result: SearchResult, encode_ms: float, next_offset: int | None, more: dict[str, Any]
-    ) -> bytes:
-        asked = search.request
+    def _told(self, search: Search, found: Found, encode_ms: float, more: dict[str, Any]) -> bytes:
+        asked, result = search.request, found.result
         hits = [hit_json(search.served, hit) for hit in result]
         timings = dict(result.timings_ms)
         if any(term.text is not None for term in search.terms):
@@ -257,9 +256,12 @@ class Answerer:
         data: dict[str, Any] = {"hits": hits, "timings_ms": timings, "plan": result.plan}
         if asked.explain:
             data["explain"] = None if result.chosen is None else result.chosen.to_json()
-        end = asked.offset + len(hits) if next_offset is None else next_offset
-        data["total"] = None if narrowed or asked.threshold is not None else search.served.count()
-        data["next_offset"] = end if len(hits) >= asked.k else None
+        end = found.next_offset or asked.offset + len(hits)
+        if found.total is None:
+            data["total"] = None if narrowed or asked.threshold is not None else search.served.count()
+            data["next_offset"] = end if len(hits) >= asked.k else None
+        else:
+            data["total"], data["next_offset"] = found.total, end if end < found.total else None
         return encoded_json({**data, **more})
 
 

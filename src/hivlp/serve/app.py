@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -72,7 +74,7 @@ def create_app(indexes: Mapping[str, Index], settings: Settings | None = None) -
             await service.close()
 
     router = Router(
-        [*_routes(), Mount("/static", StaticFiles(directory=PAGE), name="static")],
+        [*_routes(), Mount("/static", GZipMiddleware(_PageFiles(directory=PAGE)), name="static")],
         redirect_slashes=False,
         default=_nothing,
         lifespan=lifespan,
@@ -83,6 +85,16 @@ def create_app(indexes: Mapping[str, Index], settings: Settings | None = None) -
         await router(scope, receive, send)
 
     return Guard(app, service)
+
+
+class _PageFiles(StaticFiles):
+    """The page's own files, which a browser may keep and asks after by their tags."""
+
+    def file_response(self, *arguments: Any, **named: Any) -> Response:
+        """What answers a request for a file."""
+        response = super().file_response(*arguments, **named)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 def _routes() -> list[BaseRoute]:

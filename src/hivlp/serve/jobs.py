@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from hivlp.data.walk import count_pictures
 from hivlp.files.scratch import write_whole
 from hivlp.serve.errors import RequestError, not_found
-from hivlp.serve.writer import Writer, WriterDied
+from hivlp.serve.writer import Writer, WriterDied, WriterRestarted
 
 logger = logging.getLogger(__name__)
 ENDED = ("done", "failed", "cancelled")
@@ -78,6 +78,7 @@ class Jobs:
         self._changed = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._running: str | None = None
+        self._ending = False
 
     def resume(self) -> None:
         """Go on with the jobs that had not ended when the last service did."""
@@ -141,7 +142,7 @@ class Jobs:
         return job
 
     async def events(self, job: Job) -> AsyncIterator[bytes]:
-        """Server-sent events: the job now, and whenever it has come further, until it ends."""
+        """Server-sent events: the job now, and whenever it has come further, until it or the service ends."""
         told = None
         while True:
             changed = self._changed
@@ -149,12 +150,17 @@ class Jobs:
             if now != told:
                 told = now
                 yield f"data: {now}\n\n".encode()
-            if job.state in ENDED:
+            if job.state in ENDED or self._ending:
                 return
             try:
                 await asyncio.wait_for(changed.wait(), ALIVE_SECONDS)
             except TimeoutError:
                 yield b": alive\n\n"
+
+    def end_events(self) -> None:
+        """Let those go who follow a job: a service that ends would wait for them."""
+        self._ending = True
+        self._tell()
 
     async def close(self) -> None:
         """Stop working; what has not ended goes on when the service is started again."""
@@ -208,7 +214,7 @@ class Jobs:
         try:
             result = await self._writer.run(job.id, "job", {"paths": job.paths, "prune": job.prune}, follow)
         except WriterDied as error:
-            job.tries += 1
+            job.tries += not isinstance(error, WriterRestarted)
             if job.tries >= TRIES:
                 self._end(job, "failed", str(error))
             elif job.state == "running":

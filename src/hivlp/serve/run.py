@@ -77,6 +77,11 @@ class _Server(uvicorn.Server):
         with suppress(NotImplementedError, AttributeError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
 
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Answer what was asked, and end."""
+        self._guard.service.end()
+        await super().shutdown(sockets)  # type: ignore[arg-type]
+
     def _hung_up(self) -> None:
         asyncio.get_running_loop().create_task(self._guard.service.reload())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -10,18 +11,13 @@ from typing import Any
 
 from hivlp.coarse.maps import FINE
 from hivlp.encode.base import Encoder
-from hivlp.errors import QueryError
+from hivlp.errors import IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Vectors
 from hivlp.serve.settings import Settings
+from hivlp.serve.uploads import HOME, follow_uploads, uploads_of
 
-PAGES_FOLDER = "serve"
-"""Folder in an index's own where the service keeps uploads and jobs."""
-
-
-def uploads_of(index: Path) -> Path:
-    """The folder of pictures that were uploaded to an index, each in a folder of its content's name."""
-    return index / PAGES_FOLDER / "uploads"
+logger = logging.getLogger(__name__)
 
 
 class Served:
@@ -32,17 +28,18 @@ class Served:
         index: that is open now.
         home: folder for uploads and jobs.
         roots: folders below which originals may be shown and pictures may be indexed by their paths.
-        read_only: whether requests may change nothing.
         seconds: that a request may take.
         told_fields: what was told of the fields of the last commit, and which that was.
     """
 
     def __init__(self, name: str, index: Index, settings: Settings) -> None:
-        """An index that is open."""
+        """An index that is open; one that is to be served read-only is opened so in its place, if it was not."""
         self.name, self.index = name, index
-        self.home = index.path / PAGES_FOLDER
+        if settings.read_only and not index.store.read_only:
+            self.index = Index.open(index.path, index.model, read_only=True)
+            index.close()
+        self.home = index.path / HOME
         self.roots = tuple(Path(os.path.realpath(root)) for root in (*settings.roots, *settings.watch, self.uploads))
-        self.read_only = settings.read_only
         self._lock = threading.Lock()
         self._counted: tuple[Index, bytes, int] | None = None
         self.seconds = settings.seconds
@@ -56,7 +53,7 @@ class Served:
     @property
     def writable(self) -> bool:
         """Whether items may be added and removed."""
-        return not self.read_only and os.access(self.index.path, os.W_OK)
+        return not self.index.store.read_only and os.access(self.index.path, os.W_OK)
 
     @property
     def has_model(self) -> bool:
@@ -78,6 +75,15 @@ class Served:
                     index.attach(index.model_source)
         assert index.model is not None
         return index.model
+
+    def follow_uploads(self) -> None:
+        """Give uploaded pictures their paths of now, where the index folder was renamed and may be written."""
+        if self.writable:
+            try:
+                if moved := follow_uploads(self.index):
+                    logger.warning("%s was renamed: %d uploads have their new paths", self.index.path, moved)
+            except IndexFolderError as error:  # another process writes it: the next start does
+                logger.warning("%s: its uploads were not looked at: %s", self.name, error)
 
     def text_vectors(self, texts: list[str]) -> list[Mapping[str, Vectors]]:
         """The vectors of texts as :meth:`hivlp.index.Index.search` takes them, encoded as one batch."""
@@ -114,11 +120,11 @@ class Served:
             IndexFolderError: if there is no index, or it is damaged; the one that is open stays.
         """
         before = self.index
-        model = before.model
+        model, read_only = before.model, before.store.read_only
         try:
-            after = Index.open(before.path, model)
+            after = Index.open(before.path, model, read_only=read_only)
         except Exception:
-            after = Index.open(before.path)
+            after = Index.open(before.path, read_only=read_only)
         self.index = after
         return before
 

@@ -150,6 +150,7 @@ class Service:
         """Load the models and the last commits, so that the first search does not wait for them."""
         for served in self.indexes.values():
             try:
+                served.follow_uploads()
                 if served.has_model:
                     served.text_vectors(["a photo"])
                 served.count()
@@ -166,7 +167,17 @@ class Service:
             except Exception as error:
                 logger.error("%s stays as it was: %s", served.name, error)
                 continue
+            await asyncio.to_thread(served.follow_uploads)
+            writer = self._writers.get(served.name)
+            if writer is not None and not before.store.in_place:
+                await writer.restart()
             asyncio.get_running_loop().call_later(2 * self.settings.seconds, before.close)
+
+    def end(self) -> None:
+        """Take no part any more: not ready for requests, and no progress told to those who wait for the next of it."""
+        self.ready = False
+        for jobs in self._jobs.values():
+            jobs.end_events()
 
     async def close(self) -> None:
         """Let go of everything."""

@@ -23,7 +23,7 @@ import numpy as np
 from hivlp.data.vectors.given import given_vectors
 from hivlp.errors import DataError, HivlpError
 from hivlp.index import AddReport, Index, watch
-from hivlp.serve.served import uploads_of
+from hivlp.serve.uploads import uploads_of
 from hivlp.serve.vectors import numbers
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,8 @@ from hivlp.serve.replies import encoded_json
 LINE_BYTES = 64 << 20
 """Of an answer: a report of many failures is long."""
 RETRY_SECONDS = 1.0
+REVIVE_SECONDS = 10.0
+"""Seconds after which a process that watches folders is started anew when it has died."""
 TRIES = 20
 """Times that a change is tried while another process writes the index."""
 
@@ -29,6 +31,10 @@ class WriterDied(RequestError):
 
     def __init__(self) -> None:
         super().__init__(HTTPStatus.INTERNAL_SERVER_ERROR, "writer_died", "the process that writes the index has died")
+
+
+class WriterRestarted(WriterDied):
+    """The writing process was ended to open another folder; what it was doing is to be done there."""
 
 
 class Writer:
@@ -47,6 +53,7 @@ class Writer:
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._followers: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._starting = asyncio.Lock()
+        self._closing = self._restarting = False
 
     async def change(self, do: str, **details: Any) -> dict[str, Any]:
         """What a short change results in, as ``hivlp index --json`` and its kin print it.
@@ -57,12 +64,15 @@ class Writer:
             WriterDied: if the process dies of it.
         """
         for _ in range(TRIES):
-            result = await self.run(uuid.uuid4().hex, do, details)
-            error = result.get("error", "")
-            if "is being written" not in error:
+            try:
+                result = await self.run(uuid.uuid4().hex, do, details)
+            except WriterRestarted:
+                result = {"error": "another index is being put into the place of this one"}
+                continue
+            if "is being written" not in result.get("error", ""):
                 break
             await asyncio.sleep(RETRY_SECONDS)
-        if error:
+        if error := result.get("error"):
             raise (IndexFolderError if "is being written" in error else QueryError)(error)
         return result
 
@@ -105,6 +115,7 @@ class Writer:
 
     async def close(self) -> None:
         """End it; a job goes on from its last commit when the service is started again."""
+        self._closing = True
         if self._process is None:
             return
         with suppress(ProcessLookupError):
@@ -112,6 +123,14 @@ class Writer:
         await self._process.wait()
         if self._reading is not None:
             await self._reading
+
+    async def restart(self) -> None:
+        """End it and let it open the folder anew, as after another index was put into its place."""
+        self._restarting = True
+        await self.close()
+        self._closing = self._restarting = False
+        if self._watched:
+            await self.start()
 
     async def _say(self, command: dict[str, Any]) -> None:
         await self.start()
@@ -130,7 +149,13 @@ class Writer:
             await process.wait()
             for answer in self._answers.values():
                 if not answer.done():
-                    answer.set_exception(WriterDied())
+                    answer.set_exception(WriterRestarted() if self._restarting else WriterDied())
+            if self._watched and not self._closing:  # nobody else would ask for it
+                asyncio.get_running_loop().call_later(REVIVE_SECONDS, self._revive)
+
+    def _revive(self) -> None:
+        if not self._closing:
+            self._reviving = asyncio.create_task(self.start())
 
     def _take(self, message: dict[str, Any]) -> None:
         if "result" not in message:

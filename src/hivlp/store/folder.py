@@ -45,15 +45,20 @@ class Store:
         about: what the index was made with.
         levels: coarse to fine.
         paths: how the catalog spells paths.
+        read_only: whether every write is refused.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open an existing folder.
+
+        Args:
+            path: of the folder.
+            read_only: refuse every write, as on a medium that cannot be written.
 
         Raises:
             IndexFolderError: if it is not an index, is damaged, or of another format.
         """
-        self.path = path.absolute()
+        self.path, self.read_only = path.absolute(), read_only
         file = self.path / FILE
         try:
             if not file.is_file():
@@ -92,6 +97,15 @@ class Store:
         """Let go of the files."""
         self._connections.close()
         self._views.clear()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the folder is the one that was opened, not another one that was put into its place."""
+        try:
+            self._connections.check_place()
+        except IndexFolderError:
+            return False
+        return True
 
     def changes(self) -> bytes:
         """Change counter of the catalog: another one after a commit, whoever made it; read without a lock.
@@ -146,6 +160,15 @@ class Store:
             kind = IndexFolderError if passing(error) else DamagedIndexError
             raise kind(f"{self.path / FILE} cannot be read: {error}") from error
 
+    def check_writable(self) -> None:
+        """Check that this store was not opened read-only.
+
+        Raises:
+            IndexFolderError: if it was.
+        """
+        if self.read_only:
+            raise IndexFolderError(f"{self.path} was opened read-only: it cannot be written")
+
     @contextmanager
     def writer(self, *, wait: bool = True) -> Iterator[None]:
         """Be the only writer: other threads wait, other processes are refused; nests in one thread.
@@ -154,9 +177,10 @@ class Store:
             wait: for another thread that is writing; otherwise this one is refused, too.
 
         Raises:
-            IndexFolderError: if another process is writing, or the folder cannot be written.
+            IndexFolderError: if another process is writing, or the folder cannot be written or was opened read-only.
         """
         self._connections.check()
+        self.check_writable()
         if not self._turn.acquire(blocking=wait):
             raise BusyIndexError(f"{self.path} is being written by another thread")
         try:

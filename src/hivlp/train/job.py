@@ -28,7 +28,7 @@ from hivlp.train.distillation.self_distillation import distil
 from hivlp.train.inputs.batch import Batches, Reads, steps_of_epoch
 from hivlp.train.inputs.corpus import CorpusBatches, Inputs
 from hivlp.train.inputs.features import build_corpus, frozen_image_features, token_features
-from hivlp.train.inputs.held_out import rows_apart
+from hivlp.train.inputs.held_out import HeldOut, rows_apart
 from hivlp.train.inputs.stream import StreamBatches
 from hivlp.train.log import MetricLog, draw_curves
 from hivlp.train.pretext import Matching, TrainingModel
@@ -94,6 +94,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
     # Model and data. What is kept in the run's folder is made by the first process and read by the others.
     apart = broadcast_object_list([rows_apart(recipe, pairs) if main else None])[0]
     pairs = [pairs[row] for row in apart]
+    held_out = HeldOut.of(recipe) if recipe.stream is not None else None
     frozen = recipe.optim.tower_lr == 0
     with accelerator.main_process_first():
         model, tokenizer, tokenizer_file = build_model(recipe, run)
@@ -108,7 +109,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
                 inputs.texts = token_features(model, corpus.ids, corpus.mask)
             reader: Batches = CorpusBatches(recipe, inputs, accelerator)
         else:
-            reader = StreamBatches(recipe, tokenizer_file, accelerator, run)
+            reader = StreamBatches(recipe, tokenizer_file, accelerator, run, held_out)
     if broadcast_object_list([reader.contents.digest])[0] != reader.contents.digest:
         raise RecipeError(f"process {accelerator.process_index} reads other pictures or captions than the first one")
     if recipe.init.warm_start:
@@ -118,6 +119,8 @@ def _train(recipe: Recipe, out: Path, resume: bool, groups: list[Any]) -> TrainR
     data: dict[str, Reads] = {"training": reader.contents}
     if validation is not None:
         data["validation"] = validation.contents
+    if held_out is not None and main:
+        data["held-out"] = held_out.contents
     origin = Origin(recipe.settings(), weights, content_hash(tokenizer_file.read_bytes()), data)
 
     # Optimise.

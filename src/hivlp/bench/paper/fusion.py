@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hivlp.bench.paper.systems import CANDIDATES, METER, UNITER
+from hivlp.bench.paper.systems import ALBEF, CANDIDATES, LEAST_SAVED, METER, UNITER
 from hivlp.bench.paper.towers import CAPTIONS, Published, flops
 from hivlp.bench.report import median_ms, milliseconds
 
@@ -27,8 +27,11 @@ def pair_times(systems: Published) -> dict[str, tuple[float, int, float]]:
     return found
 
 
-def reranking(systems: Published, pictures: int = 1) -> dict[str, float]:
+def reranking(systems: Published, pictures: int = 1) -> dict[str, Any]:
     """Milliseconds of re-ranking :data:`CANDIDATES` for one text by ALBEF, with and without their tokens at hand.
+
+    With tokens at hand ALBEF is the fastest of the fusion models that see pixels: a pair passes six layers, where BLIP
+    has twelve, METER and BridgeTower twice six, and ViLT, which keeps patches alone, twelve over all patches.
 
     Args:
         systems: published ones.
@@ -48,5 +51,8 @@ def reranking(systems: Published, pictures: int = 1) -> dict[str, float]:
     kept = milliseconds(lambda: fuse(CANDIDATES))
     without = kept + CANDIDATES * encode
     systems.drop()
-    return {"candidates": CANDIDATES, "pictures": pictures, "without_ms": round(without, 1), "kept_ms": round(kept, 1),
-            "ratio": round(without / kept, 2), "item_bytes": 2 * seen.shape[1] * seen.shape[2]}  # fmt: skip
+    return {
+        "model": ALBEF, "candidates": CANDIDATES, "aim": LEAST_SAVED, "pictures": pictures,
+        "without_ms": round(without, 1), "kept_ms": round(kept, 1), "ratio": round(without / kept, 2),
+        "item_bytes": 2 * seen.shape[1] * seen.shape[2],
+    }  # fmt: skip

@@ -60,7 +60,7 @@ class PaperReport(Report):
         ratio_lightningdot: system -> pool -> how many times LightningDOT's, for the :data:`BEST` items.
         ratio_lightningdot_ten: likewise for the :data:`FEW` best.
         published: speed-ups as published.
-        reranking: what kept picture tokens save a re-ranking of :data:`CANDIDATES` by ALBEF.
+        reranking: what kept picture tokens save a re-ranking of :data:`CANDIDATES` by the fastest fusion model.
         left_out: pools that there was no time for.
         flat: library of the exhaustive searches.
         int8: how the int8 graph's vectors agree with float32; see :func:`hivlp.bench.paper.encoding.agreement`.
@@ -72,7 +72,7 @@ class PaperReport(Report):
     ratio_lightningdot: dict[str, dict[str, float]]
     ratio_lightningdot_ten: dict[str, dict[str, float]]
     published: dict[str, Any]
-    reranking: dict[str, float]
+    reranking: dict[str, Any]
     left_out: list[int]
     flat: str
     int8: dict[str, float]
@@ -99,9 +99,11 @@ class PaperReport(Report):
         over_uniter, over_dot = (self.published[f"hivlp_over_{name}"] for name in ("uniter", "lightningdot"))
         lines.append(f"published over UNITER: {over_uniter}; over LightningDOT: {over_dot}")
         again = self.reranking
-        lines.append(f"re-ranking {CANDIDATES} candidates by ALBEF: {again['without_ms']:.0f} ms (scaled from "
-                     f"{again['pictures']:.0f} pictures), {again['kept_ms']:.0f} ms with kept tokens: "
-                     f"{again['ratio']:.1f} times faster")  # fmt: skip
+        lines.append(
+            f"re-ranking {CANDIDATES} candidates by {again['model']}: {again['without_ms']:.0f} ms (scaled from "
+            f"{again['pictures']} pictures), {again['kept_ms']:.0f} ms with kept tokens: {again['ratio']:.1f} times "
+            f"faster, and aimed at: {again['aim']:g}"
+        )
         if self.left_out:
             pools = ", ".join(map(str, self.left_out))
             lines.append(f"no time for pools of {pools}: what was built is kept, so run it again")

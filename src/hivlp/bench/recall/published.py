@@ -57,22 +57,22 @@ _PAIRS, _DUAL = "fine-tuned, every pair", "fine-tuned, dual encoder"
 _DOT, _UNITER, _METER, _VILT = (
     "README of intersun/LightningDOT",
     "UNITER's paper (ECCV 2020)",
-    "README of zdou0830/METER",
+    "METER's paper (CVPR 2022)",
     "EVAL.md of dandelin/ViLT",
 )
 _HIVLP = "HiVLP, arXiv 2205.12105"
 PUBLISHED = (
     PublishedRow("flickr30k", "HiVLP", _DUAL, None, 93.1, _HIVLP, HIVLP_NOTE),
-    _row("flickr30k", "LightningDOT", _DUAL, "83.9/97.2/98.6", "69.9/91.1/95.2", _DOT),
-    _row("flickr30k", "LightningDOT", "zero-shot, dual encoder", "68.2/89.1/94.0", "53.3/80.6/88.0", _DOT),
+    _row("flickr30k", "LightningDOT", _DUAL, "83.9/97.2/98.6", "69.9/91.1/95.18", _DOT),
+    _row("flickr30k", "LightningDOT", "zero-shot, dual encoder", "68.2/89.1/94.0", "53.32/80.58/88.04", _DOT),
     _row("flickr30k", "UNITER large", _PAIRS, "87.3/98.0/99.2", "75.6/94.1/96.8", _UNITER, UNITER_NOTE),
     _row("flickr30k", "METER CLIP-B/16", _PAIRS, "94.3/99.6/99.9", "82.2/96.3/98.4", _METER, METER_NOTE),
-    _row("flickr30k", "ViLT", _PAIRS, "83.6/96.8/98.6", "64.5/88.9/93.9", _VILT, METER_NOTE),
+    _row("flickr30k", "ViLT", _PAIRS, "83.6/96.8/98.6", "64.54/88.86/93.92", _VILT, METER_NOTE),
     PublishedRow("coco", "HiVLP", _DUAL, None, 78.4, _HIVLP, HIVLP_NOTE),
-    _row("coco", "LightningDOT", _DUAL, "60.0/85.2/91.7", "45.8/74.5/83.8", _DOT),
+    _row("coco", "LightningDOT", _DUAL, "60.04/85.16/91.72", "45.77/74.53/83.79", _DOT),
     _row("coco", "UNITER large", _PAIRS, "65.7/88.6/93.8", "52.9/79.9/88.0", _UNITER, UNITER_NOTE),
     _row("coco", "METER CLIP-B/16", _PAIRS, "76.16/93.16/96.82", "57.08/82.66/90.07", _METER, METER_NOTE),
-    _row("coco", "ViLT", _PAIRS, "61.6/86.3/92.7", "43.0/72.8/83.1", _VILT, METER_NOTE),
+    _row("coco", "ViLT", _PAIRS, "61.62/86.32/92.7", "42.99/72.84/83.07", _VILT, METER_NOTE),
 )  # fmt: skip
 """Rows that were read in the sources that they name."""
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hivlp.data.pairs import SPLITS, Pair
-from hivlp.data.readers.karpathy import images_of, is_file, picture_of
+from hivlp.data.readers.karpathy import images_of, is_file, misfit, picture_of
 from hivlp.errors import DataError
-from hivlp.files.reading import one_line, printable
+from hivlp.files.reading import printable
 
 logger = logging.getLogger(__name__)
 _KEYS = frozenset({"images", "filename", "filepath", "split", "sentences", "raw", "sentid", "imgid", "cocoid"})
@@ -160,7 +160,7 @@ def read_benchmark(name: str, root: Path, split: str = "test") -> RetrievalSet:
     if not total:
         raise DataError(f"{printable(path)} has no pictures of the split {split}")
     if not kept:
-        raise benchmark.missing(root, f"picture of the split {split} in {benchmark.folders[0]}")
+        raise benchmark.missing(root, f"picture of the split {split}")
     pairs, pictures, sentences, numbers = zip(*kept, strict=True)
     if absent:
         logger.warning(
@@ -174,7 +174,7 @@ def _captions(entry: Any, where: str) -> tuple[tuple[str, ...], tuple[int, ...]]
     try:
         texts = [" ".join(sentence["raw"].split()) for sentence in entry["sentences"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not in Karpathy's layout: {one_line(repr(error))}") from error
+        raise misfit(where, error) from error
     ids = [_number(sentence, ("sentid",), -1, where) for sentence in entry["sentences"]]
     there = [(text, number) for text, number in zip(texts, ids, strict=True) if text]
     known = all(number >= 0 for _, number in there)

@@ -10,7 +10,7 @@ from hivlp.data.pairs import Pair, Pairs, split_named, split_of_name, within
 from hivlp.data.readers.skips import Skips
 from hivlp.data.readers.values import captions_of
 from hivlp.errors import DataError
-from hivlp.files.reading import one_line, parse_json_value, printable, read_text
+from hivlp.files.reading import parse_json_value, printable, read_text
 
 # COCO's file is mostly token lists; dropping them while parsing keeps memory to a fraction.
 _KEYS = frozenset({"images", "filename", "filepath", "split", "sentences", "raw"})
@@ -90,8 +90,20 @@ def _of_coco(data: dict[str, Any], path: Path) -> list[dict[str, Any]]:
             where = f"{printable(path)}, annotation {number}"
             found[annotation["image_id"]]["sentences"].append({"raw": annotation["caption"]})
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: not in COCO's layout: {one_line(repr(error))}") from error
+        raise misfit(where, error, "COCO's") from error
     return list(found.values())
+
+
+def misfit(where: str, error: Exception, layout: str = "Karpathy's") -> DataError:
+    """The error for an entry of another layout: what it lacks, or that a value is of another type.
+
+    Args:
+        where: file and entry.
+        error: that reading the entry raised.
+        layout: whose it should have.
+    """
+    what = f"there is no {error.args[0]!r:.60}" if isinstance(error, KeyError) else "a value is of another type"
+    return DataError(f"{where}: not in {layout} layout: {what}")
 
 
 def is_file(path: Path) -> bool:
@@ -108,7 +120,7 @@ def _pair(entry: Any, roots: list[Path], where: str) -> tuple[Pair, list[Path]]:
     try:
         captions = captions_of([sentence["raw"] for sentence in entry["sentences"]], where)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: not in Karpathy's layout: {one_line(repr(error))}") from error
+        raise misfit(where, error) from error
     return Pair(name, candidates[0], captions, split), candidates
 
 
@@ -126,7 +138,7 @@ def picture_of(entry: Any, roots: Sequence[Path], where: str) -> tuple[str, str,
     try:
         name, folder, split = entry["filename"], entry.get("filepath", ""), split_named(entry["split"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not in Karpathy's layout: {one_line(repr(error))}") from error
+        raise misfit(where, error) from error
     if not isinstance(name, str) or not isinstance(folder, str):
         raise DataError(f"{where}: filename and filepath must be text")
     if split is None:

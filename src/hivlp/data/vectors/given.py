@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hivlp.data.json_values import as_json, is_missing
 from hivlp.data.readers.arrow import arrow_errors
 from hivlp.data.vectors.files import CHUNK, COLUMN, Chunk, Raw, Told, is_vector, matrix, tell
 from hivlp.data.vectors.source import EmbeddingSource
@@ -90,8 +91,8 @@ def given_vectors(
         if not isinstance(known, Mapping):
             raise DataError(f"metadata {row} is no mapping, but {type(known).__name__}")
     known_rows = [
-        Told(name, text, {str(key): _plain(value) for key, value in known.items()})
-        for name, text, known in zip(names, words, facts, strict=True)
+        Told(name, text, _told(known, f"metadata {row}"))
+        for row, (name, text, known) in enumerate(zip(names, words, facts, strict=True))
     ]
     return EmbeddingSource([GivenVectors(array, known_rows, refused)])
 
@@ -140,6 +141,7 @@ def _arrow(given: Any) -> Any:
 def _matrix(given: Any) -> Raw:
     if hasattr(given, "detach"):  # a tensor, perhaps with a gradient or on a GPU
         given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given  # numpy has no bfloat16
     try:
         array = np.asarray(given)
         if array.dtype.kind in "iu":
@@ -182,7 +184,10 @@ def _metadata(given: Any, count: int) -> list[Any]:
     return _listed("metadata", given, count)
 
 
-def _plain(value: Any) -> Any:
-    """A scalar of numpy as Python's own; dates as text."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return value.isoformat() if hasattr(value, "isoformat") else value
+def _told(metadata: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Metadata of a row as JSON holds them, without those that are missing; dates as text."""
+    return {
+        str(key): as_json(value.isoformat() if hasattr(value, "isoformat") else value, f"{where}: {key}")
+        for key, given in metadata.items()
+        if not is_missing(value := given.item() if isinstance(given, np.generic) else given)
+    }

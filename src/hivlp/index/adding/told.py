@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
+from hivlp.data.json_values import as_json, is_missing
 from hivlp.errors import DataError
 from hivlp.store.names import at_home, composed, stored_path
 
@@ -46,7 +44,7 @@ def told_captions(captions: Any) -> Told[str]:
     """
     given = {}
     for path, caption in _by_path("captions", captions):
-        if not _is_missing(caption):
+        if not is_missing(caption):
             if not isinstance(caption, str):
                 raise DataError(f"the caption of {path} is no text, but {type(caption).__name__} {caption!r:.40}")
             given[path] = str(caption)
@@ -61,10 +59,10 @@ def told_metadata(metadata: Any) -> Told[dict[str, Any]]:
     """
     given = {}
     for path, values in _by_path("metadata", metadata):
-        if not _is_missing(values):
+        if not is_missing(values):
             if not hasattr(values, "items"):
                 raise DataError(f"metadata of {path} must be a JSON object (a dict), not {type(values).__name__}")
-            given[path] = _as_json(values, f"metadata of {path}", 0)
+            given[path] = as_json(values, f"metadata of {path}")
     return Told(given)
 
 
@@ -77,42 +75,3 @@ def _by_path(what: str, given: Any) -> Iterator[tuple[Path | str, Any]]:
         if not isinstance(path, (str, os.PathLike)):
             raise DataError(f"{what} must map paths: {path!r:.40} is none")
         yield Path(path), value
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether it is None, a NaN, pandas' NA or NaT."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
-
-
-def _as_json(value: Any, where: str, depth: int) -> Any:
-    """What JSON makes of a value; numpy's are Python's."""
-    if isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "biufUO":
-        value = value.tolist()
-    if value is None:
-        return None
-    if depth > 100:
-        raise DataError(f"{where} is nested too deeply")
-    match value:
-        case bool():
-            return value
-        case str():
-            return str(value)
-        case int():
-            return int(value)
-        case float():
-            if not math.isfinite(value):
-                raise DataError(f"{where} is {value}, which JSON has no number for: give None, or leave it out")
-            return float(value)
-        case list() | tuple():
-            return [_as_json(each, f"{where}[{place}]", depth + 1) for place, each in enumerate(value)]
-    if hasattr(value, "items"):
-        return {_key(name, where): _as_json(each, f"{where}: {name}", depth + 1) for name, each in value.items()}
-    raise DataError(f"{where} must be JSON, not {type(value).__name__} {value!r:.40}")
-
-
-def _key(name: Any, where: str) -> str:
-    if isinstance(name, (str, int, np.integer)) and not isinstance(name, bool):
-        return str(name)
-    raise DataError(f"{where}: a key must be a text, not {name!r:.40}")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from PIL import Image
+from tqdm import tqdm
+
+from hivlp.data.contents import Contents
 from hivlp.data.load import family_of, load_pairs
 from hivlp.data.pairs import Pair, Pairs
-from hivlp.data.same_picture import looks_of, nearest, same_as
-from hivlp.errors import RecipeError
+from hivlp.data.same_picture import BLOCK, KnownPictures, Looks, joined, looks_of, nearest, same_as
+from hivlp.errors import PictureError, RecipeError
 from hivlp.train.recipe.schema import Recipe, split_of
 
 logger = logging.getLogger(__name__)
@@ -34,21 +39,8 @@ def rows_apart(recipe: Recipe, visited: Sequence[tuple[Pair, int]]) -> list[int]
     """
     pairs = [pair for pair, _ in visited]
     everything = range(len(pairs))
-    sets = [source for source in dict.fromkeys((recipe.validation, recipe.test)) if source is not None]
-    trained = [source.source for source in recipe.train]
-    families = {_family(source) for source in (*trained, *sets)}
-    if not visited or not sets or (len(families) == 1 and "" not in families):
-        return list(everything)
-    held_out: dict[str, Pairs] = {}
-    for source in sets:
-        found = load_pairs(*split_of(source))
-        if split_of(source)[0] not in trained or any(pair.split != "train" for pair in found):
-            held_out[source] = found
-    looks = {source: looks_of(found) for source, found in held_out.items()}
-    if len(looks) == len(sets) == 2:
-        validation, test = looks.values()
-        if shared := int((nearest(validation, test, colours=True) >= 0).sum()):
-            logger.warning("%d of %d validation pictures are test pictures too", shared, len(validation))
+    held_out = _sets(recipe, [source.source for source in recipe.train]) if visited else {}
+    looks = _looks(recipe, held_out)
     copies: dict[int, str] = {}
     for source, found in held_out.items():
         same = same_as(pairs, looks[source], colours=True).tolist()
@@ -69,6 +61,85 @@ def rows_apart(recipe: Recipe, visited: Sequence[tuple[Pair, int]]) -> list[int]
             len(copies), len(pairs), some, ", ..." if len(copies) > _NAMED else "",
         )  # fmt: skip
     return [row for row in everything if row not in copies]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pictures of a recipe's validation and test sets, which pairs of a stream may not show.
+
+    They are compared as by :func:`rows_apart`, but each when it comes. That takes half as much time again as to prepare
+    it, and 17 KB of memory for each picture that is held out.
+
+    Attributes:
+        known: the pictures.
+        pairs: theirs.
+        sources: of which set each is.
+    """
+
+    known: KnownPictures
+    pairs: Sequence[Pair]
+    sources: Sequence[str]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> HeldOut | None:
+        """Those of a recipe with a stream; None if there are none, or they are meant to be trained on.
+
+        Raises:
+            DataError: if a set cannot be read.
+        """
+        assert recipe.stream is not None
+        sets = _sets(recipe, [source.source for source in recipe.stream.sources])
+        looks = list(_looks(recipe, sets).values())
+        if not looks:
+            return None
+        return cls(
+            KnownPictures(joined(looks)),
+            [pair for found in sets.values() for pair in found],
+            [source for source, found in sets.items() for _ in found],
+        )
+
+    def check(self, image: Image.Image) -> None:
+        """Raise if a picture shows one that is held out.
+
+        Raises:
+            PictureError: naming that.
+        """
+        number = self.known.find(image)
+        if number >= 0:
+            raise PictureError(f"is {self.pairs[number].id} of {self.sources[number]}, which is not to be trained on")
+
+    @property
+    def contents(self) -> Contents:
+        """Of all of it, read anew: what is passed over depends on it."""
+        return Contents.read(self.pairs)
+
+
+def _sets(recipe: Recipe, trained: Sequence[str]) -> dict[str, Pairs]:
+    """The validation and test sets that are held out of these sources, by name."""
+    sets = [source for source in dict.fromkeys((recipe.validation, recipe.test)) if source is not None]
+    families = {_family(source) for source in (*trained, *sets)}
+    if len(families) == 1 and "" not in families:
+        return {}
+    held_out: dict[str, Pairs] = {}
+    for source in sets:
+        found = load_pairs(*split_of(source))
+        if split_of(source)[0] not in trained or any(pair.split != "train" for pair in found):
+            held_out[source] = found
+    return held_out
+
+
+def _looks(recipe: Recipe, held_out: Mapping[str, Pairs]) -> dict[str, Looks]:
+    """Looks of each set; pictures that validation and test share are counted in the log."""
+    looks = {}
+    for source, found in held_out.items():
+        starts = range(0, len(found), BLOCK)
+        bar = tqdm(starts, f"look at {source}", unit_scale=BLOCK, unit="", delay=2, disable=None)
+        looks[source] = joined([looks_of(found[start : start + BLOCK]) for start in bar])
+    if recipe.validation in looks and recipe.test in looks and recipe.validation != recipe.test:
+        validation, test = looks.values()
+        if shared := int((nearest(validation, test, colours=True) >= 0).sum()):
+            logger.warning("%d of %d validation pictures are test pictures too", shared, len(validation))
+    return looks
 
 
 def _family(source: str) -> str:

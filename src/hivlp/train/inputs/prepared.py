@@ -14,6 +14,7 @@ from hivlp.data.pictures import decode, prepare
 from hivlp.data.texts import LONGEST
 from hivlp.errors import PictureError
 from hivlp.train.inputs.augment import bare, caption_variants, master_side, plain_view, random_view
+from hivlp.train.inputs.held_out import HeldOut
 from hivlp.train.recipe.schema import Augment
 
 _VIEW = 4  # what the seed is used for, beside the uses in hivlp.train.inputs.corpus and hivlp.data.streams.lane
@@ -45,12 +46,14 @@ class Preparation:
         augment: random views and caption variants.
         seed: of the recipe.
         smallest: pixels of a picture's shorter side, at least.
+        held_out: pictures that may not be shown; None for none.
     """
 
     picture: PictureConfig
     augment: Augment
     seed: int
     smallest: int = 1
+    held_out: HeldOut | None = None
 
     def __call__(self, pair: Pair, numbers: NDArray[np.int64]) -> Prepared:
         """A random view of the picture and a random variant of a caption.
@@ -60,7 +63,7 @@ class Preparation:
             numbers: from :meth:`hivlp.data.streams.lane.Lane.take`.
 
         Raises:
-            PictureError: if the picture cannot be decoded, or is too small.
+            PictureError: if the picture cannot be decoded, is too small, or is held out.
         """
         master = self.master(pair)
         rng = np.random.default_rng([self.seed, _VIEW, *numbers.tolist()])
@@ -89,6 +92,8 @@ class Preparation:
         image = decode(pair.read(), target=config.size)
         if min(image.size) < self.smallest:
             raise PictureError(f"has {image.width} x {image.height} pixels, less than stream.smallest: {self.smallest}")
+        if self.held_out is not None:
+            self.held_out.check(image)
         return prepare(image, config)
 
 

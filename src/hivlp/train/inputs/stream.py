@@ -36,6 +36,7 @@ from hivlp.data.texts import TextTokenizer
 from hivlp.errors import DataError, HivlpError, PictureError, RecipeError
 from hivlp.objective import gather
 from hivlp.train.inputs.batch import Batch, seed_of, workers_of
+from hivlp.train.inputs.held_out import HeldOut
 from hivlp.train.inputs.prepared import Preparation
 from hivlp.train.log import step_of
 from hivlp.train.pretext import Masked, MaskedLanguage
@@ -143,7 +144,9 @@ class Chunks(IterableDataset[Chunk]):
 class StreamBatches:
     """Batches of a stream for one process."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Path, accelerator: Accelerator, run: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: Path, accelerator: Accelerator, run: Path, held_out: HeldOut | None = None
+    ) -> None:
         """Find the shards; nothing is read of them yet.
 
         Args:
@@ -151,6 +154,7 @@ class StreamBatches:
             tokenizer: file of the model's tokenizer.
             accelerator: processes.
             run: the run's folder.
+            held_out: pictures that are passed over.
 
         Raises:
             RecipeError: naming the source whose shards are missing.
@@ -173,7 +177,7 @@ class StreamBatches:
         window = max(1, self._stream.shuffle // self._stream.lanes)
         self._dealt = Dealt(sources, self._stream.lanes, window, recipe.seed, recipe.compute.patience)
         self._positions = {lane: Position.start(len(sources)) for lane in range(self._stream.lanes)}
-        self._preparation = Preparation(recipe.picture, recipe.augment, recipe.seed, self._stream.smallest)
+        self._preparation = Preparation(recipe.picture, recipe.augment, recipe.seed, self._stream.smallest, held_out)
 
     @property
     def epoch(self) -> int:

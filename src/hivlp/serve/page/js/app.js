@@ -37,7 +37,7 @@ async function search({ since = performance.now(), top = 0 } = {}) {
     if (own.signal.aborted) return;
     app.answer = answer;
     app.since = since;
-    const total = isSearch(app.asked) ? null : answer.total;
+    const total = withDates() ? answer.total : null;
     $("grid").classList.toggle("dated", withDates());
     $("notice").hidden = true;
     $("grid").hidden = false;
@@ -93,7 +93,7 @@ function tell(answer) {
   const more = answer.next_offset !== null;
   const shown = grid.cut ? `; the first ${count(loaded)} are here` : "";
   if (!answer.hits.length) $("status").textContent = "";
-  else if (!searched) $("status").textContent = pictures(answer.total ?? loaded) + shown;
+  else if (withDates() && answer.total !== null) $("status").textContent = pictures(answer.total) + shown;
   else $("status").textContent = more ? "Best first" : pictures(loaded);
   const total = answer.timings_ms?.total;
   $("corner").hidden = total === undefined || app.asked.view === "map";

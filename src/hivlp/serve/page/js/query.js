@@ -88,6 +88,7 @@ export function requestOf(asked, declared, more) {
   else if (terms.length) request.query = terms;
   const order = asked.order === "relevance" && !terms.length ? "newest" : asked.order;
   if (order !== "relevance") request.order = order;
+  if (order !== "relevance" && terms.length) request.cut = true; // what is by date is what matches, not all there is
   const conditions = [];
   const params = [];
   for (const [name, { values, min, max }] of Object.entries(asked.where)) {
