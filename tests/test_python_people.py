@@ -147,7 +147,11 @@ def test_what_is_missing_in_metadata_breaks_no_condition(vectors):
             assert len(index.search(vector=vectors[0], where="metadata ->> 'a' >= 2", k=99)) == len(vectors) - 5
 
 
-@pytest.mark.parametrize("value", [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()],
+    ids=["set", "bytes", "complex", "inf", "nan", "any"],
+)
 def test_what_json_cannot_hold_is_named(vectors, value):
     with pytest.raises(DataError, match=r"^metadata 0: a"):
         Index.from_vectors(vectors, metadata=[{"a": value}] * len(vectors))
