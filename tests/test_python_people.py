@@ -147,7 +147,11 @@ def test_what_is_missing_in_metadata_breaks_no_condition(vectors):
             assert len(index.search(vector=vectors[0], where="metadata ->> 'a' >= 2", k=99)) == len(vectors) - 5
 
 
-@pytest.mark.parametrize("value", [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, b"x", 1j, math.inf, {"b": math.nan}, object()],
+    ids=["set", "bytes", "complex", "inf", "nan", "any"],
+)
 def test_what_json_cannot_hold_is_named(vectors, value):
     with pytest.raises(DataError, match=r"^metadata 0: a"):
         Index.from_vectors(vectors, metadata=[{"a": value}] * len(vectors))
@@ -248,6 +252,11 @@ def test_a_notebook_shows_pictures_and_no_markup_of_others(index, pictures):
     assert re.fullmatch(r"<Index '.*x': 30 items, fake, coarse 16, fine 64>", repr(index))
     index.close()
     assert "closed" in repr(index)
+
+
+def test_a_notebook_shows_that_an_index_is_closed(index):
+    index.close()
+    assert "closed" in index._repr_html_()
 
 
 def test_a_name_of_an_item_is_escaped_in_a_notebook(vectors):

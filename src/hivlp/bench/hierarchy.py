@@ -1,7 +1,7 @@
 """The ablation of the hierarchy: towers and levels from random weights, on hard rendered scenes.
 
-Two levels against one, an early coarse level against a late one, distillation against none, and a coarse level whose
-loss trains the towers against one that leaves them alone; equal towers, data, steps and seeds.
+Two levels against one, a coarse level whose loss trains the towers against one that leaves them alone, an early one
+against a late one, and distillation against none; equal towers, data, steps and seeds.
 """
 
 from __future__ import annotations
@@ -38,14 +38,18 @@ COLUMNS = (*LEVELS, "text_to_image", "image_to_text", "kept")
 
 
 def recipes(scenes: int, epochs: int) -> dict[str, Recipe]:
-    """Runs by name: ours, and others that differ from it in one thing."""
+    """Runs by name: one level; ours, whose coarse level trains the towers too; and three whose coarse level does not.
+
+    These three have the same fine level, that of one level, so that nothing but their coarse levels differs.
+    """
     ours = hard_recipe(scenes, epochs)
+    apart = replace(ours, optim=replace(ours.optim, tower_gradient={}))
     return {
         ALONE: hard_recipe(scenes, epochs, coarse=None),
         OURS: ours,
-        "late coarse level": hard_recipe(scenes, epochs, coarse=LATE),
-        "early, no distillation": replace(ours, objective=replace(ours.objective, distillation=0.0)),
-        APART: replace(ours, optim=replace(ours.optim, tower_gradient={})),
+        APART: apart,
+        "late, towers apart": replace(apart, levels=(LATE, *apart.levels[1:])),
+        "apart, no distillation": replace(apart, objective=replace(apart.objective, distillation=0.0)),
     }
 
 

@@ -18,7 +18,7 @@ from hivlp.serve.metrics import Metrics
 
 T = TypeVar("T")
 R = TypeVar("R")
-REST_SECONDS = 0.005
+REST_SECONDS = 0.01
 """Seconds that a loop which refuses may sleep."""
 
 

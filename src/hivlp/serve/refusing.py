@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
-from hivlp.serve.errors import error_body
+from hivlp.serve.errors import busy, error_body
 from hivlp.serve.guard import HEADERS
 from hivlp.serve.replies import JSON
 from hivlp.serve.service import Service
@@ -70,6 +71,13 @@ def refused(service: Service, url: bytes, headers: list[tuple[bytes, bytes]]) ->
         return None
     error = service.searches.refusal()
     service.metrics.requests.add("search", "POST", str(error.status))
+    return _answer(str(error))
+
+
+@lru_cache(8)
+def _answer(message: str) -> bytes:
+    """The whole answer of those that are told to come again."""
+    error = busy(message)
     body = error_body(error)
     told = {**HEADERS, **error.headers, "content-type": JSON, "content-length": str(len(body))}
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{name}: {told[name]}" for name in told)]

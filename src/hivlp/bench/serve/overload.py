@@ -79,9 +79,10 @@ def overload(
             run_load(service.port, requests, clients=CLIENTS, seconds=WARM)  # the first item starts the writer
             capacity = run_load(service.port, requests, clients=CLIENTS, seconds=some).throughput
             probing = pool.submit(_probe, service.port, requests, max(0.0, seconds - BEFORE))
-            before = _computed(service)
+            before, began = _computed(service), time.perf_counter()
             load = run_load(service.port, requests, rate=TIMES * capacity, clients=MANY, seconds=seconds)
-            computed = [after - start for after, start in zip(_computed(service), before, strict=True)]
+            lasted = time.perf_counter() - began  # longer than the load: the generator starts, the queue is emptied
+            shares = [(after - start) / lasted for after, start in zip(_computed(service), before, strict=True)]
         finally:
             stop.set()
         acknowledged, probes = posting.result(), probing.result()
@@ -104,8 +105,10 @@ def overload(
         "p50_ms": round(float(np.percentile(took, 50)), 2),
         "p99_ms": round(float(np.percentile(took, 99)), 2),
         "cpu": {
-            name: round(each / load.seconds, 3)
-            for name, each in zip(("service", "writer", "generator"), (*computed, load.cpu_seconds), strict=True)
+            name: round(share, 3)
+            for name, share in zip(
+                ("service", "writer", "generator"), (*shares, load.cpu_seconds / load.seconds), strict=True
+            )
         },
         "bare_us": round(1e6 * bare, 1),
         "bare_share": round(1 - (TIMES - 1) * capacity * bare, 3),

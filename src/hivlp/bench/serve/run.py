@@ -206,7 +206,7 @@ def run(size: str, model: HiVLP, services: Sequence[type[Service]] = SERVICES) -
     """Measure all services, one after another.
 
     Args:
-        size: ``small``, 10,000 words of WordNet, some minutes; ``real``, all 148,730, half an hour.
+        size: ``small``, 10,000 words of WordNet, ten minutes; ``real``, all 148,730, half an hour and more.
         model: encodes them, and texts that are searched for.
         services: that are measured, hivlp's first.
 
