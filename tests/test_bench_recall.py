@@ -100,6 +100,28 @@ def test_every_way_of_searching_has_a_row(tmp_path):
     assert pytest.approx(scores.levels["fine"].average, abs=2) == rows["approximate index"].AR
 
 
+def test_larger_collections_have_an_index_with_the_model_one_of_vectors_alone_and_one_with_queries(monkeypatch):
+    encoded, words, asked = encoded_at_random(np.random.default_rng(0), range(1_000)), np.ones((3, 4), "f4"), []
+
+    def approximate(given, words=None, *, with_queries=False):
+        asked.append((words is not None, with_queries))
+        return score(given.images, given.texts, given.owner).cascade
+
+    monkeypatch.setattr(bench, "approximate", approximate)
+    rows = {row.way: row for row in measure("d", "m", encoded, words=words)}
+    ways = ["approximate index", "approximate index, vectors alone", "approximate index, tuned with queries"]
+    assert list(rows)[-3:] == ways and asked == [(True, False), (False, False), (False, True)]
+    assert "vocabulary" in rows[ways[0]].note and "by the items" in rows[ways[1]].note
+    assert ways[0] not in [row.way for row in measure("d", "m", encoded)], "a model that does not tell its words"
+
+
+def test_the_words_of_a_model_are_those_that_its_index_is_tuned_with(monkeypatch):
+    assert bench.words_of(FakeEncoder()) is None
+    monkeypatch.setattr(FakeEncoder, "vocabulary", lambda self: ["red", "blue", "square"], raising=False)
+    words = bench.words_of(FakeEncoder())
+    assert words.shape == (6, FakeEncoder().levels[-1].dim), "words and pairs of words"
+
+
 def test_the_mean_over_folds_has_a_spread():
     def row(share, retained):
         recalls = {f"R@{cutoff}": share for cutoff in (1, 5, 10)}

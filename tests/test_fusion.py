@@ -1,6 +1,7 @@
 """Fusion models by family: scores of pairs against the published computation, and what is kept of a picture."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hivlp.systems.fusion import FAMILIES, load_reranker  # noqa: E402
 from hivlp.systems.fusion import albef as albef_family  # noqa: E402
 from hivlp.systems.fusion import blip as blip_family  # noqa: E402
 from hivlp.systems.fusion.kept import KeptTokens  # noqa: E402
+from hivlp.systems.fusion.texts import Tokens  # noqa: E402
 from hivlp.systems.fusion.uniter import region_names  # noqa: E402
 from hivlp.systems.fusion.vilt import scaled  # noqa: E402
 from synthetic import FakeEncoder, write_pictures  # noqa: E402
@@ -188,6 +190,52 @@ def test_scores_are_the_published_computation_of_each_pair_alone(fused):
     # Kept tokens are float16.
     assert found == pytest.approx(alone, abs=0.02 * max(1.0, np.abs(alone).max()), rel=0.02)
     assert np.corrcoef(found, alone)[0, 1] > 0.999
+
+
+def test_a_text_is_cut_to_the_positions_that_the_model_has(fused):
+    _, folder, paths, _ = fused
+    model = load_reranker(folder)
+    long, longer = ("red dog " * times for times in (300, 400))
+    found = model.score([long, longer], [Shown.file(paths[0])] * 2)
+    assert np.isfinite(found).all() and found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_the_tokenizer_of_another_model_is_refused(fused, tmp_path):
+    _, folder, _, _ = fused
+    shutil.copytree(folder, tmp_path / "model")
+    more = [*WORDS, *(f"word{number}" for number in range(9))]
+    (tmp_path / "model" / "vocab.txt").write_text("\n".join(more), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"of another model: it has ids up to 22, the weights embeddings of 1[46]"):
+        load_reranker(tmp_path / "model")
+
+
+@pytest.mark.parametrize("positions", [0, 2])
+def test_a_model_for_texts_without_words_is_refused(tmp_path, positions):
+    with pytest.raises(ModelError, match="can say nothing"):
+        Tokens(tmp_path, 40, positions=positions)
+
+
+def test_regions_of_another_detector_are_done_without(tmp_path, caplog):
+    write_fusion(tmp_path / "model", "uniter")
+    paths = write_pictures(tmp_path / "pictures", 2)
+    arrays = {"features": np.ones((12, 7), "f2"), "norm_bb": np.ones((12, 6), "f2"), "conf": np.ones(12, "f2")}
+    np.savez(tmp_path / "model" / "regions" / "flickr30k_000000000001.npz", **arrays)
+    found = load_reranker(tmp_path / "model").score(["dog"] * 2, [Shown.file(path) for path in paths])
+    assert np.isnan(found).tolist() == [False, True]
+    assert "7 features each, where the model takes 24" in caplog.text
+
+
+def test_what_takes_long_shows_a_bar(tmp_path, monkeypatch, capsys):
+    write_fusion(tmp_path / "model", "albef")
+    paths = write_pictures(tmp_path / "pictures", 3)
+    shown = [Shown.file(path) for path in paths]
+    load_reranker(tmp_path / "model").score(["dog"] * 3, shown)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("hivlp.systems.fusion.model.UNTOLD", 0)
+    load_reranker(tmp_path / "model").score(["dog"] * 3, shown)
+    told = capsys.readouterr().err
+    assert "re-ranking: pictures" in told and "re-ranking: pairs" in told
 
 
 def test_without_rounding_scores_are_exact(fused, monkeypatch):

@@ -83,6 +83,38 @@ def test_what_is_no_picture_is_named_and_the_rest_is_read(tmp_path, monkeypatch)
         assert all("\n" not in failure.error for failure in report.failed)
 
 
+def test_what_replaced_a_picture_hides_its_item_until_a_picture_is_there_again(tmp_path, encoder, monkeypatch):
+    library, outside = tmp_path / "library", tmp_path / "outside.png"
+    paths = write_pictures(library, 9)
+    (written,) = write_pictures(tmp_path / "other", 1, start=50)
+    written.rename(outside)
+    kept = {path: path.read_bytes() for path in paths}
+    with Index.create(tmp_path / "index", model=encoder) as index:
+        index.add(library)
+        before = {item.path: item.id for item in index}
+        for path in paths[:6]:
+            path.unlink()
+        paths[0].write_bytes(b"")
+        paths[1].write_bytes(kept[paths[1]][:200])
+        paths[2].write_text("no picture")
+        paths[3].symlink_to("nowhere.png")
+        paths[4].symlink_to(outside)
+        os.mkfifo(paths[5])
+        monkeypatch.chdir(tmp_path)
+        for prune in (False, True, False):
+            report = index.add("library", prune=prune)
+            assert (report.missing, report.pruned) == (6, 0)
+            assert {failure.path for failure in report.failed} == {str(path) for path in paths[:6]}
+            assert {hit.path for hit in index.search("x")} == {str(path) for path in paths[6:]}
+            assert len(index.search("x", missing=True)) == 9
+        encoded = encoder.encoded
+        for path in paths[:6]:
+            path.unlink()
+            path.write_bytes(kept[path])
+        assert index.add(library).missing == 0 and encoder.encoded == encoded
+        assert {hit.path: hit.id for hit in index.search("x")} == before
+
+
 @pytest.mark.parametrize("now", [0, 2**32 * SECOND, LATEST + 5], ids=["1970", "2106", "2262"])
 def test_clocks_that_are_wrong_cost_reading_again_and_no_item(tmp_path, monkeypatch, now):
     library = tmp_path / "library"

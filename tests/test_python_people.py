@@ -254,6 +254,11 @@ def test_a_notebook_shows_pictures_and_no_markup_of_others(index, pictures):
     assert "closed" in repr(index)
 
 
+def test_a_notebook_shows_that_an_index_is_closed(index):
+    index.close()
+    assert "closed" in index._repr_html_()
+
+
 def test_a_name_of_an_item_is_escaped_in_a_notebook(vectors):
     evil = "<img src=x onerror=alert(1)>"
     with Index.from_vectors(vectors, ids=[f'{row}"{evil}' for row in range(ROWS)], dims=8) as index:

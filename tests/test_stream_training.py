@@ -133,7 +133,7 @@ def test_what_is_broken_is_named_and_passed_over_and_no_batch_is_smaller(tmp_pat
     for words in (
         "000/000003: has 1 x 1 pixels, less than stream.smallest: 16",
         "000/000005: is damaged or cannot be read",
-        "000/000007: of a caption of 99999 characters, all but 65536",
+        "000/000007: of a caption of 99999 characters, all but the first 65536",
         "001.tar is not a readable, uncompressed tar file: it ends at byte",
     ):
         assert any(words in each for each in told), words

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hivlp.data.load import load_pairs
 from hivlp.data.streams.lane import Dealt, Lane, Position, Source, lanes_of, shares
 from hivlp.data.streams.opening import UnreachableError, expand
 from hivlp.data.streams.reading import pairs_of
@@ -283,11 +284,22 @@ def test_a_damaged_page_of_parquet_costs_its_row_group(tmp_path):
     assert any("the rows 9 and following of group 1 are left out" in each for each in told)
 
 
-def test_a_key_that_occurs_twice_counts_once(tmp_path):
+def test_a_key_that_occurs_twice_counts_once(tmp_path, caplog):
     members = [*shard_members(range(3)).items(), *shard_members([1]).items(), *shard_members([5]).items()]
     captions, [told] = read(tar(write_tar(tmp_path / "a.tar", members)))
     assert captions == [f"picture {n} red circle" for n in (0, 1, 2, 5)]
     assert "sample 000001: a key that has been there before" in told
+    with caplog.at_level("WARNING"):
+        pairs = load_pairs(tmp_path)
+    assert [pair.captions[0] for pair in pairs] == captions and pairs.skipped == 1 and told in caplog.text
+
+
+def test_a_file_that_occurs_twice_in_a_sample_counts_once(tmp_path):
+    one, other = shard_members([1]), shard_members([2])
+    members = [*one.items(), *zip(one, other.values(), strict=True)]
+    captions, told = read(tar(write_tar(tmp_path / "a.tar", members)))
+    assert captions == ["picture 1 red circle"]
+    assert [f"{name} has been there before" in each for name, each in zip(one, told, strict=True)] == [True, True]
 
 
 def test_samples_that_are_not_whole_are_named_and_passed_over(tmp_path):

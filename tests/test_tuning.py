@@ -7,9 +7,12 @@ import os
 import shutil
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hivlp.ann import AnnIndex, native
 from hivlp.ann.arrays import Arrays
@@ -22,7 +25,17 @@ from hivlp.index.tuning import queries as tuning_queries
 from hivlp.search import opened
 from hivlp.search.approximate import Approximate
 from hivlp.search.operating_points import Tuned
-from synthetic import FakeEncoder, Stored, cloud, fill, make_tuned_index, quick_tuning, random_levels, write_pictures
+from synthetic import (
+    FakeEncoder,
+    Stored,
+    cloud,
+    fill,
+    make_tuned_index,
+    quick_tuning,
+    random_levels,
+    unit,
+    write_pictures,
+)
 
 WIDTH = 48
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the kernels are not compiled here")
@@ -95,6 +108,27 @@ def test_an_int8_index_is_tuned_and_finds_what_reading_all_of_it_does(tmp_path, 
         index.refresh()
         assert share(index, queries[1300:]) >= 0.97
         assert index.verify().ok
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60))
+def test_without_queries_and_model_it_learns_from_sums_of_two_different_items(seed, count):
+    items = unit(np.random.default_rng(seed).normal(size=(count, 8))).astype(np.float16)
+    items[1::2] = -items[: len(items[1::2])]  # whose sums may be nothing
+    asked, source = tuning_queries.queries_to_learn(None, SimpleNamespace(model=None), None, items, lambda *told: None)
+    assert source == "pairs of items" and asked.shape == items.shape and asked.dtype == np.float32
+    assert np.linalg.norm(asked, axis=1) == pytest.approx(1, abs=1e-3)
+    plain = unit(items.astype(np.float32))
+    sums = (plain[:, None] + plain)[~np.eye(count, dtype=bool)]
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    allowed = np.concatenate([(sums / np.maximum(lengths, 1e-20))[lengths[:, 0] > 1e-3], plain])
+    assert np.all((asked @ allowed.T).max(1) > 0.999)
+
+
+def test_a_large_index_without_queries_and_model_learns_from_its_items():
+    items = random_unit(np.random.default_rng(0), 5_000, 8).astype(np.float16)
+    asked, source = tuning_queries.queries_to_learn(None, SimpleNamespace(model=None), None, items, lambda *told: None)
+    assert source == "the items themselves" and asked == pytest.approx(unit(items.astype(np.float32)), abs=1e-6)
 
 
 def test_the_recall_that_was_asked_for(made, queries):

@@ -152,7 +152,7 @@ def make_index(
         regions = Region(0.0, (1.0, 1.0)), Region(0.0, (0.5, 1.0)), Region(0.3, (0.5, 1.0))
         likeness = Likeness(0.99, 0.6, (10 / built, 1.0), (0.4, -1.0), regions)
         tuned = Tuned(
-            generation, built, built, "the items themselves", 0.99, (Depth(10, points, ladder, likeness),), sample(fine)
+            generation, built, built, "pairs of items", 0.99, (Depth(10, points, ladder, likeness),), sample(fine)
         )
         TunedIndex.of(engine, bounds, vectors[:200].astype(np.float16), tuned).save(index.store)
         keep_payloads(index.store, least=1)

@@ -234,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--queries",
         type=_path,
         metavar="FILE",
-        help="what people ask: a text a line, or vectors (.npy); default: captions, words, or the items themselves",
+        help="what people ask: a text a line, or vectors (.npy); default: captions, words, or the items",
     )
     sub.add_argument("--recall", type=float, metavar="R", help="of the exact ten best, to find at least (default 0.99)")
     sub.add_argument("--plot", type=_path, metavar="FILE.png", help="where to draw recall over time")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,10 +25,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A folder or file that was passed over, and why."""
+    """A folder or file that was passed over, and why.
+
+    Attributes:
+        path: of it.
+        error: why.
+        replaced: whether something else has a picture's name: a broken link, one that is not followed, a pipe.
+    """
 
     path: Path
     error: str
+    replaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,7 @@ def _walk_folder(
             if why := why_unread(kind):
                 yield NotRead(Path(entry.path), kind, why)
                 continue
-            problem = _why_not(entry, real_root)
-            yield Found(Path(entry.path)) if problem is None else Unreadable(Path(entry.path), problem)
+            yield _why_not(entry, real_root) or Found(Path(entry.path))
         elif _is_linked_folder(entry) and not entry.name.startswith("."):
             yield NotRead(Path(entry.path), LINKED_FOLDER, "is not followed; give it as a path of its own")
 
@@ -154,16 +161,17 @@ def _left_out(entry: os.DirEntry[str], inside: str, exclude: Exclude, *, folder:
     return None
 
 
-def _why_not(entry: os.DirEntry[str], real_root: Path) -> str | None:
+def _why_not(entry: os.DirEntry[str], real_root: Path) -> Unreadable | None:
     """Why a file with a picture's name is not to be opened; None if it is."""
+    path = Path(entry.path)
     try:
-        if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(real_root):
-            return "is a link that leaves the folder"
+        if entry.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(real_root):
+            return Unreadable(path, "is a link that leaves the folder", replaced=True)
         if entry.is_file():
             return None
-        return "is not a regular file" if Path(entry.path).exists() else "is a broken link"
+        return Unreadable(path, "is not a regular file" if path.exists() else "is a broken link", replaced=True)
     except OSError as error:
-        return reason(error)
+        return Unreadable(path, reason(error), replaced=error.errno == errno.ELOOP)
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:

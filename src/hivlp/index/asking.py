@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from hivlp.encode.base import Picture
+from hivlp.index.queries import GivenVectors
 from hivlp.search.fusion import Reranker
 
 
@@ -15,7 +16,7 @@ class SearchOptions(TypedDict, total=False):
 
     image: Picture | str | None
     like: int | str | Path | None
-    vector: Mapping[str, Any] | None
+    vector: GivenVectors | None
     k: int
     shortlist: int | Sequence[int] | None
     exact: bool

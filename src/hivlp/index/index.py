@@ -7,7 +7,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
@@ -21,7 +21,7 @@ from hivlp.errors import ArgumentError, DataError, IndexFolderError, NoItemError
 from hivlp.index.answering import Answering
 from hivlp.index.info import IndexInfo
 from hivlp.index.mixing import Mix, mixed
-from hivlp.index.queries import QueryEncoder, check_width
+from hivlp.index.queries import GivenVectors, QueryEncoder, check_width
 from hivlp.index.reranking import search_reranked
 from hivlp.index.snapshots import Snapshot
 from hivlp.levels import Embeddings, Level, Vectors, check_levels
@@ -439,7 +439,9 @@ class Index:
     def _repr_html_(self) -> str:
         from hivlp.search.html import card, cards
 
-        shown = [card("", item.path, item.caption, {}) for item in self.items(limit=SHOWN)]
+        shown: list[str] = []
+        with suppress(IndexFolderError):  # closed
+            shown = [card("", item.path, item.caption, {}) for item in self.items(limit=SHOWN)]
         return cards(shown, 0, repr(self))
 
     def __reduce__(self) -> NoReturn:
@@ -883,7 +885,7 @@ class Index:
         *,
         image: Picture | str | None = None,
         like: int | str | Path | None = None,
-        vector: Mapping[str, Any] | None = None,
+        vector: GivenVectors | None = None,
         k: int = 10,
         shortlist: int | Sequence[int] | None = None,
         exact: bool = False,
@@ -905,7 +907,8 @@ class Index:
                 several texts, as a list, for a list of results (:meth:`search_many`).
             image: a picture (file, bytes or PIL image).
             like: id or path of an item, which is itself left out.
-            vector: level name -> (dim,) or (1, dim), for every level; of given embeddings ``fine`` is enough.
+            vector: level name -> (dim,) or (1, dim), for every level. Of given embeddings or one level, the
+                vector of the finest level is enough, by itself: ``vector=array``.
             k: how many hits.
             shortlist: candidates that the coarse level hands on (default 200, or all of up to 10,000; at least ``k``);
                 with more than two levels, one number for each level but the finest makes a funnel.
@@ -992,7 +995,7 @@ class Index:
         self,
         queries: str | Iterable[str] | None = None,
         *,
-        vectors: Mapping[str, Any] | None = None,
+        vectors: GivenVectors | None = None,
         k: int = 10,
         shortlist: int | Sequence[int] | None = None,
         exact: bool = False,
@@ -1015,7 +1018,7 @@ class Index:
 
         Args:
             queries: texts; a ``str`` is one.
-            vectors: level name -> (queries, dim), for every level.
+            vectors: level name -> (queries, dim), for every level; or a (queries, dim) array, as in :meth:`search`.
             k: how many hits for each; this and what follows is as in :meth:`search`.
             shortlist: candidates that the coarse level hands on.
             exact: rank everything by the finest level instead.
@@ -1061,7 +1064,7 @@ class Index:
         *,
         image: Picture | str | None = None,
         like: int | str | Path | None = None,
-        vector: Mapping[str, Any] | None = None,
+        vector: GivenVectors | None = None,
     ) -> dict[str, Vectors]:
         """The (dim,) float32 unit vector of a query at each level, by its name; see :meth:`search`."""
         if isinstance(query, Mix):
@@ -1120,7 +1123,7 @@ class Index:
         Args:
             queries: what people ask: texts, a file with a text a line (a ``str`` is its path), (m, dim) vectors of the
                 finest level, or a ``.npy`` of them. By default those of the last time, or else captions of the index,
-                words that the model knows, or the items themselves.
+                words that the model knows, or the items, up to 5,000 of them sums of pairs.
             recall: what searches shall find that ask for nothing else.
             on_progress: called with what is done, how much of it, and of how much.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hivlp.ann import native
 from hivlp.coarse.maps import COARSE, FINE, CoarseMaps, NoCoarseLevel
@@ -18,6 +19,9 @@ from hivlp.index.language_hint import LanguageHint
 from hivlp.levels import Level, Vectors
 from hivlp.search.stages import Query
 from hivlp.store.records import About
+
+GivenVectors = Mapping[str, Any] | ArrayLike
+"""Vectors as callers give them: by level; or as an array, of the finest level, where that is enough."""
 
 
 class QueryEncoder:
@@ -88,7 +92,7 @@ class QueryEncoder:
             assert self._model is not None
             return self._model
 
-    def of_one(self, text: str | None, image: Picture | str | None, vector: Any) -> Query:
+    def of_one(self, text: str | None, image: Picture | str | None, vector: GivenVectors | None) -> Query:
         """The vectors of one text, picture or given vector."""
         text = unpacked(text)
         if text is not None:

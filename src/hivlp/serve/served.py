@@ -6,12 +6,13 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hivlp.coarse.maps import FINE
 from hivlp.encode.base import Encoder
-from hivlp.errors import IndexFolderError, QueryError
+from hivlp.errors import HivlpError, IndexFolderError, QueryError
 from hivlp.index import Index
 from hivlp.levels import Vectors
 from hivlp.serve.settings import Settings
@@ -116,6 +117,8 @@ class Served:
     def reopen(self) -> Index:
         """Open the folder anew, as after another one was put into its place; gives the index that was open before.
 
+        Searches go on in that one until the new one's model is loaded and its last commit read.
+
         Raises:
             IndexFolderError: if there is no index, or it is damaged; the one that is open stays.
         """
@@ -125,6 +128,14 @@ class Served:
             after = Index.open(before.path, model, read_only=read_only)
         except Exception:
             after = Index.open(before.path, read_only=read_only)
+            if model is not None and after.model_source:
+                with suppress(HivlpError):  # said to whoever asks
+                    after.attach(after.model_source)
+        try:
+            after.snapshot()
+        except Exception:
+            after.close()
+            raise
         self.index = after
         return before
 

@@ -97,7 +97,7 @@ def rows_where(file: Path, condition: str, fields: Sequence[Field] = (), paths: 
         evaluation.start()
         if not evaluation.ended.wait(seconds):
             evaluation.interrupt()
-            raise QueryError(f"--where took longer than {seconds:.3g} s")
+            raise QueryError(f"where took longer than {seconds:.3g} s")
     finally:
         evaluation.let_go()
     return evaluation.result()
@@ -113,18 +113,18 @@ def check_whole(condition: str) -> None:
     if not isinstance(condition, str):
         raise ArgumentError(f"where must be a condition in SQL, not {condition!r:.40}")
     if "\x00" in condition or not condition.strip():
-        raise QueryError("--where is empty or holds a NUL character")
+        raise QueryError("where is empty or holds a NUL character")
     depth = 0
     for part in PARTS.finditer(condition):
         if part["open"]:
             what = "comment" if part["open"] == "/*" else "quote"
-            raise QueryError(f"--where is not a condition: a {what} opens and never closes")
+            raise QueryError(f"where is not a condition: a {what} opens and never closes")
         depth += {"(": 1, ")": -1}.get(part[0], 0)
         if depth < 0:
             break
     if depth:
         what = "closes that never opened" if depth < 0 else "opens and never closes"
-        raise QueryError(f"--where is not a condition: a bracket {what}")
+        raise QueryError(f"where is not a condition: a bracket {what}")
 
 
 class _Evaluation(threading.Thread):
@@ -199,7 +199,7 @@ class _Evaluation(threading.Thread):
         if not isinstance(self._error, (sqlite3.Error, sqlite3.Warning, UnicodeError, MemoryError)):
             raise self._error
         raise QueryError(
-            f"--where is not a condition on {', '.join((*COLUMNS, *(field.name for field in self._fields)))}: "
+            f"where is not a condition on {', '.join((*COLUMNS, *(field.name for field in self._fields)))}: "
             f"{self._reason()}"
         ) from self._error
 

@@ -3,8 +3,8 @@
 Stamps and rendered scenes are always measured, each by itself and together as one collection, which is more than a
 shortlist holds; openclipart, Flickr30k and COCO (5K, and 1K by its five folds) where they are installed or their files
 are, and any other pairs that are named. Both directions are searched: texts ask an index of pictures, pictures ask one
-of texts. The approximate index is made as a user makes one: vectors of the finest level, tuned without queries, default
-recall.
+of texts. The approximate index is made as a user makes one, with the finest level and the default recall: tuned without
+queries, so by words of the model's vocabulary; by vectors alone, without the model; and with queries.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from hivlp.evaluate.reranked import Reranking
 from hivlp.evaluate.results import DIRECTIONS, Recalls
 from hivlp.index import Index
 from hivlp.index.tuning.jobs import LEAST_ROWS
+from hivlp.index.tuning.queries import ENCODED, vocabulary
 from hivlp.levels import DEFAULT_SHORTLIST, Vectors
 
 ALL_STAMPS = "stamps, all"
@@ -136,7 +137,7 @@ def run(
     """Measure.
 
     Args:
-        size: ``small``, a minute; ``full``, ten times as many scenes. Other data sets are measured whole.
+        size: ``small``, five minutes; ``full``, ten times as many scenes. Other data sets are measured whole.
         model: the models, each by itself.
         data: further pairs, as :func:`hivlp.data.load.load_pairs` takes them; of splits, ``test`` is measured.
         root: folder with ``flickr30k/`` and ``coco/`` as published (default: the current one).
@@ -160,12 +161,12 @@ def run(
                 raise
             absent.append(str(error))
     for each in model:
-        always = []
+        always, words = [], words_of(each)
         for name, pairs in found.items():
             encoded = encode_pairs(pairs, each)
             datasets[name] = _about(encoded, benchmarks.get(name))
-            rows += measure(name, each.name, encoded, rerank)
-            if name == "coco" and (folded := _of_folds(benchmarks[name], each.name, encoded, rerank)):
+            rows += measure(name, each.name, encoded, rerank, words)
+            if name == "coco" and (folded := _of_folds(benchmarks[name], each.name, encoded, rerank, words)):
                 datasets[FOLDED] = datasets[name]
                 rows += folded
             if name in ALWAYS[size] and name != "stamps":  # which are among all stamps
@@ -173,7 +174,7 @@ def run(
         if len(always) > 1:
             whole = Encoded.together(always)
             datasets[TOGETHER] = _about(whole)
-            rows += measure(TOGETHER, each.name, whole, rerank)
+            rows += measure(TOGETHER, each.name, whole, rerank, words)
     rows += [_published(row) for row in theirs]
     return RecallReport(
         rows=[asdict(row) for row in rows], datasets=datasets, absent=absent, short=shortfalls(rows),
@@ -181,7 +182,15 @@ def run(
     )  # fmt: skip
 
 
-def measure(dataset: str, model: str, encoded: Encoded, rerank: Reranking | None = None) -> list[RecallRow]:
+def words_of(model: Encoder) -> Vectors | None:
+    """(m, dim) vectors of the words that an index with this model is tuned with; None if it does not tell its words."""
+    words = vocabulary(model)[:ENCODED]
+    return model.encode_text(words).fine if words else None
+
+
+def measure(
+    dataset: str, model: str, encoded: Encoded, rerank: Reranking | None = None, words: Vectors | None = None
+) -> list[RecallRow]:
     """Rows of one model on one data set: each level, the cascade, the approximate index, and the fusion model if any.
 
     Args:
@@ -189,6 +198,7 @@ def measure(dataset: str, model: str, encoded: Encoded, rerank: Reranking | None
         model: its name.
         encoded: pictures and captions.
         rerank: a fusion model that orders the cascade's last candidates again.
+        words: see :func:`words_of`.
     """
     scores = scores_of(encoded, DEFAULT_SHORTLIST, rerank)
     fine = list(scores.levels.values())[-1]
@@ -206,10 +216,16 @@ def measure(dataset: str, model: str, encoded: Encoded, rerank: Reranking | None
     rows.append(row(f"cascade ({DEFAULT_SHORTLIST})", scores.cascade, note=everything))
     small = min(len(encoded.pairs), len(encoded.owner)) < LEAST_ROWS
     untuned = f"below {LEAST_ROWS} items nothing is tuned: every vector is read" if small else ""
-    rows.append(row("approximate index", approximate(encoded), note=untuned or "tuned without queries"))
-    if not small:
-        asked = "each half of the queries asks an index that was tuned with the other half"
-        rows.append(row("approximate index, tuned with queries", approximate(encoded, with_queries=True), note=asked))
+    if small:
+        rows.append(row("approximate index", approximate(encoded), note=untuned))
+    else:
+        if words is not None:
+            rows.append(row("approximate index", approximate(encoded, words),
+                            note="tuned without queries, by words of the model's vocabulary"))  # fmt: skip
+        rows.append(row("approximate index, vectors alone", approximate(encoded),
+                        note="tuned without queries and without the model, by the items"))  # fmt: skip
+        rows.append(row("approximate index, tuned with queries", approximate(encoded, with_queries=True),
+                        note="each half of the queries asks an index that was tuned with the other half"))  # fmt: skip
     if scores.reranked is not None:
         after = scores.reranked
         rows.append(row(f"re-ranked by {after.stage['model']}", after.recalls, False,
@@ -217,12 +233,13 @@ def measure(dataset: str, model: str, encoded: Encoded, rerank: Reranking | None
     return rows
 
 
-def approximate(encoded: Encoded, *, with_queries: bool = False) -> Recalls:
+def approximate(encoded: Encoded, words: Vectors | None = None, *, with_queries: bool = False) -> Recalls:
     """Recalls of searches of an approximate index over the finest level, in both directions.
 
     Args:
         encoded: pictures and captions.
-        with_queries: whether it is tuned with queries, each half of them asking what the other half has tuned.
+        words: (m, dim) that it is tuned with; None for what it finds itself.
+        with_queries: whether it is tuned with queries instead, each half of them asking what the other half has tuned.
     """
     images, texts = encoded.images.fine, encoded.texts.fine
     sides = (
@@ -233,7 +250,7 @@ def approximate(encoded: Encoded, *, with_queries: bool = False) -> Recalls:
     for items, queries, own in sides:
         ranks = np.empty(len(queries), np.int64)
         for half in (slice(0, None, 2), slice(1, None, 2)) if with_queries else (slice(None),):
-            others = np.delete(queries, half, axis=0) if with_queries else None
+            others = np.delete(queries, half, axis=0) if with_queries else words
             ranks[half] = approximate_ranks(items, queries[half], own[half], others)
         found.append(ranks)
     return Recalls.of_ranks(*found)
@@ -282,13 +299,16 @@ def _about(encoded: Encoded, data: RetrievalSet | None = None) -> dict[str, Any]
     return counts if data is None else counts | {"complete": data.complete and not encoded.skipped}
 
 
-def _of_folds(data: RetrievalSet, model: str, encoded: Encoded, rerank: Reranking | None) -> list[RecallRow]:
+def _of_folds(
+    data: RetrievalSet, model: str, encoded: Encoded, rerank: Reranking | None, words: Vectors | None
+) -> list[RecallRow]:
     """Rows of COCO's 1K protocol, means over its folds; none where the pictures here leave a fold empty."""
     try:
         parts = folds(data, encoded)
     except DataError:
         return []
-    return [mean_row(of_way) for of_way in zip(*(measure(FOLDED, model, part, rerank) for part in parts), strict=True)]
+    measured_folds = (measure(FOLDED, model, part, rerank, words) for part in parts)
+    return [mean_row(of_way) for of_way in zip(*measured_folds, strict=True)]
 
 
 def mean_row(parts: Sequence[RecallRow]) -> RecallRow:

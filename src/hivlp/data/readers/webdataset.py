@@ -58,7 +58,8 @@ def read_webdataset(tars: Sequence[Path], root: Path) -> Pairs:
     ``json``, the tar, its folders or the member's folders, in this order, is the sample's. Nothing is unpacked to disk,
     and pictures stay in the tar until they are read.
 
-    A tar that is damaged counts up to there, a sample that is damaged is passed over; both are named in the log.
+    A tar that is damaged counts up to there; a sample that is damaged, or whose key the tar has had before, is passed
+    over. All are named in the log.
 
     Args:
         tars: in the order wanted.
@@ -86,9 +87,15 @@ def _samples(path: Path, skips: Skips) -> Iterator[Sample]:
     """The complete samples of a tar."""
     found = 0
     damage: list[str] = []
+    seen: set[str] = set()
     try:
         with open_regular(path) as file:
             for key, group in groups(file, damage):
+                if key in seen:
+                    skips.damage(again(path, key))
+                    continue
+                if key:
+                    seen.add(key)
                 for sample in samples(file, path, key, group, skips):
                     found += 1
                     yield sample
@@ -99,6 +106,11 @@ def _samples(path: Path, skips: Skips) -> Iterator[Sample]:
     for problem in damage:
         kept = f"; samples before that are kept: {found}" if found else ""
         skips.damage(f"{printable(path)} is not a readable, uncompressed tar file: {problem}{kept}")
+
+
+def again(path: Path | str, key: str) -> str:
+    """What is said of a key that occurs in a tar once more."""
+    return f"{printable(path)}, sample {printable(key)}: a key that has been there before; the first counts"
 
 
 def groups(file: BinaryIO, damage: list[str]) -> Iterator[tuple[str, list[Member]]]:
@@ -138,7 +150,9 @@ def samples(file: BinaryIO, path: Path | str, key: str, group: list[Member], ski
         suffix = name.suffix.lower()
         if key and (suffix in _PICTURES or suffix in _TEXTS):
             of_kind = pictures if suffix in _PICTURES else texts
-            of_kind.setdefault(str(name.with_suffix("")), {}).setdefault(suffix, member)
+            held = of_kind.setdefault(str(name.with_suffix("")), {})
+            if held.setdefault(suffix, member) is not member:
+                skips.damage(f"{printable(path)}: {printable(member.name)} has been there before; the first counts")
     if pictures and not texts:
         skips.no_caption(f"{printable(path)}, sample {key}")
         return

@@ -17,7 +17,7 @@ from hivlp.data.readers.parquet import is_path
 from hivlp.data.readers.skips import Skips
 from hivlp.data.readers.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLIT_COLUMNS, find_column, row_split
 from hivlp.data.readers.values import captions_of, column_named
-from hivlp.data.readers.webdataset import groups, samples
+from hivlp.data.readers.webdataset import again, groups, samples
 from hivlp.data.streams.opening import UnreachableError, check_reachable, is_url, open_file, sha256
 from hivlp.data.streams.shards import Shard
 from hivlp.errors import DataError, HivlpError, MissingExtraError
@@ -116,7 +116,7 @@ def _tar(shard: Shard, first: int, told: Told) -> Iterator[Placed]:
             if place < first >> _INNER or place % shard.parts != shard.part:
                 continue
             if len(seen) == known and key:
-                told(f"{printable(shard.path)}, sample {key}: a key that has been there before; the first counts")
+                told(again(shard.path, key))
                 continue
             found = samples(file, shard.path, key, group, skips)
             for at, (stem, picture, captions, said) in enumerate(found, start=place << _INNER):

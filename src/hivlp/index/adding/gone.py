@@ -35,6 +35,7 @@ class Walked:
         places = [os.path.realpath(root) for root in given if not root.is_file()]
         self._met = bytearray()
         self._moved: set[int] = set()
+        self._replaced: set[str] = set()
         self._disks: set[str] = set()
         with store.reading() as reader:
             self._last, self._known_disks = reader.last_id(), set(reader.disks())
@@ -58,6 +59,10 @@ class Walked:
             if not before and _is_in(path, folder):
                 self._found[folder] = True
 
+    def replaced(self, path: str) -> None:
+        """At a path is something else than the picture that was there, and no other picture that can be read."""
+        self._replaced.add(path)
+
     def disk(self, folder: Path) -> None:
         """A folder lies on another disk than what is around it."""
         self._disks.add(os.path.realpath(folder))
@@ -80,6 +85,8 @@ class Walked:
     def settle(self, exclude: Exclude, *, prune: bool) -> tuple[int, int, list[str]]:
         """Mark the items of the walked folders whose files are gone, or remove them and what is excluded now.
 
+        Those in whose files' place is no picture are marked, too, and never removed: it may yet be mended.
+
         Args:
             exclude: of the walk.
             prune: whether to remove them.
@@ -97,7 +104,9 @@ class Walked:
             for folder in self._folders:
                 gone, left_out = [], []
                 for item_id, path, stamp in reader.paths_under(folder):
-                    if item_id > self._last or self._was_met(item_id):
+                    if path in self._replaced and item_id <= self._last:
+                        gone.append((item_id, stamp))
+                    if item_id > self._last or self._was_met(item_id) or path in self._replaced:
                         continue
                     if is_gone(path):
                         place = next((each for each in away if _is_in(path, each)), None)

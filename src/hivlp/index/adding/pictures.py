@@ -107,6 +107,7 @@ def add_pictures(
     for batch in encode_stream(encoder, jobs, load, workers=workers, levels=levels):
         for job, error in batch.failures:
             adding.fail(job.item.path, str(error))
+            walked.replaced(job.item.path)  # if it is an item, then of another content
         adding.store([job.item for job in batch.jobs], batch.embeddings)
     adding.commit()
     adding.report.missing, adding.report.pruned, spared = walked.settle(left_out, prune=prune)
@@ -155,7 +156,9 @@ class _Adding:
                 self._pass_over(found)
                 continue
             if not isinstance(found, Found):
-                self.fail(os.fspath(found.path), found.error)
+                self.fail(stored_path(found.path), found.error)
+                if found.replaced:
+                    self._walked.replaced(stored_path(found.path))
                 continue
             path = stored_path(found.path)
             try:

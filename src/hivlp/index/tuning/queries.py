@@ -1,4 +1,4 @@
-"""Queries that an approximate index is tuned with: given ones, captions, words that the model knows, or the items."""
+"""Queries that an approximate index is tuned with: given ones, captions, words that the model knows, or items' sums."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivlp.ann.ann_index import MIN_ROUTER_ROWS
 from hivlp.ann.rows import Stored, dim, floats
 from hivlp.errors import DataError, QueryError
 from hivlp.files import npy
@@ -74,9 +75,28 @@ def queries_to_learn(
             return _encode(
                 encoder, captions + words[: ENCODED - len(captions)], tell
             ), "words of the model's vocabulary"
+    if len(vectors) < MIN_ROUTER_ROWS:
+        return _pairs_of_items(vectors), "pairs of items"
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.choice(len(vectors), min(len(vectors), ENCODED), replace=False))
     return unit(floats(vectors[chosen])), "the items themselves"
+
+
+def _pairs_of_items(vectors: Stored) -> Vectors:
+    """(m, dim) unit sums of two items each: queries that are near to several items and equal to none.
+
+    Items themselves would be too easy a sample where lists are ranked by their centroids: each is its own best answer,
+    and texts lie apart from all pictures. A router, of larger indexes, learns more from the items.
+    """
+    rng, count = np.random.default_rng(0), len(vectors)
+    some = min(count, ENCODED)
+    first = rng.choice(count, some, replace=False)
+    second = (first + rng.integers(1, count, some)) % count  # another one
+    one, other = (unit(floats(vectors[rows])) for rows in (first, second))
+    both = one + other
+    opposite = np.linalg.norm(both, axis=1) < 1e-3
+    both[opposite] = one[opposite]
+    return unit(both)
 
 
 def vocabulary(model: Any) -> list[str]:

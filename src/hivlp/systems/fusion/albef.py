@@ -63,4 +63,6 @@ def plain(caption: str) -> str:
 def load(settings: Settings) -> AlbefReranker:
     """A model folder with ``checkpoint`` and ``image_size`` (384 by default)."""
     network = load_albef(settings.path("checkpoint"), settings.number("image_size", 384))
-    return AlbefReranker(network, Tokens(settings.folder, LONGEST, lowercase=True), **settings.about("checkpoint"))
+    sizes = {"vocabulary": network.config.vocabulary, "positions": network.config.positions}
+    tokens = Tokens(settings.folder, LONGEST, **sizes, lowercase=True)
+    return AlbefReranker(network, tokens, **settings.about("checkpoint"))

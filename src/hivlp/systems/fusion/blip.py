@@ -77,4 +77,6 @@ def load(settings: Settings) -> BlipReranker:
     from transformers import BlipForImageTextRetrieval
 
     network = settings.network(BlipForImageTextRetrieval)
-    return BlipReranker(network, Tokens(settings.folder, LONGEST, lowercase=True), **settings.about())
+    text = network.config.text_config
+    sizes = {"vocabulary": text.vocab_size, "positions": text.max_position_embeddings}
+    return BlipReranker(network, Tokens(settings.folder, LONGEST, **sizes, lowercase=True), **settings.about())

@@ -17,7 +17,7 @@ from hivlp.config import PictureConfig
 from hivlp.systems.blocks import states_of
 from hivlp.systems.fusion.model import CLIP_MEAN, CLIP_STD, SquarePictures, bias_of
 from hivlp.systems.fusion.settings import Settings
-from hivlp.systems.fusion.texts import Tokens
+from hivlp.systems.fusion.texts import UNUSED_POSITIONS, Tokens
 
 LONGEST = 40
 """Tokens of a text."""
@@ -103,4 +103,7 @@ def load(settings: Settings) -> BridgeTowerReranker:
     from transformers import BridgeTowerForImageAndTextRetrieval
 
     network = settings.network(BridgeTowerForImageAndTextRetrieval)
-    return BridgeTowerReranker(network, Tokens(settings.folder, LONGEST), **settings.about())
+    text = network.config.text_config
+    positions = text.max_position_embeddings - UNUSED_POSITIONS
+    tokens = Tokens(settings.folder, LONGEST, vocabulary=text.vocab_size, positions=positions)
+    return BridgeTowerReranker(network, tokens, **settings.about())

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hivlp.config import PictureConfig
 from hivlp.systems.fusion.model import CLIP_MEAN, CLIP_STD, SquarePictures
 from hivlp.systems.fusion.settings import Settings
-from hivlp.systems.fusion.texts import Tokens
+from hivlp.systems.fusion.texts import UNUSED_POSITIONS, Tokens
 from hivlp.systems.meter import Meter, load_meter
 
 LONGEST = 40
@@ -61,4 +61,8 @@ class MeterReranker(SquarePictures):
 def load(settings: Settings) -> MeterReranker:
     """A model folder with ``checkpoint`` and ``image_size`` (384 by default)."""
     network = load_meter(settings.path("checkpoint"), settings.number("image_size", 384))
-    return MeterReranker(network, Tokens(settings.folder, LONGEST), **settings.about("checkpoint"))
+    config = network.config
+    tokens = Tokens(
+        settings.folder, LONGEST, vocabulary=config.vocabulary, positions=config.positions - UNUSED_POSITIONS
+    )
+    return MeterReranker(network, tokens, **settings.about("checkpoint"))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
 from hivlp.config import PictureConfig
 from hivlp.data.pictures import load_pixels
@@ -23,8 +24,10 @@ from hivlp.systems.fusion.kept import KeptTokens
 logger = logging.getLogger(__name__)
 CLIP_MEAN = (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255)
 CLIP_STD = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
-BATCH = 32
-"""Pairs in one pass."""
+BATCH, PICTURES = 32, 8
+"""Pairs in one pass, and pictures: large models take a second for each, and people wait for the bar."""
+UNTOLD = 2.0
+"""Seconds before a bar is shown."""
 
 
 class FusionModel(ABC):
@@ -99,25 +102,29 @@ class FusionModel(ABC):
         there = [place for place, picture in enumerate(pictures) if picture.key in tokens]
         # Pairs of like lengths share a pass, so that little of it is padding.
         there.sort(key=lambda place: (len(states[texts[place]]), len(tokens[pictures[place].key])))
-        for start in range(0, len(there), BATCH):
-            places = there[start : start + BATCH]
-            text, text_mask = _padded([states[texts[place]] for place in places])
-            image, image_mask = _padded([tokens[pictures[place].key] for place in places])
-            scores[places] = self.match(text, text_mask, image, image_mask).float().numpy()
+        with _bar(len(there), "pairs") as bar:
+            for start in range(0, len(there), BATCH):
+                places = there[start : start + BATCH]
+                text, text_mask = _padded([states[texts[place]] for place in places])
+                image, image_mask = _padded([tokens[pictures[place].key] for place in places])
+                scores[places] = self.match(text, text_mask, image, image_mask).float().numpy()
+                bar.update(len(places))
         return scores
 
     def _computed(self, shown: Sequence[Shown], places: Sequence[int]) -> list[Tensor | None]:
         found: list[Tensor | None] = []
-        for start in range(0, len(places), BATCH):
-            read: dict[int, Any] = {}
-            part = places[start : start + BATCH]
-            for place in part:
-                try:
-                    read[place] = self.read(shown[place])
-                except HivlpError as error:
-                    logger.warning("not re-ranked: %s: %s", shown[place].name, error)
-            encoded = dict(zip(read, self.encode_pictures(list(read.values())) if read else (), strict=True))
-            found += [encoded.get(place) for place in part]
+        with _bar(len(places), "pictures") as bar:
+            for start in range(0, len(places), PICTURES):
+                read: dict[int, Any] = {}
+                part = places[start : start + PICTURES]
+                for place in part:
+                    try:
+                        read[place] = self.read(shown[place])
+                    except HivlpError as error:
+                        logger.warning("not re-ranked: %s: %s", shown[place].name, error)
+                encoded = dict(zip(read, self.encode_pictures(list(read.values())) if read else (), strict=True))
+                found += [encoded.get(place) for place in part]
+                bar.update(len(part))
         return found
 
 
@@ -143,6 +150,11 @@ class SquarePictures(FusionModel):
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(B, 3, size, size) normalised pixels -> (B, N, width) tokens."""
+
+
+def _bar(total: int, what: str) -> tqdm[Any]:
+    """A bar on stderr for what takes longer than :data:`UNTOLD`; it goes when it is done."""
+    return tqdm(total=total, desc=f"re-ranking: {what}", disable=None, delay=UNTOLD, leave=False)
 
 
 def _padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

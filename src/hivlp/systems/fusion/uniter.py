@@ -49,13 +49,16 @@ class UniterReranker(FusionModel):
         """The regions of a picture.
 
         Raises:
-            DataError: if there are none for a file of this name.
+            DataError: if there are none for a file of this name, or they are another detector's.
         """
         for name in region_names(picture.name.rpartition("/")[2]):
             try:
-                return self._regions[name]
+                regions = self._regions[name]
             except KeyError:
                 continue
+            if (width := regions.features.shape[1]) != (wanted := self._network.uniter.config.features):
+                raise DataError(f"its regions have {width} features each, where the model takes {wanted}")
+            return regions
         raise DataError("there are no region features for it")
 
     def encode_pictures(self, pictures: Sequence[PictureRegions]) -> list[Tensor]:
@@ -96,4 +99,6 @@ def load(settings: Settings) -> UniterReranker:
     lmdb = any(folder.glob("*/data.mdb"))
     regions: Mapping[str, PictureRegions] = RegionLmdb(folder, kept) if lmdb else RegionFolder(folder, kept)
     network = load_uniter(settings.path("checkpoint"))
-    return UniterReranker(network, Tokens(settings.folder, LONGEST), regions, **settings.about("checkpoint"))
+    config = network.uniter.config
+    tokens = Tokens(settings.folder, LONGEST, vocabulary=config.vocabulary, positions=config.positions)
+    return UniterReranker(network, tokens, regions, **settings.about("checkpoint"))

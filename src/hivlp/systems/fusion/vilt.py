@@ -88,4 +88,5 @@ def load(settings: Settings) -> ViltReranker:
     from transformers import ViltForImageAndTextRetrieval
 
     network = settings.network(ViltForImageAndTextRetrieval)
-    return ViltReranker(network, Tokens(settings.folder, LONGEST, lowercase=True), **settings.about())
+    sizes = {"vocabulary": network.config.vocab_size, "positions": network.config.max_position_embeddings}
+    return ViltReranker(network, Tokens(settings.folder, LONGEST, **sizes, lowercase=True), **settings.about())

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from hivlp.config import PictureConfig, TextConfig
 from hivlp.data.contents import PREPARED_BY, Contents, read_pixels
 from hivlp.data.pairs import Pair
-from hivlp.data.texts import TextTokenizer
+from hivlp.data.readers.skips import NAMED
+from hivlp.data.texts import LONGEST, TextTokenizer
 from hivlp.encode.session import open_session
 from hivlp.encode.stream import default_workers
 from hivlp.errors import DataError, PictureError
@@ -99,6 +100,9 @@ def build_corpus(
     variants = [
         [numbers.setdefault(text, len(numbers)) for text in caption_variants(pair, augment)] for pair, _ in kept
     ]
+    long = [pair for pair, _ in kept if max(map(len, pair.captions)) > LONGEST]
+    for pair in long[:NAMED]:
+        logger.warning("%s: of a caption of more than %d characters the rest is left out", pair.id, LONGEST)
     texts = list(numbers)
     ids, mask = tokenize(tokenizer, texts)
     same: dict[str, int] = {}

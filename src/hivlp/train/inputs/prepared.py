@@ -74,7 +74,9 @@ class Preparation:
             random_view(master, self.picture.size, self.augment, rng),
             text,
             same_number(pair.captions[0]),
-            "" if longest <= LONGEST else f"{pair.id}: of a caption of {longest} characters, all but {LONGEST}",
+            ""
+            if longest <= LONGEST
+            else f"{pair.id}: of a caption of {longest} characters, all but the first {LONGEST}",
         )
 
     def plain(self, pair: Pair) -> NDArray[np.uint8]:

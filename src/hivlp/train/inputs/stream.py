@@ -287,11 +287,11 @@ class StreamBatches:
 
 
 class Skipped:
-    """``skipped.jsonl`` of this process; the first few parts are named in the log, too, and the others counted."""
+    """``skipped.jsonl`` of this process; the first few different ones are in the log, too."""
 
     def __init__(self, run: Path, first: int, accelerator: Accelerator) -> None:
         self._path = run / (SKIPPED if accelerator.is_main_process else f"{accelerator.process_index}-{SKIPPED}")
-        self._count = 0
+        self._named: set[str] = set()
         kept = []
         if self._path.is_file():
             with self._path.open(encoding="utf-8") as file:
@@ -303,10 +303,12 @@ class Skipped:
         """Add what was met on the way to a step."""
         for note in notes:
             self._file.write(json.dumps({"step": step, "skipped": note}) + "\n")
-            self._count += 1
-            if self._count <= NAMED:
+            if note in self._named or len(self._named) > NAMED:  # each pass, and each part of a shard, says it again
+                continue
+            self._named.add(note)
+            if len(self._named) <= NAMED:
                 logger.warning("skipped: %s", note)
-            elif self._count == NAMED + 1:
+            else:
                 logger.warning("skipped: more, all of which %s names", self._path)
         if notes:
             self._file.flush()
