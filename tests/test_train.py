@@ -296,7 +296,8 @@ def test_training_that_fails_says_so_and_keeps_its_last_checkpoint(workplace):
     recipe["optim"] |= {"tower_lr": 1e-3, "lr": 1e30, "text_lr": 1e30, "warmup_steps": 0}
     failed = run_train(folder, recipe, "failed")
     out, err = failed.communicate(timeout=240)
-    assert failed.returncode == 1 and "training has failed" in err and "Traceback" not in err and not out
+    assert failed.returncode == 1 and "training has failed" in err and "Traceback" not in err
+    assert "training has failed" in json.loads(out)["error"]
     assert not (folder / "failed" / "config.json").exists()
 
 

@@ -33,6 +33,7 @@ from synthetic import (
     make_tuned_index,
     quick_tuning,
     random_levels,
+    random_unit,
     unit,
     write_pictures,
 )
