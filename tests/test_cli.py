@@ -92,7 +92,9 @@ def test_fields_are_declared_counted_and_asked_for(photos, tmp_path):
     counts = {"width": {"type": "int", "values": 5, "without": 0}, "taken": {"type": "str", "values": 0, "without": 5}}
     assert (made["added"], made["fields"]) == (5, counts)
     assert answer("info", place)["fields"] == counts
-    assert b"field width: int, 5 items with a value, 0 without" in hivlp("info", place).stdout
+    told = hivlp("info", place).stdout.decode()
+    assert "field width: int, 5 items with a value, 0 without" in told and "holds: 5 items\n" in told
+    assert "levels: coarse 64, fine 768 dims, finest as float16\n" in told and "tuned: no\n" in told
     for where, hits in (("width > 0 AND taken IS NULL", 5), ("NOT width > 0 OR taken >= '2024'", 0)):
         assert len(answer("search", place, "a car", "--where", where)["hits"]) == hits
     assert answer("index", photos, "-o", place, "--field", "format:str")["fields"].keys() == {*counts, "format"}

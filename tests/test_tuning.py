@@ -311,6 +311,7 @@ def test_info_counts_the_engine(folder):
         assert info.bytes == sum(file.stat().st_size for file in files)
         engine = sum(file.stat().st_size for file in files if file.parent.name == "engine")
         assert info.engine_bytes == engine > 0
+        assert f"of them the approximate index\ntuned: {index.info().rows:,} rows, trained on" in str(info)
         shutil.rmtree(index.path / "engine")
         assert (index.info().bytes, index.info().engine_bytes) == (info.bytes - engine, 0)
 

@@ -77,8 +77,31 @@ class IndexInfo:
         return {**asdict(self), "fields": {name: counts.to_json() for name, counts in self.fields.items()}}
 
     def __str__(self) -> str:
-        lines = [f"{name}: {value}" for name, value in self.to_json().items() if name != "fields"]
+        counts = {name: getattr(self, name) for name in ("missing", "pending", "lost", "dead")}
+        held = ", ".join([f"{self.items:,} items", *(f"{count:,} {name}" for name, count in counts.items() if count)])
+        engine = self.engine_bytes / 1e6
+        paths = ", paths relative to its place" if self.relative else ""
+        lines = [
+            f"path: {self.path} (format {self.format}{paths})",
+            f"holds: {held}",
+            f"model: {self.model}" + (f", from {self.source}" if self.source not in ("", self.model) else ""),
+            f"fingerprint: {self.fingerprint}",
+            f"levels: {', '.join(f'{name} {dim}' for name, dim in self.levels.items())} dims, finest as {self.vectors}",
+            f"disk: {self.bytes / 1e6:,.1f} MB" + (f", {engine:,.1f} of them the approximate index" if engine else ""),
+            *_tuned_lines(self.tuned),
+        ]
         return "\n".join([*lines, *map(str, self.fields.values())])
+
+
+def _tuned_lines(tuned: dict[str, Any] | None) -> list[str]:
+    if tuned is None:
+        return ["tuned: no"]
+    found = tuned["at_least"]
+    finds = "reads all rows" if found is None else f"finds at least {found:.3f}"
+    held = f"tuned: {tuned['rows']:,} rows, trained on {tuned['learnt_rows']:,}, checked at {tuned['checked_rows']:,}"
+    again = tuned["tune_again"]
+    lines = [f"{held}; for a recall of {tuned['recall']} it {finds}"]
+    return lines if again is None else [*lines, f"tune again: {again}"]
 
 
 def _known(tuned: Tuned, generation: int) -> dict[str, Any]:
