@@ -497,7 +497,7 @@ def test_what_cannot_be_read_is_reported_not_fatal(tmp_path: Path, monkeypatch: 
     items = list(find_pictures([tmp_path]))
     assert items == [
         Unreadable(closed, "Permission denied"),
-        Unreadable(tmp_path / "pipe.png", "is not a regular file"),
+        Unreadable(tmp_path / "pipe.png", "is not a regular file", replaced=True),
         Found(last),
     ]
 
