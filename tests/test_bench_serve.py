@@ -9,13 +9,14 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from hivlp.ann import native
-from hivlp.bench.products.collection import write_collection
+from hivlp.bench.products.collection import Collection, write_collection
 from hivlp.bench.products.rivals.listed import PayloadList
 from hivlp.bench.serve import run as bench
 from hivlp.bench.serve.load import Load, request_bytes, run_load
@@ -26,6 +27,7 @@ from hivlp.bench.serve.services import SERVICES, Service
 from hivlp.bench.serve.services.base import K
 from hivlp.bench.serve.services.starlette_app import create_app
 from hivlp.errors import HivlpError
+from hivlp.files.scratch import hold
 from synthetic import FakeEncoder, cloud, quick_tuning
 
 REQUESTS = [request_bytes("/search", json.dumps({"n": n}).encode()) for n in range(5)]
@@ -213,6 +215,15 @@ def test_every_cell_has_a_row_and_a_service_that_fails_says_why(tmp_path, monkey
     assert "not installed: it" in report.to_text()
     # What was measured is kept, what failed is tried again.
     assert [path.name for path in (tmp_path / "run" / "measured").iterdir()] == ["Trivial.json"]
+
+
+def test_a_run_beside_another_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "collection_of", lambda *_: Collection(tmp_path / "words"))
+    monkeypatch.setattr(Collection, "read", lambda *_: np.zeros((1, 4), np.float32))
+    monkeypatch.setattr(Collection, "truth", lambda *_: np.zeros((1, 10), int))
+    monkeypatch.setattr(bench, "read_wordnet", lambda: ([], []))
+    with hold(tmp_path / "words-serve"), pytest.raises(HivlpError, match="another `hivlp bench serve --size small`"):
+        bench.run("small", SimpleNamespace(source="hivlp-mini"))
 
 
 @pytest.mark.slow

@@ -56,6 +56,9 @@ def test_a_recipe_is_planned_without_its_data(tmp_path, monkeypatch, name):
     planned = plan(recipe, tmp_path / "out", measured=False)
     assert planned.missing and planned.steps == -(-recipe.stream.epoch // recipe.optim.batch_size) * recipe.optim.epochs
     assert planned.parameters > 150_000_000 and "not here" in planned.to_text() and not (tmp_path / "out").exists()
+    lines = [line for line in planned.to_text().splitlines() if line.startswith("learns")]
+    told = sum(int(line.split()[1].replace(",", "")) for line in lines)
+    assert told == sum(group.parameters for group in planned.learning) and len(lines) < 8
 
 
 def test_a_plan_measures_what_a_step_costs(data):

@@ -34,6 +34,7 @@ from hivlp.bench.serve.services.base import EMBED, TEXT, VECTOR
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers
 from hivlp.errors import HivlpError
+from hivlp.files.scratch import hold
 from hivlp.levels import Vectors
 
 CLIENTS = (1, 8, 64)
@@ -206,12 +207,13 @@ def run(size: str, model: HiVLP, services: Sequence[type[Service]] = SERVICES) -
     """Measure all services, one after another.
 
     Args:
-        size: ``small``, 10,000 words of WordNet, ten minutes; ``real``, all 148,730, half an hour and more.
+        size: ``small``, 10,000 words of WordNet, five minutes; ``real``, all 148,730, half an hour and more.
         model: encodes them, and texts that are searched for.
         services: that are measured, hivlp's first.
 
     Raises:
         DataError: if WordNet is not there.
+        HivlpError: if another run of the same size is under way.
     """
     started = time.perf_counter()
     collection = collection_of(size, model)
@@ -219,8 +221,11 @@ def run(size: str, model: HiVLP, services: Sequence[type[Service]] = SERVICES) -
     questions = Questions(np.array(collection.read(TEST)), glosses, collection.truth(TEST))
     folder = collection.folder.parent / f"{collection.folder.name}-serve"
     this = Run(collection, questions, folder, model.source, PLANS[size])
-    report = compare(this, services, started, size)
-    shutil.rmtree(folder, ignore_errors=True)
+    with hold(folder) as alone:
+        if not alone:
+            raise HivlpError(f"another `hivlp bench serve --size {size}` is under way (it builds in {folder})")
+        report = compare(this, services, started, size)
+        shutil.rmtree(folder, ignore_errors=True)
     return report
 
 

@@ -82,14 +82,26 @@ class TrainingPlan:
             f"steps       {self.steps:,} of {batch} pairs",
             f"validation  {self.validation or 'none'}",
             f"test        {self.test or 'none'}",
-            *(
-                f"learns      {group.parameters:,} parameters, lr {group.lr:g}, weight decay {group.weight_decay:g}, "
-                f"betas {group.betas[0]:g} {group.betas[1]:g}, eps {group.eps:g}"
-                for group in self.learning
-            ),
+            *self._learning(),
             *(f"not here    {each}" for each in self.missing),
             *self._costs(),
         ])  # fmt: skip
+
+    def _learning(self) -> list[str]:
+        """A line for those that differ in their rates alone, as the layers of a tower do; `--json` has each."""
+        alike: dict[tuple[float, tuple[float, float], float], list[LearningGroup]] = {}
+        for group in self.learning:
+            alike.setdefault((group.weight_decay, group.betas, group.eps), []).append(group)
+        lines = []
+        for (decay, betas, eps), groups in alike.items():
+            rates = sorted(group.lr for group in groups)
+            span = f"{rates[0]:.3g}" if rates[0] == rates[-1] else f"{rates[0]:.3g} to {rates[-1]:.3g}"
+            many = f" in {len(groups)} groups" if len(groups) > 1 else ""
+            lines.append(
+                f"learns      {sum(group.parameters for group in groups):,} parameters{many}, lr {span}, "
+                f"weight decay {decay:g}, betas {betas[0]:g} {betas[1]:g}, eps {eps:g}"
+            )
+        return lines
 
     def _costs(self) -> list[str]:
         if self.cost is None or self.hours is None:
