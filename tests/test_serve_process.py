@@ -12,9 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from hivlp import Client
 from hivlp.index import Index
+from hivlp.serve.app import create_app
 from hivlp.serve.client import ServiceError
 from serving import start, until
 from synthetic import write_pictures
@@ -159,6 +161,13 @@ def test_a_service_that_ends_lets_those_go_who_follow_a_job(made, run):
         process.send_signal(signal.SIGTERM)
         assert not any(line.startswith("data") for line in lines)
     assert process.wait(20) in (0, -signal.SIGTERM), "before requests are cut off"
+
+
+def test_what_was_loaded_is_told_once_it_is(made):
+    ready = threading.Event()
+    app = create_app({"x": Index.open(made / "index")}, on_ready=ready.set)
+    with TestClient(app):
+        assert ready.wait(60) and app.service.ready
 
 
 def test_a_watched_folder_is_kept_in_step(made, run):

@@ -53,12 +53,15 @@ OF_AN_INDEX: tuple[tuple[str, str, Handler], ...] = (
 """Routes that each index has under its name, and the first one without."""
 
 
-def create_app(indexes: Mapping[str, Index], settings: Settings | None = None) -> Guard:
+def create_app(
+    indexes: Mapping[str, Index], settings: Settings | None = None, on_ready: Callable[[], object] = lambda: None
+) -> Guard:
     """The ASGI application that serves indexes.
 
     Args:
         indexes: open ones by their names, the first of which answers where no name is given; they are closed with it.
         settings: of the service.
+        on_ready: called once in the event loop's thread when models and last commits are loaded.
     """
     settings = Settings() if settings is None else settings
     service = Service(indexes, settings)
@@ -66,6 +69,7 @@ def create_app(indexes: Mapping[str, Index], settings: Settings | None = None) -
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[dict[str, Service]]:
         warming = asyncio.get_running_loop().run_in_executor(None, service.warm_up)
+        warming.add_done_callback(lambda _: on_ready())
         try:
             await service.start()
             yield {"service": service}
