@@ -168,6 +168,7 @@ def test_what_was_loaded_is_told_once_it_is(made):
     app = create_app({"x": Index.open(made / "index")}, on_ready=ready.set)
     with TestClient(app):
         assert ready.wait(60) and app.service.ready
+        assert app.service.served("x").is_small, "its items were counted"
 
 
 def test_a_watched_folder_is_kept_in_step(made, run):

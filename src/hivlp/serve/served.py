@@ -19,6 +19,8 @@ from hivlp.serve.settings import Settings
 from hivlp.serve.uploads import HOME, follow_uploads, uploads_of
 
 logger = logging.getLogger(__name__)
+SMALL_ITEMS = 50_000
+"""Up to which a search by vector is brief, tuned or not."""
 
 
 class Served:
@@ -113,6 +115,11 @@ class Served:
             count = reader.count() - reader.missing()
         self._counted = index, changes, count
         return count
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it had few items when last counted, so that a search by vector takes tenths of a millisecond."""
+        return self._counted is not None and self._counted[2] <= SMALL_ITEMS
 
     def reopen(self) -> Index:
         """Open the folder anew, as after another one was put into its place; gives the index that was open before.

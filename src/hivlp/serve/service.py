@@ -135,7 +135,10 @@ class Service:
         """The answer to a search as JSON."""
         if not search.plain:
             return await self.slow.do(search)
-        return await self.searches.do(search, inline=self.inline(brief=search.is_vector))
+        brief = search.is_vector
+        # Most of a brief search holds the interpreter's lock: threads would only take turns at it with the event loop.
+        inline = self.ready if brief and served.is_small else self.inline(brief=brief)
+        return await self.searches.do(search, inline=inline)
 
     def inline(self, *, brief: bool) -> bool:
         """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
