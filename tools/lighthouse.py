@@ -10,13 +10,9 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from screenshots import CHROMIUM, PORT, URL, make_index, wait_for
-
-from hivlp.demo import pictures_folder
+from screenshots import CHROMIUM, URL, served
 
 LIGHTHOUSE = "lighthouse@12.8.2"
 CATEGORIES = ("performance", "accessibility", "best-practices", "seo")
@@ -26,18 +22,10 @@ PATHS = ("/", "/?q=something+to+eat")
 
 def main() -> int:
     below = 0
-    with tempfile.TemporaryDirectory() as folder:
-        make_index(Path(folder) / "pictures.hivlp")
-        command = [sys.executable, "-m", "hivlp", "serve", str(Path(folder) / "pictures.hivlp"), "--port", str(PORT),
-                   "--root", str(pictures_folder())]  # fmt: skip
-        with subprocess.Popen(command) as service:
-            try:
-                wait_for(f"{URL}/readyz")
-                for path in PATHS:
-                    for device in ("mobile", "desktop"):
-                        below += told(path, device, audited(URL + path, device))
-            finally:
-                service.terminate()
+    with served():
+        for path in PATHS:
+            for device in ("mobile", "desktop"):
+                below += told(path, device, audited(URL + path, device))
     return 1 if below else 0
 
 

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -32,6 +34,13 @@ MOST_BYTES = 2_000_000
 
 def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    with served():
+        take_all(out)
+
+
+@contextmanager
+def served() -> Iterator[None]:
+    """The pictures that ship with the package, indexed and served at :data:`URL`."""
     with tempfile.TemporaryDirectory() as folder:
         make_index(Path(folder) / "pictures.hivlp")
         command = [sys.executable, "-m", "hivlp", "serve", str(Path(folder) / "pictures.hivlp"), "--port", str(PORT),
@@ -39,7 +48,7 @@ def main(out: Path) -> None:
         with subprocess.Popen(command) as service:
             try:
                 wait_for(f"{URL}/readyz")
-                take_all(out)
+                yield
             finally:
                 service.terminate()
 

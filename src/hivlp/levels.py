@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,14 @@ class Level:
                     f"level {self.name}: {what} must be a whole number of at least 1, and at most {LARGEST}, "
                     f"not {value!r:.40}"
                 )
+
+
+def off_torch(given: Any) -> Any:
+    """What NumPy can read of a tensor, perhaps with a gradient, on a GPU or in bfloat16; anything else as it is."""
+    if not hasattr(given, "detach"):
+        return given
+    given = given.detach().cpu()
+    return given.float() if given.is_floating_point() else given
 
 
 def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:

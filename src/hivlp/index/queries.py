@@ -16,7 +16,7 @@ from hivlp.coarse.maps import COARSE, FINE, CoarseMaps, NoCoarseLevel
 from hivlp.encode.base import Encoder, Picture, as_picture, as_texts, check_encoder, unpacked
 from hivlp.errors import ArgumentError, IndexFolderError, MissingExtraError, ModelError, QueryError
 from hivlp.index.language_hint import LanguageHint
-from hivlp.levels import Level, Vectors
+from hivlp.levels import Level, Vectors, off_torch
 from hivlp.search.stages import Query
 from hivlp.store.records import About
 
@@ -240,11 +240,7 @@ def _numbers(vectors: Mapping[str, Any], level: Level) -> Vectors:
     if level.name not in vectors:
         raise QueryError(f"the query has no vector for level {level.name}")
     try:
-        given = vectors[level.name]
-        if hasattr(given, "detach"):  # a tensor, perhaps with a gradient, on a GPU, or in bfloat16
-            given = given.detach().cpu()
-            given = given.float() if given.is_floating_point() else given
-        given = np.asarray(given)
+        given = np.asarray(off_torch(vectors[level.name]))
         if given.dtype.kind not in "fiu":
             raise TypeError(given.dtype)
         if given.dtype == np.float32 and given.flags.c_contiguous:

@@ -135,19 +135,17 @@ class Service:
         """The answer to a search as JSON."""
         if not search.plain:
             return await self.slow.do(search)
-        brief = search.is_vector
-        # Most of a brief search holds the interpreter's lock: threads would only take turns at it with the event loop.
-        inline = self.ready if brief and served.is_small else self.inline(brief=brief)
-        return await self.searches.do(search, inline=inline)
+        return await self.searches.do(search, inline=self.inline(brief=search.is_vector, small=served.is_small))
 
-    def inline(self, *, brief: bool) -> bool:
+    def inline(self, *, brief: bool, small: bool = False) -> bool:
         """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
 
         Args:
             brief: whether it takes some tenths of a millisecond, as vectors do; a text takes some milliseconds.
+            small: whether most of a brief one holds the interpreter's lock, for which threads would take turns with it.
         """
         lone, one = len(self.requests) == 1, self.settings.search_threads == 1
-        return self.ready and (lone or one if brief else lone and one)
+        return self.ready and (lone or one or small if brief else lone and one)
 
     def warm_up(self) -> None:
         """Load the models and the last commits, so that the first search does not wait for them."""

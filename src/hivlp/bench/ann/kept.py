@@ -6,11 +6,15 @@ import hashlib
 import importlib
 import inspect
 import json
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hivlp.files.scratch import write_whole
+from hivlp.errors import HivlpError
+from hivlp.files.scratch import hold, write_whole
 
 
 class Kept:
@@ -48,6 +52,20 @@ class Kept:
         module, _, name = engine.partition(":")
         about = [code_of(getattr(importlib.import_module(module), name)), self._about]
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def workplace(folder: Path, command: str) -> Iterator[None]:
+    """A folder to build in, one run at a time; it goes when all is done, and stays for the next run where that fails.
+
+    Raises:
+        HivlpError: if another run of this command has it.
+    """
+    with hold(folder) as alone:
+        if not alone:
+            raise HivlpError(f"another `{command}` is under way (it builds in {folder})")
+        yield
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def code_of(engine: type) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import hivlp
-from hivlp.bench.ann.kept import Kept
+from hivlp.bench.ann.kept import Kept, workplace
 from hivlp.bench.ann.real import TESTED, TRAINED_FROM, bench_folder, encode_texts, read_real, read_wordnet
 from hivlp.bench.child import ONE_THREAD, listen
 from hivlp.bench.products import child as child_process
@@ -29,8 +29,7 @@ from hivlp.bench.products.report import ProductsReport, draw
 from hivlp.bench.products.rivals import PRODUCTS, Product
 from hivlp.bench.report import machine, measured
 from hivlp.encode import HiVLP
-from hivlp.errors import HivlpError, MissingExtraError
-from hivlp.files.scratch import hold
+from hivlp.errors import MissingExtraError
 
 SMALL_ITEMS, SMALL_GLOSSES = 10_000, 6_000
 TIMEOUTS = {"small": 120.0, "real": 3600.0}
@@ -149,13 +148,10 @@ def run(
     collection = collection_of(size, model)
     deadline = started + DEADLINE if size == "small" else float("inf")
     folder = collection.folder.parent / f"{collection.folder.name}-run"
-    with hold(folder) as alone:
-        if not alone:
-            raise HivlpError(f"another `hivlp bench products --size {size}` is under way (it builds in {folder})")
+    with workplace(folder, f"hivlp bench products --size {size}"):
         report = compare(Run(collection, folder, TIMEOUTS[size], deadline), products, started, size)
         if plot is not None:
             draw(report, plot)
-        shutil.rmtree(folder, ignore_errors=True)
     return report
 
 

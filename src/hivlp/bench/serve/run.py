@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hivlp.bench.ann.kept import Kept
+from hivlp.bench.ann.kept import Kept, workplace
 from hivlp.bench.ann.real import TESTED, read_wordnet
 from hivlp.bench.ann.truth import recall as recall_at
 from hivlp.bench.child import ONE_THREAD, listen
@@ -34,7 +34,6 @@ from hivlp.bench.serve.services.base import EMBED, TEXT, VECTOR
 from hivlp.encode import HiVLP
 from hivlp.encode.stream import default_workers
 from hivlp.errors import HivlpError
-from hivlp.files.scratch import hold
 from hivlp.levels import Vectors
 
 CLIENTS = (1, 8, 64)
@@ -221,12 +220,8 @@ def run(size: str, model: HiVLP, services: Sequence[type[Service]] = SERVICES) -
     questions = Questions(np.array(collection.read(TEST)), glosses, collection.truth(TEST))
     folder = collection.folder.parent / f"{collection.folder.name}-serve"
     this = Run(collection, questions, folder, model.source, PLANS[size])
-    with hold(folder) as alone:
-        if not alone:
-            raise HivlpError(f"another `hivlp bench serve --size {size}` is under way (it builds in {folder})")
-        report = compare(this, services, started, size)
-        shutil.rmtree(folder, ignore_errors=True)
-    return report
+    with workplace(folder, f"hivlp bench serve --size {size}"):
+        return compare(this, services, started, size)
 
 
 def compare(run: Run, services: Sequence[type[Service]], started: float, size: str = "") -> ServeReport:

@@ -14,6 +14,7 @@ from hivlp.data.readers.arrow import arrow_errors
 from hivlp.data.vectors.files import CHUNK, COLUMN, Chunk, Raw, Told, is_vector, matrix, tell
 from hivlp.data.vectors.source import EmbeddingSource
 from hivlp.errors import DataError, MissingExtraError
+from hivlp.levels import off_torch
 
 HERE = Path("given")
 """What stands in messages for the file that given vectors do not have."""
@@ -139,9 +140,7 @@ def _arrow(given: Any) -> Any:
 
 
 def _matrix(given: Any) -> Raw:
-    if hasattr(given, "detach"):  # a tensor, perhaps with a gradient or on a GPU
-        given = given.detach().cpu()
-        given = given.float() if given.is_floating_point() else given  # numpy has no bfloat16
+    given = off_torch(given)
     try:
         array = np.asarray(given)
         if array.dtype.kind in "iu":
