@@ -242,6 +242,8 @@ def test_hivlp_s_service_finds_what_it_should_and_loses_nothing_under_an_overloa
         rows = run._cells(ours, service, "vector", 0.99, {"recall": 0.99})
         told = run._lasting(ours(), service, {"recall": 0.99})
     assert all(row["recall"] > 0.95 and not row["failed"] for row in rows)
-    assert 0 < told["overload"]["bare_share"] < 1 and told["overload"]["cpu"]["writer"] > 0
+    cpu = told["overload"]["cpu"]
+    assert 0 < told["overload"]["bare_share"] < 1
+    assert cpu.keys() == {"service", "writer", "generator"} and cpu["service"] > 0, "a writer's may be below a tick"
     assert told["overload"]["lost"] == 0 and told["overload"]["failed"] == 0 and told["overload"]["posted"] > 0
     assert told["drift"]["requests"] == 100
