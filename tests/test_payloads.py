@@ -371,3 +371,26 @@ def test_a_file_that_moves_leaves_an_index_that_opens(tmp_path, encoder, picture
     Stored(opened).sql("INSERT OR REPLACE INTO meta VALUES ('optional_check', '1')")  # as versions before left it
     with Index.open(tmp_path / "index", encoder) as opened:
         assert opened.verify().ok and opened.add(pictures).skipped == 30
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.dictionaries(st.text(max_size=4), JSON_VALUES, max_size=4), min_size=1, max_size=4))
+def test_records_say_what_python_s_own_decoder_reads(metadata):
+    records = [json.dumps([row, f"{row}.jpg", None, known]).encode() for row, known in enumerate(metadata)]
+    expected = [tuple(column) for column in zip(*map(json.loads, records), strict=True)]
+    assert repr([tuple(column) for column in payloads.columns(records)]) == repr(expected)  # repr: NaN is not itself
+
+
+@pytest.mark.parametrize(
+    "record", ["", "7", "[7]", '[true,"p",null,{}]', '["7","p",null,{}]', '[7,"p",null,[]]', '[7,"p",1,{}]', "[7],[8]"]
+)
+def test_what_is_no_record_is_an_error(record):
+    with pytest.raises(ValueError):
+        payloads.columns([record.encode()])

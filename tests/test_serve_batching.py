@@ -34,6 +34,15 @@ def test_a_lone_task_runs_in_the_loop_s_thread_where_it_may():
     assert 'hivlp_batch_size_count{queue="searches"} 2' in queue._metrics.text()
 
 
+def test_the_only_task_runs_at_once_and_is_told_what_was_wrong_with_it():
+    queue = batcher(lambda tasks: [task if task else ValueError("no task") for task in tasks])
+    assert queue.at_once(7) == 7
+    with pytest.raises(ValueError, match="no task"):
+        queue.at_once(0)
+    told = queue._metrics.text()
+    assert all(f'hivlp_{name}_count{{queue="searches"}} 2' in told for name in ("batch_size", "queue_seconds"))
+
+
 @pytest.mark.parametrize("inline", [False, True])
 def test_what_comes_in_one_round_or_while_workers_are_busy_is_one_batch(inline):
     free, sizes = threading.Event(), []

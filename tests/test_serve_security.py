@@ -74,6 +74,14 @@ def test_a_name_that_a_stranger_could_give_this_machine_is_not_answered_to(path)
             assert service.get("/api/state", headers={"host": host}).status_code == 200
 
 
+def test_of_several_headers_of_one_name_the_first_counts(path):
+    settings = Settings(hosts=("photos.local",), token="secret")
+    with asked(opened(path), settings) as service:
+        wrong, right = ("authorization", "Bearer wrong"), ("authorization", "Bearer secret")
+        assert error(service.get("/api/state", headers=[wrong, right])) == (401, "unauthorized")
+        assert service.get("/api/state", headers=[right, wrong]).status_code == 200
+
+
 def test_other_sites_may_not_use_it_unless_they_are_named(path):
     with asked(opened(path), Settings(origins=("https://good.example",))) as service:
         for headers in ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from hivlp.errors import QueryError
 from hivlp.index import Found, Hit, Mix, PhotoFilter, find
 from hivlp.index.mixing import Part
 from hivlp.index.photo_filter import joined
-from hivlp.levels import DEFAULT_SHORTLIST, Vectors
+from hivlp.levels import DEFAULT_SHORTLIST
 from hivlp.serve.browsing import Browsing
 from hivlp.serve.metrics import Metrics
 from hivlp.serve.models import SearchRequest, Term
@@ -43,7 +44,7 @@ class Search:
     request: SearchRequest
     pictures: Mapping[int, QueryVectors]
 
-    @property
+    @cached_property
     def terms(self) -> list[Term]:
         """The query as terms."""
         query = self.request.query
@@ -103,15 +104,8 @@ class Answerer:
         started = time.perf_counter()
         queries = self._encoded(searches, answers)
         encode_ms = 1000 * (time.perf_counter() - started)
-        together: dict[Any, list[int]] = defaultdict(list)
-        for place, search in enumerate(searches):
-            if answers[place] is None and search.plain and "vector" in queries[place]:
-                asked = search.request
-                key = (id(search.served.index), asked.k, asked.offset, tuple(sorted(search.options().items())))
-                together[(*key, tuple(queries[place]["vector"]))].append(place)
-        for places in together.values():
-            if len(places) > 1:
-                self._many(searches, queries, places, answers, encode_ms)
+        for places in _alike(searches, queries, answers):
+            self._plainly(searches, queries, places, answers, encode_ms)
         for place, search in enumerate(searches):
             if answers[place] is None:
                 try:
@@ -179,7 +173,7 @@ class Answerer:
 
     # Answers.
 
-    def _many(
+    def _plainly(
         self,
         searches: Sequence[Search],
         queries: Sequence[dict[str, Any]],
@@ -187,18 +181,22 @@ class Answerer:
         answers: list[bytes | Exception | None],
         encode_ms: float,
     ) -> None:
-        """Answer searches that differ in their vectors alone; what does not work out so is left to :meth:`_one`."""
+        """Answer plain searches that differ in their vectors alone, which need nothing that :func:`find` adds.
+
+        What does not work out so is left to :meth:`_one`.
+        """
         first = searches[places[0]]
+        asked, index, vector = first.request, first.served.index, queries[places[0]]["vector"]
+        options = {"k": asked.k, "offset": asked.offset, **first.options()}
         try:
-            names = list(queries[places[0]]["vector"])
-            vectors: dict[str, Vectors] = {
-                name: np.stack([queries[place]["vector"][name] for place in places]) for name in names
-            }
-            asked = first.request
-            results = first.served.index.search_many(vectors=vectors, k=asked.k, offset=asked.offset, **first.options())
+            if len(places) == 1:
+                results = [index.search(vector=vector, **options)]
+            else:
+                vectors = {name: np.stack([queries[place]["vector"][name] for place in places]) for name in vector}
+                results = index.search_many(vectors=vectors, **options)
         except Exception:  # one of them may be at fault: each is told its own
             return
-        given = first.served.index.maps is not None
+        given = index.maps is not None
         for place, result in zip(places, results, strict=True):
             if given or all(os.path.lexists(hit.path) for hit in result):
                 try:
@@ -265,14 +263,33 @@ class Answerer:
         return encoded_json({**data, **more})
 
 
+def _alike(
+    searches: Sequence[Search], queries: Sequence[Mapping[str, Any]], answers: Sequence[object]
+) -> Iterable[list[int]]:
+    """Places of plain searches by vectors that are not answered yet, those together that ask in the same way."""
+    plain = [
+        place
+        for place, search in enumerate(searches)
+        if answers[place] is None and search.plain and "vector" in queries[place]
+    ]
+    if len(plain) < 2:
+        return [plain] if plain else []
+    together: dict[Any, list[int]] = defaultdict(list)
+    for place in plain:
+        search, asked = searches[place], searches[place].request
+        key = (id(search.served.index), asked.k, asked.offset, tuple(sorted(search.options().items())))
+        together[(*key, tuple(queries[place]["vector"]))].append(place)
+    return together.values()
+
+
 def hit_json(served: Served, hit: Hit) -> dict[str, Any]:
     """A hit as ``hivlp search --json`` prints it, with what a page needs to show it."""
     metadata, place = hit.metadata, f"/indexes/{served.name}/items/{hit.id}"
-    told = hit.to_json()
-    told["metadata"] = metadata
-    told["width"], told["height"], told["taken"] = map(metadata.get, ("width", "height", "taken"))
-    told["thumbnail"], told["original"] = f"{place}/thumbnail", f"{place}/original"
-    return told
+    known = metadata.get
+    return {
+        **hit.to_json(), "metadata": metadata, "width": known("width"), "height": known("height"),
+        "taken": known("taken"), "thumbnail": f"{place}/thumbnail", "original": f"{place}/original",
+    }  # fmt: skip
 
 
 def inspected(search: Search, query: dict[str, Any], where: str | None) -> list[dict[str, Any]]:

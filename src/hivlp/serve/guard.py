@@ -11,7 +11,6 @@ import time
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,7 +64,7 @@ class Guard:
             return
         started, status = time.perf_counter(), 500
         begun = False
-        headers = Headers(scope=scope)
+        headers = _headers(scope)
         origin = headers.get("origin")
 
         async def answer(message: Message) -> None:
@@ -113,7 +112,7 @@ class Guard:
             self._metrics.requests.add(name, scope["method"] if len(scope["method"]) < 8 else "other", str(status))
             self._metrics.latency.observe(time.perf_counter() - started, name)
 
-    def _most_bytes(self, headers: Headers) -> int:
+    def _most_bytes(self, headers: dict[str, str]) -> int:
         settings = self._settings
         carries = headers.get("content-type", "").startswith("multipart/form-data")
         most = settings.body_bytes if carries else settings.json_bytes
@@ -122,11 +121,11 @@ class Guard:
             raise RequestError(413, "too_large", f"the request is larger than {most >> 20} MB")
         return most
 
-    def _is_preflight(self, scope: Scope, headers: Headers) -> bool:
+    def _is_preflight(self, scope: Scope, headers: dict[str, str]) -> bool:
         asked = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         return asked and headers.get("origin") in self._settings.origins
 
-    def _checked(self, scope: Scope, headers: Headers) -> str | None:
+    def _checked(self, scope: Scope, headers: dict[str, str]) -> str | None:
         """Check who asks; gives the cookie to set where the page is opened with the token.
 
         Raises:
@@ -173,7 +172,7 @@ class Guard:
             return False
         return True
 
-    def _bears_token(self, headers: Headers) -> bool:
+    def _bears_token(self, headers: dict[str, str]) -> bool:
         token = self._settings.token or ""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -202,6 +201,11 @@ def _allowed(origin: str) -> list[tuple[bytes, bytes]]:
 def _cookie(token: str) -> str:
     """What a browser keeps instead of the token."""
     return hashlib.sha256(b"hivlp page\0" + token.encode()).hexdigest()
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Headers by their names in lower case; of several of one name the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def _host_name(host: str) -> str:

@@ -135,7 +135,10 @@ class Service:
         """The answer to a search as JSON."""
         if not search.plain:
             return await self.slow.do(search)
-        return await self.searches.do(search, inline=self.inline(brief=search.is_vector, small=served.is_small))
+        inline = self.inline(brief=search.is_vector, small=served.is_small)
+        if inline and self.is_lone:
+            return self.searches.at_once(search)
+        return await self.searches.do(search, inline=inline)
 
     def inline(self, *, brief: bool, small: bool = False) -> bool:
         """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
@@ -144,8 +147,13 @@ class Service:
             brief: whether it takes some tenths of a millisecond, as vectors do; a text takes some milliseconds.
             small: whether most of a brief one holds the interpreter's lock, for which threads would take turns with it.
         """
-        lone, one = len(self.requests) == 1, self.settings.search_threads == 1
-        return self.ready and (lone or one or small if brief else lone and one)
+        one = self.settings.search_threads == 1
+        return self.ready and (self.is_lone or one or small if brief else self.is_lone and one)
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether one request alone is being answered."""
+        return len(self.requests) == 1
 
     def warm_up(self) -> None:
         """Load the models and the last commits, so that the first search does not wait for them."""
