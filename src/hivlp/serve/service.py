@@ -141,6 +141,12 @@ class Service:
             return self.searches.at_once(search)
         return await self.searches.do(search, inline=inline)
 
+    async def text(self, said: Said, *, single: bool) -> Mapping[str, Vectors]:
+        """The vectors of a text, which is encoded with others that wait unless it is a request's ``single`` one."""
+        if single and self.inline(brief=False):
+            return self.texts.at_once(said)
+        return await self.texts.do(said)
+
     def inline(self, *, brief: bool, small: bool = False) -> bool:
         """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
 
