@@ -10,7 +10,6 @@ import time
 
 from hivlp.serve.admitting import admitted, headers_of
 from hivlp.serve.answering import Search
-from hivlp.serve.errors import RequestError
 from hivlp.serve.guard import HEADERS
 from hivlp.serve.replies import JSON
 from hivlp.serve.searching import SEARCHES
@@ -52,19 +51,14 @@ def answered(service: Service, url: bytes, headers: list[tuple[bytes, bytes]], b
     """The whole answer to a request that :func:`may_be_direct`; None for one that has to go the usual way."""
     started = time.perf_counter()
     served = _asked(service, url)
+    assert served is not None
     try:
         admitted(service.settings, "POST", url.decode("ascii"), b"", headers_of(headers))
-        request = SEARCHES.decode(body)
-    except (RequestError, ValueError, RecursionError):
-        return None
-    if served is None:
-        return None
-    search = Search(served, request, {})
-    if not (search.plain and search.is_vector):
-        return None
-    try:
-        told = service.searches.at_once(search)
+        search = Search(served, SEARCHES.decode(body), {})
+        told = service.answerer.at_once(search) if search.plain and search.is_vector else None
     except Exception:  # whatever it is, it is told the usual way
+        return None
+    if told is None:
         return None
     service.metrics.requests.add("search", "POST", "200")
     service.metrics.latency.observe(time.perf_counter() - started, "search")
