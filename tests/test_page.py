@@ -241,6 +241,28 @@ def test_found_pictures_go_on_as_one_scrolls(stub, visit):
     assert len({asked["offset"] for asked in stub.asked}) == len(stub.asked), "no page twice"
 
 
+def test_pictures_whose_files_have_gone_are_passed_by(stub, visit):
+    stub.gone = {*range(1, stub.count + 1)} - {stub.count - each for each in (0, 1, 2, 165, 166)}
+    page = visit()
+    page.locator(f"{TILE} .open").first.focus()
+    for place in (2, 3, 4):
+        page.keyboard.press("ArrowRight")
+        wait(page, f"document.activeElement.closest('li')?.ariaPosInSet === '{place}'")
+    page.keyboard.press("Home")
+    wait(page, "document.activeElement.closest('li')?.ariaPosInSet === '1'")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".about .caption strong")
+    for number in (1, 2, 165, 166):
+        page.keyboard.press("ArrowRight")
+        wait(page, f"location.search.includes('item={stub.count - number}')")
+    page.keyboard.press("ArrowLeft")
+    wait(page, f"location.search.includes('item={stub.count - 165}')")
+    stub.gone |= {stub.count, stub.count - 1, stub.count - 2}
+    page.goto(stub.url)
+    page.wait_for_selector(TILE)  # though none of the first eighty is there
+    assert page.is_hidden("#notice")
+
+
 def test_rows_are_full_and_in_order_whatever_the_shapes(visit):
     page = visit()
     assert page.evaluate("""async () => {

@@ -43,7 +43,7 @@ async function search({ since = performance.now(), top = 0 } = {}) {
     $("grid").hidden = false;
     grid.show({ hits: answer.hits, total, next: answer.next_offset }, top);
     drawnFirst();
-    if (!answer.hits.length) notices.nothing(app, { reset, filters: clearFilters, add: () => indexing.open() });
+    if (grid.empty) notices.nothing(app, { reset, filters: clearFilters, add: () => indexing.open() });
     tell(answer);
     inspector.answered(answer);
   } catch (error) {
@@ -92,7 +92,7 @@ function tell(answer) {
   const loaded = grid.length;
   const more = answer.next_offset !== null;
   const shown = grid.cut ? `; the first ${count(loaded)} are here` : "";
-  if (!answer.hits.length) $("status").textContent = "";
+  if (grid.empty) $("status").textContent = "No pictures";
   else if (withDates() && answer.total !== null) $("status").textContent = pictures(answer.total) + shown;
   else $("status").textContent = more ? "Best first" : pictures(loaded);
   const total = answer.timings_ms?.total;

@@ -78,7 +78,8 @@ export class Lightbox {
   slide(at) {
     const hit = this.hit(at);
     if (!hit) {
-      this.grid.fetch(at).then(() => this.view?.refreshSlideContent?.(at), () => {});
+      const show = (found) => (found ? this.view?.refreshSlideContent(at) : this.view?.goTo(this.count - 1));
+      this.grid.fetch(at).then(show, () => {});
       return { html: "", loading: true };
     }
     // The long side as it will be made, so that the picture lies where its small version did.
