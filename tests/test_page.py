@@ -189,12 +189,13 @@ def test_filters_offer_the_values_that_exist(stub, visit):
     page.click("#show-filters")
     page.click("#filters .value:has-text('red')")
     asked = wait_asked(page, stub, lambda asked: asked.get("where"))
-    assert asked["where"] == "metadata ->> '$.\"colour\"' IN (?)" and asked["params"] == ["red"]
+    each = "EXISTS (SELECT 1 FROM json_tree(metadata, '$.\"colour\"') WHERE atom IN (?))"  # of a list, too
+    assert asked["where"] == each and asked["params"] == ["red"]
     assert page.inner_text("#narrowed .label") == "colour red"
     page.fill("#filter-year-min", "2010")
     page.press("#filter-year-min", "Enter")
     asked = wait_asked(page, stub, lambda asked: len(asked.get("params", [])) == 2)
-    assert asked["where"].endswith(' IN (?) AND "year" >= ?') and asked["params"] == ["red", 2010]
+    assert asked["where"] == f'{each} AND "year" >= ?' and asked["params"] == ["red", 2010]
     page.fill("#filter-after", "2020-01-31")
     wait_asked(page, stub, lambda asked: asked.get("filter") == {"after": "2020-01-31"})
     stub.asked.clear()
@@ -362,6 +363,17 @@ def test_a_selection_is_downloaded_as_a_zip_and_its_paths_are_copied(stub, visit
     assert len(asked["query"]) == 5 and page.is_hidden("#selection")
 
 
+def test_a_double_click_opens_one_lightbox_and_back_closes_it_while_it_opens(visit):
+    page = visit(reduced_motion="no-preference")
+    page.wait_for_selector(f"{TILE} img.there")
+    page.evaluate("document.querySelector('#grid li .open').click(); document.querySelector('#grid li .open').click()")
+    wait(page, "location.search.includes('item=')")
+    assert page.locator(".pswp").count() == 1
+    page.evaluate("history.back()")
+    wait(page, "!document.querySelector('.pswp')")
+    assert "item=" not in page.url
+
+
 # What one looks into.
 
 
@@ -510,14 +522,20 @@ def test_dark_light_and_as_the_system(visit):
     assert page.evaluate(back) != dark, "the choice is kept"
 
 
-def test_a_phone_scrolls_one_way_only(visit):
-    page = visit("/?q=a+dog", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+@pytest.mark.parametrize("width", [320, 360])
+def test_a_phone_scrolls_one_way_only(visit, width):
+    page = visit("/?q=a+dog", viewport={"width": width, "height": 740}, has_touch=True, is_mobile=True)
     page.wait_for_selector(f"{TILE} img.there")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.click("#show-filters")
+    assert page.evaluate(
+        "document.querySelector('#filters').scrollWidth <= document.querySelector('#filters').clientWidth"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.click("#show-filters")
     page.locator(f"{TILE} .open").first.tap()
     page.wait_for_selector(".about .caption strong")
     boxes = page.eval_on_selector_all(".about .acts > *", "all => all.map(each => each.getBoundingClientRect().right)")
-    assert max(boxes) <= 360
+    assert max(boxes) <= width
 
 
 @pytest.fixture(scope="module")
