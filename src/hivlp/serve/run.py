@@ -15,8 +15,8 @@ import uvicorn
 from hivlp.errors import ArgumentError
 from hivlp.index import Index
 from hivlp.serve.app import create_app
+from hivlp.serve.connection import http_protocol
 from hivlp.serve.guard import Guard
-from hivlp.serve.refusing import http_protocol
 from hivlp.serve.settings import Settings
 from hivlp.serve.tracing import traced
 
@@ -46,11 +46,12 @@ def serve(
     """
     check_exposure(host, settings, insecure=insecure)
     app = create_app(indexes, settings, on_ready=_freeze)
+    application = traced(app)
     config = uvicorn.Config(
-        traced(app),
+        application,
         host=host,
         port=port,
-        http=http_protocol(),
+        http=http_protocol(direct=application is app),
         log_level="warning",
         access_log=False,
         server_header=False,
