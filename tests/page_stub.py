@@ -37,8 +37,8 @@ COLOURS = ("blue", "green", "red")
 
 
 class Stub(ThreadingHTTPServer):
-    """A stand-in for the service; ``asked`` are the searches that came, ``busy`` answers 429 so many times, ``gone`` are
-    items whose files are not there: counted, but in no page."""
+    """A stand-in for the service; ``asked`` are the searches that came, ``busy`` answers 429 so many times, ``gone``
+    are items whose files are not there: counted, but in no page."""
 
     daemon_threads = True
 

@@ -133,6 +133,17 @@ def test_what_is_asked_is_in_the_address_and_the_back_button_works(stub, visit):
     assert page.input_value("#text") == "a dog"
 
 
+def test_back_leads_to_where_one_was(stub, visit):
+    stub.count = 5000
+    page = visit()
+    page.evaluate("scrollTo(0, 9000)")
+    page.wait_for_timeout(200)
+    page.fill("#text", "a dog")
+    wait(page, "scrollY === 0")
+    page.go_back()
+    wait(page, "Math.abs(scrollY - 9000) < 300 && document.querySelector('#grid li:not([hidden]) img.there')")
+
+
 def test_a_picture_is_pasted_and_mixed_with_a_text(stub, visit):
     page = visit()
     page.evaluate("""() => {
