@@ -92,7 +92,7 @@ def allowed_paths(served: Served, paths: Sequence[str]) -> list[str]:
         real = os.path.realpath(path)
         if not any(beneath(real, root) for root in served.roots):
             raise forbidden(f"{path!r:.200} is not beneath the roots: start the service with --root to index it")
-        if not Path(real).exists():
+        if not os.path.lexists(real):
             raise not_found(f"{path!r:.200} is not there")
         found.append(real)
     return found
@@ -152,5 +152,5 @@ async def job_events(request: Request) -> Response:
 async def steer_job(request: Request) -> Response:
     """``POST /jobs/{job}/pause``, ``resume`` and ``cancel``."""
     jobs = service_of(request).jobs(changed_index(request))
-    job = await jobs.steer(jobs.get(request.path_params["job"]), request.url.path.rpartition("/")[2])
+    job = await jobs.steer(jobs.get(request.path_params["job"]), request.scope["path"].rpartition("/")[2])
     return json_reply(job.to_json())

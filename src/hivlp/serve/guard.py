@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import time
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -140,7 +140,7 @@ class Guard:
                 f"this service is not called {host!r:.80}: start it with --allow-host to call it so",
             )
         own, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and origin not in settings.origins and urlsplit(origin).netloc != own:
+        if origin not in (None, *settings.origins, f"http://{own}", f"https://{own}"):
             raise RequestError(403, "cross_origin", "another site may not use this service")
         site = headers.get("sec-fetch-site", "same-origin")
         opened = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate" and path == "/"
