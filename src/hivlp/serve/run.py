@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -16,12 +17,13 @@ from hivlp.errors import ArgumentError
 from hivlp.index import Index
 from hivlp.serve.app import create_app
 from hivlp.serve.guard import Guard
-from hivlp.serve.refusing import http_protocol
 from hivlp.serve.settings import Settings
 from hivlp.serve.tracing import traced
 
 GRACE_SECONDS = 30
 """What requests have to end when the service is told to."""
+FILES = 1000
+"""That may be open beside connections: of indexes, pictures and processes."""
 
 
 def serve(
@@ -45,6 +47,7 @@ def serve(
         ArgumentError: if other machines could ask, and there is no token.
     """
     check_exposure(host, settings, insecure=insecure)
+    _allow_files(settings.connections + FILES)
     app = create_app(indexes, settings, on_ready=_freeze)
     config = uvicorn.Config(
         traced(app),
@@ -63,6 +66,26 @@ def serve(
         ws="none",
     )
     _Server(config, app).run()
+
+
+def http_protocol() -> Any:
+    """The class of connections; uvicorn's own choice where httptools is not installed."""
+    try:
+        from hivlp.serve.connections import Connection
+    except ImportError:
+        return "auto"
+    return Connection
+
+
+def _allow_files(count: int) -> None:
+    """Let the process have so many files open where the system lets it: often it starts with fewer than connections."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < count:
+            most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _freeze() -> None:
