@@ -9,12 +9,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import uvicorn
 
 from hivlp.index import Index
 from hivlp.serve.errors import RequestError
 from hivlp.serve.jobs import Job, Jobs
+from hivlp.serve.run import _Server
 from hivlp.serve.worker import Worker
 from hivlp.serve.writer import Writer, WriterDied
 from synthetic import FakeEncoder
@@ -209,6 +212,31 @@ def test_a_job_that_is_stopped_before_its_process_has_begun_with_it_stops(tmp_pa
     worker._stop.add("run")
     worker._carry_out({"id": "run", "do": "job", "paths": [str(tmp_path)]})
     assert json.loads(answers.getvalue()) == {"id": "run", "result": {"stopped": True}}
+
+
+def test_many_hang_ups_open_the_indexes_once_more(monkeypatch):
+    monkeypatch.setattr("hivlp.serve.run.RELOAD_SECONDS", 0.01)
+    open_ones, most, count = 0, 0, 0
+
+    async def reload():
+        nonlocal open_ones, most, count
+        open_ones, count = open_ones + 1, count + 1
+        most = max(most, open_ones)
+        await asyncio.sleep(0.01)
+        open_ones -= 1
+
+    async def hang_up():
+        server = _Server(uvicorn.Config("none"), SimpleNamespace(service=SimpleNamespace(reload=reload)))
+        for _ in range(50):
+            server._hung_up()
+            await asyncio.sleep(0)
+        await server._reloading
+        assert (count, most) == (2, 1)
+        server._hung_up()
+        await server._reloading
+        assert count == 3
+
+    asyncio.run(hang_up())
 
 
 def test_a_job_says_all_that_it_is():

@@ -22,6 +22,8 @@ from hivlp.serve.tracing import traced
 
 GRACE_SECONDS = 30
 """What requests have to end when the service is told to."""
+RELOAD_SECONDS = 1.0
+"""Seconds between opening the indexes anew and doing so again."""
 FILES = 1000
 """That may be open beside connections: of indexes, pictures and processes."""
 
@@ -100,6 +102,8 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Guard) -> None:
         super().__init__(config)
         self._guard = app
+        self._hung = False
+        self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Listen."""
@@ -113,7 +117,16 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
     def _hung_up(self) -> None:
-        asyncio.get_running_loop().create_task(self._guard.service.reload())
+        self._hung = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """Open the indexes anew, once for all hang-ups that come meanwhile: those before stay open for a while."""
+        while self._hung:
+            self._hung = False
+            await self._guard.service.reload()
+            await asyncio.sleep(RELOAD_SECONDS)
 
 
 def check_exposure(host: str, settings: Settings, *, insecure: bool) -> None:
