@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from hivlp.index import Index
+from hivlp.serve.answering import Search
+from hivlp.serve.models import SearchRequest
 from hivlp.serve.settings import Settings
+from hivlp.store.reader import Reader
 from serving import asked, error
 from synthetic import FakeEncoder, write_pictures
 
@@ -27,6 +31,30 @@ def service(folder):
     with asked({"index": index}, Settings(roots=(folder / "pictures",), token="secret")) as service:
         service._client.headers["authorization"] = "Bearer secret"
         yield service
+
+
+def test_a_condition_lists_pages_of_items_without_the_rest(service, monkeypatch):
+    pages = [service.get(f"/items?limit=2&after={after}&where=id<>2").json() for after in (0, 3, 4)]
+    assert [[item["id"] for item in page["items"]] for page in pages] == [[1, 3], [4], []]
+    assert [page["next"] for page in pages] == [3, None, None]
+    monkeypatch.setattr(Reader, "shown", lambda *_: pytest.fail("all that pass were read"))
+    assert service.get("/items?limit=1&where=1").json()["next"] == 1
+    assert error(service.get("/items", params={"where": "1) OR (1"})) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "how", [{"shortlist": 1 << 31}, {"group": 0.01}, {"exact": True}, {"offset": 5000}, {"k": 900}]
+)
+def test_what_takes_long_holds_up_no_loop(service, how):
+    vector = [{"vector": [1.0] * 4}]
+    search = Search(service.app.service.served(None), msgspec.convert({"query": vector, **how}, SearchRequest), {})
+    assert not search.plain
+    usual = {"query": vector, "group": True, "shortlist": 500, "threshold": 0.1}
+    assert Search(search.served, msgspec.convert(usual, SearchRequest), {}).plain
+
+
+def test_a_search_is_inspected_down_to_a_depth(service):
+    assert error(service.search(query="red", inspect=True, offset=1 << 40)) == (400, "bad_request")
 
 
 DIGITS = "9" * 5000  # more than Python reads as a number

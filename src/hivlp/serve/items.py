@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -55,9 +56,10 @@ def _listed(served: Served, after: int, limit: int, where: str | None) -> bytes:
         items = list(served.index.items(after=after, limit=limit))
     else:
         with served.index.store.reading() as reader:
-            passing = {*reader.rows_where(f"id > {after} AND ({where}\n)").rows}
-            ids = sorted(item.id for item in reader.shown(sorted(passing)).values())[:limit]
-            items = [item for each in ids if (item := reader.get(each)) is not None]
+            passing, live = reader.rows_where(where).rows, reader.live()
+            ids = live[np.isin(live[:, 0], np.array(passing, np.int64)), 1]
+            page = np.sort(ids[ids > after])[:limit].tolist()
+            items = [item for each in page if (item := reader.get(each)) is not None]
     following = items[-1].id if len(items) == limit else None
     return encoded_json({"items": [item_json(served, item) for item in items], "next": following})
 
