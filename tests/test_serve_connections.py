@@ -11,7 +11,7 @@ import uvicorn
 
 from hivlp.index import Index
 from hivlp.serve.app import create_app
-from hivlp.serve.run import http_protocol
+from hivlp.serve.connection import http_protocol
 from hivlp.serve.settings import Settings
 from serving import answers, free_port, until
 from synthetic import FakeEncoder, write_pictures

@@ -9,13 +9,13 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
 from hivlp.errors import ArgumentError
 from hivlp.index import Index
 from hivlp.serve.app import create_app
+from hivlp.serve.connection import http_protocol
 from hivlp.serve.guard import Guard
 from hivlp.serve.settings import Settings
 from hivlp.serve.tracing import traced
@@ -51,11 +51,12 @@ def serve(
     check_exposure(host, settings, insecure=insecure)
     _allow_files(settings.connections + FILES)
     app = create_app(indexes, settings, on_ready=_freeze)
+    application = traced(app)
     config = uvicorn.Config(
-        traced(app),
+        application,
         host=host,
         port=port,
-        http=http_protocol(),
+        http=http_protocol(direct=application is app),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -68,15 +69,6 @@ def serve(
         ws="none",
     )
     _Server(config, app).run()
-
-
-def http_protocol() -> Any:
-    """The class of connections; uvicorn's own choice where httptools is not installed."""
-    try:
-        from hivlp.serve.connections import Connection
-    except ImportError:
-        return "auto"
-    return Connection
 
 
 def _allow_files(count: int) -> None:

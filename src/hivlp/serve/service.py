@@ -57,6 +57,7 @@ class Service:
         pictures: queue of pictures to decode and encode.
         maps: of the collections.
         threads: for what waits for the disk.
+        answerer: what answers them.
         ready: whether every index's model is loaded.
         requests: that are being answered; empty where the server does not tell.
     """
@@ -68,13 +69,13 @@ class Service:
         self.metrics = Metrics()
         self.decoders = Decoders(settings.decoder_processes)
         self.thumbnails = Thumbnails(self.decoders, settings.thumbnail_bytes)
-        answerer = Answerer(self.metrics)
+        self.answerer = Answerer(self.metrics)
         threads, most, room = settings.search_threads, settings.batch, settings.queue
         self.searches: Batcher[Search, bytes] = Batcher(
-            "searches", answerer.answer, self.metrics, workers=threads, most=most, room=room
+            "searches", self.answerer.answer, self.metrics, workers=threads, most=most, room=room
         )
         self.slow: Batcher[Search, bytes] = Batcher(
-            "slow searches", answerer.answer, self.metrics, workers=threads, most=1, room=max(1, room // 8)
+            "slow searches", self.answerer.answer, self.metrics, workers=threads, most=1, room=max(1, room // 8)
         )
         self.texts: Batcher[Said, Mapping[str, Vectors]] = Batcher(
             "texts", self._said, self.metrics, most=most, room=room
@@ -86,6 +87,7 @@ class Service:
         self.maps = Maps()
         self.ready = False
         self.requests: Sized = ()
+        self._asker: object = None
         self._writers: dict[str, Writer] = {}
         self._jobs: dict[str, Jobs] = {}
         queues = (self.searches, self.slow, self.texts, self.pictures)
@@ -140,6 +142,12 @@ class Service:
             return self.searches.at_once(search)
         return await self.searches.do(search, inline=inline)
 
+    async def text(self, said: Said, *, single: bool) -> Mapping[str, Vectors]:
+        """The vectors of a text, which is encoded with others that wait unless it is a request's ``single`` one."""
+        if single and self.inline(brief=False):
+            return self.texts.at_once(said)
+        return await self.texts.do(said)
+
     def inline(self, *, brief: bool, small: bool = False) -> bool:
         """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
 
@@ -149,6 +157,15 @@ class Service:
         """
         one = self.settings.search_threads == 1
         return self.ready and (self.is_lone or one or small if brief else self.is_lone and one)
+
+    def at_once(self, served: Served, connection: object) -> bool:
+        """Whether a search by vectors of an index may be answered on its connection, before any others are looked at.
+
+        That is so where few items make it brief, and for the only connection that asks: others that ask meanwhile are
+        better answered together. Of several none asks twice in a row for long.
+        """
+        lone, self._asker = self._asker is connection and not self.requests, connection
+        return self.ready and (lone or served.is_small)
 
     @property
     def is_lone(self) -> bool:

@@ -1,4 +1,4 @@
-"""Connections: what a client may leave unfinished on one, and how long; refusing a search before it is a task."""
+"""Connections with bounds: what a client may leave unfinished on one, and for how long."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from asyncio import TimerHandle
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from hivlp.serve.refusing import refused
 
 HEAD_BYTES = 1 << 16
 """Of a request's line and headers, or of a trailer; httptools keeps what has no end."""
@@ -17,13 +15,13 @@ SPARE = 64
 """Connections beyond the limit whose requests are still told so; others are closed at once."""
 
 
-class Connection(HttpToolsProtocol):
+class Bounded(HttpToolsProtocol):
     """A connection that ends where nothing comes of it: the head of a request, an answer that is read.
 
-    The guard bounds the time between the two. Searches are refused here while too many wait.
+    The guard bounds the time between the two.
     """
 
-    _refused = _in_body = False
+    _in_body = False
     _open = 0
     """Bytes that came since a part of a request was complete."""
     _reading: TimerHandle | None = None
@@ -31,11 +29,10 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Wait for a first request."""
         super().connection_made(transport)
-        self.app_state["service"].requests = self.tasks
         if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + SPARE:
             self.transport.abort()
             return
-        self._expect()
+        self.expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
@@ -52,7 +49,7 @@ class Connection(HttpToolsProtocol):
 
     # Time.
 
-    def _expect(self) -> None:
+    def expect(self) -> None:
         """Wait for the head of the next request, which does not come sooner for being begun."""
         super()._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
@@ -65,7 +62,7 @@ class Connection(HttpToolsProtocol):
         if self._reading is None:
             self.transport.abort()
         else:
-            self._expect()
+            self.expect()
 
     def pause_writing(self) -> None:
         """Have the answer wait for a client that reads slowly."""
@@ -96,7 +93,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._refused = self._in_body = False
+        self._in_body = False
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -105,39 +102,29 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Answer a request, or refuse it."""
+        """Have a request answered."""
+        self.begin_body()
+        super()._unset_keepalive_if_required()
+        super().on_headers_complete()
+
+    def begin_body(self) -> None:
+        """Take in what follows as a body."""
         self._open, self._in_body = 0, True
-        idle = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
-        posted = idle and self.parser.get_method() == b"POST"
-        refusal = refused(self.app_state["service"], self.url, self.headers) if posted else None
-        if refusal is None:
-            super()._unset_keepalive_if_required()
-            super().on_headers_complete()
-            return
-        self._refused = True
-        self._expect()
-        self.transport.write(refusal)
-        self.app_state["service"].searches.rest()
-        if not self.parser.should_keep_alive():
-            self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         """Take in a piece of a body."""
         self._open = 0
-        if not self._refused:
-            super().on_body(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request."""
         self._open = 0
-        if self._refused:
-            self.on_response_complete()  # which waits for the connection's next request
-        else:
-            super().on_message_complete()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or until the last answer has been read."""
+        self._open = 0
         super()._unset_keepalive_if_required()
         super().on_response_complete()
         if self.transport.is_closing():
-            self._expect()
+            self.expect()
