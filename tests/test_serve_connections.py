@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from hivlp.index import Index
 from hivlp.serve.app import create_app
+from hivlp.serve.bounded import SPARE
 from hivlp.serve.connection import http_protocol
 from hivlp.serve.settings import Settings
 from serving import answers, free_port, until
@@ -132,11 +136,22 @@ def test_what_comes_behind_a_body_is_no_header(connect):
     assert connection.recv(12) == b"HTTP/1.1 401"
 
 
-def test_connections_beyond_those_that_may_be_open_are_closed_at_once(server, connect):
-    until(lambda: not server.server_state.connections)
-    most = 0
-    for _ in range(200):
-        connect()
-        most = max(most, len(server.server_state.connections))
-    assert 20 < most < 100
-    ended(server)
+def test_connections_beyond_those_that_may_be_open_are_closed_at_once():
+    class Transport(asyncio.Transport):
+        aborted = False
+
+        def get_extra_info(self, name, default=None):
+            return default
+
+        def abort(self):
+            self.aborted = True
+
+    async def open_many():
+        state = ServerState()
+        config = uvicorn.Config(lambda *_: None, limit_concurrency=20, ws="none", log_level="critical")
+        for _ in range(20 + SPARE + 5):
+            connection = http_protocol()(config, state, {"service": SimpleNamespace()})
+            connection.connection_made(Transport())
+        return sum(connection.transport.aborted for connection in state.connections)
+
+    assert asyncio.run(open_many()) == 5
