@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from hivlp.index import Index
 from hivlp.serve.answering import Search
+from hivlp.serve.map import Maps
 from hivlp.serve.models import SearchRequest
 from hivlp.serve.settings import Settings
 from hivlp.store.reader import Reader
-from serving import asked, error
+from serving import asked, error, until
 from synthetic import FakeEncoder, write_pictures
 
 
@@ -51,6 +54,19 @@ def test_what_takes_long_holds_up_no_loop(service, how):
     assert not search.plain
     usual = {"query": vector, "group": True, "shortlist": 500, "threshold": 0.1}
     assert Search(search.served, msgspec.convert(usual, SearchRequest), {}).plain
+
+
+def test_commits_that_come_faster_than_maps_start_no_more_of_them(tmp_path, monkeypatch):
+    go, begun = threading.Event(), []
+    monkeypatch.setattr("hivlp.serve.map.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("hivlp.serve.map.drawn", lambda index: begun.append(index) or (go.wait(20) and b"map"))
+    maps = Maps()
+    for commit in (b"1", b"2", b"3"):
+        index = SimpleNamespace(path=tmp_path, store=SimpleNamespace(changes=lambda commit=commit: commit))
+        assert maps.of(index) is None
+    until(lambda: begun)
+    go.set()
+    assert until(lambda: maps.of(index)) == b"map" and len(begun) == 2, "of the first commit and of the last"
 
 
 def test_a_search_is_inspected_down_to_a_depth(service):
