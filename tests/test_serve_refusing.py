@@ -56,7 +56,10 @@ def test_a_refusal_is_a_whole_answer_with_what_the_guard_adds():
     ],
 )
 def test_the_guard_looks_first_at_what_it_may_answer_otherwise(url, headers, options):
-    assert refused(service(**options), url, headers) is None
+    async def ask():
+        return refused(service(**options), url, headers)
+
+    assert asyncio.run(ask()) is None
 
 
 class Slow(FakeEncoder):

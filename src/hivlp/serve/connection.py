@@ -46,18 +46,10 @@ def http_protocol(*, direct: bool = True) -> Any:
             self.begin_body()
             idle = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
             posted = idle and self.parser.get_method() == b"POST"
-            refusal = refused(self._service, self.url, self.headers) if posted else None
-            if refusal is not None:
-                self._refused = True
-                self.expect()  # its body has so long
-                self.transport.write(refusal)
-                self._service.searches.rest()
-                if not self.parser.should_keep_alive():
-                    self.transport.close()
-            elif posted and direct and self._may_be_direct():
+            if posted and direct and not self._service.searches.is_full and self._may_be_direct():
                 self._held = bytearray()
             else:
-                super().on_headers_complete()
+                self._refuse_or_begin(posted=posted)
 
         def on_body(self, body: bytes) -> None:
             self.begin_body()
@@ -72,11 +64,11 @@ def http_protocol(*, direct: bool = True) -> Any:
                 if answer is not None:
                     self._held = None
                     self.transport.write(answer)
-                    self.on_response_complete()
+                    self.on_response_complete()  # which waits for the connection's next request
                     return
                 self._hand_over()
             if self._refused:
-                self.on_response_complete()  # which waits for the connection's next request
+                self.on_response_complete()
             else:
                 super().on_message_complete()
 
@@ -93,8 +85,22 @@ def http_protocol(*, direct: bool = True) -> Any:
         def _hand_over(self) -> None:
             """Have a request that was held back go the usual way."""
             held, self._held = self._held, None
-            if not self.transport.is_closing():
+            if self.transport.is_closing():
+                self._refused = True
+            else:
+                self._refuse_or_begin(posted=True)
+                self.on_body(bytes(held or b""))
+
+        def _refuse_or_begin(self, *, posted: bool) -> None:
+            refusal = refused(self._service, self.url, self.headers) if posted else None
+            if refusal is None:
                 super().on_headers_complete()
-                super().on_body(bytes(held or b""))
+                return
+            self._refused = True
+            self.expect()  # its body has so long
+            self.transport.write(refusal)
+            self._service.searches.rest()
+            if not self.parser.should_keep_alive():
+                self.transport.close()
 
     return Protocol

@@ -18,6 +18,8 @@ from hivlp.serve.service import Service
 
 MOST_BYTES = 1 << 18
 """Of a body; of what came with its head no more is there."""
+LEAST_BYTES = 5
+"""Of a body for each dimension, without which it is a text or an item."""
 NOT_PLAIN = {b"origin", b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"}
 """Headers with which a request goes the usual way."""
 _HEAD = "".join(
@@ -38,13 +40,14 @@ def may_be_direct(service: Service, url: bytes, headers: list[tuple[bytes, bytes
     served = _asked(service, url)
     if served is None or not service.at_once(served, connection):
         return False
-    length = None
+    length = b""
     for name, value in headers:
         if name in NOT_PLAIN or (name == b"content-type" and value.startswith(b"multipart/")):
             return False
         if name == b"content-length":
             length = value
-    return length is not None and length.isdigit() and int(length[:20]) <= MOST_BYTES
+    least = LEAST_BYTES * served.index.levels[-1].dim
+    return length.isdigit() and least <= int(length[:20]) <= MOST_BYTES
 
 
 def answered(service: Service, url: bytes, headers: list[tuple[bytes, bytes]], body: bytes | bytearray) -> bytes | None:

@@ -71,6 +71,7 @@ class Service:
         self.thumbnails = Thumbnails(self.decoders, settings.thumbnail_bytes)
         self.answerer = Answerer(self.metrics)
         threads, most, room = settings.search_threads, settings.batch, settings.queue
+        self._one = threads == 1
         self.searches: Batcher[Search, bytes] = Batcher(
             "searches", self.answerer.answer, self.metrics, workers=threads, most=most, room=room
         )
@@ -155,8 +156,7 @@ class Service:
             brief: whether it takes some tenths of a millisecond, as vectors do; a text takes some milliseconds.
             small: whether most of a brief one holds the interpreter's lock, for which threads would take turns with it.
         """
-        one = self.settings.search_threads == 1
-        return self.ready and (self.is_lone or one or small if brief else self.is_lone and one)
+        return self.ready and (self.is_lone or self._one or small if brief else self.is_lone and self._one)
 
     def at_once(self, served: Served, connection: object) -> bool:
         """Whether a search by vectors of an index may be answered on its connection, before any others are looked at.
