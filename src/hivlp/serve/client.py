@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mimetypes
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -19,7 +20,10 @@ from hivlp.search.results import Duplicate, Hit, SearchResult
 from hivlp.serve.replies import JSON
 from hivlp.serve.vectors import as_base64, numbers
 
+T = TypeVar("T")
 SECONDS = 60.0
+MOST_BYTES = 1 << 28
+"""Of an answer, when it is unpacked."""
 _ENCODED: dict[str, str] = {"content-type": JSON}
 
 
@@ -41,6 +45,12 @@ class _Asking:
 
     def __init__(self, url: str, *, token: str | None, index: str | None) -> None:
         self.url = url.rstrip("/")
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ServiceError(f"{url!r} is no address of a service: {error}") from error
+        if token is not None and not token.isascii():
+            raise ServiceError("a token has letters and digits of ASCII alone")
         self._prefix = "" if index is None else f"/indexes/{index}"
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
@@ -98,10 +108,11 @@ class Client(_Asking):
             url: of the service.
             token: that it asks for.
             index: name of the one that is meant; default the first that is served.
-            timeout: seconds to wait for an answer.
+            timeout: seconds to wait for an answer to begin, and then for its end.
             transport: of httpx, instead of its own.
         """
         super().__init__(url, token=token, index=index)
+        self._seconds = timeout
         self._http = httpx.Client(base_url=self.url, headers=self._headers, timeout=timeout, transport=transport)
 
     def __enter__(self) -> Client:
@@ -148,8 +159,7 @@ class Client(_Asking):
 
     def fields(self) -> list[dict[str, Any]]:
         """Fields, and which values they have."""
-        found: list[dict[str, Any]] = self._ask(self._json("GET", "/fields"))["fields"]
-        return found
+        return _checked(self._ask(self._json("GET", "/fields")), _Fields).fields
 
     def get(self, item: int) -> dict[str, Any] | None:
         """What is known of an item; None if there is none."""
@@ -164,9 +174,11 @@ class Client(_Asking):
         """Items by id, ascending."""
         following: int | None = after
         while following is not None:
-            page = self._ask(self._json("GET", f"/items?after={following}&limit=1000"))
-            yield from page["items"]
-            following = page["next"]
+            page = _checked(self._ask(self._json("GET", f"/items?after={following}&limit=1000")), _Items)
+            if page.next is not None and page.next <= following:
+                raise ServiceError("the items go round in a circle: is this a hivlp service?")
+            yield from page.items
+            following = page.next
 
     def add(
         self,
@@ -192,7 +204,11 @@ class Client(_Asking):
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            return answer_of(self._http.request(**request))
+            with self._http.stream(**request) as response:
+                body = _Body(self._seconds)
+                for block in response.iter_bytes():
+                    body.take(block)
+                return answer_of(response, body.data)
         except httpx.HTTPError as error:
             raise ServiceError(f"{self.url} gives no answer: {error}") from error
 
@@ -211,6 +227,7 @@ class AsyncClient(_Asking):
     ) -> None:
         """A client of a service; see :class:`Client`."""
         super().__init__(url, token=token, index=index)
+        self._seconds = timeout
         self._http = httpx.AsyncClient(base_url=self.url, headers=self._headers, timeout=timeout, transport=transport)
 
     async def __aenter__(self) -> AsyncClient:
@@ -262,20 +279,94 @@ class AsyncClient(_Asking):
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            return answer_of(await self._http.request(**request))
+            async with self._http.stream(**request) as response:
+                body = _Body(self._seconds)
+                async for block in response.aiter_bytes():
+                    body.take(block)
+                return answer_of(response, body.data)
         except httpx.HTTPError as error:
             raise ServiceError(f"{self.url} gives no answer: {error}") from error
 
 
-def answer_of(response: httpx.Response) -> dict[str, Any]:
+class _Body:
+    """The body of an answer as it comes, which may be neither endless nor slow."""
+
+    def __init__(self, seconds: float) -> None:
+        self.data, self._seconds = bytearray(), seconds
+        self._end = time.monotonic() + seconds
+
+    def take(self, block: bytes) -> None:
+        """Take in a piece of it.
+
+        Raises:
+            ServiceError: if it is one too many.
+        """
+        self.data += block
+        if len(self.data) > MOST_BYTES:
+            raise ServiceError(f"the answer is larger than {MOST_BYTES >> 20} MB: is this a hivlp service?")
+        if time.monotonic() > self._end:
+            raise ServiceError(f"the answer has not ended within {self._seconds:g} s")
+
+
+class _Copy(msgspec.Struct):
+    id: int
+    path: str
+
+
+class _Hit(msgspec.Struct):
+    rank: int
+    id: int
+    path: str
+    caption: str | None
+    scores: dict[str, float]
+    metadata: dict[str, Any]
+    duplicates: list[_Copy] | None = None
+
+
+class _Found(msgspec.Struct):
+    hits: list[_Hit]
+    timings_ms: dict[str, float]
+    plan: list[dict[str, Any]]
+
+
+class _Fields(msgspec.Struct):
+    fields: list[dict[str, Any]]
+
+
+class _Items(msgspec.Struct):
+    items: list[dict[str, Any]]
+    next: int | None
+
+
+class _Embedding(msgspec.Struct):
+    embedding: list[float] | str
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
+
+
+def _checked(data: Any, kind: type[T]) -> T:
+    """An answer of the shape that it must have.
+
+    Raises:
+        ServiceError: if it has another one.
+    """
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise ServiceError(f"the answer is not as it must be ({error}): is this a hivlp service?") from error
+
+
+def answer_of(response: httpx.Response, body: bytes | bytearray) -> dict[str, Any]:
     """What a service answered.
 
     Raises:
         ServiceError: if it is an error.
     """
     try:
-        data = msgspec.json.decode(response.content)
-    except msgspec.DecodeError as error:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ServiceError("the answer is no JSON: is this a hivlp service?", response.status_code) from error
     if response.is_success and isinstance(data, dict):
         return data
@@ -287,19 +378,23 @@ def answer_of(response: httpx.Response) -> dict[str, Any]:
 
 def result_of(data: Mapping[str, Any]) -> SearchResult:
     """A search's answer as :meth:`hivlp.Index.search` gives it."""
+    found = _checked(data, _Found)
     hits = [
         Hit(
-            hit["rank"], hit["id"], hit["path"], hit["caption"], hit["scores"], hit["metadata"],
-            [Duplicate(each["id"], each["path"]) for each in hit["duplicates"]] if "duplicates" in hit else None,
+            hit.rank, hit.id, hit.path, hit.caption, hit.scores, hit.metadata,
+            None if hit.duplicates is None else [Duplicate(each.id, each.path) for each in hit.duplicates],
         )
-        for hit in data["hits"]
+        for hit in found.hits
     ]  # fmt: skip
-    return SearchResult(hits, data["timings_ms"], data["plan"])
+    return SearchResult(hits, found.timings_ms, found.plan)
 
 
 def rows_of(data: Mapping[str, Any]) -> Vectors:
     """(n, dim) float32 vectors of an answer."""
-    return np.stack([numbers(each["embedding"]) for each in data["data"]])
+    rows = [numbers(each.embedding) for each in _checked(data, _Embeddings).data]
+    if len({len(row) for row in rows}) != 1:
+        raise ServiceError("the vectors of the answer are not of one length: is this a hivlp service?")
+    return np.stack(rows)
 
 
 def _embedding(texts: str | Sequence[str], dimensions: int | None) -> dict[str, Any]:

@@ -24,6 +24,10 @@ GARBAGE = 20_000
 """Objects more than before, of those that can be in cycles, after which cycles are looked for."""
 GRACE_SECONDS = 30
 """What requests have to end when the service is told to."""
+RELOAD_SECONDS = 1.0
+"""Seconds between opening the indexes anew and doing so again."""
+FILES = 1000
+"""That may be open beside connections: of indexes, pictures and processes."""
 
 
 def serve(
@@ -44,9 +48,10 @@ def serve(
         insecure: listen without a token where other machines can ask.
 
     Raises:
-        ArgumentError: if other machines could ask, and there is no token.
+        ArgumentError: if other machines could ask, and there is no token; or one that no header carries.
     """
     check_exposure(host, settings, insecure=insecure)
+    _allow_files(settings.connections + FILES)
     app = create_app(indexes, settings, on_ready=_freeze)
     application = traced(app)
     config = uvicorn.Config(
@@ -68,6 +73,17 @@ def serve(
     _Server(config, app).run()
 
 
+def _allow_files(count: int) -> None:
+    """Let the process have so many files open where the system lets it: often it starts with fewer than connections."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < count:
+            most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _freeze() -> None:
     """Have the garbage collector pass over what was loaded, and look at the rest less often.
 
@@ -85,6 +101,8 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Guard) -> None:
         super().__init__(config)
         self._guard = app
+        self._hung = False
+        self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Listen."""
@@ -98,15 +116,26 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
     def _hung_up(self) -> None:
-        asyncio.get_running_loop().create_task(self._guard.service.reload())
+        self._hung = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """Open the indexes anew, once for all hang-ups that come meanwhile: those before stay open for a while."""
+        while self._hung:
+            self._hung = False
+            await self._guard.service.reload()
+            await asyncio.sleep(RELOAD_SECONDS)
 
 
 def check_exposure(host: str, settings: Settings, *, insecure: bool) -> None:
     """Whether a service may listen here as it is set up.
 
     Raises:
-        ArgumentError: if other machines could ask, and there is no token.
+        ArgumentError: if other machines could ask, and there is no token; or one that no header carries.
     """
+    if settings.token is not None and not (settings.token.isascii() and settings.token.isprintable()):
+        raise ArgumentError("a token has letters, digits and signs of ASCII alone: a header carries no others")
     if settings.token is None and not insecure and not is_loopback(host):
         raise ArgumentError(
             f"{host} can be reached by other machines: give a token (HIVLP_TOKEN or --token-file), "
