@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from hivlp.cli.parser import build_parser
+from hivlp.serve.listening import check_exposure
 from hivlp.serve.openapi import description
-from hivlp.serve.run import GRACE_SECONDS, check_exposure
+from hivlp.serve.run import GRACE_SECONDS
 from hivlp.serve.settings import Settings
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
