@@ -15,9 +15,10 @@ import uvicorn
 from hivlp.index import Index
 from hivlp.serve.app import create_app
 from hivlp.serve.batching import Batcher
+from hivlp.serve.connection import http_protocol
 from hivlp.serve.guard import HEADERS
 from hivlp.serve.metrics import Metrics
-from hivlp.serve.refusing import http_protocol, refused
+from hivlp.serve.refusing import refused
 from hivlp.serve.settings import Settings
 from serving import answers, free_port, until
 from synthetic import FakeEncoder, write_pictures

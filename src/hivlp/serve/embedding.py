@@ -36,12 +36,12 @@ async def embeddings(request: Request) -> Response:
             if kind == "image":
                 known = await service.pictures.do(Seen(served, await picture_of(service, value)))
             else:
-                known = await service.texts.do(Said(served, value), inline=single and service.inline(brief=False))
+                known = await service.text(Said(served, value), single=single)
         return np.asarray(known[level.name], np.float32).reshape(-1)
 
     inputs = _inputs(wanted)
     single = len(inputs) == 1
-    rows = await asyncio.gather(*(encode(*each) for each in inputs))
+    rows = [await encode(*inputs[0])] if single else await asyncio.gather(*(encode(*each) for each in inputs))
     packed = wanted.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": place, "embedding": as_base64(row) if packed else row.tolist()}

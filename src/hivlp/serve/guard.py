@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import ipaddress
 import logging
 import time
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hivlp.serve.admitting import COOKIE, Headers, admitted, headers_of
 from hivlp.serve.errors import RequestError, as_request_error, error_body
 from hivlp.serve.replies import JSON
 from hivlp.serve.service import Service
@@ -33,10 +29,6 @@ HEADERS = {
     "cache-control": "no-store",
 }
 _ENCODED = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-OPEN = ("/healthz", "/readyz", "/")
-"""Paths that tell nothing, for which no token is needed; the page's own files are others."""
-COOKIE = "hivlp"
-LOCAL = ("localhost", "ip6-localhost")
 
 
 class Guard:
@@ -64,7 +56,7 @@ class Guard:
             return
         started, status = time.perf_counter(), 500
         begun = False
-        headers = _headers(scope)
+        headers = headers_of(scope["headers"])
         origin = headers.get("origin")
 
         async def answer(message: Message) -> None:
@@ -84,9 +76,9 @@ class Guard:
             if self._is_preflight(scope, headers):
                 await _preflight(answer)
                 return
-            redirect = self._checked(scope, headers)
-            if redirect is not None:
-                await _redirect(answer, redirect)
+            cookie = admitted(self._settings, scope["method"], scope["path"], scope.get("query_string", b""), headers)
+            if cookie is not None:
+                await _redirect(answer, cookie)
                 return
             limit = None if scope["path"].endswith("/events") else self._settings.seconds
             async with asyncio.timeout(limit):
@@ -112,7 +104,7 @@ class Guard:
             self._metrics.requests.add(name, scope["method"] if len(scope["method"]) < 8 else "other", str(status))
             self._metrics.latency.observe(time.perf_counter() - started, name)
 
-    def _most_bytes(self, headers: dict[str, str]) -> int:
+    def _most_bytes(self, headers: Headers) -> int:
         settings = self._settings
         carries = headers.get("content-type", "").startswith("multipart/form-data")
         most = settings.body_bytes if carries else settings.json_bytes
@@ -121,72 +113,9 @@ class Guard:
             raise RequestError(413, "too_large", f"the request is larger than {most >> 20} MB")
         return most
 
-    def _is_preflight(self, scope: Scope, headers: dict[str, str]) -> bool:
+    def _is_preflight(self, scope: Scope, headers: Headers) -> bool:
         asked = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         return asked and headers.get("origin") in self._settings.origins
-
-    def _checked(self, scope: Scope, headers: dict[str, str]) -> str | None:
-        """Check who asks; gives the cookie to set where the page is opened with the token.
-
-        Raises:
-            RequestError: if the request may not be answered.
-        """
-        settings, path = self._settings, scope["path"]
-        host = _host_name(headers.get("host", ""))
-        if settings.token is None and not self._is_own(host):
-            raise RequestError(
-                421,
-                "unknown_host",
-                f"this service is not called {host!r:.80}: start it with --allow-host to call it so",
-            )
-        own, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and origin not in settings.origins and urlsplit(origin).netloc != own:
-            raise RequestError(403, "cross_origin", "another site may not use this service")
-        site = headers.get("sec-fetch-site", "same-origin")
-        opened = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate" and path == "/"
-        if site in ("cross-site", "same-site") and origin not in settings.origins and not opened:
-            raise RequestError(403, "cross_origin", "another site may not use this service")
-        if settings.token is None:
-            return None
-        if path == "/" and b"token=" in scope.get("query_string", b""):
-            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-            if not _same(given, settings.token):
-                raise RequestError(401, "unauthorized", "this is not the service's token")
-            return _cookie(settings.token)
-        if path in OPEN or path.startswith("/static/"):
-            return None
-        if not self._bears_token(headers):
-            raise RequestError(
-                401, "unauthorized", "send the service's token: Authorization: Bearer TOKEN, or open /?token=TOKEN",
-                {"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
-        return None
-
-    def _is_own(self, host: str) -> bool:
-        """Whether a name is one that no other site can make a browser's name for this service."""
-        if host in LOCAL or host in self._settings.hosts or host.endswith(".localhost"):
-            return True
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return True
-
-    def _bears_token(self, headers: dict[str, str]) -> bool:
-        token = self._settings.token or ""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return _same(given.strip(), token)
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and _same(cookie.value, _cookie(token))
-
-
-def _same(given: str, wanted: str) -> bool:
-    """Whether two texts are the same, in a time that does not tell where they differ."""
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), wanted.encode())
 
 
 def _allowed(origin: str) -> list[tuple[bytes, bytes]]:
@@ -196,24 +125,6 @@ def _allowed(origin: str) -> list[tuple[bytes, bytes]]:
         (b"cross-origin-resource-policy", b"cross-origin"),
         (b"vary", b"origin"),
     ]
-
-
-def _cookie(token: str) -> str:
-    """What a browser keeps instead of the token."""
-    return hashlib.sha256(b"hivlp page\0" + token.encode()).hexdigest()
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    """Headers by their names in lower case; of several of one name the first."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
 
 
 def _limited(receive: Receive, most: int) -> Receive:

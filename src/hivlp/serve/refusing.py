@@ -4,57 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
 
 from hivlp.serve.errors import busy, error_body
 from hivlp.serve.guard import HEADERS
 from hivlp.serve.replies import JSON
 from hivlp.serve.service import Service
-
-
-def http_protocol() -> Any:
-    """The class of uvicorn's connections; its own choice where httptools is not installed."""
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError:
-        return "auto"
-
-    class Protocol(HttpToolsProtocol):
-        """A connection whose searches are refused while too many wait; all else goes the usual way."""
-
-        _refused = False
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.app_state["service"].requests = self.tasks
-
-        def on_message_begin(self) -> None:
-            self._refused = False
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            idle = self.cycle is None or self.cycle.response_complete
-            refusal = refused(self.app_state["service"], self.url, self.headers) if idle else None
-            if refusal is None:
-                super().on_headers_complete()
-                return
-            self._refused = True
-            self.transport.write(refusal)
-            self.app_state["service"].searches.rest()
-            if not self.parser.should_keep_alive():
-                self.transport.close()
-
-        def on_body(self, body: bytes) -> None:
-            if not self._refused:
-                super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            if self._refused:
-                self.on_response_complete()  # which waits for the connection's next request
-            else:
-                super().on_message_complete()
-
-    return Protocol
 
 
 def refused(service: Service, url: bytes, headers: list[tuple[bytes, bytes]]) -> bytes | None:

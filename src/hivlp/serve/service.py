@@ -86,6 +86,7 @@ class Service:
         self.maps = Maps()
         self.ready = False
         self.requests: Sized = ()
+        self._asker: object = None
         self._writers: dict[str, Writer] = {}
         self._jobs: dict[str, Jobs] = {}
         queues = (self.searches, self.slow, self.texts, self.pictures)
@@ -140,6 +141,12 @@ class Service:
             return self.searches.at_once(search)
         return await self.searches.do(search, inline=inline)
 
+    async def text(self, said: Said, *, single: bool) -> Mapping[str, Vectors]:
+        """The vectors of a text, which is encoded with others that wait unless it is a request's ``single`` one."""
+        if single and self.inline(brief=False):
+            return self.texts.at_once(said)
+        return await self.texts.do(said)
+
     def inline(self, *, brief: bool, small: bool = False) -> bool:
         """Whether a search or a text may hold up the event loop, as it would hold up the others in any case.
 
@@ -149,6 +156,15 @@ class Service:
         """
         one = self.settings.search_threads == 1
         return self.ready and (self.is_lone or one or small if brief else self.is_lone and one)
+
+    def at_once(self, served: Served, connection: object) -> bool:
+        """Whether a search by vectors of an index may be answered on its connection, before any others are looked at.
+
+        That is so where few items make it brief, and for the only connection that asks: others that ask meanwhile are
+        better answered together. Of several none asks twice in a row for long.
+        """
+        lone, self._asker = self._asker is connection and not self.requests, connection
+        return self.ready and (lone or served.is_small)
 
     @property
     def is_lone(self) -> bool:
