@@ -101,8 +101,8 @@ class Guard:
         finally:
             route = scope.get("route")
             name = getattr(route, "name", "other") if route is not None else "other"
-            self._metrics.requests.add(name, scope["method"] if len(scope["method"]) < 8 else "other", str(status))
-            self._metrics.latency.observe(time.perf_counter() - started, name)
+            method = scope["method"] if len(scope["method"]) < 8 else "other"
+            self._metrics.answered(name, method, status, time.perf_counter() - started)
 
     def _most_bytes(self, headers: Headers) -> int:
         settings = self._settings

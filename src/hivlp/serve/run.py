@@ -16,6 +16,25 @@ from hivlp.index import Index
 from hivlp.serve.app import create_app
 from hivlp.serve.connection import http_protocol
 from hivlp.serve.guard import Guard
+from hivlp.serve.listening import BACKLOG
+from hivlp.serve.settings import Settings
+from hivlp.serve.tracing import traced
+
+GRACE_SECONDS = 30
+"""What requests have to end when the service is told to."""
+
+
+def serve(indexes: Mapping[str, Index], settings: Settings, sockets: Sequence[socket.socket]) -> None:
+    """Serve indexes until the process is told to end (SIGTERM, SIGINT); SIGHUP opens them anew.
+
+    Args:
+        indexes: open ones by their names.
+        settings: of the service.
+        sockets: that listen; see :func:`hivlp.serve.listening.listen`.
+    """
+    app = create_app(indexes, settings, on_ready=_freeze)
+    application = traced(app)
+    config = uvicorn.Config(
         application,
         http=http_protocol(direct=application is app),
         log_level="warning",
