@@ -149,7 +149,8 @@ async def get_job(request: Request) -> Response:
 async def job_events(request: Request) -> Response:
     """``GET /jobs/{job}/events``: server-sent events."""
     jobs = service_of(request).jobs(index_of(request))
-    return StreamingResponse(jobs.events(jobs.get(request.path_params["job"])), media_type="text/event-stream")
+    events = jobs.events(jobs.get(request.path_params["job"]))
+    return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})  # of nginx
 
 
 async def steer_job(request: Request) -> Response:
