@@ -37,7 +37,8 @@ COLOURS = ("blue", "green", "red")
 
 
 class Stub(ThreadingHTTPServer):
-    """A stand-in for the service; ``asked`` are the searches that came, ``busy`` answers 429 so many times."""
+    """A stand-in for the service; ``asked`` are the searches that came, ``busy`` answers 429 so many times, ``gone``
+    are items whose files are not there: counted, but in no page."""
 
     daemon_threads = True
 
@@ -52,6 +53,7 @@ class Stub(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.uploaded: list[str] = []
         self.busy, self.delay, self.folded, self.plain = 0, 0.0, 0, False
+        self.gone: set[int] = set()
         self.job: dict[str, Any] | None = None
         self.steps = threading.Semaphore(0)
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -95,7 +97,7 @@ class Stub(ThreadingHTTPServer):
             if words == {"nothing"}:
                 numbers = []
         total = len(numbers)
-        shown = numbers[offset : offset + k]
+        shown = [number for number in numbers[offset : offset + k] if number not in self.gone]
         hits = [self.hit(number, offset + place + 1, {} if not query else
                          {"coarse": scores[number] - (number * 13 % 29) / 100, "fine": scores[number]})
                 for place, number in enumerate(shown)]  # fmt: skip

@@ -43,6 +43,22 @@ def test_the_only_task_runs_at_once_and_is_told_what_was_wrong_with_it():
     assert all(f'hivlp_{name}_count{{queue="searches"}} 2' in told for name in ("batch_size", "queue_seconds"))
 
 
+def test_places_are_kept_for_what_a_round_of_the_loop_has_read():
+    queue = batcher(threads_of, room=3)
+
+    async def ask():
+        waiting = asyncio.create_task(queue.do(0))
+        queue._free = 0  # nobody takes it
+        await asyncio.sleep(0)
+        first = [queue.reserve() for _ in range(4)]
+        await asyncio.sleep(0)
+        second = [queue.reserve() for _ in range(4)]
+        waiting.cancel()
+        return first, second
+
+    assert asyncio.run(ask()) == ([True, True, False, False],) * 2
+
+
 @pytest.mark.parametrize("inline", [False, True])
 def test_what_comes_in_one_round_or_while_workers_are_busy_is_one_batch(inline):
     free, sizes = threading.Event(), []

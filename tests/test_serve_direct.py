@@ -135,11 +135,11 @@ def test_it_is_answered_as_the_usual_way_does(running, path, options):
         assert [hit["id"] - 1 for hit in told["hits"]] == best.tolist()
 
 
-def test_base64_and_weights_are_vectors_too(running):
+def test_base64_and_levels_are_vectors_too(running):
     text = base64.b64encode(VECTORS[7].astype("<f4").tobytes()).decode()
-    query = [{"vector": text}, {"vector": {"fine": VECTORS[8].tolist()}, "weight": -0.3}]
-    ((status, _, told),), direct = running.ask(request({"query": query}))
-    assert status == 200 and direct == 1 and told["hits"][0]["id"] == 8
+    for vector in (text, {"fine": VECTORS[7].tolist()}, {"fine": text}):
+        ((status, _, told),), direct = running.ask(request({"query": [{"vector": vector}]}))
+        assert status == 200 and direct == 1 and told["hits"][0]["id"] == 8
 
 
 def test_requests_that_follow_at_once_on_a_connection_are_answered_in_their_order(running):
@@ -153,6 +153,10 @@ def test_requests_that_follow_at_once_on_a_connection_are_answered_in_their_orde
 
 
 OTHERS = {
+    "vectors with weights": (
+        request({"query": [{"vector": VECTORS[n].tolist(), "weight": 1 - n} for n in (0, 3)]}),
+        200,
+    ),
     "an item": (request({"query": [{"item": 3}]}), 200),
     "nothing": (request({}), 200),
     "a filter": (request(vector(where="id > 3")), 200),

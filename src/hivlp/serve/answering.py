@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from hivlp.errors import QueryError
-from hivlp.index import Found, Hit, Mix, PhotoFilter, find
+from hivlp.index import Found, Hit, Index, Mix, PhotoFilter, SearchResult, find
 from hivlp.index.mixing import Part
 from hivlp.index.photo_filter import joined
 from hivlp.levels import DEFAULT_SHORTLIST
@@ -114,6 +114,14 @@ class Answerer:
                     answers[place] = error
         return [QueryError("there is no answer") if answer is None else answer for answer in answers]
 
+    def at_once(self, search: Search) -> bytes | None:
+        """The JSON of the answer to a plain search by vectors; None where :meth:`answer` has to look closer."""
+        asked, index, query = search.request, search.served.index, self._query(search, {})
+        if "vector" not in query:
+            return None
+        result = index.search(vector=query["vector"], k=asked.k, offset=asked.offset, **search.options())
+        return self._told(search, Found(result), 0.0, {}) if _is_there(index, result) else None
+
     # Queries.
 
     def _encoded(self, searches: Sequence[Search], answers: list[bytes | Exception | None]) -> list[dict[str, Any]]:
@@ -196,9 +204,8 @@ class Answerer:
                 results = index.search_many(vectors=vectors, **options)
         except Exception:  # one of them may be at fault: each is told its own
             return
-        given = index.maps is not None
         for place, result in zip(places, results, strict=True):
-            if given or all(os.path.lexists(hit.path) for hit in result):
+            if _is_there(index, result):
                 try:
                     answers[place] = self._told(searches[place], Found(result), encode_ms, {})
                 except Exception as error:
@@ -261,6 +268,11 @@ class Answerer:
         else:
             data["total"], data["next_offset"] = found.total, end if end < found.total else None
         return encoded_json({**data, **more})
+
+
+def _is_there(index: Index, result: SearchResult) -> bool:
+    """Whether all hits may be shown: :func:`find` puts others in the place of those whose files are gone."""
+    return index.maps is not None or all(os.path.lexists(hit.path) for hit in result)
 
 
 def _alike(

@@ -58,6 +58,7 @@ class Batcher(Generic[T, R]):
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix=f"hivlp-{name}")
         self._called = self._resting = False
+        self._reserved = 0
         self._done = threading.Event()
 
     async def do(self, task: T, *, inline: bool = False) -> R:
@@ -95,6 +96,21 @@ class Batcher(Generic[T, R]):
     def is_full(self) -> bool:
         """Whether no more may wait."""
         return len(self._waiting) >= self._room
+
+    def reserve(self) -> bool:
+        """Whether one more may wait, beside those for which others have reserved a place in this round of the loop.
+
+        What a round reads is queued after all of it was read: were there only :attr:`is_full`, all would be let in.
+        """
+        if len(self._waiting) + self._reserved >= self._room:
+            return False
+        if not self._reserved:
+            asyncio.get_running_loop().call_soon(self._forget)
+        self._reserved += 1
+        return True
+
+    def _forget(self) -> None:
+        self._reserved = 0
 
     def refusal(self) -> RequestError:
         """What one is told that comes while it is full; it is counted."""

@@ -44,17 +44,10 @@ def http_protocol(*, direct: bool = True) -> Any:
 
         def on_headers_complete(self) -> None:
             idle = self.cycle is None or self.cycle.response_complete
-            refusal = refused(self._service, self.url, self.headers) if idle else None
-            if refusal is not None:
-                self._refused = True
-                self.transport.write(refusal)
-                self._service.searches.rest()
-                if not self.parser.should_keep_alive():
-                    self.transport.close()
-            elif idle and direct and self._may_be_direct():
+            if idle and direct and not self._service.searches.is_full and self._may_be_direct():
                 self._held = bytearray()
             else:
-                super().on_headers_complete()
+                self._refuse_or_begin(idle=idle)
 
         def on_body(self, body: bytes) -> None:
             if self._held is not None:
@@ -68,11 +61,11 @@ def http_protocol(*, direct: bool = True) -> Any:
                 if answer is not None:
                     self._held = None
                     self.transport.write(answer)
-                    self.on_response_complete()
+                    self.on_response_complete()  # which waits for the connection's next request
                     return
                 self._hand_over()
             if self._refused:
-                self.on_response_complete()  # which waits for the connection's next request
+                self.on_response_complete()
             else:
                 super().on_message_complete()
 
@@ -90,8 +83,21 @@ def http_protocol(*, direct: bool = True) -> Any:
         def _hand_over(self) -> None:
             """Have a request that was held back go the usual way."""
             held, self._held = self._held, None
-            if not self.transport.is_closing():
+            if self.transport.is_closing():
+                self._refused = True
+            else:
+                self._refuse_or_begin(idle=True)
+                self.on_body(bytes(held or b""))
+
+        def _refuse_or_begin(self, *, idle: bool) -> None:
+            refusal = refused(self._service, self.url, self.headers) if idle else None
+            if refusal is None:
                 super().on_headers_complete()
-                super().on_body(bytes(held or b""))
+                return
+            self._refused = True
+            self.transport.write(refusal)
+            self._service.searches.rest()
+            if not self.parser.should_keep_alive():
+                self.transport.close()
 
     return Protocol

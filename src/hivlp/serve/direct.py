@@ -10,7 +10,6 @@ import time
 
 from hivlp.serve.admitting import admitted, headers_of
 from hivlp.serve.answering import Search
-from hivlp.serve.errors import RequestError
 from hivlp.serve.guard import HEADERS
 from hivlp.serve.replies import JSON
 from hivlp.serve.searching import SEARCHES
@@ -19,6 +18,8 @@ from hivlp.serve.service import Service
 
 MOST_BYTES = 1 << 18
 """Of a body; of what came with its head no more is there."""
+LEAST_BYTES = 5
+"""Of a body for each dimension, without which it is a text or an item."""
 NOT_PLAIN = {b"origin", b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"}
 """Headers with which a request goes the usual way."""
 _HEAD = "".join(
@@ -39,32 +40,28 @@ def may_be_direct(service: Service, url: bytes, headers: list[tuple[bytes, bytes
     served = _asked(service, url)
     if served is None or not service.at_once(served, connection):
         return False
-    length = None
+    length = b""
     for name, value in headers:
         if name in NOT_PLAIN or (name == b"content-type" and value.startswith(b"multipart/")):
             return False
         if name == b"content-length":
             length = value
-    return length is not None and length.isdigit() and int(length[:20]) <= MOST_BYTES
+    least = LEAST_BYTES * served.index.levels[-1].dim
+    return length.isdigit() and least <= int(length[:20]) <= MOST_BYTES
 
 
 def answered(service: Service, url: bytes, headers: list[tuple[bytes, bytes]], body: bytes | bytearray) -> bytes | None:
     """The whole answer to a request that :func:`may_be_direct`; None for one that has to go the usual way."""
     started = time.perf_counter()
     served = _asked(service, url)
+    assert served is not None
     try:
         admitted(service.settings, "POST", url.decode("ascii"), b"", headers_of(headers))
-        request = SEARCHES.decode(body)
-    except (RequestError, ValueError, RecursionError):
-        return None
-    if served is None:
-        return None
-    search = Search(served, request, {})
-    if not (search.plain and search.is_vector):
-        return None
-    try:
-        told = service.searches.at_once(search)
+        search = Search(served, SEARCHES.decode(body), {})
+        told = service.answerer.at_once(search) if search.plain and search.is_vector else None
     except Exception:  # whatever it is, it is told the usual way
+        return None
+    if told is None:
         return None
     service.metrics.answered("/search", "POST", 200, time.perf_counter() - started)
     return b"%bcontent-length: %d\r\n\r\n%b" % (_HEAD, len(told), told)

@@ -19,9 +19,9 @@ def refused(service: Service, url: bytes, headers: list[tuple[bytes, bytes]]) ->
         url: path and query.
         headers: by their names in lower case.
     """
-    if not (url.endswith(b"/search") and service.searches.is_full) or service.settings.token is not None:
+    if not url.endswith(b"/search") or service.settings.token is not None:
         return None
-    if any(name in (b"origin", b"transfer-encoding") for name, _ in headers):
+    if any(name in (b"origin", b"transfer-encoding") for name, _ in headers) or service.searches.reserve():
         return None
     error = service.searches.refusal()
     service.metrics.answered("/search", "POST", error.status)

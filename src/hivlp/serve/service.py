@@ -57,6 +57,7 @@ class Service:
         pictures: queue of pictures to decode and encode.
         maps: of the collections.
         threads: for what waits for the disk.
+        answerer: what answers them.
         ready: whether every index's model is loaded.
         requests: that are being answered; empty where the server does not tell.
     """
@@ -68,13 +69,14 @@ class Service:
         self.metrics = Metrics()
         self.decoders = Decoders(settings.decoder_processes)
         self.thumbnails = Thumbnails(self.decoders, settings.thumbnail_bytes)
-        answerer = Answerer(self.metrics)
+        self.answerer = Answerer(self.metrics)
         threads, most, room = settings.search_threads, settings.batch, settings.queue
+        self._one = threads == 1
         self.searches: Batcher[Search, bytes] = Batcher(
-            "searches", answerer.answer, self.metrics, workers=threads, most=most, room=room
+            "searches", self.answerer.answer, self.metrics, workers=threads, most=most, room=room
         )
         self.slow: Batcher[Search, bytes] = Batcher(
-            "slow searches", answerer.answer, self.metrics, workers=threads, most=1, room=max(1, room // 8)
+            "slow searches", self.answerer.answer, self.metrics, workers=threads, most=1, room=max(1, room // 8)
         )
         self.texts: Batcher[Said, Mapping[str, Vectors]] = Batcher(
             "texts", self._said, self.metrics, most=most, room=room
@@ -159,8 +161,7 @@ class Service:
             brief: whether it takes some tenths of a millisecond, as vectors do; a text takes some milliseconds.
             small: whether most of a brief one holds the interpreter's lock, for which threads would take turns with it.
         """
-        one = self.settings.search_threads == 1
-        return self.ready and (self.is_lone or one or small if brief else self.is_lone and one)
+        return self.ready and (self.is_lone or self._one or small if brief else self.is_lone and self._one)
 
     def at_once(self, served: Served, connection: object) -> bool:
         """Whether a search by vectors of an index may be answered on its connection, before any others are looked at.

@@ -43,7 +43,7 @@ async function search({ since = performance.now(), top = 0 } = {}) {
     $("grid").hidden = false;
     grid.show({ hits: answer.hits, total, next: answer.next_offset }, top);
     drawnFirst();
-    if (!answer.hits.length) notices.nothing(app, { reset, filters: clearFilters, add: () => indexing.open() });
+    if (grid.empty) notices.nothing(app, { reset, filters: clearFilters, add: () => indexing.open() });
     tell(answer);
     inspector.answered(answer);
   } catch (error) {
@@ -92,7 +92,7 @@ function tell(answer) {
   const loaded = grid.length;
   const more = answer.next_offset !== null;
   const shown = grid.cut ? `; the first ${count(loaded)} are here` : "";
-  if (!answer.hits.length) $("status").textContent = "";
+  if (grid.empty) $("status").textContent = "No pictures";
   else if (withDates() && answer.total !== null) $("status").textContent = pictures(answer.total) + shown;
   else $("status").textContent = more ? "Best first" : pictures(loaded);
   const total = answer.timings_ms?.total;
@@ -112,19 +112,22 @@ export function change(part, { push = true, since } = {}) {
   const before = app.asked;
   app.asked = { ...before, ...part };
   const same = sameHits(before, app.asked);
-  if (push) history.pushState({ top: 0 }, "", toAddress(app.asked));
+  if (push) {
+    history.replaceState({ ...history.state, top: scrollY }, ""); // where Back leads to
+    history.pushState({ top: 0 }, "", toAddress(app.asked));
+  }
   else history.replaceState(history.state, "", toAddress(app.asked));
-  follow(same, since);
+  follow(same, { since });
 }
 
-function follow(same, since) {
+function follow(same, from) {
   const { asked } = app;
   if ($("text").value !== asked.text) $("text").value = asked.text;
   terms.show(asked.terms);
   $("clear").hidden = !isSearch(asked);
   $("keep-text").hidden = !asked.text.trim();
   filters.show(asked);
-  if (!same) search({ since });
+  if (!same) search(from);
   showView();
 }
 
@@ -318,7 +321,7 @@ addEventListener("popstate", (event) => {
   app.asked = fromAddress(location.search);
   app.typing = false;
   if (app.asked.index !== before.index) return location.reload();
-  follow(sameHits(before, app.asked));
+  follow(sameHits(before, app.asked), { since: undefined, top: event.state?.top });
   if (event.state?.top !== undefined && sameHits(before, app.asked)) scrollTo(0, event.state.top);
 });
 

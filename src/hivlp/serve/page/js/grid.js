@@ -45,14 +45,17 @@ export class Grid {
   show({ hits, total, next }, top = 0) {
     this.generation += 1;
     for (const block of this.blocks) block.abort?.abort();
-    this.blocks = [{ start: 0, hits }];
+    this.blocks = [{ start: 0, offset: 0, count: total === null ? hits.length : Math.min(BLOCK, total), hits }];
     this.total = total;
     this.next = total === null ? next : null;
     this.cut = false;
     if (total !== null) {
       const fits = Math.floor((TALLEST / (this.target() + this.gap())) * this.columns());
       this.cut = total > fits; // the others are beyond the end of the scroll bar
-      for (let start = BLOCK; start < Math.min(total, fits); start += BLOCK) this.blocks.push({ start, hits: null });
+      for (let offset = BLOCK; offset < Math.min(total, fits); offset += BLOCK) {
+        this.blocks.push({ start: offset, offset, count: Math.min(BLOCK, total - offset), hits: null });
+      }
+      this.closeUp(0);
     }
     this.active = 0;
     this.anchor = -1;
@@ -66,11 +69,15 @@ export class Grid {
 
   get length() {
     const end = this.blocks.at(-1);
-    return end ? end.start + (end.hits ? end.hits.length : Math.min(BLOCK, this.total - end.start)) : 0;
+    return end ? end.start + end.count : 0;
+  }
+
+  /** Whether nothing is there, and nothing may follow. */
+  get empty() {
+    return !this.length && this.next === null;
   }
 
   blockOf(at) {
-    // Blocks start at multiples of BLOCK where their number is known; where it is not, some may be short.
     let low = 0;
     let high = this.blocks.length - 1;
     while (low < high) {
@@ -89,10 +96,9 @@ export class Grid {
 
   /** The hit at a place, loaded if need be. */
   async fetch(at) {
-    const block = this.blockOf(at);
-    if (block && !block.hits) {
+    for (let block = this.blockOf(at); block && !block.hits; block = this.blockOf(at)) {
       block.asked = true; // though it is not in sight
-      await this.load(block);
+      await this.load(block); // if it turns out short, the place is in the next one
     }
     if (at >= this.length - 5) await this.extend();
     return this.hit(at);
@@ -112,8 +118,7 @@ export class Grid {
 
   measure(block) {
     if (!block.hits) {
-      const count = Math.min(BLOCK, this.total - block.start);
-      block.height = Math.ceil(count / this.columns()) * (this.target() + this.gap());
+      block.height = Math.ceil(block.count / this.columns()) * (this.target() + this.gap());
       return;
     }
     const last = block === this.blocks.at(-1) && this.next === null;
@@ -229,17 +234,29 @@ export class Grid {
     return low;
   }
 
+  /** Where files have gone a block has fewer hits than it has places: what follows moves up. */
+  closeUp(place) {
+    const block = this.blocks[place];
+    const gone = block.count - block.hits.length;
+    if (!gone) return;
+    block.count = block.hits.length;
+    this.total -= gone;
+    for (const each of this.blocks.slice(place + 1)) each.start -= gone;
+    for (const name of ["active", "anchor"]) if (this[name] >= block.start + block.count + gone) this[name] -= gone;
+  }
+
   async load(block) {
     if (block.hits || block.loading) return block.loading;
     const generation = this.generation;
     block.abort = new AbortController();
     block.loading = this.face
-      .load(block.start, BLOCK, block.abort.signal)
+      .load(block.offset, BLOCK, block.abort.signal)
       .then((answer) => {
         if (generation !== this.generation) return;
         const before = block.height;
         const above = this.offset() + block.top + before <= scrollY;
         block.hits = answer.hits;
+        this.closeUp(this.blocks.indexOf(block));
         this.measure(block);
         this.place();
         // What is in sight stays where it is, whatever becomes of the rows above it.
@@ -269,7 +286,8 @@ export class Grid {
       const answer = await this.face.load(this.next, BLOCK);
       if (generation !== this.generation) return;
       this.next = answer.hits.length ? answer.next : null;
-      if (answer.hits.length) this.blocks.push({ start: this.length, hits: answer.hits });
+      const { hits } = answer;
+      if (hits.length) this.blocks.push({ start: this.length, count: hits.length, hits });
       this.measure(this.blocks.at(-1));
       this.place();
       this.render();
@@ -400,7 +418,7 @@ export class Grid {
     if (!other) {
       beside = this.blocks[place + step];
       if (!beside) return at;
-      if (!beside.hits) return step > 0 ? beside.start : block.start - 1;
+      if (!beside.rows?.length) return step > 0 ? beside.start : block.start - 1;
       other = step > 0 ? beside.rows[0] : beside.rows.at(-1);
     }
     let best = 0;

@@ -44,13 +44,17 @@ export class Lightbox {
   }
 
   close() {
-    this.view?.close();
+    const { view } = this;
+    // PhotoSwipe closes nothing that is still opening.
+    if (view?.opener?.isOpening) view.on("openingAnimationEnd", () => view.close());
+    else view?.close();
   }
 
   async begin(at, hit) {
-    this.view?.close();
-    this.view = null;
     const photoswipe = await part("photoswipe");
+    if (this.view && this.current?.id === hit.id) return; // a double click
+    this.close();
+    this.view = null;
     this.at = at;
     this.current = hit;
     this.view = photoswipe ? this.swipe(photoswipe.default, at) : this.dialog(at);
@@ -78,7 +82,8 @@ export class Lightbox {
   slide(at) {
     const hit = this.hit(at);
     if (!hit) {
-      this.grid.fetch(at).then(() => this.view?.refreshSlideContent?.(at), () => {});
+      const show = (found) => (found ? this.view?.refreshSlideContent(at) : this.view?.goTo(this.count - 1));
+      this.grid.fetch(at).then(show, () => {});
       return { html: "", loading: true };
     }
     // The long side as it will be made, so that the picture lies where its small version did.
@@ -180,8 +185,8 @@ export class Lightbox {
       ["Taken", dateOf(hit.taken)],
       ["Size", hit.width ? `${hit.width} × ${hit.height}` : ""],
       ...Object.entries(hit.metadata ?? {})
-        .filter(([name, value]) => !HIDDEN.has(name) && value !== null && typeof value !== "object")
-        .map(([name, value]) => [name, String(value)]),
+        .filter(([name, value]) => !HIDDEN.has(name) && value !== null && (Array.isArray(value) || typeof value !== "object"))
+        .map(([name, value]) => [name, [value].flat().join(", ")]),
       ["File", hit.path],
     ].filter(([, value]) => value);
     const scores = Object.entries(hit.scores ?? {});
@@ -197,7 +202,7 @@ export class Lightbox {
         act("less", "Less like this", () => this.leave(() => this.face.less(hit))),
         make("a", { href: hit.original, download: fileName(hit.path), text: "Download" }),
         make("button", { type: "button", class: "facts-toggle", "aria-expanded": this.details, text: "Details", onclick: () => this.toggle() })),
-      make("div", { class: "facts", hidden: !this.details },
+      make("div", { class: "facts", hidden: !this.details, tabindex: 0, role: "region", "aria-label": "Details" },
         make("dl", {}, ...facts.map(([name, value]) => make("div", {}, make("dt", { text: name }), make("dd", { text: value })))),
         same.length > 0 && make("div", {}, make("h3", { text: `${same.length} like it` }),
           make("ul", {}, ...same.map(({ id, path }) => make("li", {},
@@ -214,7 +219,7 @@ export class Lightbox {
   }
 
   leave(then) {
-    this.view.close();
+    this.close();
     then();
   }
 

@@ -73,10 +73,8 @@ export const isSearch = (asked) => asked.terms.length > 0 || asked.text.trim() !
 export const sameHits = (one, other) =>
   toAddress({ ...one, view: "", item: 0 }) === toAddress({ ...other, view: "", item: 0 });
 
-/** A field as conditions name it: declared ones like columns, the others by their key in the metadata. */
-function column(name, declared) {
-  return name in declared ? `"${name}"` : `metadata ->> '$."${name.replaceAll("'", "''")}"'`;
-}
+/** Where a field that is not declared lies in the metadata. */
+const pathOf = (name) => `'$."${name.replaceAll("'", "''")}"'`;
 
 /** The body of POST /search, and the pictures that go with it; `declared` are the index's declared fields. */
 export function requestOf(asked, declared, more) {
@@ -92,9 +90,12 @@ export function requestOf(asked, declared, more) {
   const conditions = [];
   const params = [];
   for (const [name, { values, min, max }] of Object.entries(asked.where)) {
-    const field = column(name, declared);
+    const field = name in declared ? `"${name}"` : `metadata ->> ${pathOf(name)}`;
     if (values) {
-      conditions.push(`${field} IN (${values.map(() => "?").join(", ")})`);
+      const given = `IN (${values.map(() => "?").join(", ")})`;
+      // Of a list, such as keywords, each value counts: as the service tells which there are.
+      const listed = `EXISTS (SELECT 1 FROM json_tree(metadata, ${pathOf(name)}) WHERE atom ${given})`;
+      conditions.push(name in declared ? `${field} ${given}` : listed);
       params.push(...values);
     } else {
       for (const [sign, bound] of [[">=", min], ["<=", max]]) {
