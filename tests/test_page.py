@@ -374,6 +374,24 @@ def test_a_selection_is_downloaded_as_a_zip_and_its_paths_are_copied(stub, visit
     assert len(asked["query"]) == 5 and page.is_hidden("#selection")
 
 
+def test_a_long_touch_begins_a_selection_that_touches_go_on_with(visit):
+    page = visit(viewport={"width": 390, "height": 740}, has_touch=True, is_mobile=True)
+    page.wait_for_selector(f"{TILE} img.there")
+    box = page.locator(f"{TILE} .open").nth(1).bounding_box()
+    finger = page.context.new_cdp_session(page)
+    middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [middle]})
+    wait(page, "document.querySelector('#selection .count')?.textContent === '1 selected'")
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.locator(f"{TILE} .open").nth(2).tap()
+    wait(page, "document.querySelector('#selection .count')?.textContent === '2 selected'")
+    page.locator(f"{TILE} .open").nth(1).tap()
+    page.locator(f"{TILE} .open").nth(2).tap()
+    wait(page, "document.querySelector('#selection').hidden")
+    page.locator(f"{TILE} .open").nth(2).tap()
+    wait(page, "location.search.includes('item=')")
+
+
 def test_a_double_click_opens_one_lightbox_and_back_closes_it_while_it_opens(visit):
     page = visit(reduced_motion="no-preference")
     page.wait_for_selector(f"{TILE} img.there")

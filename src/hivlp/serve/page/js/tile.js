@@ -2,6 +2,8 @@
 
 import { dateOf, icon, make, titleOf } from "./dom.js";
 
+const HELD = 450; // milliseconds after which a finger selects instead of opening
+
 /** An empty tile; `pick` is called with its place in the order, and whether a range ends there. */
 export function makeTile(face, pick) {
   const image = make("img", { alt: "", decoding: "async", draggable: "false" });
@@ -17,14 +19,33 @@ export function makeTile(face, pick) {
   const less = make("button", { type: "button", class: "less", tabindex: -1, title: "Less like this (l)" }, icon("less"));
   const tile = make("li", { class: "tile" }, main, select, more, less, date, folded, scores);
   Object.assign(tile, { image, main, name, date, folded, scores, pick: select, more, less });
+  onLongPress(main, () => pick(tile.at, false));
   main.addEventListener("click", (event) => {
-    if (event.shiftKey || event.ctrlKey || event.metaKey) pick(tile.at, event.shiftKey);
+    const picking = event.pointerType === "touch" && tile.closest(".picking");
+    if (event.shiftKey || event.ctrlKey || event.metaKey || picking) pick(tile.at, event.shiftKey);
     else face.open(tile.at);
   });
   select.addEventListener("click", (event) => pick(tile.at, event.shiftKey));
   more.addEventListener("click", () => face.more(tile.hit));
   less.addEventListener("click", () => face.less(tile.hit));
   return tile;
+}
+
+/** Call `then` when a finger rests on an element; that press is then no click, and opens no menu. */
+function onLongPress(element, then) {
+  let timer = 0;
+  let held = false;
+  element.addEventListener("pointerdown", (event) => {
+    held = false;
+    if (event.pointerType !== "touch") return;
+    timer = setTimeout(() => {
+      held = true;
+      then();
+    }, HELD);
+  });
+  for (const end of ["pointerup", "pointercancel", "pointerleave"]) element.addEventListener(end, () => clearTimeout(timer));
+  element.addEventListener("contextmenu", (event) => event.pointerType === "touch" && event.preventDefault());
+  element.addEventListener("click", (event) => held && event.stopImmediatePropagation());
 }
 
 /** Show a hit in a tile. */
