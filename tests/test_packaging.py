@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from hivlp.cli.parser import build_parser
+from hivlp.serve.listening import check_exposure
 from hivlp.serve.openapi import description
-from hivlp.serve.run import GRACE_SECONDS, check_exposure
+from hivlp.serve.run import GRACE_SECONDS
 from hivlp.serve.settings import Settings
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
@@ -68,7 +69,8 @@ def test_the_unit_gives_requests_the_time_to_end_and_may_write_what_it_must():
     asked = build_parser().parse_args(shlex.split(service["ExecStart"])[1:])
     assert asked.run.__name__ == "run_serve" and asked.watch == asked.root
     assert int(service["TimeoutStopSec"]) > GRACE_SECONDS and service["KillMode"] == "mixed"
-    assert str(asked.indexes[0]) in service["ReadWritePaths"].split()
+    assert service["ReadWritePaths"].split() == [str(asked.indexes[0])], "of these each has to be there"
+    assert service["CacheDirectory"] == "hivlp", "which is made where it is not: ~/.cache/hivlp"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")

@@ -169,7 +169,7 @@ def test_state_metrics_and_health(service):
     assert service.get("/healthz").json() == {"status": "ok"}
     service.search(query="red")
     text = service.get("/metrics").text
-    assert 'hivlp_requests_total{route="search",method="POST",status="200"}' in text
+    assert 'hivlp_requests_total{route="/search",method="POST",status="200"}' in text
     assert 'hivlp_batch_size_bucket{queue="searches",le="1"}' in text
 
 

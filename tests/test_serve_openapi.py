@@ -60,3 +60,33 @@ def test_no_request_that_fits_the_description_breaks_the_service(service, operat
         ask()
     assert service.search(query="red").status_code == 200
     assert len(statuses) > 100 and 200 in statuses and 400 in statuses
+
+
+def test_the_examples_of_searches_and_embeddings_are_answered(service):
+    paths = service.get("/openapi.json").json()["paths"]
+    for path in ("/search", "/v1/embeddings"):
+        examples = paths[path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        for name, example in examples.items():
+            answer = service("POST", path, json={**example["value"], **({"dimensions": 16} if "v1" in path else {})})
+            assert answer.status_code == 200, (name, answer.text)
+
+
+def test_no_schema_is_a_truth_value_which_generators_of_clients_do_not_read(service):
+    def schemas(value):
+        if isinstance(value, dict):
+            for name, each in value.items():
+                assert name not in ("items", "additionalProperties", "not") or isinstance(each, dict), value
+                schemas(each)
+        elif isinstance(value, list):
+            for each in value:
+                schemas(each)
+
+    described = service.get("/openapi.json").json()["components"]["schemas"]
+    for schema in described.values():
+        schema.pop("additionalProperties", None)  # of objects, for which false is usual
+    schemas(described)
+
+
+def test_as_many_texts_are_embedded_at_once_as_libraries_for_openai_send(service):
+    answer = service("POST", "/v1/embeddings", json={"input": ["a dog"] * 2048, "dimensions": 16})
+    assert answer.status_code == 200 and len(answer.json()["data"]) == 2048

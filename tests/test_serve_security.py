@@ -17,8 +17,8 @@ from hivlp.index import Index
 from hivlp.serve import fetching
 from hivlp.serve.decoding import Decoders
 from hivlp.serve.errors import RequestError
+from hivlp.serve.listening import check_exposure
 from hivlp.serve.originals import open_original
-from hivlp.serve.run import check_exposure
 from hivlp.serve.settings import Settings
 from serving import asked, error
 from synthetic import FakeEncoder, write_pictures

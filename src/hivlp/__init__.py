@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Embeddings", "HiVLP", "HivlpError", "Index", "Level", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Embeddings",
+    "HiVLP",
+    "HivlpError",
+    "Index",
+    "Level",
+    "ServiceError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from hivlp.encode.pretrained import HiVLP
     from hivlp.errors import HivlpError
     from hivlp.index import Index
     from hivlp.levels import Embeddings, Level
+    from hivlp.serve.answers import ServiceError
     from hivlp.serve.client import AsyncClient, Client
 
 _HOMES = {
@@ -22,6 +33,7 @@ _HOMES = {
     "HivlpError": "hivlp.errors",
     "Index": "hivlp.index",
     "Level": "hivlp.levels",
+    "ServiceError": "hivlp.serve.answers",
 }
 
 

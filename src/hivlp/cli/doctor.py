@@ -11,12 +11,19 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hivlp.cli.models import DEFAULT_MODEL, load_model
 from hivlp.cli.output import fail, print_result
 from hivlp.errors import EXTRAS, PACKAGES, HivlpError, install_command
 
+if TYPE_CHECKING:
+    from hivlp.index import Index
+
+SAMPLE = 200
+"""Pictures of an index that are looked for in their places."""
 LEAST_FREE = 1 << 30
 """Bytes of a disk below which it is said to be nearly full."""
 
@@ -92,7 +99,11 @@ def _cache() -> Finding:
     from hivlp.files.digests import cache_folder
 
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"{folder} cannot be made: {(error.strerror or str(error)).lower()}; HIVLP_CACHE names another folder"
+        return Finding("cache", "wrong", told)
     if not os.access(folder, os.W_OK):
         return Finding("cache", "note", f"{folder} cannot be written: thumbnails are made anew each time (HIVLP_CACHE)")
     free = shutil.disk_usage(folder).free
@@ -102,8 +113,10 @@ def _cache() -> Finding:
 
 def _service() -> Finding:
     page = Path(importlib.util.find_spec("hivlp.serve").origin or "").parent / "page"  # type: ignore[union-attr]
-    if not (page / "index.html").is_file():
+    if not all((page / name).exists() for name in ("index.html", "page.css", "js/app.js")):
         return Finding("service", "wrong", "the page's files are missing: install hivlp again")
+    if not (page / "vendor" / "parts.json").is_file():
+        return Finding("service", "note", "with a plainer page: install npm, then hivlp again")
     slow = [name for name in ("uvloop", "httptools") if importlib.util.find_spec(name) is None]
     if slow:
         return Finding("service", "note", f"faster with {' and '.join(slow)}: pip install {' '.join(slow)}")
@@ -117,6 +130,7 @@ def _index(path: Path) -> Finding:
     try:
         with Index.open(path) as index:
             info = index.info()
+            gone = _gone(index)
             if index.model_source:
                 index.attach(index.model_source)
     except HivlpError as error:
@@ -126,7 +140,21 @@ def _index(path: Path) -> Finding:
         return Finding(what, "note", f"{told}, the files of {info.missing} are not there: index their folders again")
     if info.tuned is not None and info.tuned["tune_again"]:
         return Finding(what, "note", f"{told}; hivlp tune would help: {info.tuned['tune_again']}")
-    return Finding(what, "ok" if os.access(path, os.W_OK) else "note", told)
+    if gone:
+        away = f"{told}, but {gone[0]} is not there" + (f", nor are {len(gone) - 1} others" if gone[1:] else "")
+        return Finding(
+            what, "note", f"{away}: no search shows them; is their disk connected? hivlp relocate if they moved"
+        )
+    if not os.access(path, os.W_OK):
+        return Finding(what, "note", f"{told}; this user cannot write it: it is searched, and served, as it is")
+    return Finding(what, "ok", told)
+
+
+def _gone(index: Index) -> list[str]:
+    """Of the first items those whose pictures are not in their places; none of an index of given vectors."""
+    if index.store.about.model == "embeddings":
+        return []
+    return [item.path for item in islice(index, SAMPLE) if not os.path.lexists(item.path)]
 
 
 def _extras() -> list[Finding]:

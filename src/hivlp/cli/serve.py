@@ -15,7 +15,8 @@ from hivlp.errors import HivlpError
 def run_serve(arguments: argparse.Namespace) -> int:
     """``hivlp serve``: until interrupted."""
     from hivlp.index import Index
-    from hivlp.serve.run import check_exposure, names_of, serve
+    from hivlp.serve.listening import check_exposure, listen, urls_of
+    from hivlp.serve.run import names_of, serve
     from hivlp.serve.settings import MIB, Settings
 
     token = _token(arguments)
@@ -40,14 +41,16 @@ def run_serve(arguments: argparse.Namespace) -> int:
     check_exposure(arguments.host, settings, insecure=arguments.insecure)
     named = names_of(arguments.indexes)
     indexes = {name: Index.open(path, read_only=settings.read_only) for name, path in named.items()}
-    where = f"http://{f'[{arguments.host}]' if ':' in arguments.host else arguments.host}:{arguments.port}/"
-    told = {"url": where, "indexes": {name: str(index.path) for name, index in indexes.items()}}
+    sockets = listen(arguments.host, arguments.port)
+    urls = urls_of(sockets)
     if arguments.json:
+        told = {"url": urls[0], "indexes": {name: str(index.path) for name, index in indexes.items()}}
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
     else:
-        sys.stderr.write(f"hivlp: serving {', '.join(indexes)} at {where}; Ctrl-C ends it\n")
-    serve(indexes, settings, host=arguments.host, port=arguments.port, insecure=arguments.insecure)
+        once = "" if token is None else "; a browser opens it with ?token=TOKEN once"
+        sys.stderr.write(f"hivlp: serving {', '.join(indexes)} at {urls[0]}{once}; Ctrl-C ends it\n")
+    serve(indexes, settings, sockets)
     return 0
 
 

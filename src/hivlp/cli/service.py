@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def search_service(arguments: argparse.Namespace, url: str) -> int:
         if getattr(arguments, name, None):
             option = f"--{name.replace('_', '-')}"
             raise UsageError("search", f"{option} goes with an index on this machine, not with a service")
-    options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) not in (None, False)}
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in OPTIONS}
+    options = {name: value for name, value in options.items() if value not in (None, False)}
     options["offset"] = arguments.offset
     words = {name: value for name in FILTER if (value := getattr(arguments, name))}
     if words:
@@ -50,7 +52,8 @@ def search_service(arguments: argparse.Namespace, url: str) -> int:
         end = "\0" if arguments.print0 else "\n"
         sys.stdout.write("".join(f"{hit.path}{end}" for hit in result))
     else:
-        print_result(arguments, result.to_json, lambda: str(result))
+        told = partial(result.to_json, explain=arguments.explain)
+        print_result(arguments, told, lambda: f"{result}\n{result.explain()}" if arguments.explain else str(result))
     return 0
 
 

@@ -238,7 +238,10 @@ def unit_rows(vectors: Mapping[str, Any], level: Level, count: int) -> Vectors:
 def _numbers(vectors: Mapping[str, Any], level: Level) -> Vectors:
     """Vectors of one level as they were given, as float32 in C order."""
     if level.name not in vectors:
-        raise QueryError(f"the query has no vector for level {level.name}")
+        raise QueryError(
+            f"the query has no vector for level {level.name}: this index's model gives one for each level, "
+            'all of which are asked for by name, as {"coarse": …, "fine": …}'
+        )
     try:
         given = np.asarray(off_torch(vectors[level.name]))
         if given.dtype.kind not in "fiu":

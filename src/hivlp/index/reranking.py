@@ -11,6 +11,7 @@ from hivlp.encode.base import as_texts
 from hivlp.errors import ArgumentError, QueryError
 from hivlp.search.fusion import Fuse, Reranker, Shown, fused_order
 from hivlp.search.options import whole_number
+from hivlp.search.plan import Plan
 from hivlp.search.results import Hit, SearchResult
 from hivlp.search.timing import Stopwatch
 
@@ -72,7 +73,7 @@ def _fused(text: str, result: SearchResult, reranker: Reranker, fuse: Fuse, firs
     times = dict(result.timings_ms)
     total = times.pop("total", 0.0)
     times |= {FUSION: (spent := watch.finish())[FUSION], "total": round(total + spent["total"], 3)}
-    chosen = None if result.chosen is None else replace(result.chosen, fusion=fuse)
+    chosen = replace(result.chosen, fusion=fuse) if isinstance(result.chosen, Plan) else None
     return SearchResult(hits[first:last], times, [*result.plan, fuse.to_json()], chosen)
 
 

@@ -84,13 +84,27 @@ class Plan:
         return {"why": self.why, "looks": [look.to_json() for look in self.looks], **fusion}
 
     def __str__(self) -> str:
-        lines, first = [f"plan: {self.why}"], 1
-        for look in self.looks:
-            ranks = f"ranks {first}–{look.reach}" if look.reach is not None else f"ranks from {first}"
-            lines.append(f"  {ranks}: " + " → ".join(stage_text(stage.to_json()) for stage in look.stages))
-            first = (look.reach or 0) + 1
-        if self.fusion is not None:
-            lines.append(f"  {self.fusion}")
+        text = str(ToldPlan(self.to_json()))
+        return text if self.fusion is None else f"{text}\n  {self.fusion}"
+
+
+@dataclass(frozen=True)
+class ToldPlan:
+    """A plan as a service tells it: what :meth:`Plan.to_json` gave there."""
+
+    data: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``hivlp search --explain --json`` prints."""
+        return dict(self.data)
+
+    def __str__(self) -> str:
+        lines, first = [f"plan: {self.data['why']}"], 1
+        for look in self.data["looks"]:
+            reach = look["ranks"]
+            ranks = f"ranks {first}–{reach}" if reach is not None else f"ranks from {first}"
+            lines.append(f"  {ranks}: " + " → ".join(map(stage_text, look["stages"])))
+            first = (reach or 0) + 1
         return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, overload
 
-from hivlp.search.plan import Plan, stage_text
+from hivlp.search.plan import Plan, ToldPlan, stage_text
 from hivlp.search.stages import Step
 
 
@@ -87,7 +87,7 @@ class SearchResult(Sequence[Hit]):
         hits: list[Hit] | Unmade,
         timings_ms: dict[str, float],
         plan: Sequence[Step] = (),
-        chosen: Plan | None = None,
+        chosen: Plan | ToldPlan | None = None,
     ) -> None:
         """A result of hits, made or not."""
         self._hits, self.timings_ms, self.plan, self.chosen = hits, timings_ms, list(plan), chosen

@@ -39,7 +39,10 @@ def admitted(settings: Settings, method: str, path: str, query: bytes, headers: 
             421, "unknown_host", f"this service is not called {host!r:.80}: start it with --allow-host to call it so"
         )
     if origin not in (None, *settings.origins, f"http://{own}", f"https://{own}"):
-        raise RequestError(403, "cross_origin", "another site may not use this service")
+        raise RequestError(
+            403, "cross_origin", f"another site, {origin!r:.80}, may not use this service, asked for as {own!r:.80}: "
+            "a proxy has to pass the Host header on; --allow-origin lets another site in",
+        )  # fmt: skip
     site = headers.get("sec-fetch-site", "same-origin")
     opened = method == "GET" and headers.get("sec-fetch-mode") == "navigate" and path == "/"
     if site in ("cross-site", "same-site") and origin not in settings.origins and not opened:

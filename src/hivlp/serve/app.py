@@ -95,7 +95,7 @@ def create_app(
             await service.close()
 
     router = Router(
-        [*_routes(), Mount("/static", GZipMiddleware(_PageFiles(directory=PAGE)), name="static")],
+        [*_routes(), Mount("/static", GZipMiddleware(_PageFiles(directory=PAGE)), name="/static")],
         redirect_slashes=False,
         default=_nothing,
         lifespan=lifespan,
@@ -124,29 +124,30 @@ def _routes() -> list[BaseRoute]:
         methods: dict[str, dict[str, Handler]] = {}
         for method, path, call in OF_AN_INDEX:
             methods.setdefault(path, {})[method] = call
-        routes += [_route(f"{prefix}{path}", calls) for path, calls in methods.items()]
-    routes += [
-        Route("/", page),
-        Route("/healthz", healthy),
-        Route("/readyz", ready),
-        Route("/metrics", metrics),
-        Route("/api/state", state),
-        Route("/openapi.json", openapi),
-        Route("/v1/embeddings", embedding.embeddings, methods=["POST"]),
-    ]
-    return routes
+        routes += [_route(prefix, path, calls) for path, calls in methods.items()]
+    alone: dict[str, Handler] = {
+        "/": page,
+        "/healthz": healthy,
+        "/readyz": ready,
+        "/metrics": metrics,
+        "/api/state": state,
+        "/openapi.json": openapi,
+    }
+    routes += [_route("", path, {"GET": call}) for path, call in alone.items()]
+    return [*routes, _route("", "/v1/embeddings", {"POST": embedding.embeddings})]
 
 
-def _route(path: str, calls: Mapping[str, Handler]) -> Route:
-    """A route that calls by the method, so that another one is told which there are."""
+def _route(prefix: str, path: str, calls: Mapping[str, Handler]) -> Route:
+    """A route that calls by the method, so that another is told which there are; metrics and traces have its path."""
+    name = path.replace("{id:item}", "{id}")
     if len(calls) == 1:
         ((method, call),) = calls.items()
-        return Route(path, call, methods=[method])
+        return Route(prefix + path, call, methods=[method], name=name)
 
     async def chosen(request: Request) -> Response:
         return await calls["GET" if request.method == "HEAD" else request.method](request)
 
-    return Route(path, chosen, methods=list(calls), name=next(iter(calls.values())).__name__)
+    return Route(prefix + path, chosen, methods=list(calls), name=name)
 
 
 async def page(_: Request) -> Response:

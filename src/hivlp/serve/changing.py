@@ -55,6 +55,9 @@ async def add_items(request: Request) -> Response:
     told = decoded(asked, UPLOADS)
     if not files:
         raise bad_request("the request has no file")
+    unknown = ({*told.captions} | {*told.metadata}) - {*names.values()}
+    if unknown:
+        raise bad_request(f"captions and metadata go by the names of the files: {min(unknown)!r:.80} is none of them")
     places = {part: await in_thread(request, _stored, served, files[part], names[part]) for part in files}
     captions = {places[part]: told.captions[name] for part, name in names.items() if name in told.captions}
     metadata = {places[part]: told.metadata[name] for part, name in names.items() if name in told.metadata}
@@ -149,7 +152,8 @@ async def get_job(request: Request) -> Response:
 async def job_events(request: Request) -> Response:
     """``GET /jobs/{job}/events``: server-sent events."""
     jobs = service_of(request).jobs(index_of(request))
-    return StreamingResponse(jobs.events(jobs.get(request.path_params["job"])), media_type="text/event-stream")
+    events = jobs.events(jobs.get(request.path_params["job"]))
+    return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})  # of nginx
 
 
 async def steer_job(request: Request) -> Response:

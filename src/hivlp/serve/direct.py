@@ -63,8 +63,7 @@ def answered(service: Service, url: bytes, headers: list[tuple[bytes, bytes]], b
         return None
     if told is None:
         return None
-    service.metrics.requests.add("search", "POST", "200")
-    service.metrics.latency.observe(time.perf_counter() - started, "search")
+    service.metrics.answered("/search", "POST", 200, time.perf_counter() - started)
     return b"%bcontent-length: %d\r\n\r\n%b" % (_HEAD, len(told), told)
 
 

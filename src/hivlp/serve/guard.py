@@ -78,7 +78,7 @@ class Guard:
                 return
             cookie = admitted(self._settings, scope["method"], scope["path"], scope.get("query_string", b""), headers)
             if cookie is not None:
-                await _redirect(answer, cookie)
+                await _redirect(answer, cookie, secure=headers.get("x-forwarded-proto") == "https")
                 return
             limit = None if scope["path"].endswith("/events") else self._settings.seconds
             async with asyncio.timeout(limit):
@@ -101,8 +101,8 @@ class Guard:
         finally:
             route = scope.get("route")
             name = getattr(route, "name", "other") if route is not None else "other"
-            self._metrics.requests.add(name, scope["method"] if len(scope["method"]) < 8 else "other", str(status))
-            self._metrics.latency.observe(time.perf_counter() - started, name)
+            method = scope["method"] if len(scope["method"]) < 8 else "other"
+            self._metrics.answered(name, method, status, time.perf_counter() - started)
 
     def _most_bytes(self, headers: Headers) -> int:
         settings = self._settings
@@ -148,9 +148,10 @@ async def _tell(send: Send, error: RequestError) -> None:
     await _send(send, error.status, headers, body)
 
 
-async def _redirect(send: Send, cookie: str) -> None:
-    kept = f"{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000"
-    await _send(send, 303, {"location": "/", "set-cookie": kept, "content-length": "0"}, b"")
+async def _redirect(send: Send, cookie: str, *, secure: bool) -> None:
+    """To the page, wherever a proxy has it; what it says of TLS can but keep the cookie from plain HTTP."""
+    kept = f"{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000{'; Secure' if secure else ''}"
+    await _send(send, 303, {"location": "./", "set-cookie": kept, "content-length": "0"}, b"")
 
 
 async def _preflight(send: Send) -> None:

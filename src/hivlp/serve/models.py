@@ -11,7 +11,8 @@ K_MOST = 1000
 MOST_TERMS = 32
 MOST_SEEN = 10_000
 MOST_TEXT = 4096
-MOST_INPUTS = 256
+MOST_INPUTS = 2048
+"""As OpenAI has it; clients send a thousand at once by themselves."""
 LAST_ID = (1 << 63) - 1
 
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
@@ -40,7 +41,7 @@ class Filter(Struct, forbid_unknown_fields=True, omit_defaults=True):
     before: Name | None = None
     camera: Name | None = None
     lens: Name | None = None
-    near: tuple[float, float, float] | None = None
+    near: Annotated[list[float], Meta(min_length=3, max_length=3)] | None = None
     folder: Name | None = None
     format: Name | None = None
     rating: Annotated[int, Meta(ge=0, le=5)] | None = None

@@ -21,7 +21,7 @@ ERRORS = {
     429: "Too many wait; ask again after Retry-After seconds.",
     503: "It cannot be answered now.",
 }
-SEARCH = {"query": "a dog on a beach", "k": 5, "where": "year >= ?", "params": [2020]}
+SEARCH = {"query": "a dog on a beach", "k": 5, "where": "metadata ->> 'width' >= ?", "params": [1000]}
 MIXED = {"query": [{"text": "a dog"}, {"item": 3, "weight": 0.5}, {"text": "snow", "weight": -0.5}], "k": 5}
 ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}}
 JOB = {"name": "job", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{16}$"}}

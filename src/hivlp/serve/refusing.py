@@ -24,7 +24,7 @@ def refused(service: Service, url: bytes, headers: list[tuple[bytes, bytes]]) ->
     if any(name in (b"origin", b"transfer-encoding") for name, _ in headers) or service.searches.reserve():
         return None
     error = service.searches.refusal()
-    service.metrics.requests.add("search", "POST", str(error.status))
+    service.metrics.answered("/search", "POST", error.status)
     return _answer(str(error))
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
 
-from hivlp.errors import ArgumentError
 from hivlp.index import Index
 from hivlp.serve.app import create_app
 from hivlp.serve.connection import http_protocol
 from hivlp.serve.guard import Guard
+from hivlp.serve.listening import BACKLOG
 from hivlp.serve.settings import Settings
 from hivlp.serve.tracing import traced
 
@@ -30,34 +30,19 @@ FILES = 1000
 """That may be open beside connections: of indexes, pictures and processes."""
 
 
-def serve(
-    indexes: Mapping[str, Index],
-    settings: Settings,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    insecure: bool = False,
-) -> None:
+def serve(indexes: Mapping[str, Index], settings: Settings, sockets: Sequence[socket.socket]) -> None:
     """Serve indexes until the process is told to end (SIGTERM, SIGINT); SIGHUP opens them anew.
 
     Args:
         indexes: open ones by their names.
         settings: of the service.
-        host: address to listen at.
-        port: of it; 0 for a free one.
-        insecure: listen without a token where other machines can ask.
-
-    Raises:
-        ArgumentError: if other machines could ask, and there is no token; or one that no header carries.
+        sockets: that listen; see :func:`hivlp.serve.listening.listen`.
     """
-    check_exposure(host, settings, insecure=insecure)
     _allow_files(settings.connections + FILES)
     app = create_app(indexes, settings, on_ready=_freeze)
     application = traced(app)
     config = uvicorn.Config(
         application,
-        host=host,
-        port=port,
         http=http_protocol(direct=application is app),
         log_level="warning",
         access_log=False,
@@ -65,12 +50,13 @@ def serve(
         date_header=False,
         proxy_headers=False,
         limit_concurrency=settings.connections,
+        backlog=BACKLOG,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=1 << 16,
         ws="none",
     )
-    _Server(config, app).run()
+    _Server(config, app).run(list(sockets))
 
 
 def _allow_files(count: int) -> None:
@@ -104,16 +90,16 @@ class _Server(uvicorn.Server):
         self._hung = False
         self._reloading: asyncio.Task[None] | None = None
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets)  # type: ignore[arg-type]
+        await super().startup(sockets)
         with suppress(NotImplementedError, AttributeError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
 
-    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was asked, and end."""
         self._guard.service.end()
-        await super().shutdown(sockets)  # type: ignore[arg-type]
+        await super().shutdown(sockets)
 
     def _hung_up(self) -> None:
         self._hung = True
@@ -126,31 +112,6 @@ class _Server(uvicorn.Server):
             self._hung = False
             await self._guard.service.reload()
             await asyncio.sleep(RELOAD_SECONDS)
-
-
-def check_exposure(host: str, settings: Settings, *, insecure: bool) -> None:
-    """Whether a service may listen here as it is set up.
-
-    Raises:
-        ArgumentError: if other machines could ask, and there is no token; or one that no header carries.
-    """
-    if settings.token is not None and not (settings.token.isascii() and settings.token.isprintable()):
-        raise ArgumentError("a token has letters, digits and signs of ASCII alone: a header carries no others")
-    if settings.token is None and not insecure and not is_loopback(host):
-        raise ArgumentError(
-            f"{host} can be reached by other machines: give a token (HIVLP_TOKEN or --token-file), "
-            "or say --insecure to let anyone ask"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is one that this machine alone reaches."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def names_of(paths: Sequence[Path]) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from hivlp.serve.answering import Answerer, Search
 from hivlp.serve.batching import Batcher
 from hivlp.serve.decoding import Decoders
 from hivlp.serve.errors import not_found
-from hivlp.serve.jobs import Jobs
+from hivlp.serve.jobs import ENDED, Jobs
 from hivlp.serve.map import Maps
 from hivlp.serve.metrics import Metrics
 from hivlp.serve.served import Served
@@ -99,6 +99,11 @@ class Service:
             "hivlp_items", "Items that searches can find.", ("index",),
             lambda: {(served.name,): served.count() for served in self.indexes.values()},
         )  # fmt: skip
+        self.metrics.gauge("hivlp_in_flight", "Requests that are being answered.", (), lambda: {(): len(self.requests)})
+        self.metrics.gauge("hivlp_ready", "Whether the models are loaded.", (), lambda: {(): int(self.ready)})
+        self.metrics.gauge("hivlp_jobs", "Jobs that have not ended.", ("index",), lambda: {
+            (name,): sum(job.state not in ENDED for job in jobs.all()) for name, jobs in list(self._jobs.items())
+        })  # fmt: skip
 
     def served(self, name: str | None) -> Served:
         """An index by its name; the first one where there is none.

@@ -9,10 +9,19 @@ export class ServiceError extends Error {
   }
 }
 
+/** An address of the service, seen from the page: a proxy may serve both below a folder of its own. */
+const here = (address) => `.${address}`;
+
+/** What is known of an item, with addresses that the page can ask for. */
+function located(item) {
+  for (const name of ["thumbnail", "original"]) if (item[name]) item[name] = here(item[name]);
+  return item;
+}
+
 async function answered(address, options) {
   let response;
   try {
-    response = await fetch(address, options);
+    response = await fetch(here(address), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError("The service cannot be reached.", 0);
@@ -24,7 +33,7 @@ async function answered(address, options) {
   } catch {
     // Not every answer on the way is one of ours.
   }
-  if (response.status === 401) message = "This page needs its token: open the address that hivlp serve printed.";
+  if (response.status === 401) message = "This page needs the service's token: open its address once with ?token=TOKEN behind it.";
   throw new ServiceError(message, response.status, Number(response.headers.get("Retry-After")) || 0);
 }
 
@@ -48,20 +57,26 @@ export class Service {
   }
 
   /** One page of a search; `uploads` are the pictures that its terms name. */
-  search(request, uploads, signal) {
-    if (!uploads.size) return this.send("POST", "/search", request, signal);
+  async search(request, uploads, signal) {
+    const answer = await this.send("POST", "/search", uploads.size ? this.form(request, uploads) : request, signal);
+    answer.hits.forEach(located);
+    return answer;
+  }
+
+  /** A request with the pictures that it names. */
+  form(request, uploads) {
     const form = new FormData();
     form.append("request", new Blob([JSON.stringify(request)], { type: "application/json" }));
     for (const [name, file] of uploads) form.append(name, file, file.name || "picture");
-    return this.send("POST", "/search", form, signal);
+    return form;
   }
 
-  item(id) {
-    return this.get(`/items/${id}`);
+  async item(id) {
+    return located(await this.get(`/items/${id}`));
   }
 
   thumbnail(id, size = 320) {
-    return `${this.base}/items/${id}/thumbnail?size=${size}`;
+    return here(`${this.base}/items/${id}/thumbnail?size=${size}`);
   }
 
   /** The map's positions, (n, 2) float32 in [-1, 1], and ids, (n,) int64; null while they are worked out. */
@@ -79,7 +94,7 @@ export class Service {
   }
 
   events(id) {
-    return new EventSource(`${this.base}/jobs/${encodeURIComponent(id)}/events`);
+    return new EventSource(here(`${this.base}/jobs/${encodeURIComponent(id)}/events`));
   }
 }
 

@@ -324,7 +324,7 @@ class CollectionMap {
     if (!ids.length) return;
     const request = { k: ids.length, where: `id IN (${ids.join(", ")})` };
     try {
-      this.face.pick((await this.service.send("POST", "/search", request)).hits);
+      this.face.pick((await this.service.search(request, new Map())).hits);
     } catch (error) {
       toast(error.message);
     }

@@ -1,6 +1,7 @@
 // Parts from the npm registry, which the wheel has where npm was there when it was built; without them the page is plainer.
 
-const listed = fetch("/static/vendor/parts.json")
+const place = (file) => new URL(`../vendor/${file}`, import.meta.url).href;
+const listed = fetch(place("parts.json"))
   .then((response) => (response.ok ? response.json() : {}))
   .catch(() => ({}));
 
@@ -9,11 +10,11 @@ export async function part(name) {
   const { [name]: files } = await listed;
   if (!files) return null;
   for (const file of files.filter((each) => each.endsWith(".css"))) {
-    if (document.querySelector(`link[href="/static/vendor/${file}"]`)) continue;
+    if (document.querySelector(`link[href="${place(file)}"]`)) continue;
     const link = document.createElement("link");
-    Object.assign(link, { rel: "stylesheet", href: `/static/vendor/${file}` });
+    Object.assign(link, { rel: "stylesheet", href: place(file) });
     document.head.append(link);
     await new Promise((done) => (link.onload = link.onerror = done));
   }
-  return import(`/static/vendor/${files.find((each) => each.endsWith(".js"))}`).catch(() => null);
+  return import(place(files.find((each) => each.endsWith(".js")))).catch(() => null);
 }

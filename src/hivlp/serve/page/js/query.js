@@ -63,7 +63,7 @@ export function toAddress(asked) {
   for (const name of ["index", "after", "before", "view", "item"]) if (asked[name]) made.set(name, asked[name]);
   if (asked.order !== "relevance") made.set("order", asked.order);
   const query = made.toString();
-  return query ? `/?${query}` : "/";
+  return query ? `./?${query}` : "./";
 }
 
 /** Whether it asks for anything, or for all items by date. */
