@@ -45,6 +45,9 @@ def test_other_machines_are_let_in_with_a_token_only():
         check_exposure(host, Settings(), insecure=True)
     for host in ("127.0.0.1", "localhost", "::1"):
         check_exposure(host, Settings(), insecure=False)
+    for token in ("caf\xe9", "two\nlines", "nul\0"):
+        with pytest.raises(ValueError, match="ASCII"):
+            check_exposure("127.0.0.1", Settings(token=token), insecure=False)
 
 
 def test_a_token_is_needed_where_there_is_one(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from hivlp.index import Index
+from hivlp.serve.changing import _stored
 from hivlp.serve.settings import Settings
 from hivlp.serve.uploads import follow_uploads, uploads_of
-from serving import asked, until
+from hivlp.serve.worker import Worker
+from serving import asked, error, until
 from synthetic import FakeEncoder, write_pictures
 
 
@@ -72,3 +75,29 @@ def test_neither_links_nor_paths_of_others_are_followed(place):
         index.relocate(place / "before" / "serve", place / "before" / "others")
         assert follow_uploads(index) == 0
         assert {path.parts[-4] for path in paths(index)[3:]} == {"others"}
+
+
+def test_a_link_in_the_place_of_uploads_leads_nowhere(place):
+    """As a stranger's index may have one: what lies behind it is neither shown, indexed, written nor removed."""
+    outside = place / "outside"
+    picture = write_pictures(outside / "folder", 1, start=90)[0]
+    uploads = uploads_of(place / "before")
+    shutil.rmtree(uploads)
+    uploads.symlink_to(outside, target_is_directory=True)
+    with Index.open(place / "before", FakeEncoder()) as index:
+        index.add(picture)
+    worker = Worker(place / "before", io.BytesIO())
+    worker._carry_out({"id": "1", "do": "remove", "ids": [7]})
+    assert picture.exists()
+    with asked({"before": Index.open(place / "before", FakeEncoder())}) as service:
+        assert error(service("POST", "/jobs", json={"paths": [str(outside)]})) == (403, "forbidden")
+        sent = service("POST", "/items", files={"files": ("x.png", picture.read_bytes())})
+        assert error(sent) == (403, "forbidden") and [*outside.rglob("*.png")] == [picture]
+
+
+def test_an_upload_with_a_long_name_is_stored(place):
+    with asked({"before": Index.open(place / "before", FakeEncoder())}) as service:
+        served = service.app.service.served(None)
+        for name in ("猫" * 300, "x" * 300 + ".png", "\ud800/..\0"):
+            path = Path(_stored(served, (place / "pictures" / "00000.png").read_bytes(), name))
+            assert path.exists() and path.suffix == ".png"

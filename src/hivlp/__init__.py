@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hivlp.errors import HivlpError
     from hivlp.index import Index
     from hivlp.levels import Embeddings, Level
+    from hivlp.serve.answers import ServiceError
     from hivlp.serve.client import AsyncClient, Client
-    from hivlp.serve.messages import ServiceError
 
 _HOMES = {
     "AsyncClient": "hivlp.serve.client",
@@ -33,7 +33,7 @@ _HOMES = {
     "HivlpError": "hivlp.errors",
     "Index": "hivlp.index",
     "Level": "hivlp.levels",
-    "ServiceError": "hivlp.serve.messages",
+    "ServiceError": "hivlp.serve.answers",
 }
 
 

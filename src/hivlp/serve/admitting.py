@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from hivlp.serve.errors import RequestError
 from hivlp.serve.settings import Settings
@@ -38,7 +38,7 @@ def admitted(settings: Settings, method: str, path: str, query: bytes, headers: 
         raise RequestError(
             421, "unknown_host", f"this service is not called {host!r:.80}: start it with --allow-host to call it so"
         )
-    if origin is not None and origin not in settings.origins and urlsplit(origin).netloc != own:
+    if origin not in (None, *settings.origins, f"http://{own}", f"https://{own}"):
         raise RequestError(
             403, "cross_origin", f"another site, {origin!r:.80}, may not use this service, asked for as {own!r:.80}: "
             "a proxy has to pass the Host header on; --allow-origin lets another site in",

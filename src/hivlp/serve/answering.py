@@ -26,6 +26,8 @@ from hivlp.serve.replies import encoded_json
 from hivlp.serve.served import Served
 from hivlp.serve.vectors import numbers
 
+MOST_INSPECTED = 10_000
+"""Hits whose moves between levels are told."""
 QueryVectors = Mapping[str, Any]
 """The vectors of a term, by the names of levels."""
 
@@ -58,7 +60,10 @@ class Search:
         asked = self.request
         slow = asked.where or asked.filter or asked.seen or asked.cut or asked.exact or asked.inspect or asked.missing
         near = asked.order == "relevance" and asked.k <= 200 and asked.offset <= 1000
-        return bool(asked.query) and not slow and near
+        few = (asked.shortlist is None or asked.shortlist <= 1000) and (
+            asked.group in (False, True) or asked.group > 0.9
+        )
+        return bool(asked.query) and not slow and near and few
 
     @property
     def is_vector(self) -> bool:
@@ -214,6 +219,8 @@ class Answerer:
     def _one(self, search: Search, query: dict[str, Any], encode_ms: float) -> bytes:
         asked, index = search.request, search.served.index
         condition = search.condition()
+        if asked.inspect and asked.offset + asked.k > MOST_INSPECTED:
+            raise QueryError(f"a search is inspected down to its {MOST_INSPECTED:,}th hit")
         if not query:
             return self._browsed(search, condition)
         found = find(

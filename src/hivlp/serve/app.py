@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -28,17 +29,33 @@ from hivlp.serve.replies import encoded_json, json_reply
 from hivlp.serve.service import Service
 from hivlp.serve.settings import Settings
 
+
+class _ItemId(Convertor[int]):
+    """The id of an item in an address: a number that SQLite holds, and that Python reads however many digits come."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        """The id."""
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        """As it stands in an address."""
+        return str(value)
+
+
+register_url_convertor("item", _ItemId())
 PAGE = Path(__file__).parent / "page"
 Handler = Callable[[Request], Awaitable[Response]]
 
 OF_AN_INDEX: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/search", searching.search),
-    ("GET", "/items/{id:int}/thumbnail", items.thumbnail),
-    ("GET", "/items/{id:int}/original", items.original),
-    ("GET", "/items/{id:int}", items.get_item),
+    ("GET", "/items/{id:item}/thumbnail", items.thumbnail),
+    ("GET", "/items/{id:item}/original", items.original),
+    ("GET", "/items/{id:item}", items.get_item),
     ("GET", "/items", items.list_items),
     ("POST", "/items", changing.add_items),
-    ("DELETE", "/items/{id:int}", changing.remove_item),
+    ("DELETE", "/items/{id:item}", changing.remove_item),
     ("DELETE", "/items", changing.remove_items),
     ("GET", "/fields", items.fields),
     ("GET", "/map", items.collection_map),
@@ -122,7 +139,7 @@ def _routes() -> list[BaseRoute]:
 
 def _route(prefix: str, path: str, calls: Mapping[str, Handler]) -> Route:
     """A route that calls by the method, so that another is told which there are; metrics and traces have its path."""
-    name = path.replace("{id:int}", "{id}")
+    name = path.replace(":item}", "}")
     if len(calls) == 1:
         ((method, call),) = calls.items()
         return Route(prefix + path, call, methods=[method], name=name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import itertools
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
@@ -59,6 +61,9 @@ async def read_form(request: Request) -> tuple[bytes, dict[str, bytes], dict[str
     Raises:
         RequestError: if it is no form, or a file is too large.
     """
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() != b"utf-8":  # a form's decoding is Python's: punycode takes minutes
+        raise bad_request("a form is in UTF-8")
     most = service_of(request).settings.upload_bytes
     files: dict[str, bytes] = {}
     names: dict[str, str] = {}
@@ -72,7 +77,11 @@ async def read_form(request: Request) -> tuple[bytes, dict[str, bytes], dict[str
                 if name == "request":
                     asked = content
                     continue
-                key = name if name not in files else f"{name} {len(files)}"
+                key = name
+                for count in itertools.count(len(files)):
+                    if key not in files:
+                        break
+                    key = f"{name} {count}"
                 files[key], names[key] = content, value.filename or name
             elif name == "request":
                 asked = value.encode("utf-8", "surrogatepass")

@@ -18,7 +18,7 @@ from hivlp.serve.asking import decoded, index_of, is_form, read_form, read_json,
 from hivlp.serve.errors import RequestError, bad_request, forbidden, not_found
 from hivlp.serve.items import in_thread
 from hivlp.serve.models import Ids, NewItems, NewJob, Uploads, decoder
-from hivlp.serve.originals import MEDIA_TYPES, beneath
+from hivlp.serve.originals import MEDIA_TYPES
 from hivlp.serve.replies import json_reply
 from hivlp.serve.served import Served
 
@@ -70,10 +70,13 @@ def _stored(served: Served, data: bytes, name: str) -> str:
     kind = kind_of_content(data[:512])
     if kind not in MEDIA_TYPES:
         raise RequestError(415, "not_a_picture", "a file is not a picture that is read")
-    stem = re.sub(r"[^\w. -]", "_", PurePath(name.replace("\\", "/")).name).strip(". ")[:100] or "picture"
+    stem = re.sub(r"[^\w. -]", "_", PurePath(name.replace("\\", "/")).name).strip(". ")
+    stem = stem.encode()[:100].decode(errors="ignore") or "picture"  # file systems count bytes
     if PurePath(stem).suffix.lower() not in PICTURE_SUFFIXES:
         stem += SUFFIXES.get(kind, f".{kind.lower()}")
-    place = Path(os.path.realpath(served.uploads)) / hashlib.sha256(data).hexdigest()[:32] / stem
+    place = served.uploads / hashlib.sha256(data).hexdigest()[:32] / stem
+    if os.path.realpath(place) != os.fspath(place):
+        raise forbidden("there is a link where uploads would be stored")
     if not place.exists():
         try:
             write_whole(place, lambda scratch: scratch.write_bytes(data))
@@ -93,9 +96,9 @@ def allowed_paths(served: Served, paths: Sequence[str]) -> list[str]:
         if "\0" in path or not Path(path).is_absolute():
             raise bad_request("a path is the whole path of a file or folder on the service's machine")
         real = os.path.realpath(path)
-        if not any(beneath(real, root) for root in served.roots):
+        if not served.is_beneath_roots(real):
             raise forbidden(f"{path!r:.200} is not beneath the roots: start the service with --root to index it")
-        if not Path(real).exists():
+        if not os.path.lexists(real):
             raise not_found(f"{path!r:.200} is not there")
         found.append(real)
     return found
@@ -156,5 +159,5 @@ async def job_events(request: Request) -> Response:
 async def steer_job(request: Request) -> Response:
     """``POST /jobs/{job}/pause``, ``resume`` and ``cancel``."""
     jobs = service_of(request).jobs(changed_index(request))
-    job = await jobs.steer(jobs.get(request.path_params["job"]), request.url.path.rpartition("/")[2])
+    job = await jobs.steer(jobs.get(request.path_params["job"]), request.scope["path"].rpartition("/")[2])
     return json_reply(job.to_json())

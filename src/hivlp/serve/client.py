@@ -15,7 +15,8 @@ from hivlp.encode.base import Picture
 from hivlp.index.mixing import Mix
 from hivlp.levels import Vectors
 from hivlp.search.results import SearchResult
-from hivlp.serve.messages import Asking, RemoteOptions, ServiceError, answer_of, embeddings, result_of, rows_of
+from hivlp.serve.answers import Body, Fields, ServiceError, answer_of, checked, page_of, result_of, rows_of
+from hivlp.serve.requests import Asking, RemoteOptions, embeddings
 
 __all__ = ["AsyncClient", "Client", "ServiceError"]
 SECONDS = 60.0
@@ -45,10 +46,11 @@ class Client(Asking):
             url: of the service.
             token: that it asks for.
             index: name of the one that is meant; default the first that is served.
-            timeout: seconds to wait for an answer.
+            timeout: seconds to wait for an answer to begin, and then for its end.
             transport: of httpx, instead of its own.
         """
         super().__init__(url, token=token, index=index)
+        self._seconds = timeout
         self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout, transport=transport)
 
     def __enter__(self) -> Client:
@@ -94,8 +96,7 @@ class Client(Asking):
 
     def fields(self) -> list[dict[str, Any]]:
         """Fields, and which values they have."""
-        found: list[dict[str, Any]] = self._ask(self.calling("GET", "/fields"))["fields"]
-        return found
+        return checked(self._ask(self.calling("GET", "/fields")), Fields).fields
 
     def get(self, item: int) -> dict[str, Any] | None:
         """What is known of an item; None if there is none."""
@@ -110,9 +111,9 @@ class Client(Asking):
         """Items by id, ascending."""
         following: int | None = after
         while following is not None:
-            page = self._ask(self.listing(following))
-            yield from page["items"]
-            following = page["next"]
+            page = page_of(self._ask(self.listing(following)), following)
+            yield from page.items
+            following = page.next
 
     def add(
         self,
@@ -144,7 +145,11 @@ class Client(Asking):
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            return answer_of(self._http.request(**request))
+            with self._http.stream(**request) as response:
+                body = Body(self._seconds)
+                for block in response.iter_bytes():
+                    body.take(block)
+                return answer_of(response, body.data)
         except httpx.HTTPError as error:
             raise ServiceError(f"{self.url} gives no answer: {str(error) or type(error).__name__}") from error
 
@@ -163,6 +168,7 @@ class AsyncClient(Asking):
     ) -> None:
         """A client of a service; see :class:`Client`."""
         super().__init__(url, token=token, index=index)
+        self._seconds = timeout
         self._http = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=timeout, transport=transport)
 
     async def __aenter__(self) -> AsyncClient:
@@ -200,8 +206,7 @@ class AsyncClient(Asking):
 
     async def fields(self) -> list[dict[str, Any]]:
         """See :meth:`Client.fields`."""
-        found: list[dict[str, Any]] = (await self._ask(self.calling("GET", "/fields")))["fields"]
-        return found
+        return checked(await self._ask(self.calling("GET", "/fields")), Fields).fields
 
     async def get(self, item: int) -> dict[str, Any] | None:
         """See :meth:`Client.get`."""
@@ -216,10 +221,10 @@ class AsyncClient(Asking):
         """See :meth:`Client.items`."""
         following: int | None = after
         while following is not None:
-            page = await self._ask(self.listing(following))
-            for item in page["items"]:
+            page = page_of(await self._ask(self.listing(following)), following)
+            for item in page.items:
                 yield item
-            following = page["next"]
+            following = page.next
 
     async def add(
         self,
@@ -245,6 +250,10 @@ class AsyncClient(Asking):
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            return answer_of(await self._http.request(**request))
+            async with self._http.stream(**request) as response:
+                body = Body(self._seconds)
+                async for block in response.aiter_bytes():
+                    body.take(block)
+                return answer_of(response, body.data)
         except httpx.HTTPError as error:
             raise ServiceError(f"{self.url} gives no answer: {str(error) or type(error).__name__}") from error

@@ -16,11 +16,11 @@ def http_protocol(*, direct: bool = True) -> Any:
         direct: whether brief searches may be answered on the connection, where nothing wraps the application.
     """
     try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+        from hivlp.serve.bounded import Bounded
     except ImportError:
         return "auto"
 
-    class Protocol(HttpToolsProtocol):
+    class Protocol(Bounded):
         """A connection that refuses searches while too many wait and answers the briefest; all else goes the usual way.
 
         A request whose search may be brief is held back until its body is there, if that came along with its head.
@@ -43,13 +43,16 @@ def http_protocol(*, direct: bool = True) -> Any:
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            idle = self.cycle is None or self.cycle.response_complete
-            if idle and direct and not self._service.searches.is_full and self._may_be_direct():
+            self.begin_body()
+            idle = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+            posted = idle and self.parser.get_method() == b"POST"
+            if posted and direct and not self._service.searches.is_full and self._may_be_direct():
                 self._held = bytearray()
             else:
-                self._refuse_or_begin(idle=idle)
+                self._refuse_or_begin(posted=posted)
 
         def on_body(self, body: bytes) -> None:
+            self.begin_body()
             if self._held is not None:
                 self._held += body
             elif not self._refused:
@@ -77,8 +80,7 @@ def http_protocol(*, direct: bool = True) -> Any:
         def _may_be_direct(self) -> bool:
             plain = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
             room = self.limit_concurrency is None or len(self.connections) < self.limit_concurrency
-            asked = self.parser.get_method() == b"POST" and plain and room and not self.flow.write_paused
-            return asked and may_be_direct(self._service, self.url, self.headers, self)
+            return plain and room and may_be_direct(self._service, self.url, self.headers, self)
 
         def _hand_over(self) -> None:
             """Have a request that was held back go the usual way."""
@@ -86,15 +88,16 @@ def http_protocol(*, direct: bool = True) -> Any:
             if self.transport.is_closing():
                 self._refused = True
             else:
-                self._refuse_or_begin(idle=True)
+                self._refuse_or_begin(posted=True)
                 self.on_body(bytes(held or b""))
 
-        def _refuse_or_begin(self, *, idle: bool) -> None:
-            refusal = refused(self._service, self.url, self.headers) if idle else None
+        def _refuse_or_begin(self, *, posted: bool) -> None:
+            refusal = refused(self._service, self.url, self.headers) if posted else None
             if refusal is None:
                 super().on_headers_complete()
                 return
             self._refused = True
+            self.expect()  # its body has so long
             self.transport.write(refusal)
             self._service.searches.rest()
             if not self.parser.should_keep_alive():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import PurePath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -24,6 +26,8 @@ from hivlp.store.records import Item
 
 T = TypeVar("T")
 BLOCK = 1 << 18
+_RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
+"""One range of bytes; what asks for others is sent the whole."""
 LAST_ID = (1 << 63) - 1
 VALUES = 50
 """Values of a field that are told."""
@@ -52,9 +56,10 @@ def _listed(served: Served, after: int, limit: int, where: str | None) -> bytes:
         items = list(served.index.items(after=after, limit=limit))
     else:
         with served.index.store.reading() as reader:
-            passing = {*reader.rows_where(f"id > {after} AND ({where}\n)").rows}
-            ids = sorted(item.id for item in reader.shown(sorted(passing)).values())[:limit]
-            items = [item for each in ids if (item := reader.get(each)) is not None]
+            passing, live = reader.rows_where(where).rows, reader.live()
+            ids = live[np.isin(live[:, 0], np.array(passing, np.int64)), 1]
+            page = np.sort(ids[ids > after])[:limit].tolist()
+            items = [item for each in page if (item := reader.get(each)) is not None]
     following = items[-1].id if len(items) == limit else None
     return encoded_json({"items": [item_json(served, item) for item in items], "next": following})
 
@@ -115,7 +120,8 @@ async def original(request: Request) -> Response:
         opened.file.close()
         return Response(status_code=304, headers=headers)
     try:
-        start, end, status = _range(request.headers.get("range"), opened.size)
+        unchanged = request.headers.get("if-range", headers["etag"]) == headers["etag"]
+        start, end, status = _range(request.headers.get("range") if unchanged else None, opened.size)
     except RequestError:
         opened.file.close()
         raise
@@ -127,12 +133,10 @@ async def original(request: Request) -> Response:
 
 def _range(text: str | None, size: int) -> tuple[int, int, int]:
     """First byte, byte behind the last, and status of what is sent."""
-    unit, _, span = (text or "").partition("=")
-    first, dash, last = span.partition("-")
-    if unit != "bytes" or not dash or "," in span or not all(not each or each.isdecimal() for each in (first, last)):
+    asked = _RANGE.fullmatch(text or "")
+    if asked is None or asked[0] == "bytes=-":
         return 0, size, 200
-    if not first and not last:
-        return 0, size, 200
+    first, last = asked.groups()
     start = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1) if first and last else size
     if start >= end:

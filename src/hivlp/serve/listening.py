@@ -63,8 +63,10 @@ def check_exposure(host: str, settings: Settings, *, insecure: bool) -> None:
     """Whether a service may listen here as it is set up.
 
     Raises:
-        ArgumentError: if other machines could ask, and there is no token.
+        ArgumentError: if other machines could ask, and there is no token; or one that no header carries.
     """
+    if settings.token is not None and not (settings.token.isascii() and settings.token.isprintable()):
+        raise ArgumentError("a token has letters, digits and signs of ASCII alone: a header carries no others")
     if settings.token is None and not insecure and not is_loopback(host):
         raise ArgumentError(
             f"{host} can be reached by other machines: give a token (HIVLP_TOKEN or --token-file), "

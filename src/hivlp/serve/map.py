@@ -25,7 +25,7 @@ class Maps:
         """No map is under way."""
         self._folder = cache_folder() / "maps"
         self._lock = threading.Lock()
-        self._making: dict[Path, threading.Thread] = {}
+        self._making: set[str] = set()  # indexes, one map of each at a time: commits may come faster than maps are made
         self._failed: dict[Path, Exception] = {}
 
     def of(self, index: Index) -> bytes | None:
@@ -44,17 +44,15 @@ class Maps:
         with self._lock:
             if error := self._failed.pop(place, None):
                 raise error
-            if place not in self._making:
-                thread = threading.Thread(target=self._make, args=(index, place), name="map", daemon=True)
-                self._making[place] = thread
-                thread.start()
+            if whose not in self._making:
+                self._making.add(whose)
+                threading.Thread(target=self._make, args=(index, place, whose), name="map", daemon=True).start()
         return None
 
-    def _make(self, index: Index, place: Path) -> None:
+    def _make(self, index: Index, place: Path, whose: str) -> None:
         try:
             made = drawn(index)
             write_whole(place, lambda path: path.write_bytes(made))
-            whose = place.name.split("-", 1)[0]
             for old in self._folder.glob(f"{whose}-*.map"):
                 if old != place:
                     old.unlink(missing_ok=True)
@@ -64,7 +62,7 @@ class Maps:
                 self._failed[place] = error
         finally:
             with self._lock:
-                del self._making[place]
+                self._making.remove(whose)
 
 
 def drawn(index: Index) -> bytes:

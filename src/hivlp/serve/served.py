@@ -42,7 +42,8 @@ class Served:
             self.index = Index.open(index.path, index.model, read_only=True)
             index.close()
         self.home = index.path / HOME
-        self.roots = tuple(Path(os.path.realpath(root)) for root in (*settings.roots, *settings.watch, self.uploads))
+        roots = (os.path.realpath(root) for root in (*settings.roots, *settings.watch))
+        self.roots: tuple[Path, ...] = (*map(Path, roots), self.uploads)
         self._lock = threading.Lock()
         self._counted: tuple[Index, bytes, int] | None = None
         self.seconds = settings.seconds
@@ -50,8 +51,13 @@ class Served:
 
     @property
     def uploads(self) -> Path:
-        """Folder of pictures that were uploaded."""
+        """Folder of pictures that were uploaded; a link in its place leads out of the roots."""
         return uploads_of(self.index.path)
+
+    def is_beneath_roots(self, path: str) -> bool:
+        """Whether the real path of a file or folder lies beneath a root."""
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(root) for root in self.roots)
 
     @property
     def writable(self) -> bool:

@@ -128,7 +128,7 @@ class Service:
     def jobs(self, served: Served) -> Jobs:
         """The jobs of an index."""
         if served.name not in self._jobs:
-            self._jobs[served.name] = Jobs(served.home / "jobs", self.writer(served))
+            self._jobs[served.name] = Jobs(served.home / "jobs", self.writer(served), served.is_beneath_roots)
         return self._jobs[served.name]
 
     async def start(self) -> None:

@@ -17,8 +17,11 @@ HOME = "serve"
 
 
 def uploads_of(index: Path) -> Path:
-    """The folder of pictures that were uploaded to an index, each in a folder of its content's name."""
-    return index / HOME / "uploads"
+    """The folder of pictures that were uploaded to an index, each in a folder of its content's name.
+
+    A link that a stranger's index has there is not resolved: what lies behind it was not uploaded.
+    """
+    return Path(os.path.realpath(index)) / HOME / "uploads"
 
 
 def follow_uploads(index: Index) -> int:
@@ -33,7 +36,7 @@ def follow_uploads(index: Index) -> int:
     Raises:
         IndexFolderError: if another process is writing, or the folder cannot be written.
     """
-    uploads = Path(os.path.realpath(uploads_of(index.path)))
+    uploads = uploads_of(index.path)
     moved = 0
     for file in _files(uploads):
         with index.store.reading() as reader:

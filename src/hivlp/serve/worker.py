@@ -66,6 +66,8 @@ class Worker:
             result = {"stopped": True}
         except HivlpError as error:
             result = {"error": str(error)}
+        except OSError as error:
+            result = {"error": f"the index cannot be written: {error.strerror}"}
         except Exception as error:
             sys.excepthook(*sys.exc_info())
             result = {"error": f"something is wrong with the service: {type(error).__name__}"}
@@ -90,12 +92,8 @@ class Worker:
 
     def _job(self, command: dict[str, Any]) -> dict[str, Any]:
         number = command["id"]
-        self._stop.discard(number)
-        done = AddReport()
 
         def follow(report: AddReport) -> None:
-            nonlocal done
-            done = report
             self._say({"id": number, "done": report.seen, "items": len(self._index)})
             if number in self._stop:
                 raise Stopped
@@ -107,6 +105,8 @@ class Worker:
                         break
                     self._carry_out(other)
 
+        if number in self._stop:  # told so before it began
+            raise Stopped
         report = self._index.add(command["paths"], prune=command.get("prune", False), on_progress=follow)
         return report.to_json()
 
@@ -124,7 +124,7 @@ class Worker:
 
     def _remove(self, ids: list[int]) -> int:
         """Remove items, and with them the files of those that were uploaded; says how many items there were."""
-        index, uploads = self._index, Path(os.path.realpath(uploads_of(self._index.path)))
+        index, uploads = self._index, uploads_of(self._index.path)
         paths = [Path(item.path) for each in ids if (item := index.get(each)) is not None]
         removed = index.remove(ids)
         for path in paths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import uuid
@@ -11,12 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hivlp.errors import IndexFolderError, QueryError
 from hivlp.serve.errors import RequestError
 from hivlp.serve.replies import encoded_json
 
+logger = logging.getLogger(__name__)
 LINE_BYTES = 64 << 20
 """Of an answer: a report of many failures is long."""
 RETRY_SECONDS = 1.0
@@ -37,6 +39,13 @@ class WriterRestarted(WriterDied):
     """The writing process was ended to open another folder; what it was doing is to be done there."""
 
 
+class _Asked(NamedTuple):
+    """A command that a process has been given: its answer, and who follows its progress."""
+
+    answer: asyncio.Future[dict[str, Any]]
+    follow: Callable[[dict[str, Any]], None] | None
+
+
 class Writer:
     """A process that changes one index, for any number of requests at once."""
 
@@ -50,8 +59,7 @@ class Writer:
         self._path, self._watched = path, watched
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self._followers: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._asked: dict[str, _Asked] = {}  # of the process that runs
         self._starting = asyncio.Lock()
         self._closing = self._restarting = False
 
@@ -84,21 +92,19 @@ class Writer:
         Raises:
             WriterDied: if the process dies meanwhile.
         """
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        if follow is not None:
-            self._followers[number] = follow
+        await self.start()
+        asked, command = self._asked, _Asked(asyncio.get_running_loop().create_future(), follow)
+        asked[number] = command
         try:
-            await self._say({"id": number, "do": do, **details})
-            return await answer
+            self._write({"id": number, "do": do, **details})
+            return await command.answer
         finally:
-            self._answers.pop(number, None)
-            self._followers.pop(number, None)
+            del asked[number]
 
     async def stop(self, number: str) -> None:
         """Have a job stop at its next commit."""
-        if number in self._answers:
-            await self._say({"id": number, "do": "stop"})
+        if number in self._asked:
+            self._write({"id": number, "do": "stop"})
 
     async def start(self) -> None:
         """Start it, if it does not run."""
@@ -109,20 +115,20 @@ class Writer:
                 sys.executable, "-m", "hivlp.serve.worker", os.fspath(self._path),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
             )  # fmt: skip
-            self._reading = asyncio.create_task(self._read(self._process))
+            self._asked = {}
+            self._reading = asyncio.create_task(self._read(self._process, self._asked))
             if self._watched:
                 self._write({"id": "watch", "do": "watch", "paths": [os.fspath(folder) for folder in self._watched]})
 
     async def close(self) -> None:
         """End it; a job goes on from its last commit when the service is started again."""
         self._closing = True
-        if self._process is None:
+        process, reading = self._process, self._reading
+        if process is None or reading is None:
             return
         with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        if self._reading is not None:
-            await self._reading
+            process.kill()
+        await reading
 
     async def restart(self) -> None:
         """End it and let it open the folder anew, as after another index was put into its place."""
@@ -132,24 +138,25 @@ class Writer:
         if self._watched:
             await self.start()
 
-    async def _say(self, command: dict[str, Any]) -> None:
-        await self.start()
-        self._write(command)
-
     def _write(self, command: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(encoded_json(command) + b"\n")
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    async def _read(self, process: asyncio.subprocess.Process, asked: dict[str, _Asked]) -> None:
+        """Take in what a process says that was asked so much, until it ends."""
         assert process.stdout is not None
         try:
             async for line in process.stdout:
-                self._take(json.loads(line))
+                _take(json.loads(line), asked)
+        except ValueError as error:  # a line that is too long, or no JSON
+            logger.error("the process that writes %s is ended: %s", self._path, error)
         finally:
+            with suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
-            for answer in self._answers.values():
-                if not answer.done():
-                    answer.set_exception(WriterRestarted() if self._restarting else WriterDied())
+            for each in asked.values():
+                if not each.answer.done():
+                    each.answer.set_exception(WriterRestarted() if self._restarting else WriterDied())
             if self._watched and not self._closing:  # nobody else would ask for it
                 asyncio.get_running_loop().call_later(REVIVE_SECONDS, self._revive)
 
@@ -157,15 +164,17 @@ class Writer:
         if not self._closing:
             self._reviving = asyncio.create_task(self.start())
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if "result" not in message:
-            follow = self._followers.get(message["id"])
-            if follow is not None:
-                follow(message)
-            return
-        # Without a number it is why the index cannot be opened: all that wait are told.
-        numbers = [message["id"]] if message["id"] is not None else list(self._answers)
-        for number in numbers:
-            answer = self._answers.get(number)
-            if answer is not None and not answer.done():
-                answer.set_result(message["result"])
+
+def _take(message: dict[str, Any], asked: dict[str, _Asked]) -> None:
+    """Give what a process says to those who wait for it."""
+    if "result" not in message:
+        each = asked.get(message["id"])
+        if each is not None and each.follow is not None:
+            each.follow(message)
+        return
+    # Without a number it is why the index cannot be opened: all that wait are told.
+    numbers = [message["id"]] if message["id"] is not None else list(asked)
+    for number in numbers:
+        each = asked.get(number)
+        if each is not None and not each.answer.done():
+            each.answer.set_result(message["result"])

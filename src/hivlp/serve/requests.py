@@ -1,4 +1,4 @@
-"""Messages between a client and a service: how requests are put, and what answers say."""
+"""Requests of a service as its clients put them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import httpx
 import msgspec
 import numpy as np
 
-from hivlp.errors import HivlpError, QueryError
+from hivlp.errors import QueryError
 from hivlp.index.mixing import Mix
 from hivlp.index.photo_filter import PhotoFilter
-from hivlp.levels import Vectors
-from hivlp.search.plan import ToldPlan
-from hivlp.search.results import Duplicate, Hit, SearchResult
+from hivlp.serve.answers import ServiceError
 from hivlp.serve.replies import JSON
-from hivlp.serve.vectors import as_base64, numbers
+from hivlp.serve.vectors import as_base64
 
 AT_ONCE = 256
 """Texts that are embedded by one request."""
@@ -48,27 +46,17 @@ class RemoteOptions(TypedDict, total=False):
     explain: bool
 
 
-class ServiceError(HivlpError):
-    """An answer that is an error.
-
-    Attributes:
-        status: of HTTP; 0 where there was no answer.
-        code: word for programs.
-        retry_after: seconds after which the service wants to be asked again, as where it is busy (429); else None.
-    """
-
-    def __init__(
-        self, message: str, status: int = 0, code: str = "no_answer", retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.retry_after = status, code, retry_after
-
-
 class Asking:
-    """What both clients share: how requests are put, and answers read."""
+    """What both clients share: how requests are put."""
 
     def __init__(self, url: str, *, token: str | None, index: str | None) -> None:
         self.url = url.rstrip("/")
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ServiceError(f"{url!r} is no address of a service: {error}") from error
+        if token is not None and not token.isascii():
+            raise ServiceError("a token has letters and digits of ASCII alone")
         self._prefix = "" if index is None else f"/indexes/{quote(index, safe='')}"
         self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
@@ -114,44 +102,6 @@ class Asking:
         """A request of the index that is meant, with JSON or nothing."""
         asked: dict[str, Any] = {"method": method, "url": f"{self._prefix}{path}"}
         return asked if body is None else {**asked, "content": _json(body), "headers": _ENCODED}
-
-
-def answer_of(response: httpx.Response) -> dict[str, Any]:
-    """What a service answered.
-
-    Raises:
-        ServiceError: if it is an error.
-    """
-    try:
-        data = msgspec.json.decode(response.content)
-    except msgspec.DecodeError as error:
-        raise ServiceError("the answer is no JSON: is this a hivlp service?", response.status_code) from error
-    if response.is_success and isinstance(data, dict):
-        return data
-    told = data.get("error") if isinstance(data, dict) else None
-    told = told if isinstance(told, dict) else {}
-    message, code = told.get("message", f"status {response.status_code}"), told.get("code", "unknown")
-    after = response.headers.get("retry-after", "")
-    seconds = float(after) if after.isdecimal() else None
-    raise ServiceError(str(message), response.status_code, str(code), seconds)
-
-
-def result_of(data: Mapping[str, Any]) -> SearchResult:
-    """A search's answer as :meth:`hivlp.Index.search` gives it."""
-    hits = [
-        Hit(
-            hit["rank"], hit["id"], hit["path"], hit["caption"], hit["scores"], hit["metadata"],
-            [Duplicate(each["id"], each["path"]) for each in hit["duplicates"]] if "duplicates" in hit else None,
-        )
-        for hit in data["hits"]
-    ]  # fmt: skip
-    chosen = ToldPlan(data["explain"]) if data.get("explain") else None
-    return SearchResult(hits, data["timings_ms"], data["plan"], chosen)
-
-
-def rows_of(data: Mapping[str, Any]) -> Vectors:
-    """(n, dim) float32 vectors of an answer."""
-    return np.stack([numbers(each["embedding"]) for each in data["data"]])
 
 
 def embeddings(texts: str | Sequence[str], dimensions: int | None) -> Iterator[dict[str, Any]]:
