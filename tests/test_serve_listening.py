@@ -13,9 +13,11 @@ import httpx
 import pytest
 
 from hivlp.cli import main
-from hivlp.errors import HivlpError
+from hivlp.errors import ArgumentError, HivlpError
 from hivlp.index import Index
 from hivlp.serve.listening import listen, urls_of
+from hivlp.serve.run import serve
+from hivlp.serve.settings import Settings
 from serving import answers, until
 from synthetic import FakeEncoder
 
@@ -75,3 +77,8 @@ def test_a_free_port_is_told_and_answers(tmp_path):
             assert httpx.get(f"{url}api/state").json()["indexes"][0]["name"] == "index"
         finally:
             process.terminate()
+
+
+def test_sockets_that_other_machines_reach_are_not_served_without_a_token():
+    with socket.create_server(("0.0.0.0", 0)) as open_to_all, pytest.raises(ArgumentError, match="token"):
+        serve({}, Settings(), [open_to_all])

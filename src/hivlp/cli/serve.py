@@ -50,7 +50,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     else:
         once = "" if token is None else "; a browser opens it with ?token=TOKEN once"
         sys.stderr.write(f"hivlp: serving {', '.join(indexes)} at {urls[0]}{once}; Ctrl-C ends it\n")
-    serve(indexes, settings, sockets)
+    serve(indexes, settings, sockets, insecure=arguments.insecure)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Answers of a service: bounded, of the shape that they must have, in the types of searches."""
+"""Answers of a service as its clients read them: bounded, checked, and of the types of this library."""
 
 from __future__ import annotations
 
@@ -41,11 +41,6 @@ class Body:
     """The body of an answer as it comes, which may be neither endless nor slow."""
 
     def __init__(self, seconds: float) -> None:
-        """Nothing has come yet.
-
-        Args:
-            seconds: that it may take.
-        """
         self.data, self._seconds = bytearray(), seconds
         self._end = time.monotonic() + seconds
 
@@ -77,21 +72,31 @@ class _Hit(msgspec.Struct):
     duplicates: list[_Copy] | None = None
 
 
+class _Look(msgspec.Struct):
+    ranks: int | None
+    stages: list[dict[str, Any]]
+
+
+class _Chosen(msgspec.Struct):
+    why: str
+    looks: list[_Look]
+
+
 class _Found(msgspec.Struct):
     hits: list[_Hit]
     timings_ms: dict[str, float]
     plan: list[dict[str, Any]]
-    explain: dict[str, Any] | None = None
+    explain: _Chosen | None = None
 
 
 class Fields(msgspec.Struct):
-    """Fields, and which values they have."""
+    """What ``GET /fields`` answers."""
 
     fields: list[dict[str, Any]]
 
 
 class Items(msgspec.Struct):
-    """A page of items, and the id after which the next one begins."""
+    """A page of ``GET /items``."""
 
     items: list[dict[str, Any]]
     next: int | None
@@ -117,6 +122,18 @@ def checked(data: Any, kind: type[T]) -> T:
         raise ServiceError(f"the answer is not as it must be ({error}): is this a hivlp service?") from error
 
 
+def page_of(data: Any, after: int) -> Items:
+    """A page of items behind an id.
+
+    Raises:
+        ServiceError: if it is none, or does not lead on.
+    """
+    page = checked(data, Items)
+    if page.next is not None and page.next <= after:
+        raise ServiceError("the items go round in a circle: is this a hivlp service?")
+    return page
+
+
 def answer_of(response: httpx.Response, body: bytes | bytearray) -> dict[str, Any]:
     """What a service answered.
 
@@ -133,7 +150,7 @@ def answer_of(response: httpx.Response, body: bytes | bytearray) -> dict[str, An
     told = told if isinstance(told, dict) else {}
     message, code = told.get("message", f"status {response.status_code}"), told.get("code", "unknown")
     after = response.headers.get("retry-after", "")
-    seconds = float(after) if after.isdecimal() else None
+    seconds = float(after) if after.isascii() and after.isdecimal() and len(after) < 10 else None
     raise ServiceError(str(message), response.status_code, str(code), seconds)
 
 
@@ -147,7 +164,8 @@ def result_of(data: Mapping[str, Any]) -> SearchResult:
         )
         for hit in found.hits
     ]  # fmt: skip
-    return SearchResult(hits, found.timings_ms, found.plan, ToldPlan(found.explain) if found.explain else None)
+    chosen = None if found.explain is None else ToldPlan(data["explain"])
+    return SearchResult(hits, found.timings_ms, found.plan, chosen)
 
 
 def rows_of(data: Mapping[str, Any]) -> Vectors:
@@ -156,11 +174,3 @@ def rows_of(data: Mapping[str, Any]) -> Vectors:
     if len({len(row) for row in rows}) != 1:
         raise ServiceError("the vectors of the answer are not of one length: is this a hivlp service?")
     return np.stack(rows)
-
-
-def page_of(data: Mapping[str, Any], after: int) -> Items:
-    """A page of the items after an id."""
-    page = checked(data, Items)
-    if page.next is not None and page.next <= after:
-        raise ServiceError("the items go round in a circle: is this a hivlp service?")
-    return page

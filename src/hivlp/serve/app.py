@@ -139,7 +139,7 @@ def _routes() -> list[BaseRoute]:
 
 def _route(prefix: str, path: str, calls: Mapping[str, Handler]) -> Route:
     """A route that calls by the method, so that another is told which there are; metrics and traces have its path."""
-    name = path.replace("{id:item}", "{id}")
+    name = path.replace(":item}", "}")
     if len(calls) == 1:
         ((method, call),) = calls.items()
         return Route(prefix + path, call, methods=[method], name=name)

@@ -16,7 +16,7 @@ from hivlp.index.mixing import Mix
 from hivlp.levels import Vectors
 from hivlp.search.results import SearchResult
 from hivlp.serve.answers import Body, Fields, ServiceError, answer_of, checked, page_of, result_of, rows_of
-from hivlp.serve.messages import Asking, RemoteOptions, embeddings
+from hivlp.serve.requests import Asking, RemoteOptions, embeddings
 
 __all__ = ["AsyncClient", "Client", "ServiceError"]
 SECONDS = 60.0
@@ -46,7 +46,7 @@ class Client(Asking):
             url: of the service.
             token: that it asks for.
             index: name of the one that is meant; default the first that is served.
-            timeout: seconds to wait for an answer.
+            timeout: seconds to wait for an answer to begin, and then for its end.
             transport: of httpx, instead of its own.
         """
         super().__init__(url, token=token, index=index)

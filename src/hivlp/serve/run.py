@@ -16,7 +16,7 @@ from hivlp.index import Index
 from hivlp.serve.app import create_app
 from hivlp.serve.connection import http_protocol
 from hivlp.serve.guard import Guard
-from hivlp.serve.listening import BACKLOG
+from hivlp.serve.listening import BACKLOG, check_exposure
 from hivlp.serve.settings import Settings
 from hivlp.serve.tracing import traced
 
@@ -30,14 +30,22 @@ FILES = 1000
 """That may be open beside connections: of indexes, pictures and processes."""
 
 
-def serve(indexes: Mapping[str, Index], settings: Settings, sockets: Sequence[socket.socket]) -> None:
+def serve(
+    indexes: Mapping[str, Index], settings: Settings, sockets: Sequence[socket.socket], *, insecure: bool = False
+) -> None:
     """Serve indexes until the process is told to end (SIGTERM, SIGINT); SIGHUP opens them anew.
 
     Args:
         indexes: open ones by their names.
         settings: of the service.
         sockets: that listen; see :func:`hivlp.serve.listening.listen`.
+        insecure: listen without a token where other machines can ask.
+
+    Raises:
+        ArgumentError: if other machines could ask, and there is no token; or one that no header carries.
     """
+    for each in sockets:
+        check_exposure(each.getsockname()[0], settings, insecure=insecure)
     _allow_files(settings.connections + FILES)
     app = create_app(indexes, settings, on_ready=_freeze)
     application = traced(app)

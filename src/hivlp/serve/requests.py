@@ -1,4 +1,4 @@
-"""Messages to a service: how its clients put their requests."""
+"""Requests of a service as its clients put them."""
 
 from __future__ import annotations
 
