@@ -374,6 +374,21 @@ def test_a_selection_is_downloaded_as_a_zip_and_its_paths_are_copied(stub, visit
     assert len(asked["query"]) == 5 and page.is_hidden("#selection")
 
 
+def test_a_picture_that_the_browser_does_not_know_is_one_by_its_name(stub, visit):
+    page = visit()
+    for name, mime in (("notes.txt", "text/plain"), ("summer.HEIC", "application/octet-stream")):
+        page.set_input_files("#picture", files=[{"name": name, "mimeType": mime, "buffer": b"x"}])
+    page.wait_for_selector("#toast:has-text('That is no picture.')")
+    asked = wait_asked(page, stub, lambda asked: asked.get("query"))
+    assert [set(term) - {"weight"} for term in asked["query"]] == [{"upload"}]
+
+
+def test_a_collection_that_is_not_there_is_named(visit):
+    page = visit("/?index=elsewhere")
+    page.wait_for_selector("#toast:has-text('There is no collection elsewhere here: this is stub.')")
+    page.wait_for_selector(f"{TILE} img.there")
+
+
 def test_a_long_touch_begins_a_selection_that_touches_go_on_with(visit):
     page = visit(viewport={"width": 390, "height": 740}, has_touch=True, is_mobile=True)
     page.wait_for_selector(f"{TILE} img.there")

@@ -181,6 +181,30 @@ def test_a_writer_that_says_what_is_no_answer_is_ended(tmp_path, monkeypatch):
     asyncio.run(ask())
 
 
+def test_who_asks_a_writer_that_is_ending_is_told_when_it_has(tmp_path, monkeypatch):
+    """The event loop of uvloop raises where a pipe is closed, some time before the process is known to have ended."""
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("hivlp.serve.writer.sys.executable", str(program))
+
+    def closed(_):
+        raise RuntimeError("the handler is closed")
+
+    async def ask():
+        writer = Writer(tmp_path)
+        await writer.start()
+        writer._process.stdin.write = closed
+        asking = asyncio.create_task(writer.run("1", "job", {}))
+        await asyncio.sleep(0)
+        writer._process.kill()
+        with pytest.raises(WriterDied):
+            await asyncio.wait_for(asking, 10)
+        await writer.close()
+
+    asyncio.run(ask())
+
+
 def test_the_end_of_one_writer_is_not_told_to_those_who_wait_for_the_next(tmp_path, monkeypatch):
     program = tmp_path / "program"
     program.write_text(

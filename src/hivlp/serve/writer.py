@@ -140,7 +140,8 @@ class Writer:
 
     def _write(self, command: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(encoded_json(command) + b"\n")
+        with suppress(OSError, RuntimeError):  # it is ending: those who wait are told when it has
+            self._process.stdin.write(encoded_json(command) + b"\n")
 
     async def _read(self, process: asyncio.subprocess.Process, asked: dict[str, _Asked]) -> None:
         """Take in what a process says that was asked so much, until it ends."""

@@ -1,7 +1,7 @@
 // The page: what is asked and what is shown, and everything that changes the one and so the other.
 
 import { Service, state as serviceState } from "./api.js";
-import { $, count, dateOf, make, pictures, toast } from "./dom.js";
+import { $, count, dateOf, isPicture, make, pictures, toast } from "./dom.js";
 import { Filters } from "./filters.js";
 import { BLOCK, Grid } from "./grid.js";
 import { Indexing } from "./indexing.js";
@@ -172,7 +172,8 @@ const less = (hit) => {
 };
 
 async function searchByPicture(file) {
-  if (!file?.type.startsWith("image/")) return toast("That is no picture.");
+  if (!file || !isPicture(file)) return toast("That is no picture.");
+  if (app.about?.can_encode?.image === false) return toast("This collection has no model for pictures: look for more like one of its own.");
   const most = app.limits.upload_bytes ?? Infinity;
   const sent = file.size > most ? await smaller(file) : file;
   const name = `p${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
@@ -364,7 +365,7 @@ async function learn() {
   $("show-indexing").hidden = !app.about?.writable;
   $("by-picture").hidden = app.about?.can_encode?.image === false;
   $("text").disabled = app.about?.can_encode?.text === false;
-  if ($("text").disabled) $("text").placeholder = "Choose a picture: this collection has no model for texts";
+  if ($("text").disabled) $("text").placeholder = "No model for texts";
   app.service.get("/fields").then(({ fields }) => {
     app.fields = fields;
     filters.show(app.asked);
@@ -378,6 +379,8 @@ try {
   await learn();
   follow(true);
   await search();
+  const { index } = app.asked;
+  if (index && index !== app.about?.name) toast(`There is no collection ${index} here: this is ${app.about?.name}.`);
   indexing.resume();
 } catch (error) {
   failed(error, () => location.reload());

@@ -51,6 +51,9 @@ export const count = (number) => number.toLocaleString("en");
 /** `1 picture`, `2 pictures`. */
 export const pictures = (number) => `${count(number)} ${number === 1 ? "picture" : "pictures"}`;
 
+/** Whether a file is a picture, by what the browser knows of it or else by its name. */
+export const isPicture = (file) => file.type.startsWith("image/") || /\.(heic|heif|avif|jxl|dng|cr2|nef|arw)$/i.test(file.name);
+
 /** The last part of a path. */
 export const fileName = (path) => path.split(/[/\\]/).pop() || path;
 

@@ -1,6 +1,6 @@
 // Adding pictures: folders that the service may read, and files from here; with how far it has come.
 
-import { $, count, iconButton, make, pictures, toast } from "./dom.js";
+import { $, count, iconButton, isPicture, make, pictures, toast } from "./dom.js";
 
 const ENDED = new Set(["done", "failed", "cancelled", "canceled", "finished", "interrupted"]);
 const AT_ONCE = 16;
@@ -99,7 +99,7 @@ export class Indexing {
   }
 
   async upload(files) {
-    const chosen = files.filter((file) => file.type.startsWith("image/") || /\.(heic|heif|jxl|dng|cr2|nef|arw)$/i.test(file.name));
+    const chosen = files.filter(isPicture);
     if (!chosen.length) return toast("Those are no pictures.");
     const job = { id: `here-${Date.now()}`, state: "running", done: 0, total: chosen.length, path: "from this device", here: true, added: 0 };
     this.jobs.set(job.id, job);
