@@ -18,9 +18,11 @@ from hivlp.index import Index
 from hivlp.serve.errors import RequestError
 from hivlp.serve.jobs import Job, Jobs
 from hivlp.serve.run import _Server
+from hivlp.serve.served import Served
 from hivlp.serve.worker import Worker
 from hivlp.serve.writer import Writer, WriterDied
-from synthetic import FakeEncoder
+from serving import asked, until
+from synthetic import FakeEncoder, write_pictures
 
 
 class FakeWriter:
@@ -267,3 +269,32 @@ def test_a_job_says_all_that_it_is():
     assert Job("0" * 16, ["/x"]).to_json().keys() == {
         "id", "paths", "kind", "prune", "state", "done", "total", "path", "error", "result", "created", "tries"
     }  # fmt: skip
+
+
+def test_the_writer_of_the_folder_before_ends_before_anything_is_asked_of_the_next(tmp_path, monkeypatch):
+    """A change that came between the new index and its writer was told that the folder was moved."""
+    write_pictures(tmp_path / "pictures", 2)
+
+    def made():
+        with Index.create(tmp_path / "index", model=FakeEncoder()) as index:
+            index.add(tmp_path / "pictures")
+
+    made()
+    order = []
+
+    async def restart(writer):
+        order.append(("restart", served.index is before))
+
+    monkeypatch.setattr(Writer, "restart", restart)
+    monkeypatch.setattr(Served, "follow_uploads", lambda served: order.append(("uploads", served.index is before)))
+    with asked({"index": Index.open(tmp_path / "index", FakeEncoder())}) as client:
+        service = client.app.service
+        served = service.indexes["index"]
+        before = served.index
+        until(lambda: service.ready)
+        service.writer(served)
+        order.clear()
+        (tmp_path / "index").rename(tmp_path / "old")
+        made()
+        client.run(service.reload())
+        assert order == [("restart", False), ("uploads", False)]

@@ -127,10 +127,8 @@ class Served:
         """Whether it had few items when last counted, so that a search by vector takes tenths of a millisecond."""
         return self._counted is not None and self._counted[2] <= SMALL_ITEMS
 
-    def reopen(self) -> Index:
-        """Open the folder anew, as after another one was put into its place; gives the index that was open before.
-
-        Searches go on in that one until the new one's model is loaded and its last commit read.
+    def opened_anew(self) -> Index:
+        """The folder opened anew, as after another one was put in its place, its model loaded and its last commit read.
 
         Raises:
             IndexFolderError: if there is no index, or it is damaged; the one that is open stays.
@@ -149,8 +147,7 @@ class Served:
         except Exception:
             after.close()
             raise
-        self.index = after
-        return before
+        return after
 
     def state(self) -> dict[str, Any]:
         """What ``/api/state`` says of it."""

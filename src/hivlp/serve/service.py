@@ -194,14 +194,15 @@ class Service:
         """Open every index anew; searches that run go on in the one that was open before."""
         for served in self.indexes.values():
             try:
-                before = await asyncio.to_thread(served.reopen)
+                after = await asyncio.to_thread(served.opened_anew)
             except Exception as error:
                 logger.error("%s stays as it was: %s", served.name, error)
                 continue
-            await asyncio.to_thread(served.follow_uploads)
+            before, served.index = served.index, after
             writer = self._writers.get(served.name)
-            if writer is not None and not before.store.in_place:
+            if writer is not None and not before.store.in_place:  # at once: no change of the new one is told to the old
                 await writer.restart()
+            await asyncio.to_thread(served.follow_uploads)
             asyncio.get_running_loop().call_later(2 * self.settings.seconds, before.close)
 
     def end(self) -> None:
