@@ -93,7 +93,7 @@ def test_an_open_loop_counts_what_a_request_waited_for_a_client():
     with answering(lambda asked: http(200, "x")) as port:  # several of which are sent in a round
         load = run_load(port, REQUESTS, clients=50, seconds=0.5, rate=2000)
     assert np.sort(load.began).tolist() == pytest.approx([n / 2000 for n in range(len(load.began))])
-    assert 100 < len(load.began) <= 1000
+    assert 100 < len(load.began) <= 1001, "the one that is due at the end may be sent"
 
 
 def test_a_load_without_a_server_is_a_line():
