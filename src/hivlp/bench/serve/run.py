@@ -206,7 +206,7 @@ def run(size: str, model: HiVLP, services: Sequence[type[Service]] = SERVICES) -
     """Measure all services, one after another.
 
     Args:
-        size: ``small``, 10,000 words of WordNet, five minutes; ``real``, all 148,730, half an hour and more.
+        size: ``small``, 10,000 words of WordNet, five minutes; ``real``, all 148,730, a quarter of an hour or more.
         model: encodes them, and texts that are searched for.
         services: that are measured, hivlp's first.
 
