@@ -152,6 +152,14 @@ def write_pictures(folder: Path, count: int, start: int = 0) -> list[Path]:
 STAMP = Stamp(1, 2, 3, 4)
 
 
+def index_pictures(folder: Path, count: int) -> Path:
+    """An index of so many pictures in ``folder/pictures``, made by :class:`FakeEncoder`: where it is."""
+    write_pictures(folder / "pictures", count)
+    with Index.create(folder / "index", model=FakeEncoder()) as index:
+        index.add(folder / "pictures")
+    return folder / "index"
+
+
 def new_items(count: int, first: int = 0, captions: Sequence[str] | None = None) -> list[NewItem]:
     """Items of as many paths, ``/p/0.png`` on, each with its number n as its content's hash and in its metadata."""
     return [

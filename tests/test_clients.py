@@ -13,15 +13,13 @@ from PIL import Image
 from hivlp import AsyncClient, Client, HivlpError, ServiceError
 from hivlp.index import Index, PhotoFilter
 from serving import Asked, asked
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures, write_pictures
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("client")
-    write_pictures(folder / "pictures", 6)
-    with Index.create(folder / "index", model=FakeEncoder()) as index:
-        index.add(folder / "pictures")
+    index_pictures(folder, 6)
     return folder
 
 

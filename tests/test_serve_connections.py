@@ -18,7 +18,7 @@ from hivlp.serve.bounded import SPARE
 from hivlp.serve.connection import http_protocol
 from hivlp.serve.settings import Settings
 from serving import answers, free_port, until
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures
 
 SECONDS = 0.3
 """That the service waits for a head, and for an answer to be read."""
@@ -28,9 +28,7 @@ GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("connections")
-    write_pictures(folder / "pictures", 2)
-    with Index.create(folder / "index", model=FakeEncoder()) as index:
-        index.add(folder / "pictures")
+    index_pictures(folder, 2)
     app = create_app(
         {"index": Index.open(folder / "index", FakeEncoder())},
         Settings(seconds=SECONDS, threads=1, decoders=1, token="secret"),

@@ -16,15 +16,13 @@ from hivlp.serve.models import SearchRequest
 from hivlp.serve.settings import Settings
 from hivlp.store.reader import Reader
 from serving import asked, error, until
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    write_pictures(folder / "pictures", 4)
-    with Index.create(folder / "index", model=FakeEncoder()) as index:
-        index.add(folder / "pictures")
+    index_pictures(folder, 4)
     return folder
 
 

@@ -10,7 +10,7 @@ import hivlp
 from hivlp.index import Index
 from hivlp.serve.metrics import Metrics
 from serving import asked
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures
 
 LINE = re.compile(r'[a-z_:]+(\{[a-z]+="[^"\n]*"(,[a-z]+="[^"\n]*")*\})? \S+')
 
@@ -18,9 +18,7 @@ LINE = re.compile(r'[a-z_:]+(\{[a-z]+="[^"\n]*"(,[a-z]+="[^"\n]*")*\})? \S+')
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("metrics")
-    write_pictures(folder / "pictures", 3)
-    index = Index.create(folder / "index", model=FakeEncoder())
-    index.add(folder / "pictures")
+    index = Index.open(index_pictures(folder, 3), FakeEncoder())
     with asked({"index": index}) as service:
         for method, path in (("GET", "/items/1"), ("GET", "/indexes/index/items/2"), ("DELETE", "/items/3"),
                              ("GET", "/items"), ("POST", "/items"), ("GET", "/nothing")):  # fmt: skip

@@ -8,7 +8,7 @@ import requests
 
 from hivlp.index import Index
 from serving import asked
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed (the dev extra)")
 pytestmark = pytest.mark.slow
@@ -17,9 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("described")
-    write_pictures(folder / "pictures", 8)
-    index = Index.create(folder / "index", model=FakeEncoder())
-    index.add(folder / "pictures")
+    index = Index.open(index_pictures(folder, 8), FakeEncoder())
     with asked({"index": index}) as client:
         yield client
 

@@ -11,7 +11,7 @@ import hivlp
 from hivlp.index import Index
 from hivlp.serve.settings import Settings
 from serving import asked, error
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures
 
 PAGE = Path(hivlp.__file__).parent / "serve" / "page"
 
@@ -19,9 +19,7 @@ PAGE = Path(hivlp.__file__).parent / "serve" / "page"
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("proxy")
-    write_pictures(folder / "pictures", 2)
-    index = Index.create(folder / "index", model=FakeEncoder())
-    index.add(folder / "pictures")
+    index = Index.open(index_pictures(folder, 2), FakeEncoder())
     with asked({"index": index}, Settings(token="secret", roots=(folder,)), host="photos.example") as service:
         yield service
 

@@ -21,7 +21,7 @@ from hivlp.serve.metrics import Metrics
 from hivlp.serve.refusing import refused
 from hivlp.serve.settings import Settings
 from serving import answers, free_port, until
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures
 
 HOST = [(b"host", b"localhost")]
 
@@ -74,9 +74,7 @@ class Slow(FakeEncoder):
 
 @pytest.fixture
 def port(tmp_path):
-    write_pictures(tmp_path / "pictures", 4)
-    with Index.create(tmp_path / "index", model=FakeEncoder()) as index:
-        index.add(tmp_path / "pictures")
+    index_pictures(tmp_path, 4)
     app = create_app(
         {"index": Index.open(tmp_path / "index", Slow())}, Settings(queue=3, batch=1, threads=1, decoders=1)
     )

@@ -21,16 +21,13 @@ from hivlp.serve.listening import check_exposure
 from hivlp.serve.originals import open_original
 from hivlp.serve.settings import Settings
 from serving import asked, error
-from synthetic import FakeEncoder, write_pictures
+from synthetic import FakeEncoder, index_pictures, write_pictures
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    write_pictures(folder / "pictures", 6)
-    with Index.create(folder / "index", model=FakeEncoder()) as index:
-        index.add(folder / "pictures")
-    return folder / "index"
+    return index_pictures(folder, 6)
 
 
 def opened(path):

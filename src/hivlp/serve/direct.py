@@ -38,7 +38,7 @@ def may_be_direct(service: Service, url: bytes, headers: list[tuple[bytes, bytes
         connection: that it came on.
     """
     served = _asked(service, url)
-    if served is None or not service.at_once(served, connection):
+    if served is None or not service.may_be_direct(served, connection):
         return False
     length = b""
     for name, value in headers:

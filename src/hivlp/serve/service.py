@@ -163,11 +163,11 @@ class Service:
         """
         return self.ready and (self.is_lone or self._one or small if brief else self.is_lone and self._one)
 
-    def at_once(self, served: Served, connection: object) -> bool:
+    def may_be_direct(self, served: Served, connection: object) -> bool:
         """Whether a search by vectors of an index may be answered on its connection, before any others are looked at.
 
         That is so where few items make it brief, and for the only connection that asks: others that ask meanwhile are
-        better answered together. Of several none asks twice in a row for long.
+        better answered together. Of several none asks twice in a row for long, so the last one is remembered.
         """
         lone, self._asker = self._asker is connection and not self.requests, connection
         return self.ready and (lone or served.is_small)
